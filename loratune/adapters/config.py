@@ -1,0 +1,127 @@
+"""What every adapter variant's configuration shares, and the closed-form counts.
+
+Nothing here imports torch: counting a known model's parameters must answer at once.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from loratune.errors import ConfigError
+
+
+class Kernel(StrEnum):
+    """Which implementation of the adapter mathematics runs."""
+
+    auto = "auto"
+    reference = "reference"
+    fused = "fused"
+
+
+class LayerKind(StrEnum):
+    """How a layer stores its weight: ``(out, in)``, ``(in, out)``, or one row per token."""
+
+    linear = "linear"
+    conv1d = "conv1d"
+    embedding = "embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """One layer that can be adapted.
+
+    ``in_features`` is the vocabulary size for an embedding, ``out_features`` its width.
+    """
+
+    name: str
+    kind: LayerKind
+    in_features: int
+    out_features: int
+    parameters: int = 0
+    """Numbers the base layer itself holds (weight and bias); 0 where nobody asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCount:
+    """Numbers an adapter adds to a model, by what happens to them."""
+
+    trainable: int
+    frozen: int
+
+    @property
+    def stored(self) -> int:
+        """Numbers in the adapter file: a frozen random matrix is needed to reload it."""
+        return self.trainable + self.frozen
+
+    def __add__(self, other: AdapterCount) -> AdapterCount:
+        return AdapterCount(self.trainable + other.trainable, self.frozen + other.frozen)
+
+
+@dataclass(kw_only=True)
+class AdapterConfig:
+    """Settings that every variant understands."""
+
+    variant: str = ""
+    """Set by the variant's own class; names its folder under ``loratune/adapters``."""
+    rank: int = 8
+    """Width r of the bottleneck: parameters grow in proportion."""
+    alpha: float | None = None
+    """Strength of the adapter; null means equal to the rank, that is scaling 1."""
+    dropout: float = 0.0
+    """Share of the adapter's input dropped in training, in [0, 1)."""
+    lr: float = 2e-4
+    """Learning rate this variant works well with; ``trainer.lr`` takes it by default."""
+    kernel: Kernel = Kernel.auto
+    """reference is bit-equal to PEFT, fused is faster and leaner, auto takes fused if it can."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Module name (suffix or regular expression) to the rank used there instead."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Module name (suffix or regular expression) to the alpha used there instead."""
+
+    def __post_init__(self) -> None:
+        for name, value in [("rank", self.rank), *_items("rank_pattern", self.rank_pattern)]:
+            if value < 1:
+                raise ConfigError(f"{value} is too small", where=f"adapter.{name}", fix="use >= 1")
+        for name, number in [("alpha", self.alpha), *_items("alpha_pattern", self.alpha_pattern)]:
+            if number is not None and not (math.isfinite(number) and number > 0):
+                raise ConfigError(
+                    f"{number} is not a positive number",
+                    where=f"adapter.{name}",
+                    fix="use a number above 0, or null for the rank",
+                )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"{self.dropout} is out of range", where="adapter.dropout", fix="use [0, 1)"
+            )
+        if not (math.isfinite(self.lr) and self.lr >= 0):
+            raise ConfigError(
+                f"{self.lr} is not a learning rate", where="adapter.lr", fix="use a number >= 0"
+            )
+
+    def warnings(self) -> list[str]:
+        """What is allowed but likely to go wrong, one sentence each."""
+        return []
+
+    @abstractmethod
+    def scaling(self, rank: int, alpha: float | None) -> float:
+        """Factor on the correction of a layer with this rank and alpha."""
+
+    def check_layer(self, shape: LayerShape) -> str:
+        """Why this variant cannot adapt ``shape``, or an empty string."""
+        return ""
+
+    @abstractmethod
+    def count(self, layers: Sequence[tuple[LayerShape, int]]) -> AdapterCount:
+        """Numbers added to ``layers``, each given with its rank, in closed form."""
+
+    @abstractmethod
+    def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
+        """Numbers that belong to one layer alone (what layers share is not among them)."""
+
+
+def _items(name: str, pattern: Mapping[str, float]) -> list[tuple[str, float]]:
+    return [(f"{name}.{key}", value) for key, value in pattern.items()]

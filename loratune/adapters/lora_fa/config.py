@@ -1,0 +1,30 @@
+"""LoRA-FA's settings and counts (arXiv:2308.03303)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loratune.adapters.config import AdapterCount, LayerKind, LayerShape
+from loratune.adapters.lora.config import LoRAConfig
+from loratune.adapters.registry import register_config
+
+
+@register_config("lora_fa")
+@dataclass(kw_only=True)
+class LoRAFAConfig(LoRAConfig):
+    """LoRA with A frozen at its initial value: only B trains."""
+
+    variant: str = "lora_fa"
+    projected: bool = False
+    """Replace B's gradient by its closed form (1/s²)·g·(AAᵀ)⁻¹ (version 2 of the paper)."""
+
+    def check_layer(self, shape: LayerShape) -> str:
+        if shape.kind is LayerKind.embedding:
+            return "LoRA-FA cannot adapt an embedding: its frozen factor would start at zero"
+        return ""
+
+    def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
+        """r·out trained, r·in frozen and stored."""
+        return AdapterCount(
+            trainable=rank * shape.out_features, frozen=rank * shape.in_features
+        )

@@ -1,0 +1,40 @@
+"""LoRA+'s settings (arXiv:2402.12354): LoRA's model, other learning rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from loratune.adapters.lora.config import LoRAConfig
+from loratune.adapters.registry import register_config
+from loratune.errors import ConfigError
+
+
+@register_config("lora_plus")
+@dataclass(kw_only=True)
+class LoRAPlusConfig(LoRAConfig):
+    """LoRA whose B learns ``lr_ratio`` times faster than A."""
+
+    variant: str = "lora_plus"
+    lr_ratio: float = 16.0
+    """Learning rate of B over that of A, at least 1; above 32 training tends to be unstable."""
+    embedding_lr: float = 1e-6
+    """Learning rate of both factors where an embedding is adapted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.lr_ratio) and self.lr_ratio >= 1):
+            raise ConfigError(
+                f"{self.lr_ratio} is out of range", where="adapter.lr_ratio", fix="use 1 to 32"
+            )
+        if not (math.isfinite(self.embedding_lr) and self.embedding_lr >= 0):
+            raise ConfigError(
+                f"{self.embedding_lr} is not a learning rate",
+                where="adapter.embedding_lr",
+                fix="use a number >= 0",
+            )
+
+    def warnings(self) -> list[str]:
+        if self.lr_ratio > 32:
+            return [f"adapter.lr_ratio={self.lr_ratio:g} is above 32: training may be unstable"]
+        return []

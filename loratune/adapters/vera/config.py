@@ -1,0 +1,64 @@
+"""VeRA's settings and counts (arXiv:2310.11454)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loratune.adapters.config import AdapterConfig, AdapterCount, LayerKind, LayerShape
+from loratune.adapters.registry import register_config
+from loratune.errors import ConfigError
+
+
+@register_config("vera")
+@dataclass(kw_only=True)
+class VeRAConfig(AdapterConfig):
+    """ΔW = Λ_b B Λ_d A: A (rank, in) and B (out, rank) frozen and shared, λ_b and λ_d trained."""
+
+    variant: str = "vera"
+    rank: int = 256
+    lr: float = 2e-2
+    projection_seed: int = 0
+    """Seed of the shared random matrices; same seed, targets and rank give the same matrices."""
+    d_initial: float = 0.1
+    """Starting value of λ_d; λ_b starts at zero, so that training starts at the base model."""
+    save_projection: bool = True
+    """Store the shared matrices in the adapter file (safe everywhere), or only their seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.d_initial):
+            raise ConfigError(f"{self.d_initial} is not a number", where="adapter.d_initial")
+        if self.projection_seed < 0:
+            raise ConfigError(
+                f"{self.projection_seed} is negative", where="adapter.projection_seed", fix="use >= 0"
+            )
+        if self.rank_pattern:
+            raise ConfigError(
+                "rank_pattern has no effect with VeRA: its matrices are shared by all layers",
+                where="adapter.rank_pattern",
+                fix="set adapter.rank",
+            )
+
+    def scaling(self, rank: int, alpha: float | None) -> float:
+        """1 unless alpha is set, else alpha/rank (folded into λ_b when saved)."""
+        return 1.0 if alpha is None else alpha / rank
+
+    def check_layer(self, shape: LayerShape) -> str:
+        if shape.kind is LayerKind.embedding:
+            return "VeRA cannot adapt an embedding"
+        return ""
+
+    def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
+        """out + r trained; the frozen matrices are shared, so no layer owns them."""
+        return AdapterCount(trainable=shape.out_features + rank, frozen=0)
+
+    def count(self, layers: Sequence[tuple[LayerShape, int]]) -> AdapterCount:
+        """Σ (out + r) trained, r·(max in + max out) frozen, counted once."""
+        if not layers:
+            return AdapterCount(0, 0)
+        trainable = sum(shape.out_features + rank for shape, rank in layers)
+        widest_in = max(shape.in_features for shape, _ in layers)
+        widest_out = max(shape.out_features for shape, _ in layers)
+        return AdapterCount(trainable, self.rank * (widest_in + widest_out))

@@ -1,0 +1,1 @@
+"""The typed configuration: what a recipe may say."""

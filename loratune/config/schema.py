@@ -1,0 +1,380 @@
+"""Every key that a recipe or the command line may set, with its type, default and meaning.
+
+Plain dataclasses: Hydra composes YAML and overrides onto them, ``to_run_config`` turns the result
+into these objects.  A recipe is data: nothing here names a class or a function to call.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING
+
+from loratune.adapters.config import AdapterConfig
+from loratune.errors import ConfigError
+
+
+class Dtype(StrEnum):
+    """Number format of the base model's weights."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Precision(StrEnum):
+    """Number format of the base model's arithmetic in training; adapters stay in fp32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Schedule(StrEnum):
+    """Shape of the learning rate after warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Overlong(StrEnum):
+    """What happens to a row longer than ``data.max_length``."""
+
+    truncate = "truncate"
+    drop = "drop"
+    error = "error"
+
+
+class RowFormat(StrEnum):
+    """Which columns make a row."""
+
+    auto = "auto"
+    text = "text"
+    prompt = "prompt"
+    instruction = "instruction"
+    messages = "messages"
+
+
+class Stage(StrEnum):
+    """Stages that ``train`` runs after loading and wrapping."""
+
+    train = "train"
+    evaluate = "evaluate"
+    merge = "merge"
+    export = "export"
+
+
+class Verify(StrEnum):
+    """How a merge proves itself."""
+
+    auto = "auto"
+    weights = "weights"
+    logits = "logits"
+
+
+class ExportFormat(StrEnum):
+    """What ``export`` writes."""
+
+    peft = "peft"
+    merged = "merged"
+    portable = "portable"
+    lora = "lora"
+    compact = "compact"
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The base model."""
+
+    path: str = MISSING
+    """A local folder, a hub id, or ``builtin:demo-opt``."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+    dtype: Dtype = Dtype.auto
+    """auto keeps the file's dtype on CUDA and loads fp32 on a CPU unless precision says bf16."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    attention: str = "auto"
+    """auto, eager, sdpa or flash_attention_2."""
+    architecture: dict[str, Any] | None = None
+    """The numbers of ``config.json`` that counting needs, so that it works without the model."""
+
+
+@dataclass(kw_only=True)
+class TargetsConfig:
+    """Which layers get an adapter."""
+
+    modules: Any = "attention_qv"
+    """attention_qv, attention, mlp, all_linear; a list of names; or a regular expression."""
+    exclude: list[str] = field(default_factory=list)
+    """Names or suffixes to leave out."""
+    layers: list[int] | None = None
+    """Block numbers to adapt; null means every block."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules trained in full and stored with the adapter."""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """The rows to train and evaluate on."""
+
+    path: str | None = None
+    """jsonl, json, csv or parquet file, folder, glob, hub id, or ``builtin:NAME``."""
+    eval_path: str | None = None
+    """Rows to evaluate on; null splits ``eval_fraction`` off the training rows."""
+    split: str = "train"
+    """Split to read where the source has several (hub datasets)."""
+    format: RowFormat = RowFormat.auto
+    """auto recognises the format from the columns."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our name to your column, for example ``data.columns.prompt=question``."""
+    template: str | None = None
+    """Prompt text with {column} placeholders; kept with the adapter and used by generate."""
+    max_length: int = 512
+    """Longest row in tokens."""
+    overlong: Overlong = Overlong.truncate
+    """truncate, drop or error for longer rows."""
+    eval_fraction: float = 0.0
+    """Share of training rows held out when ``eval_path`` is null."""
+    split_by: str = "row"
+    """row, or prompt: rows that share a prompt stay on one side of the split."""
+    limit: int | None = None
+    """Use only the first N training rows."""
+    eval_limit: int | None = None
+    """Use only the first N evaluation rows."""
+    group_by_length: bool = True
+    """Rows of like length share a batch, so that little is spent on padding."""
+    packing: bool = False
+    """Several rows share one sequence, without seeing each other."""
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """How the adapter is trained."""
+
+    steps: int | None = None
+    """Optimizer steps; give this or ``epochs``."""
+    epochs: float | None = None
+    """Passes over the training rows."""
+    batch_size: int = 8
+    """Rows per micro-batch over all processes; memory grows with it."""
+    grad_accum_steps: int = 1
+    """Micro-batches per optimizer step: 4 of 2 rows equal 1 of 8."""
+    lr: float | None = None
+    """Learning rate; null takes the variant's own ``adapter.lr``."""
+    lr_scale: float = 1.0
+    """Factor on the learning rate: lets a recipe adjust it for every variant."""
+    schedule: Schedule = Schedule.linear
+    """constant, linear (to zero) or cosine (to zero) after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    """Decoupled decay of the adapter's matrices."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """AdamW's decay rates of the moments."""
+    eps: float = 1e-8
+    """AdamW's denominator guard."""
+    clip_norm: float = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    eval_every: int = 0
+    """Evaluate every N steps; 0 evaluates at the end only."""
+    save_every: int = 0
+    """Checkpoint every N steps; 0 saves at the end only."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; the best and the last verified one always stay."""
+    early_stop_patience: int = 0
+    """Stop after N evaluations without a better loss; 0 never stops early."""
+    precision: Precision = Precision.auto
+    """auto, fp32 or bf16; auto takes bf16 on CUDA and on CPUs that compute it natively."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile the model."""
+    seed: int = 0
+    """Seed of initialisation, order and dropout."""
+    log_every: int = 1
+    """Steps between two lines of metrics."""
+    threads: int | None = None
+    """CPU threads; null leaves torch's choice."""
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """What is measured after training."""
+
+    batch_size: int = 16
+    """Rows per batch."""
+    generate: bool = True
+    """Measure exact match by greedy generation (prompt formats only)."""
+    generate_limit: int | None = 200
+    """Rows to generate answers for; null means all."""
+    max_new_tokens: int = 64
+    """Longest generated answer."""
+    base: bool = True
+    """Measure the base model beside the adapted one."""
+
+
+@dataclass(kw_only=True)
+class LaunchConfig:
+    """Several processes on this machine."""
+
+    nproc: int = 1
+    """Processes, started through torch's elastic launcher."""
+    shard: bool = False
+    """Shard the frozen base over the processes (FSDP2) where one copy each does not fit."""
+
+
+@dataclass(kw_only=True)
+class MergeConfig:
+    """How the merged model is written."""
+
+    dtype: Dtype = Dtype.auto
+    """Number format of the merged weights; auto keeps the base's."""
+    verify: Verify = Verify.auto
+    """weights proves each module; logits also compares whole-model outputs; auto if it fits."""
+    shard_size: str = "5GB"
+    """Largest file of the merged model; shards of the base are kept as they are."""
+    min_delta_kept: float = 0.0
+    """Refuse the merge if rounding leaves less than this share of the correction."""
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """What ``export`` writes."""
+
+    format: ExportFormat = ExportFormat.peft
+    """peft, merged, portable, lora or compact."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """A whole recipe."""
+
+    name: str = "run"
+    """Names the run's folder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    adapter: AdapterConfig = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    stages: list[Stage] = field(default_factory=lambda: [Stage.train, Stage.evaluate])
+    """Stages to run after load and wrap, in this order: train, evaluate, merge, export."""
+    out: str | None = None
+    """The run folder; null makes one under outputs/."""
+    resume: str | None = None
+    """A run or checkpoint folder to resume, or auto for this run folder's newest checkpoint."""
+    adapter_path: str | None = None
+    """An existing adapter to continue from."""
+    allow_drift: list[str] = field(default_factory=list)
+    """Keys allowed to differ from what was recorded; the change is applied and noted."""
+    trackers: list[str] = field(default_factory=list)
+    """Trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
+
+
+def check_values(config: RunConfig) -> list[ConfigError]:
+    """Every value out of range and every contradiction, one error each."""
+    return [*_check_data(config.data), *_check_trainer(config.trainer), *_check_whole(config)]
+
+
+def _out_of_range(where: str, value: object, fix: str) -> ConfigError:
+    return ConfigError(f"{value} is out of range", where=where, fix=fix)
+
+
+def _check_data(data: DataConfig) -> list[ConfigError]:
+    errors = []
+    if data.max_length < 2:
+        errors.append(_out_of_range("data.max_length", data.max_length, "use >= 2"))
+    if not 0 <= data.eval_fraction < 1:
+        errors.append(_out_of_range("data.eval_fraction", data.eval_fraction, "use [0, 1)"))
+    if data.split_by not in ("row", "prompt"):
+        errors.append(_out_of_range("data.split_by", data.split_by, "use row or prompt"))
+    for key in ("limit", "eval_limit"):
+        value = getattr(data, key)
+        if value is not None and value < 1:
+            errors.append(_out_of_range(f"data.{key}", value, "use >= 1, or null for all rows"))
+    if data.eval_path is not None and data.eval_fraction > 0:
+        errors.append(
+            ConfigError(
+                "data.eval_path and data.eval_fraction exclude each other",
+                where="data",
+                fix="set one of them",
+            )
+        )
+    return errors
+
+
+def _check_trainer(trainer: TrainerConfig) -> list[ConfigError]:
+    errors = []
+    at_least_one = ["batch_size", "grad_accum_steps", "log_every", "keep_checkpoints"]
+    at_least_zero = ["warmup_steps", "weight_decay", "clip_norm", "eval_every", "save_every"]
+    at_least_zero += ["early_stop_patience", "eps", "seed"]
+    for key in at_least_one:
+        if getattr(trainer, key) < 1:
+            errors.append(_out_of_range(f"trainer.{key}", getattr(trainer, key), "use >= 1"))
+    for key in at_least_zero:
+        value = getattr(trainer, key)
+        if not (math.isfinite(value) and value >= 0):
+            errors.append(_out_of_range(f"trainer.{key}", value, "use a number >= 0"))
+    for key, value in [("steps", trainer.steps), ("epochs", trainer.epochs)]:
+        if value is not None and not (math.isfinite(value) and value > 0):
+            errors.append(_out_of_range(f"trainer.{key}", value, "use a number above 0"))
+    for key, rate in [("lr", trainer.lr), ("lr_scale", trainer.lr_scale)]:
+        if rate is not None and not (math.isfinite(rate) and rate >= 0):
+            errors.append(_out_of_range(f"trainer.{key}", rate, "use a number >= 0"))
+    if len(trainer.betas) != 2 or not all(0 <= beta < 1 for beta in trainer.betas):
+        errors.append(_out_of_range("trainer.betas", trainer.betas, "use two numbers in [0, 1)"))
+    if trainer.steps is not None and trainer.epochs is not None:
+        errors.append(
+            ConfigError(
+                "trainer.steps and trainer.epochs exclude each other",
+                where="trainer",
+                fix="set one of them, the other to null",
+            )
+        )
+    return errors
+
+
+def _check_whole(config: RunConfig) -> list[ConfigError]:
+    errors = []
+    trains = Stage.train in config.stages
+    has_eval = config.data.eval_path is not None or config.data.eval_fraction > 0
+    if trains and config.trainer.steps is None and config.trainer.epochs is None:
+        errors.append(
+            ConfigError("no length is set", where="trainer", fix="set trainer.steps or trainer.epochs")
+        )
+    if trains and config.trainer.eval_every and not has_eval:
+        errors.append(
+            ConfigError(
+                "trainer.eval_every is set but there is nothing to evaluate on",
+                where="trainer.eval_every",
+                fix="set data.eval_path or data.eval_fraction",
+            )
+        )
+    if config.trainer.early_stop_patience and not config.trainer.eval_every:
+        errors.append(
+            ConfigError(
+                "trainer.early_stop_patience has no effect without trainer.eval_every",
+                where="trainer.early_stop_patience",
+                fix="set trainer.eval_every",
+            )
+        )
+    if not trains and config.adapter_path is None:
+        errors.append(
+            ConfigError(
+                f"stages {[str(stage) for stage in config.stages]} need an adapter and train none",
+                where="stages",
+                fix="add train to stages, or set adapter_path=DIR",
+            )
+        )
+    if config.launch.nproc < 1:
+        errors.append(_out_of_range("launch.nproc", config.launch.nproc, "use >= 1"))
+    return errors

@@ -1,0 +1,167 @@
+"""Files that are there whole or not at all.
+
+Everything loratune writes goes through here: to a temporary name in the same folder, flushed to
+the disk, then renamed.  ``rename`` within one folder is atomic on POSIX file systems.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from loratune.errors import StorageError
+
+TEMPORARY_PREFIX = ".tmp-"
+_CHUNK = 1 << 22
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` into one line that names the path and the free space.
+
+    Raises:
+        StorageError: for every ``OSError`` of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(error, path) from error
+    except Exception as error:  # safetensors reports a full disk as its own exception type
+        if type(error).__name__ != "SafetensorError" or "Error(" not in str(error):
+            raise
+        raise _storage_error(error, path) from error
+
+
+def _storage_error(error: Exception, path: Path) -> StorageError:
+    reason = getattr(error, "strerror", None) or str(error)
+    number = getattr(error, "errno", None)
+    fix = "choose a writable folder with out=DIR"
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space" in reason:
+        fix = f"free some disk space ({free_bytes(path):,} bytes left); nothing saved was lost"
+    return StorageError(f"cannot write: {reason}", where=str(path), fix=fix)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the file system that holds ``path`` (or its nearest existing parent)."""
+    for folder in (path, *path.parents):
+        if folder.is_dir():
+            return shutil.disk_usage(folder).free
+    return 0
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's bytes to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, whole or not at all.
+
+    Raises:
+        StorageError: if the disk refuses; the temporary file is removed.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    with storage_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 ``text`` to ``path``, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def to_json(value: Any) -> str:
+    """Stable, readable JSON: two spaces, a final newline, NaN refused."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON to ``path``, whole or not at all."""
+    write_text(path, to_json(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not UTF-8 JSON.
+    """
+    return json.loads(path.read_bytes().decode("utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def published_folder(target: Path) -> Iterator[Path]:
+    """Build a folder under a temporary name and rename it to ``target`` when the block succeeds.
+
+    Every file written in the block is flushed before the rename; on any failure the temporary
+    folder is removed and ``target`` never appears.
+
+    Raises:
+        StorageError: if the disk refuses or ``target`` exists and is not empty.
+    """
+    with storage_errors(target):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise StorageError("the output already exists", where=str(target), fix="choose out=DIR")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                if path.is_file():
+                    sync_file(path)
+            sync_folder(temporary)
+            os.rename(temporary, target)
+            sync_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Remove what a killed process left under temporary names; return the names removed."""
+    removed = []
+    for path in sorted(folder.glob(f"{TEMPORARY_PREFIX}*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        removed.append(path.name)
+    return removed
