@@ -1,0 +1,101 @@
+"""A frozen linear layer with a VeRA correction as one autograd node.
+
+``y = x Wᵀ + c + s · λ_b ⊙ (B (λ_d ⊙ (A drop(x))))`` (arXiv:2310.11454, eq. 2).  Beyond the frozen
+parameters the backward pass keeps only ``u = drop(x) Aᵀ`` (n, r).  With ``g = ∂L/∂y`` and
+``P = s · B ⊙ (gᵀu)`` (out, r), both gradients are sums of P: ``∂λ_b = P λ_d``, ``∂λ_d = Pᵀ λ_b``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from loratune.adapters.kernels.call import Call, add_widened, base_product, narrow
+
+
+def fused_vera_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    vera_A: Tensor,
+    vera_B: Tensor,
+    lambda_d: Tensor,
+    lambda_b: Tensor,
+    scaling: float = 1.0,
+    dropout_p: float = 0.0,
+    transposed: bool = False,
+) -> Tensor:
+    """A whole VeRA layer: the frozen product and its correction.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), or (in, out) if ``transposed``.
+        bias: (out) or ``None``.
+        vera_A: (rank, in), frozen; a slice of the shared matrix will do.
+        vera_B: (out, rank), frozen; likewise.
+        lambda_d: (rank).
+        lambda_b: (out).
+        scaling: factor s on the correction.
+        dropout_p: share of the correction's input dropped; give 0 outside training.
+        transposed: the weight is stored (in, out), as GPT-2's Conv1D does.
+
+    Returns:
+        (..., out) in the weight's dtype, or autocast's.
+    """
+    call = Call.begin(x, weight, scaling, transposed, dropout_p)
+    with torch.autocast(x.device.type, enabled=False):
+        y = _VeRALinear.apply(x, weight, bias, vera_A, vera_B, lambda_d, lambda_b, call)
+    assert isinstance(y, Tensor)
+    return y
+
+
+class _VeRALinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        vera_A: Tensor,
+        vera_B: Tensor,
+        lambda_d: Tensor,
+        lambda_b: Tensor,
+        call: Call,
+    ) -> Tensor:
+        rows = call.rows(x)
+        y = base_product(rows, call.forward_weight(weight), bias)
+        u = narrow(rows, vera_A.to(call.dtype), call.dropout)
+        y.addmm_(u, _scaled_B(vera_B, lambda_d, lambda_b, call).t())
+        ctx.call = call
+        ctx.input = (x.shape, x.dtype)
+        trains = ctx.needs_input_grad[5] or ctx.needs_input_grad[6]
+        ctx.save_for_backward(weight, u if trains else None, vera_A, vera_B, lambda_d, lambda_b)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        call: Call = ctx.call
+        weight, u, vera_A, vera_B, lambda_d, lambda_b = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            g = call.rows(grad)
+            grad_x = grad_d = grad_b = None
+            if u is not None:
+                P = torch.mm(g.t(), u).to(lambda_b.dtype).mul_(vera_B)
+                grad_d = call.factor * torch.mv(P.t(), lambda_b)
+                grad_b = call.factor * torch.mv(P, lambda_d)
+            if ctx.needs_input_grad[0]:
+                grad_x = torch.mm(g, call.forward_weight(weight).t())
+                t = torch.mm(g, _scaled_B(vera_B, lambda_d, lambda_b, call))
+                add_widened(grad_x, t, vera_A.to(call.dtype), 1.0, call.dropout)
+                shape, dtype = ctx.input
+                grad_x = grad_x.to(dtype).view(shape)
+        return grad_x, None, None, None, None, grad_d, grad_b, None
+
+
+def _scaled_B(vera_B: Tensor, lambda_d: Tensor, lambda_b: Tensor, call: Call) -> Tensor:
+    """The widening factor s Λ_b B Λ_d (out, r) in the computing dtype."""
+    return (vera_B * (call.factor * lambda_b)[:, None]).mul_(lambda_d).to(call.dtype)
