@@ -1,0 +1,98 @@
+"""What a row is while it is still text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from loratune.errors import DataError, LoratuneError, raise_together
+
+ERRORS_SHOWN = 5
+_NAME_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was read.
+
+    Attributes:
+        columns: column name to value, as in the file.
+        source: ``file:line``, for messages.
+    """
+
+    columns: Mapping[str, Any]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row whose format is known and whose prompt is written out.
+
+    Attributes:
+        source: ``file:line``.
+        prompt: the text before the answer; empty for text rows and conversations.
+        answer: the text to learn; empty for conversations.
+        messages: the turns of a conversation, else empty.
+    """
+
+    source: str
+    prompt: str = ""
+    answer: str = ""
+    messages: tuple[Message, ...] = field(default=())
+
+    @property
+    def question(self) -> tuple[object, ...]:
+        """Everything before the last answer: what makes two rows share a prompt."""
+        if self.messages:
+            last = max(n for n, turn in enumerate(self.messages) if turn.role == "assistant")
+            return self.messages[:last]
+        return (self.prompt or self.answer,)
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What makes two rows the same row, wherever they stand."""
+        return (self.prompt, self.answer, self.messages)
+
+
+def data_fingerprint(rows: Iterable[Row]) -> str:
+    """Hex sha256 over the rows' contents in order; paths and key order play no part."""
+    digest = hashlib.sha256()
+    for row in rows:
+        content = json.dumps(dict(row.columns), sort_keys=True, default=str)
+        digest.update(content.encode("utf-8") + b"\n")
+    return digest.hexdigest()
+
+
+def shown(name: object) -> str:
+    """``name`` from a user's file, quoted, cut short and free of control characters."""
+    text = str(name)
+    return repr(text if len(text) <= _NAME_SHOWN else text[:_NAME_SHOWN] + "...")
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names from a user's file as one comma-separated list."""
+    return ", ".join(shown(name) for name in names) or "no columns"
+
+
+def raise_first(errors: Sequence[LoratuneError], total: int | None = None) -> None:
+    """Raise the first errors together, with the number of those left out.
+
+    Raises:
+        LoratuneError: when ``errors`` is not empty.
+    """
+    first = list(errors[:ERRORS_SHOWN])
+    left = (total or len(errors)) - len(first)
+    if first and left > 0:
+        first.append(DataError(f"{left:,} more rows have problems like these"))
+    raise_together(first)
