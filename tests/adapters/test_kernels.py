@@ -21,7 +21,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64, grad: bool = True) -> 
 
 
 def dropped(x: Tensor, dropout: Dropout | None) -> Tensor:
-    if dropout is None:
+    if dropout is None or not x.numel():
         return x
     flat = x.detach().reshape(-1, x.shape[-1])
     mask = torch.cat([keep for _, keep in dropout.masks(flat)])
@@ -33,7 +33,8 @@ def base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Te
 
 
 def lora_reference(x, weight, bias, A, B, scaling, dropout, transposed):  # type: ignore[no-untyped-def]
-    return base(x, weight, bias, transposed) + F.linear(F.linear(dropped(x, dropout), A), B) * scaling
+    delta = F.linear(F.linear(dropped(x, dropout), A), B)
+    return base(x, weight, bias, transposed) + delta * scaling
 
 
 def vera_reference(x, weight, bias, A, B, d, b, scaling, dropout, transposed):  # type: ignore[no-untyped-def]
@@ -41,7 +42,9 @@ def vera_reference(x, weight, bias, A, B, d, b, scaling, dropout, transposed):  
     return base(x, weight, bias, transposed) + scaling * b * v
 
 
-def assert_same_gradients(actual: Tensor, expected: Tensor, inputs: list[Tensor], tol: float) -> None:
+def assert_same_gradients(
+    actual: Tensor, expected: Tensor, inputs: list[Tensor], tol: float
+) -> None:
     assert actual.shape == expected.shape
     torch.testing.assert_close(actual, expected, rtol=tol, atol=tol)
     upstream = torch.randn_like(expected)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from loratune.adapters.kernels.call import Call, add_widened, base_product, narrow
+from loratune.adapters.kernels.linear import Call, Factors, Frozen, packed
 
 
 def fused_lora_linear(
@@ -42,10 +42,9 @@ def fused_lora_linear(
         (..., out) in the weight's dtype, or autocast's.  In half precision the factors are cast
         down (never x up) and the factors' gradients are returned in the factors' own dtype.
     """
-    call = Call.begin(x, weight, scaling, transposed, dropout_p)
+    call = Call.begin(x, Frozen(weight, bias), scaling, transposed, dropout_p)
     with torch.autocast(x.device.type, enabled=False):
-        y = _LoRALinear.apply(x, weight, bias, lora_A, lora_B, call)
-    assert isinstance(y, Tensor)
+        y: Tensor = _LoRALinear.apply(x, weight, bias, lora_A, lora_B, call)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -60,15 +59,14 @@ class _LoRALinear(torch.autograd.Function):
         lora_B: Tensor,
         call: Call,
     ) -> Tensor:
-        rows, A, B = call.rows(x), lora_A.to(call.dtype), lora_B.to(call.dtype)
-        y = base_product(rows, call.forward_weight(weight), bias)
-        h = narrow(rows, A, call.dropout)
-        y.addmm_(h, B.t(), alpha=call.factor)
+        _, _, _, trains_A, trains_B, _ = ctx.needs_input_grad
+        factors = _factors(lora_A, lora_B, call)
+        keeps_h = trains_B and call.records
+        y, h = call.output(call.rows(x), Frozen(weight, bias), factors, keeps_h)
         ctx.call = call
         ctx.input = (x.shape, x.dtype)
-        trains_A, trains_B = ctx.needs_input_grad[3], ctx.needs_input_grad[4]
         ctx.save_for_backward(
-            x if trains_A else None, weight, h if trains_B else None, lora_A, lora_B
+            x if trains_A else None, weight, h if keeps_h else None, lora_A, lora_B
         )
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -78,28 +76,31 @@ class _LoRALinear(torch.autograd.Function):
         call: Call = ctx.call
         x, weight, h, lora_A, lora_B = ctx.saved_tensors
         trains_x, _, _, trains_A, trains_B, _ = ctx.needs_input_grad
+        grad_x = grad_A = grad_B = t = None
         with torch.autocast(grad.device.type, enabled=False):
-            g = call.rows(grad)
-            A, B = lora_A.to(call.dtype), lora_B.to(call.dtype)
-            grad_x = grad_A = grad_B = None
+            g, factors = call.rows(grad), _factors(lora_A, lora_B, call)
             if trains_B:
-                grad_B = torch.mm(g.t(), h).to(lora_B.dtype).mul_(call.factor)
-            t = torch.mm(g, B) if trains_A or trains_x else None
+                # (hᵀg)ᵀ, not gᵀh: the narrow operand on the left is faster.
+                grad_B = torch.mm(packed(h.t()), g).t().to(lora_B.dtype).mul_(call.factor)
             if trains_A:
-                grad_A = _masked_product(t, call.rows(x), call).to(lora_A.dtype).mul_(call.factor)
+                t = torch.mm(g, factors.B)
+                grad_A = _factor_gradient(t, call.rows(x), call).to(lora_A.dtype).mul_(call.factor)
             if trains_x:
-                grad_x = torch.mm(g, call.forward_weight(weight).t())
-                add_widened(grad_x, t, A, call.factor, call.dropout)
                 shape, dtype = ctx.input
-                grad_x = grad_x.to(dtype).view(shape)
+                grad_x = call.input_gradient(g, weight, factors, t).to(dtype).view(shape)
         return grad_x, None, None, grad_A, grad_B, None
 
 
-def _masked_product(t: Tensor, x: Tensor, call: Call) -> Tensor:
-    """tᵀ drop(x): (n, r), (n, in) → (r, in)."""
+def _factors(lora_A: Tensor, lora_B: Tensor, call: Call) -> Factors:
+    return Factors(lora_A.to(call.dtype), lora_B.to(call.dtype), call.factor)
+
+
+def _factor_gradient(t: Tensor, x: Tensor, call: Call) -> Tensor:
+    """Compute tᵀ drop(x) without dropout's 1/(1 - p): t (n, r), x (n, in) → (r, in)."""
+    panel = packed(t.t())
     if call.dropout is None:
-        return torch.mm(t.t(), x)
-    product = t.new_zeros(t.shape[1], x.shape[1])
+        return torch.mm(panel, x)
+    product = panel.new_zeros(panel.shape[0], x.shape[1])
     for rows, keep in call.dropout.masks(x):
-        product.addmm_(t[rows].t(), keep.mul_(x[rows]))
+        product.addmm_(panel[:, rows], keep.mul_(x[rows]))
     return product

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from loratune.adapters.kernels.call import Call, add_widened, base_product, narrow
+from loratune.adapters.kernels.linear import Call, Factors, Frozen
 
 
 def fused_vera_linear(
@@ -45,10 +45,11 @@ def fused_vera_linear(
     Returns:
         (..., out) in the weight's dtype, or autocast's.
     """
-    call = Call.begin(x, weight, scaling, transposed, dropout_p)
+    call = Call.begin(x, Frozen(weight, bias), scaling, transposed, dropout_p)
     with torch.autocast(x.device.type, enabled=False):
-        y = _VeRALinear.apply(x, weight, bias, vera_A, vera_B, lambda_d, lambda_b, call)
-    assert isinstance(y, Tensor)
+        y: Tensor = _VeRALinear.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, vera_A, vera_B, lambda_d, lambda_b, call
+        )
     return y
 
 
@@ -65,14 +66,12 @@ class _VeRALinear(torch.autograd.Function):
         lambda_b: Tensor,
         call: Call,
     ) -> Tensor:
-        rows = call.rows(x)
-        y = base_product(rows, call.forward_weight(weight), bias)
-        u = narrow(rows, vera_A.to(call.dtype), call.dropout)
-        y.addmm_(u, _scaled_B(vera_B, lambda_d, lambda_b, call).t())
+        factors = _factors(vera_A, vera_B, lambda_d, lambda_b, call)
+        keeps_u = call.records and (ctx.needs_input_grad[5] or ctx.needs_input_grad[6])
+        y, u = call.output(call.rows(x), Frozen(weight, bias), factors, keeps_u)
         ctx.call = call
         ctx.input = (x.shape, x.dtype)
-        trains = ctx.needs_input_grad[5] or ctx.needs_input_grad[6]
-        ctx.save_for_backward(weight, u if trains else None, vera_A, vera_B, lambda_d, lambda_b)
+        ctx.save_for_backward(weight, u if keeps_u else None, vera_A, vera_B, lambda_d, lambda_b)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -80,22 +79,23 @@ class _VeRALinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
         weight, u, vera_A, vera_B, lambda_d, lambda_b = ctx.saved_tensors
+        grad_x = grad_d = grad_b = None
         with torch.autocast(grad.device.type, enabled=False):
             g = call.rows(grad)
-            grad_x = grad_d = grad_b = None
             if u is not None:
                 P = torch.mm(g.t(), u).to(lambda_b.dtype).mul_(vera_B)
-                grad_d = call.factor * torch.mv(P.t(), lambda_b)
-                grad_b = call.factor * torch.mv(P, lambda_d)
+                grad_d = torch.mv(P.t(), lambda_b).mul_(call.factor)
+                grad_b = torch.mv(P, lambda_d).mul_(call.factor)
             if ctx.needs_input_grad[0]:
-                grad_x = torch.mm(g, call.forward_weight(weight).t())
-                t = torch.mm(g, _scaled_B(vera_B, lambda_d, lambda_b, call))
-                add_widened(grad_x, t, vera_A.to(call.dtype), 1.0, call.dropout)
                 shape, dtype = ctx.input
-                grad_x = grad_x.to(dtype).view(shape)
+                factors = _factors(vera_A, vera_B, lambda_d, lambda_b, call)
+                grad_x = call.input_gradient(g, weight, factors, None).to(dtype).view(shape)
         return grad_x, None, None, None, None, grad_d, grad_b, None
 
 
-def _scaled_B(vera_B: Tensor, lambda_d: Tensor, lambda_b: Tensor, call: Call) -> Tensor:
-    """The widening factor s Λ_b B Λ_d (out, r) in the computing dtype."""
-    return (vera_B * (call.factor * lambda_b)[:, None]).mul_(lambda_d).to(call.dtype)
+def _factors(
+    vera_A: Tensor, vera_B: Tensor, lambda_d: Tensor, lambda_b: Tensor, call: Call
+) -> Factors:
+    """A, and s Λ_b B Λ_d with dropout's 1/(1 - p) in it."""
+    widening = (vera_B * (call.factor * lambda_b)[:, None]).mul_(lambda_d)
+    return Factors(vera_A.to(call.dtype), widening.to(call.dtype), 1.0)
