@@ -116,6 +116,31 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_bytes().decode("utf-8"))
 
 
+def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object that carries its own sha256, so that any changed byte is seen."""
+    write_json(path, {**value, "seal": _seal(value)})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read what ``write_sealed_json`` wrote.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if a byte differs from what was written.
+    """
+    content = path.read_bytes()
+    value = json.loads(content.decode("utf-8"))
+    seal = value.pop("seal", None) if isinstance(value, dict) else None
+    if seal is None or seal != _seal(value) or to_json({**value, "seal": seal}).encode() != content:
+        raise ValueError("the seal is broken")
+    assert isinstance(value, dict)
+    return value
+
+
+def _seal(value: Any) -> str:
+    return hashlib.sha256(to_json(value).encode()).hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     digest = hashlib.sha256()

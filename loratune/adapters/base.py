@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.config import AdapterConfig, Kernel, LayerKind, LayerShape
+from loratune.adapters.config import AdapterConfig, Kernel, LayerShape
 from loratune.errors import ModelError
 
 ParamGroup = dict[str, Any]
@@ -33,7 +33,7 @@ class OptimizerSettings:
     lr: float
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    eps: float | None = None
     fused: bool = False
 
 
@@ -104,6 +104,11 @@ class Adapter(nn.Module, ABC):
                 return y
         y = self._base(x)
         return (y + self.delta(x)).to(y.dtype)
+
+    def _base_is_plain(self) -> bool:
+        """Whether the base layer's output is just x Wᵀ + bias, with nothing hooked in."""
+        base = self.base_layer
+        return type(base) is nn.Linear or type(base).__name__ == "Conv1D"
 
     def _base(self, x: Tensor) -> Tensor:
         y: Tensor = self.base_layer(x)
@@ -209,11 +214,20 @@ class Adapter(nn.Module, ABC):
             groups,
             lr=settings.lr,
             betas=settings.betas,
-            eps=settings.eps,
+            eps=1e-8 if settings.eps is None else settings.eps,
             fused=settings.fused or None,
         )
 
     # -- state -----------------------------------------------------------------------------
+
+    def peft_tensors(self) -> dict[str, Tensor]:
+        """What the adapter file holds for this layer; differs from the state only in scale."""
+        return self.adapter_tensors()
+
+    @torch.no_grad()
+    def load_peft_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of ``peft_tensors``."""
+        self.load_adapter_tensors(tensors)
 
     @torch.no_grad()
     def load_adapter_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -233,8 +247,3 @@ def is_bias_or_norm(model: nn.Module, name: str) -> bool:
     owner_name, _, attribute = name.rpartition(".")
     owner = model.get_submodule(owner_name)
     return attribute == "bias" or "norm" in type(owner).__name__.lower()
-
-
-def base_dtype_delta(adapter: Adapter, delta: Tensor) -> Tensor:
-    """ΔW (out, in) in the layout of the base weight."""
-    return delta if adapter.shape.kind is LayerKind.linear else delta.T

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any, Self
 
 from loratune.errors import ConfigError
 
@@ -113,6 +114,27 @@ class AdapterConfig:
     def check_layer(self, shape: LayerShape) -> str:
         """Why this variant cannot adapt ``shape``, or an empty string."""
         return ""
+
+    @abstractmethod
+    def to_peft(self) -> dict[str, Any]:
+        """The variant's part of PEFT's ``adapter_config.json``."""
+
+    @classmethod
+    @abstractmethod
+    def from_peft(cls, peft: Mapping[str, Any], training: Mapping[str, Any]) -> Self:
+        """The settings behind an ``adapter_config.json``.
+
+        Args:
+            peft: the file's content.
+            training: our own record of the settings, empty for an adapter that PEFT wrote; it
+                completes what PEFT has no place for and never contradicts the file.
+        """
+
+    @classmethod
+    def training_only(cls, training: Mapping[str, Any], *known: str) -> dict[str, Any]:
+        """Of a record of settings, those this class has and PEFT's file does not decide."""
+        own = {field.name for field in fields(cls)} - set(known) - {"variant"}
+        return {key: value for key, value in training.items() if key in own}
 
     @abstractmethod
     def count(self, layers: Sequence[tuple[LayerShape, int]]) -> AdapterCount:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Self
 
-from loratune.adapters.config import AdapterConfig, AdapterCount, LayerShape
+from loratune.adapters.config import AdapterConfig, AdapterCount, Kernel, LayerShape
 from loratune.adapters.registry import register_config
 
 
@@ -41,6 +42,42 @@ class LoRAConfig(AdapterConfig):
         """alpha/rank, or alpha/√rank with rsLoRA (arXiv:2312.03732); alpha null means rank."""
         resolved = float(rank) if alpha is None else alpha
         return resolved / math.sqrt(rank) if self.rslora else resolved / rank
+
+    def to_peft(self) -> dict[str, Any]:
+        alpha_pattern = dict(self.alpha_pattern)
+        if self.alpha is None:  # alpha follows each layer's own rank; PEFT's does not
+            own = {key: float(rank) for key, rank in self.rank_pattern.items()}
+            alpha_pattern = {**alpha_pattern, **{k: v for k, v in own.items() if k not in alpha_pattern}}
+        return {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.rank if self.alpha is None else self.alpha,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.rslora,
+            "init_lora_weights": "gaussian" if self.init is Init.gaussian else True,
+            "rank_pattern": dict(self.rank_pattern),
+            "alpha_pattern": alpha_pattern,
+            "fan_in_fan_out": False,
+        }
+
+    @classmethod
+    def from_peft(cls, peft: Mapping[str, Any], training: Mapping[str, Any]) -> Self:
+        known = ("rank", "alpha", "dropout", "rslora", "rank_pattern", "alpha_pattern")
+        extra = cls.training_only(training, *known)
+        gaussian = peft.get("init_lora_weights") == "gaussian"
+        init = Init(extra.pop("init", Init.gaussian if gaussian else Init.kaiming))
+        kernel = Kernel(extra.pop("kernel", Kernel.auto))
+        return cls(
+            rank=int(peft["r"]),
+            alpha=float(peft["lora_alpha"]),
+            dropout=float(peft.get("lora_dropout", 0.0)),
+            rslora=bool(peft.get("use_rslora", False)),
+            rank_pattern={str(k): int(v) for k, v in (peft.get("rank_pattern") or {}).items()},
+            alpha_pattern={str(k): float(v) for k, v in (peft.get("alpha_pattern") or {}).items()},
+            init=init,
+            kernel=kernel,
+            **extra,
+        )
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """r·(in + out), all trained."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
-from loratune.adapters.config import AdapterConfig, AdapterCount, LayerKind, LayerShape
+from loratune.adapters.config import AdapterConfig, AdapterCount, Kernel, LayerKind, LayerShape
 from loratune.adapters.registry import register_config
 from loratune.errors import ConfigError
 
@@ -49,6 +50,33 @@ class VeRAConfig(AdapterConfig):
         if shape.kind is LayerKind.embedding:
             return "VeRA cannot adapt an embedding"
         return ""
+
+    def to_peft(self) -> dict[str, Any]:
+        """PEFT's VeRA has no alpha: our tensors are written with the scaling folded in."""
+        return {
+            "peft_type": "VERA",
+            "r": self.rank,
+            "vera_dropout": self.dropout,
+            "d_initial": self.d_initial,
+            "projection_prng_key": self.projection_seed,
+            "save_projection": self.save_projection,
+            "fan_in_fan_out": False,
+        }
+
+    @classmethod
+    def from_peft(cls, peft: Mapping[str, Any], training: Mapping[str, Any]) -> Self:
+        known = ("rank", "alpha", "dropout", "d_initial", "projection_seed", "save_projection")
+        extra = cls.training_only(training, *known)
+        kernel = Kernel(extra.pop("kernel", Kernel.auto))
+        return cls(
+            rank=int(peft["r"]),
+            dropout=float(peft.get("vera_dropout", 0.0)),
+            d_initial=float(peft.get("d_initial", 0.1)),
+            projection_seed=int(peft.get("projection_prng_key", 0)),
+            save_projection=bool(peft.get("save_projection", True)),
+            kernel=kernel,
+            **extra,
+        )
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """out + r trained; the frozen matrices are shared, so no layer owns them."""

@@ -1,0 +1,148 @@
+"""VeRA's layer (arXiv:2310.11454): two trained vectors around shared frozen matrices."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loratune.adapters.base import Adapter, AdapterConfig, LayerPlan
+from loratune.adapters.config import LayerKind
+from loratune.adapters.kernels import fused_vera_linear
+from loratune.adapters.registry import register_adapter
+from loratune.adapters.vera.config import VeRAConfig
+
+
+class SharedProjection(nn.Module):
+    """The frozen A (r, widest in) and B (widest out, r) that all VeRA layers of a model share.
+
+    Both are drawn on the CPU in fp32 from one generator, A first, Kaiming-uniform with gain √2,
+    bit-equal to PEFT's.  A layer takes the leading columns of A and rows of B; since the draw is
+    row-major over the widest input, other targets give other matrices.
+
+    Attributes:
+        vera_A: (rank, in_features).
+        vera_B: (out_features, rank).
+    """
+
+    vera_A: Tensor
+    vera_B: Tensor
+
+    def __init__(self, rank: int, in_features: int, out_features: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        self.register_buffer("vera_A", _kaiming(rank, in_features, generator))
+        self.register_buffer("vera_B", _kaiming(out_features, rank, generator))
+
+    def fingerprint(self) -> str:
+        """Hex sha256 over both matrices' bytes: says whether two projections are the same."""
+        digest = hashlib.sha256()
+        for matrix in (self.vera_A, self.vera_B):
+            digest.update(str(tuple(matrix.shape)).encode())
+            digest.update(matrix.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(columns))
+    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
+
+
+@register_adapter("vera")
+class VeRA(Adapter):
+    """y = W x + λ_b ⊙ (B (λ_d ⊙ (A drop(x)))), with λ_d (r,) and λ_b (out,) trained.
+
+    With ``alpha`` set the correction is scaled by alpha/rank; files fold that factor into λ_b.
+    """
+
+    peft_type: ClassVar[str] = "VERA"
+
+    def __init__(
+        self, plan: LayerPlan, config: VeRAConfig, projection: SharedProjection | None = None
+    ) -> None:
+        super().__init__(plan, config)
+        if projection is None:
+            projection = _projection_for([plan], config)
+        self.projection = projection
+        device = self.weight.device
+        self.vera_lambda_d = nn.Parameter(torch.full((plan.rank,), config.d_initial, device=device))
+        self.vera_lambda_b = nn.Parameter(torch.zeros(plan.shape.out_features, device=device))
+
+    @classmethod
+    def build(cls, plans: Sequence[LayerPlan], config: AdapterConfig) -> list[Self]:
+        """One projection for all layers, wide enough for the widest."""
+        assert isinstance(config, VeRAConfig)
+        if not plans:
+            return []
+        projection = _projection_for(plans, config)
+        return [cls(plan, config, projection) for plan in plans]
+
+    @property
+    def _sliced(self) -> tuple[Tensor, Tensor]:
+        vera_A = self.projection.vera_A[:, : self.shape.in_features]
+        return vera_A, self.projection.vera_B[: self.shape.out_features, :]
+
+    def delta(self, x: Tensor) -> Tensor:
+        vera_A, vera_B = self._sliced
+        x = self.dropout(x.to(self.vera_lambda_d.dtype))
+        inner = self.vera_lambda_d * F.linear(x, vera_A)
+        delta = self.vera_lambda_b * F.linear(inner, vera_B)
+        return delta if self.scaling == 1 else delta * self.scaling
+
+    def fused_forward(self, x: Tensor) -> Tensor | None:
+        if not self._base_is_plain():
+            return None
+        vera_A, vera_B = self._sliced
+        return fused_vera_linear(
+            x,
+            self.weight,
+            self.bias,
+            vera_A,
+            vera_B,
+            self.vera_lambda_d,
+            self.vera_lambda_b,
+            self.scaling,
+            self.config.dropout if self.training else 0.0,
+            transposed=self.shape.kind is LayerKind.conv1d,
+        )
+
+    def delta_weight(self) -> Tensor:
+        vera_A, vera_B = self._sliced
+        lambda_b = (self.vera_lambda_b * self.scaling).unsqueeze(-1)
+        delta = (lambda_b * vera_B) @ (self.vera_lambda_d.unsqueeze(-1) * vera_A)
+        return delta if self.shape.kind is LayerKind.linear else delta.T
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        return {"vera_lambda_b": self.vera_lambda_b, "vera_lambda_d": self.vera_lambda_d}
+
+    def peft_tensors(self) -> dict[str, Tensor]:
+        """λ's as in PEFT's file, which knows no scaling: s is folded into λ_b, exactly."""
+        return {**self.adapter_tensors(), "vera_lambda_b": self.vera_lambda_b * self.scaling}
+
+    @torch.no_grad()
+    def load_peft_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        unscaled = tensors["vera_lambda_b"] / self.scaling
+        self.load_adapter_tensors({**tensors, "vera_lambda_b": unscaled})
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        return {
+            "base_model.vera_A": self.projection.vera_A,
+            "base_model.vera_B": self.projection.vera_B,
+        }
+
+
+def _projection_for(plans: Sequence[LayerPlan], config: VeRAConfig) -> SharedProjection:
+    projection = SharedProjection(
+        config.rank,
+        max(plan.shape.in_features for plan in plans),
+        max(plan.shape.out_features for plan in plans),
+        config.projection_seed,
+    )
+    weight = plans[0].base_layer.weight
+    assert isinstance(weight, Tensor)
+    return projection.to(weight.device)

@@ -1,0 +1,213 @@
+"""Checkpoints that verify or do not exist.
+
+``checkpoints/step_000500/`` holds safetensors and JSON only.  It is written under a temporary
+name, every file is flushed, ``manifest.json`` (sha256 and size of every file, and what the run
+was made of) comes last, then one rename makes it visible.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratune import files
+from loratune.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+_PREFIX = "step_"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        path: its folder.
+        step: optimizer steps done.
+        tensors: file stem to tensors: adapter, optimizer, rng.
+        state: everything else that training needs to go on.
+        facts: what the run was made of: recipe, fingerprints, versions.
+    """
+
+    path: Path
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """``folder/step_000500``."""
+    return folder / f"{_PREFIX}{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def published_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first; links are never followed."""
+    if not folder.is_dir():
+        return []
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.name.startswith(_PREFIX)
+        and path.name.removeprefix(_PREFIX).isdigit()
+        and not path.is_symlink()
+    ]
+    return sorted(found, key=step_of)
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> Path:
+    """Publish a checkpoint; an identical step already there is replaced only if damaged.
+
+    Raises:
+        StorageError: if the disk refuses; earlier checkpoints are untouched.
+    """
+    path = checkpoint_path(folder, step)
+    if path.exists():
+        if not damage(path):
+            return path
+        quarantine(path)
+    with files.storage_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+    with files.published_folder(path) as temporary:
+        for stem, group in tensors.items():
+            _write_tensors(temporary / f"{stem}.safetensors", group)
+        files.write_json(temporary / STATE, dict(state))
+        entries = {
+            file.name: {"sha256": files.sha256_file(file), "bytes": file.stat().st_size}
+            for file in sorted(temporary.iterdir())
+        }
+        manifest = {"format": 1, "step": step, "files": entries, **facts}
+        files.write_sealed_json(temporary / MANIFEST, manifest)
+    return path
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={"format": "pt"})
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint folder, or an empty string if every byte verifies."""
+    if not path.is_dir():
+        return "no such folder"
+    try:
+        manifest = files.read_sealed_json(path / MANIFEST)
+        entries = dict(manifest["files"].items())
+        if int(manifest["step"]) != step_of(path):
+            return f"{MANIFEST} belongs to step {manifest['step']}"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} is unreadable ({type(error).__name__})"
+    for name, entry in entries.items():
+        problem = _file_damage(path / name, entry)
+        if problem:
+            return f"{name} {problem}"
+    return ""
+
+
+def _file_damage(path: Path, entry: Any) -> str:
+    if path.name != str(path.relative_to(path.parent)) or path.is_symlink() or not path.is_file():
+        return "is missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
+    return "" if files.sha256_file(path) == entry["sha256"] else "sha256 mismatch"
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint after verifying every byte.
+
+    Raises:
+        CheckpointError: if anything is missing or differs.
+    """
+    from safetensors.torch import load_file
+
+    problem = damage(path)
+    if problem:
+        raise CheckpointError(f"damaged checkpoint: {problem}", where=str(path), fix=_OTHER)
+    manifest = files.read_sealed_json(path / MANIFEST)
+    tensors = {
+        name.removesuffix(".safetensors"): load_file(path / name)
+        for name in manifest["files"]
+        if name.endswith(".safetensors")
+    }
+    facts = {key: value for key, value in manifest.items() if key not in ("files", "format")}
+    state = files.read_json(path / STATE)
+    return Checkpoint(path, int(manifest["step"]), tensors, state, facts)
+
+
+_OTHER = "resume from another checkpoint, or resume=auto"
+
+
+def newest_verified(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for every newer one that does not.
+
+    Raises:
+        CheckpointError: if checkpoints were published and none verifies: never start over
+            silently.
+    """
+    skipped = []
+    for path in reversed(published_checkpoints(folder)):
+        problem = damage(path)
+        if not problem:
+            return path, skipped
+        skipped.append(f"{path.name}: {problem}")
+    if skipped:
+        raise CheckpointError(
+            "every checkpoint is damaged: " + ", ".join(skipped),
+            where=str(folder),
+            fix="restore one from a backup, or start a new run with another out=DIR",
+        )
+    return None, []
+
+
+def quarantine(path: Path) -> None:
+    """Move a damaged checkpoint out of the way; it is neither counted nor deleted."""
+    number = 0
+    while (target := path.with_name(f"damaged-{path.name}-{number}")).exists():
+        number += 1
+    with files.storage_errors(path):
+        path.rename(target)
+
+
+def rotate(folder: Path, keep: int, protected: Iterable[int]) -> list[Path]:
+    """Remove old checkpoints, keeping the ``keep`` newest verified ones and the protected steps.
+
+    Damaged ones are quarantined, not counted; links are never followed.
+    """
+    kept = set(protected)
+    verified = []
+    for path in published_checkpoints(folder):
+        if damage(path):
+            quarantine(path)
+        else:
+            verified.append(path)
+    removed = []
+    for path in verified[: max(len(verified) - max(keep, 1), 0)]:
+        if step_of(path) not in kept:
+            with files.storage_errors(path):
+                doomed = path.with_name(f"{files.TEMPORARY_PREFIX}old-{path.name}")
+                path.rename(doomed)  # gone at once for readers, then deleted at leisure
+                shutil.rmtree(doomed)
+            removed.append(path)
+    return removed

@@ -1,0 +1,49 @@
+"""The command line: dispatch, errors, exit codes.  Nothing heavy is imported at the top."""
+
+from __future__ import annotations
+
+import sys
+
+COMMANDS = {
+    "train": "adapt a model: load, wrap, train, evaluate (and merge, export if the recipe says so)",
+    "evaluate": "measure base and adapted model side by side",
+    "generate": "answer a prompt or a file of rows, base beside adapted",
+    "merge": "write base + adapter as one plain model, with proof",
+    "export": "write an adapter for other tools: peft, merged, portable, lora, compact",
+    "count-params": "compare the variants' parameters, bytes and budgets",
+    "recipes": "ls, show NAME, copy NAME",
+}
+
+HELP = """loratune {version}: fine-tune causal language models with LoRA, LoRA-FA, LoRA+ and VeRA.
+
+usage: loratune COMMAND [key=value ...]
+
+{commands}
+
+Every command takes --help, --cfg job (show the composed recipe) and -m (sweep).
+Start with:  loratune train recipe=demo
+"""
+
+
+def main() -> None:
+    """Entry point of the ``loratune`` script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return
+    if arguments[0] in ("-V", "--version", "version"):
+        from loratune import __version__
+
+        print(__version__)
+        return
+    from loratune.cli.dispatch import dispatch
+
+    sys.exit(dispatch(arguments[0], arguments[1:]))
+
+
+def _help() -> str:
+    from loratune import __version__
+
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return HELP.format(version=__version__, commands="\n".join(lines)).rstrip()

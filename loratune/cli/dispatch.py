@@ -1,0 +1,62 @@
+"""Run one subcommand and turn what it raises into a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from loratune.cli import COMMANDS
+from loratune.errors import ConfigError, LoratuneError, StorageError, did_you_mean
+
+
+def dispatch(command: str, arguments: Sequence[str]) -> int:
+    """Run ``command`` with ``arguments``; return the exit code.
+
+    Every ``LoratuneError`` becomes its lines on stderr, the gravest last; anything else is a bug
+    and keeps its traceback.
+    """
+    try:
+        _run(command, list(arguments))
+    except LoratuneError as error:
+        _print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error[130] interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone: not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        print("error[5] out of memory; lower trainer.batch_size or data.max_length", file=sys.stderr)
+        return 5
+    except OSError as error:
+        place = str(error.filename or "")
+        _print_error(StorageError(error.strerror or str(error), where=place))
+        return StorageError.exit_code
+    return 0
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    if command not in COMMANDS:
+        raise ConfigError(
+            f"no command '{command}'",
+            where="loratune",
+            fix=did_you_mean(command, COMMANDS) or f"choose one of {', '.join(COMMANDS)}",
+        )
+    module = import_module(f"loratune.cli.commands.{command.replace('-', '_')}")
+    if hasattr(module, "Config"):
+        from loratune.cli.hydra_app import run_app
+
+        run_app(command, module, arguments)
+    else:
+        module.run(arguments)
+
+
+def _print_error(error: LoratuneError) -> None:
+    from loratune.console import printable
+
+    for line in error.lines():
+        print(printable(line), file=sys.stderr)

@@ -1,0 +1,119 @@
+"""One subcommand as a real Hydra application."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from loratune.cli import COMMANDS
+from loratune.config.convert import register_schemas, to_run_config
+from loratune.config.overrides import check_overrides, translate_composition_error
+from loratune.config.recipe_files import check_recipe_files
+from loratune.config.user_recipes import builtin_recipes, register_user_recipes, user_recipe_folders
+from loratune.errors import LoratuneError, raise_together
+
+HELP_TEMPLATE = """loratune {command}: {summary}
+
+usage: loratune {command} [group=choice ...] [key=value ...]
+
+Groups, and what to choose from (your ./recipes folder adds to them):
+
+$APP_CONFIG_GROUPS
+Settings and their values now (override any as key=value):
+
+$CONFIG
+Flags: --cfg job (composed recipe), --info defaults (where it comes from), -m (sweep: key=a,b,c),
+--config-dir DIR (more recipes), -sc install=bash (completion)
+"""
+
+
+def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
+    """Check the user's words and files, let Hydra compose, and run the command's task.
+
+    Args:
+        command: name of the subcommand.
+        module: has ``Config`` (a ``RunConfig``) and ``run(config, overrides)``.
+        arguments: the words after the subcommand.
+
+    Raises:
+        LoratuneError: every problem, before anything heavy is imported.
+    """
+    folders = user_recipe_folders(arguments)
+    raise_together([*check_recipe_files(folders), *check_overrides(arguments, module.Config)])
+    register_user_recipes(folders)
+    register_schemas(module.Config)
+    _register_help(command)
+    started = False
+
+    def task(composed: DictConfig) -> None:
+        nonlocal started
+        config = to_run_config(composed, module.Config)
+        if HydraConfig.get().mode == RunMode.MULTIRUN and config.out is None:
+            config.out = HydraConfig.get().runtime.output_dir
+        started = True
+        module.run(config, list(HydraConfig.get().overrides.task))
+
+    with _hydra_environment(command, arguments):
+        try:
+            hydra.main(
+                version_base="1.3", config_path=str(builtin_recipes()), config_name="config"
+            )(task)()
+        except LoratuneError:
+            raise
+        except Exception as error:
+            if started:
+                raise
+            raise translate_composition_error(error) from error
+
+
+def _register_help(command: str) -> None:
+    template = HELP_TEMPLATE.format(command=command, summary=COMMANDS[command])
+    node = {"app_name": f"loratune {command}", "header": "", "footer": "", "template": template}
+    ConfigStore.instance().store(group="hydra/help", name="loratune", node=node)
+
+
+@contextmanager
+def _hydra_environment(command: str, arguments: list[str]) -> Iterator[None]:
+    """Hydra reads ``sys.argv`` and the environment; both are as before afterwards."""
+    argv, environment = sys.argv, dict(os.environ)
+    sys.argv = ["loratune", *arguments, *_sweep_folder(arguments)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that we can explain
+    os.environ["HYDRA_MAIN_MODULE"] = f"loratune_{command.replace('-', '_')}"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def _sweep_folder(arguments: list[str]) -> list[str]:
+    """A sweep folder that two sweeps started in the same second do not share."""
+    swept = any(word in ("-m", "--multirun") for word in arguments)
+    if not swept or any(word.startswith("hydra.sweep.dir=") for word in arguments):
+        return []
+    import secrets
+    import time
+
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    return [f"hydra.sweep.dir=outputs/sweeps/{stamp}-{secrets.token_hex(3)}"]
+
+
+def given_keys(overrides: list[str]) -> set[str]:
+    """Keys that the command line sets: ``model.path=x`` gives ``model.path``."""
+    return {word.lstrip("+~").split("=", 1)[0] for word in overrides}
+
+
+def to_display(value: Any) -> str:
+    """A value as one would type it."""
+    return "null" if value is None else str(value)

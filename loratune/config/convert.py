@@ -1,0 +1,149 @@
+"""From Hydra's composed config, or a run's recipe file, to typed configuration objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from loratune.adapters.registry import config_class, variant_names
+from loratune.config.schema import RunConfig, check_values
+from loratune.errors import ConfigError, LoratuneError, did_you_mean, raise_together
+
+ConfigType = TypeVar("ConfigType", bound=RunConfig)
+
+
+def register_schemas(command_config: type[RunConfig]) -> None:
+    """Tell Hydra the types: the command's config as ``schema``, each variant's under its name."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=command_config)
+    for name in variant_names():
+        store.store(group="schema/adapter", name=name, node=config_class(name))
+
+
+def to_run_config(composed: DictConfig, config_type: type[ConfigType]) -> ConfigType:
+    """Check a composed config against the dataclasses and return them.
+
+    Merging the plain values onto a fresh schema refuses keys that ``+key=value`` smuggled in,
+    which ``OmegaConf.to_object`` alone would drop without a word.
+
+    Raises:
+        LoratuneError: every unknown key, wrong type, and value out of range.
+
+    """
+    values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    assert isinstance(values, dict)
+    return from_plain({str(key): value for key, value in values.items()}, config_type)
+
+
+def from_plain(values: dict[str, Any], config_type: type[ConfigType]) -> ConfigType:
+    """Typed configuration from nested plain values (see ``to_run_config``)."""
+    adapter = values.get("adapter")
+    if not isinstance(adapter, dict) or not adapter.get("variant"):
+        raise ConfigError("no adapter is chosen", where="adapter", fix="set adapter=lora")
+    adapter_config = config_class(str(adapter["variant"]))
+    try:
+        schema = OmegaConf.structured(config_type(adapter=adapter_config()))
+        merged = OmegaConf.merge(schema, values)
+        config = OmegaConf.to_object(merged)
+    except LoratuneError:
+        raise
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, LoratuneError):
+            raise error.__cause__ from None
+        raise _as_config_error(error) from error
+    assert isinstance(config, config_type)
+    raise_together(check_values(config))
+    return config
+
+
+def _as_config_error(error: OmegaConfBaseException) -> ConfigError:
+    key = str(getattr(error, "full_key", "") or getattr(error, "key", "") or "")
+    message = str(error).splitlines()[0]
+    parent = getattr(error, "parent_node", None)
+    known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+    if "not in" in message and known:
+        last = key.rsplit(".", 1)[-1]
+        fix = did_you_mean(last, known) or f"known here: {', '.join(known)}"
+        return ConfigError(f"'{key}' is not a setting", where=key, fix=fix)
+    return ConfigError(message, where=key, fix="see `loratune train --help`")
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply ``key=value`` words of the command line to a run's recorded recipe.
+
+    Raises:
+        ConfigError: for a word that chooses a group: a finished run's parts are fixed.
+
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    config = OmegaConf.create(values)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if override.is_delete() or not override.input_line:
+            raise ConfigError("a run's settings cannot be deleted", where=key)
+        current = OmegaConf.select(config, key, default=None)
+        if "/" in key or (isinstance(current, DictConfig) and "." not in key):
+            raise ConfigError(
+                f"'{key}' is fixed for a finished run",
+                where=str(override.input_line),
+                fix=f"override single values, for example {key}.KEY=VALUE",
+            )
+        OmegaConf.update(config, key, override.value(), merge=True)
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """Nested plain values of a typed configuration, enums as their names."""
+    import dataclasses
+    from enum import Enum
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Enum):
+            return value.value
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return value
+
+    result = plain(config)
+    assert isinstance(result, dict)
+    return result
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Nested plain values of a run's ``recipe.yaml``; nothing in it is interpolated or run.
+
+    Raises:
+        ConfigError: if it is missing or is not a mapping.
+
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("this is no run folder", where=str(path), fix="name one that train made") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"unreadable recipe: {str(error).splitlines()[0]}", where=str(path)) from error
+    if not isinstance(values, dict):
+        raise ConfigError("the recipe is not a mapping", where=str(path))
+    return {str(key): value for key, value in values.items()}
+
+
+def run_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Only the keys that belong to ``RunConfig`` (a command's own keys are not recorded)."""
+    import dataclasses
+
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    return {key: value for key, value in values.items() if key in names}

@@ -1,0 +1,53 @@
+"""loratune as a library: adapt any module in three lines.
+
+    import loratune
+    wrapped = loratune.wrap(model, "lora", targets=["q_proj", "v_proj"], rank=16)
+    optimizer = loratune.optimizer(wrapped, lr=2e-4)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from loratune.adapters.base import OptimizerSettings
+from loratune.adapters.registry import adapter_class, config_class
+from loratune.config.schema import TargetsConfig
+from loratune.surgery import WrappedModel, wrap_model
+
+
+def wrap(
+    model: nn.Module,
+    variant: str = "lora",
+    *,
+    targets: str | list[str] = "attention_qv",
+    seed: int | None = 0,
+    **settings: Any,
+) -> WrappedModel:
+    """Freeze ``model`` and swap its target layers for adapters, in place.
+
+    Args:
+        model: any ``nn.Module``.
+        variant: lora, lora_fa, lora_plus or vera.
+        targets: a role word, a list of module names, or a regular expression.
+        seed: of the random start; ``None`` draws from torch's current state.
+        **settings: the variant's own settings: rank, alpha, dropout, init, ...
+
+    Raises:
+        LoratuneError: if a setting or a target is wrong.
+    """
+    config = config_class(variant)(**settings)
+    return wrap_model(model, config, TargetsConfig(modules=targets), seed=seed)
+
+
+def optimizer(
+    wrapped: WrappedModel, lr: float | None = None, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """The variant's own optimizer over what trains; ``lr`` defaults to the variant's."""
+    rate = wrapped.config.lr if lr is None else lr
+    settings = OptimizerSettings(lr=rate, weight_decay=weight_decay)
+    return adapter_class(wrapped.config.variant).make_optimizer(
+        wrapped.model, wrapped.config, settings
+    )

@@ -1,0 +1,338 @@
+"""PEFT's adapter format, read and written: the native format of loratune's adapters.
+
+``adapter_config.json`` and ``adapter_model.safetensors`` are what ``PeftModel.from_pretrained``
+loads; ``loratune.json`` beside them keeps what PEFT has no place for: the variant, its
+training-only settings, and the fingerprints that bind the adapter to its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from loratune import files
+from loratune.adapters.config import AdapterConfig
+from loratune.adapters.registry import config_class, variant_names
+from loratune.config.schema import TargetsConfig
+from loratune.errors import LoratuneError, ModelError, SecurityError, raise_together
+from loratune.surgery import WrappedModel, adapter_state
+from loratune.weights import read_header
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+FACTS = "loratune.json"
+PREFIX = "base_model.model."
+# Settings of an adapter_config.json that change the mathematics and that loratune has not.
+_UNSUPPORTED = (
+    "use_dora", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication",
+    "alora_invocation_tokens", "use_qalora", "megatron_config", "velora_config", "use_bdlora",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter read from disk, before it is put into a model.
+
+    Attributes:
+        path: its folder.
+        config: the variant's settings.
+        targets: which layers it adapts.
+        tensors: keys and values as in the file.
+        facts: ``loratune.json``, empty for an adapter that PEFT wrote.
+        peft: ``adapter_config.json`` as it is.
+    """
+
+    path: Path
+    config: AdapterConfig
+    targets: TargetsConfig
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    peft: Mapping[str, Any] = field(default_factory=dict)
+
+
+# -- writing -------------------------------------------------------------------------------
+
+
+def write_adapter(
+    folder: Path, wrapped: WrappedModel, facts: Mapping[str, Any], base_name: str
+) -> None:
+    """Write a wrapped model's adapter into an (unpublished) folder.
+
+    Args:
+        folder: an existing folder, usually a temporary one about to be published.
+        wrapped: the model.
+        facts: what ``loratune.json`` keeps beside the variant's settings.
+        base_name: ``base_model_name_or_path``.
+
+    Raises:
+        ModelError: if a tensor is empty or not finite: such an adapter is never published.
+    """
+    tensors = {name: tensor.cpu() for name, tensor in adapter_state(wrapped).items()}
+    if not getattr(wrapped.config, "save_projection", True):
+        shared = {key for layer in wrapped.adapters.values() for key in layer.shared_tensors()}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
+    write_adapter_files(folder, peft_config(wrapped, base_name), tensors, facts)
+
+
+def write_adapter_files(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Write the three files of an adapter folder, after checking every tensor."""
+    raise_together(_unfit(tensors))
+    plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, folder / TENSORS, metadata={"format": "pt"})
+    files.write_json(folder / CONFIG, dict(config))
+    hashes = {name: files.sha256_file(folder / name) for name in (CONFIG, TENSORS)}
+    files.write_sealed_json(folder / FACTS, {"format": 1, **facts, "files": hashes})
+
+
+def _unfit(tensors: Mapping[str, Tensor]) -> list[LoratuneError]:
+    errors: list[LoratuneError] = []
+    if not tensors:
+        errors.append(ModelError("the adapter holds no tensor", fix="nothing was wrapped"))
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            errors.append(ModelError("an adapter tensor is empty", where=name))
+        elif not bool(torch.isfinite(tensor).all()):
+            errors.append(ModelError("an adapter tensor is NaN or infinite", where=name))
+    return errors
+
+
+def peft_config(wrapped: WrappedModel, base_name: str) -> dict[str, Any]:
+    """The ``adapter_config.json`` that makes PEFT build the same adapter."""
+    return {
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "inference_mode": True,
+        "modules_to_save": list(wrapped.saved_modules) or None,
+        "target_modules": target_names(wrapped),
+        "task_type": "CAUSAL_LM",
+        **wrapped.config.to_peft(),
+    }
+
+
+def target_names(wrapped: WrappedModel) -> list[str]:
+    """The shortest list that selects exactly the adapted modules: last names, else full names."""
+    last_names = {name.rsplit(".", 1)[-1] for name in wrapped.adapters}
+    names = (name for name, _ in wrapped.model.named_modules())
+    others = [name for name in names if name.rsplit(".", 1)[-1] in last_names - {""}]
+    exact = set(others) == set(wrapped.adapters)
+    return sorted(last_names) if exact else sorted(wrapped.adapters)
+
+
+# -- reading -------------------------------------------------------------------------------
+
+
+def read_adapter(folder: Path) -> AdapterFolder:
+    """Read an adapter folder, PEFT's or ours.
+
+    Raises:
+        ModelError: missing, empty, edited, non-finite or unsupported.
+        SecurityError: pickled tensors, or a configuration that is more than data.
+    """
+    peft = _read_config(folder)
+    facts = _read_facts(folder)
+    config, targets = configs_from_peft(peft, facts, folder)
+    return AdapterFolder(folder, config, targets, _read_tensors(folder), facts, peft)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        peft = files.read_json(path)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"no adapter here: {CONFIG} is missing", where=str(folder), fix="set adapter_path=DIR"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError("the adapter's configuration is unreadable", where=str(path)) from error
+    if not isinstance(peft, dict):
+        raise ModelError("the adapter's configuration is no mapping", where=str(path))
+    return peft
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / FACTS
+    if not path.exists():
+        return {}
+    try:
+        facts = files.read_sealed_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError("the adapter was edited", where=str(path), fix=_RESTORE) from error
+    for name, recorded in dict(facts.get("files", {})).items():
+        if name not in (CONFIG, TENSORS):
+            continue
+        file = folder / name
+        if not file.is_file() or files.sha256_file(file) != recorded:
+            raise ModelError(
+                "the adapter was edited: sha256 differs from the recorded one",
+                where=str(file),
+                fix=_RESTORE,
+            )
+    return facts
+
+
+_RESTORE = "restore the file; to use it as it is, delete loratune.json"
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / TENSORS
+    if not path.exists() and (folder / "adapter_model.bin").exists():
+        raise SecurityError(
+            "the adapter is pickled, and pickle can run code",
+            where=str(folder / "adapter_model.bin"),
+            fix="convert it to safetensors where you trust it",
+        )
+    if path.is_symlink() and path.resolve().parent.name not in ("blobs", folder.resolve().name):
+        raise SecurityError("a link leads out of the adapter folder", where=str(path))
+    read_header(path)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError("the adapter's tensors are unreadable", where=str(path)) from error
+    raise_together(_unfit(tensors))
+    return tensors
+
+
+def configs_from_peft(
+    peft: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
+) -> tuple[AdapterConfig, TargetsConfig]:
+    """Our settings from ``adapter_config.json``, completed by ``loratune.json`` where it is there.
+
+    Raises:
+        ModelError: for a kind of adapter, or a setting, that loratune does not have.
+        SecurityError: for paths and libraries that a configuration has no business naming.
+    """
+    where = str(folder / CONFIG)
+    _refuse_unsupported(peft, where)
+    variant = str(facts.get("variant") or _plain_variant(peft, where))
+    try:
+        config = config_class(variant).from_peft(peft, dict(facts.get("adapter", {})))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"unusable adapter setting: {error}", where=where) from error
+    targets = peft.get("target_modules")
+    if not isinstance(targets, (str, list)) or not targets:
+        raise ModelError("the adapter names no target modules", where=where)
+    layers = peft.get("layers_to_transform")
+    return config, TargetsConfig(
+        modules=targets if isinstance(targets, str) else [str(name) for name in targets],
+        exclude=[str(name) for name in peft.get("exclude_modules") or []],
+        layers=[layers] if isinstance(layers, int) else layers,
+        modules_to_save=[str(name) for name in peft.get("modules_to_save") or []],
+    )
+
+
+def _plain_variant(peft: Mapping[str, Any], where: str) -> str:
+    variant = str(peft.get("peft_type", "")).lower()
+    if variant not in variant_names():
+        raise ModelError(
+            f"peft_type '{peft.get('peft_type')}' is not supported",
+            where=where,
+            fix=f"supported: {', '.join(name.upper() for name in ('lora', 'vera'))}",
+        )
+    return variant
+
+
+def _refuse_unsupported(peft: Mapping[str, Any], where: str) -> None:
+    errors: list[LoratuneError] = []
+    for key in _UNSUPPORTED:
+        if peft.get(key):
+            errors.append(ModelError(f"'{key}' is not supported", where=where))
+    if peft.get("bias", "none") != "none":
+        errors.append(ModelError(f"trained biases (bias={peft['bias']}) are not supported", where=where))
+    init = peft.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower() not in ("gaussian", "orthogonal", "eva", "true"):
+        errors.append(
+            ModelError(
+                f"init_lora_weights={init} replaced the base weights",
+                where=where,
+                fix="convert the adapter to plain LoRA with PEFT first",
+            )
+        )
+    auto_mapping = peft.get("auto_mapping") or {}
+    if isinstance(auto_mapping, dict) and auto_mapping.get("parent_library"):
+        library = str(auto_mapping["parent_library"])
+        if not library.startswith("transformers"):
+            errors.append(SecurityError(f"the adapter asks to import '{library}'", where=where))
+    raise_together(errors)
+
+
+# -- into a model --------------------------------------------------------------------------
+
+
+def load_into(wrapped: WrappedModel, folder: AdapterFolder) -> None:
+    """Copy an adapter's tensors into a model wrapped by its configuration.
+
+    Raises:
+        ModelError: listing every missing, unexpected and misshapen tensor.
+    """
+    expected = adapter_state(wrapped)
+    shared = {key for layer in wrapped.adapters.values() for key in layer.shared_tensors()}
+    optional = shared if not folder.peft.get("save_projection", True) else set()
+    given = {key: value for key, value in folder.tensors.items() if not _is_base_copy(key)}
+    where = str(folder.path / TENSORS)
+    errors: list[LoratuneError] = []
+    for key in expected.keys() - given.keys() - optional:
+        errors.append(ModelError(f"missing tensor '{key}'", where=where))
+    for key in given.keys() - expected.keys():
+        errors.append(ModelError(f"unexpected tensor '{key}'", where=where))
+    for key in expected.keys() & given.keys():
+        if expected[key].shape != given[key].shape:
+            errors.append(
+                ModelError(
+                    f"tensor '{key}' has shape {list(given[key].shape)} "
+                    f"instead of {list(expected[key].shape)}",
+                    where=where,
+                )
+            )
+    raise_together(sorted(errors, key=lambda error: error.cause))
+    _copy_in(wrapped, given)
+    _check_projection(wrapped, folder)
+
+
+def _is_base_copy(key: str) -> bool:
+    """PEFT stores a copy of an adapted embedding's base weight; the base itself has it."""
+    return key.endswith(".base_layer.weight")
+
+
+@torch.no_grad()
+def _copy_in(wrapped: WrappedModel, tensors: Mapping[str, Tensor]) -> None:
+    for name, adapter in wrapped.adapters.items():
+        start = f"{PREFIX}{name}."
+        adapter.load_peft_tensors(
+            {suffix: tensors[start + suffix] for suffix in adapter.adapter_tensors()}
+        )
+        for key, tensor in adapter.shared_tensors().items():
+            if key in tensors:
+                tensor.copy_(tensors[key])
+    for name, saved in wrapped.saved_modules.items():
+        for suffix, tensor in saved.trained_module.state_dict().items():
+            tensor.copy_(tensors[f"{PREFIX}{name}.{suffix}"])
+
+
+def _check_projection(wrapped: WrappedModel, folder: AdapterFolder) -> None:
+    recorded = folder.facts.get("projection")
+    if recorded and recorded != projection_fingerprint(wrapped):
+        raise ModelError(
+            f"the shared projections differ: {recorded[:12]} → "
+            f"{str(projection_fingerprint(wrapped))[:12]}",
+            where=str(folder.path / CONFIG),
+            fix="projection_seed, rank and targets must be those of training",
+        )
+
+
+def projection_fingerprint(wrapped: WrappedModel) -> str | None:
+    """Fingerprint of the tensors that adapters share, or ``None`` where they share none."""
+    from loratune.fingerprint import tensors_fingerprint
+
+    for adapter in wrapped.adapters.values():
+        shared = adapter.shared_tensors()
+        return tensors_fingerprint(shared) if shared else None
+    return None

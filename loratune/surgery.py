@@ -1,0 +1,242 @@
+"""Find the layers to adapt in a model and swap them for adapters, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from loratune.adapters.base import Adapter, LayerPlan
+from loratune.adapters.config import AdapterConfig, LayerKind, LayerShape
+from loratune.adapters.registry import adapter_class
+from loratune.config.schema import TargetsConfig
+from loratune.errors import ModelError
+from loratune.targets import TargetMatch, find_targets, resolve_pattern
+
+
+class SavedModule(nn.Module):
+    """A module trained in full and stored with the adapter; the original is kept beside it.
+
+    Attributes:
+        original_module: the frozen module that was there before.
+        trained_module: its trainable copy, which the model uses.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.original_module = module.requires_grad_(False)
+        self.trained_module = _trainable_copy(module)
+        self.enabled = True
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        module = self.trained_module if self.enabled else self.original_module
+        return module(*args, **kwargs)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight in use, where models read ``module.weight`` directly."""
+        module = self.trained_module if self.enabled else self.original_module
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+
+def _trainable_copy(module: nn.Module) -> nn.Module:
+    """A copy with its own fp32 parameters, so that small updates are not rounded away."""
+    import copy
+
+    trained = copy.deepcopy(module).float()
+    return trained.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class WrappedModel:
+    """A model whose targets are adapters.
+
+    Attributes:
+        model: the model, changed in place.
+        adapters: module name to adapter, in the model's order.
+        saved_modules: module name to module trained in full.
+        config: the adapter's settings.
+        match: which patterns matched what.
+    """
+
+    model: nn.Module
+    adapters: Mapping[str, Adapter]
+    saved_modules: Mapping[str, SavedModule]
+    config: AdapterConfig
+    match: TargetMatch
+
+
+def layer_shapes(model: nn.Module) -> list[LayerShape]:
+    """Every layer of the model that an adapter can wrap, in ``named_modules`` order."""
+    shapes = []
+    for name, module in model.named_modules():
+        kind_and_size = _kind_and_size(module)
+        if kind_and_size is not None:
+            kind, in_features, out_features = kind_and_size
+            parameters = sum(p.numel() for p in module.parameters(recurse=False))
+            shapes.append(LayerShape(name, kind, in_features, out_features, parameters))
+    return shapes
+
+
+def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
+    if isinstance(module, nn.Linear):
+        return LayerKind.linear, module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, torch.Tensor):
+        rows, columns = module.weight.shape
+        return LayerKind.conv1d, rows, columns
+    # Subclasses with another forward (OPT's positions) are no plain lookup.
+    if isinstance(module, nn.Embedding) and _is_plain_lookup(module):
+        return LayerKind.embedding, module.num_embeddings, module.embedding_dim
+    return None
+
+
+def _is_plain_lookup(module: nn.Embedding) -> bool:
+    return type(module) is nn.Embedding or hasattr(module, "embed_scale")
+
+
+def wrap_model(
+    model: nn.Module,
+    config: AdapterConfig,
+    targets: TargetsConfig,
+    *,
+    seed: int | None = 0,
+    family: str | None = None,
+    strict: bool = True,
+) -> WrappedModel:
+    """Freeze the model and swap its target layers for adapters, in place.
+
+    Args:
+        model: any module; a Hugging Face model's family is read from its config.
+        config: the variant's settings.
+        targets: which layers.
+        seed: of the adapters' random start; ``None`` draws from torch's current state.
+        family: architecture that the role words resolve for, by default ``model.config``'s.
+        strict: every listed pattern must match; else one match in all is enough.
+
+    Raises:
+        ModelError: if a pattern matches nothing, or a layer cannot be adapted.
+    """
+    if family is None:
+        family = getattr(getattr(model, "config", None), "model_type", None)
+    others = {name: type(module).__name__ for name, module in model.named_modules() if name}
+    match = find_targets(layer_shapes(model), targets, config, family, others=others, strict=strict)
+    _refuse_overlap(match, targets)
+    model.requires_grad_(False)
+    if seed is not None:
+        torch.manual_seed(seed)
+    plans = [_plan(model, shape, config) for shape in match.shapes]
+    adapters = adapter_class(config.variant).build(plans, config)
+    for plan, adapter in zip(plans, adapters, strict=True):
+        adapter.train(plan.base_layer.training)
+        model.set_submodule(plan.shape.name, adapter)
+    saved = {name: _save_module(model, name) for name in _saved_names(model, targets)}
+    named = {adapter.shape.name: adapter for adapter in adapters}
+    return WrappedModel(model, named, saved, config, match)
+
+
+def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPlan:
+    rank = resolve_pattern(config.rank_pattern, shape.name, config.rank)
+    alpha = resolve_pattern(config.alpha_pattern, shape.name, config.alpha)
+    return LayerPlan(model.get_submodule(shape.name), shape, rank, alpha)
+
+
+def _refuse_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
+    for wanted in targets.modules_to_save:
+        for shape in match.shapes:
+            if shape.name == wanted or shape.name.endswith("." + wanted):
+                raise ModelError(
+                    f"'{wanted}' cannot both get an adapter and be trained in full",
+                    where=shape.name,
+                    fix="remove it from targets.modules or from targets.modules_to_save",
+                )
+
+
+def _saved_names(model: nn.Module, targets: TargetsConfig) -> list[str]:
+    names = [name for name, _ in model.named_modules() if name]
+    found: list[str] = []
+    for wanted in targets.modules_to_save:
+        hits = [name for name in names if name == wanted or name.endswith("." + wanted)]
+        if not hits:
+            raise ModelError(
+                f"no module is named '{wanted}'",
+                where="targets.modules_to_save",
+                fix="name a module of the model, for example lm_head",
+            )
+        found += hits
+    return found
+
+
+def _save_module(model: nn.Module, name: str) -> SavedModule:
+    saved = SavedModule(model.get_submodule(name))
+    model.set_submodule(name, saved)
+    return saved
+
+
+@contextmanager
+def disabled(wrapped: WrappedModel) -> Iterator[None]:
+    """Inside the block the model behaves as its base; on exit the earlier state is back."""
+    layers = [*wrapped.adapters.values(), *wrapped.saved_modules.values()]
+    before = [layer.enabled for layer in layers]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled
+
+
+def merge_model(wrapped: WrappedModel) -> nn.Module:
+    """Replace every adapter by the plain layer that holds W + ΔW; return the plain model.
+
+    A weight that was tied to another module's gets its own copy, and the model's config says so:
+    an adapter changes one of the two, never silently both.
+    """
+    model = wrapped.model
+    touched = [*wrapped.adapters, *wrapped.saved_modules]
+    if untie_if_touched(model, touched):
+        model.config.tie_word_embeddings = False  # type: ignore[union-attr, assignment]
+    for name, adapter in wrapped.adapters.items():
+        model.set_submodule(name, adapter.merged_layer())
+    for name, saved in wrapped.saved_modules.items():
+        dtype = next(saved.original_module.parameters()).dtype
+        model.set_submodule(name, saved.trained_module.to(dtype).requires_grad_(False))
+    return model
+
+
+def untie_if_touched(model: nn.Module, touched: list[str]) -> bool:
+    """Whether tied input and output embeddings must part because one of them is adapted."""
+    config = getattr(model, "config", None)
+    if not getattr(config, "tie_word_embeddings", False):
+        return False
+    return any(is_tied_embedding(name, model) for name in touched)
+
+
+def is_tied_embedding(name: str, model: nn.Module) -> bool:
+    """Whether the module called ``name`` is the input embedding or the output head."""
+    module = model.get_submodule(name)
+    ends = (_call(model, "get_input_embeddings"), _call(model, "get_output_embeddings"))
+    return any(end is module for end in ends if end is not None)
+
+
+def _call(model: nn.Module, method: str) -> object:
+    function = getattr(model, method, None)
+    return function() if callable(function) else None
+
+
+def adapter_state(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
+    """Every tensor of every adapter and saved module, frozen ones too, in PEFT's key names."""
+    state: dict[str, torch.Tensor] = {}
+    for name, adapter in wrapped.adapters.items():
+        for suffix, tensor in adapter.peft_tensors().items():
+            state[f"base_model.model.{name}.{suffix}"] = tensor.detach()
+        state.update({key: tensor.detach() for key, tensor in adapter.shared_tensors().items()})
+    for name, saved in wrapped.saved_modules.items():
+        for suffix, tensor in saved.trained_module.state_dict().items():
+            state[f"base_model.model.{name}.{suffix}"] = tensor.detach()
+    return state
