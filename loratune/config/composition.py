@@ -1,0 +1,154 @@
+"""What Hydra and OmegaConf raise while they compose, in one line that names key and file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from loratune.config.secrets import redact_text
+from loratune.config.settings import GROUPS, other_owners
+from loratune.errors import ConfigError, LoratuneError, did_you_mean
+
+_PLUS_ADVICE = re.compile(r"^(To append to your config|Either remove|Or add|See https?:).*$", re.M)
+_IN_CONFIG = re.compile(r"In '([\w./+-]+)'")
+
+
+def check_composed(config: DictConfig) -> list[ConfigError]:
+    """Every mandatory value that is not set and every reference that leads nowhere, at once."""
+    errors = [
+        ConfigError(f"'{key}' must be set", where=key, fix=f"add {key}=VALUE")
+        for key in sorted(OmegaConf.missing_keys(config))
+        if not key.startswith("hydra.")
+    ]
+    for key, node in _interpolations(config, ""):
+        try:
+            node._dereference_node()
+        except OmegaConfBaseException as error:
+            errors.append(_interpolation_error(error, key, str(node._value())))
+    return errors
+
+
+def _interpolations(container: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if container._is_none() or container._is_missing() or container._is_interpolation():
+        return
+    keys = range(len(container)) if isinstance(container, ListConfig) else list(container)
+    for key in keys:
+        node = container._get_node(key)
+        name = f"{prefix}[{key}]" if isinstance(container, ListConfig) else f"{prefix}.{key}"
+        name = name.lstrip(".")
+        if name == "hydra" or node is None:
+            continue
+        if node._is_interpolation():
+            yield name, node
+        elif isinstance(node, (DictConfig, ListConfig)):
+            yield from _interpolations(node, name)
+
+
+def _interpolation_error(error: Exception, key: str, text: str) -> ConfigError:
+    if isinstance(error, InterpolationKeyError):
+        return ConfigError(f"'{text}' refers to no setting", where=key, fix="write the value")
+    return ConfigError(f"'{text}' cannot be resolved", where=key, fix="write the value")
+
+
+def translate_composition_error(error: BaseException) -> LoratuneError:
+    """One ``ConfigError`` for whatever composing raised; a ``LoratuneError`` is kept as it is."""
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, LoratuneError):
+            return link
+    place = _place(chain)
+    for link in chain:
+        if isinstance(link, MissingConfigException):
+            return _missing_config(link)
+        if isinstance(link, OmegaConfBaseException):
+            return _omegaconf_error(link, place)
+    return ConfigError(_first_line(chain[-1]), where=place, fix=_fix_of(chain[-1]))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and its causes, the outermost first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _place(chain: list[BaseException]) -> str:
+    """The recipe file that Hydra was merging, if its message says so."""
+    for link in chain:
+        if isinstance(link, HydraException) and (match := _IN_CONFIG.search(str(link))):
+            return f"{match[1]}.yaml"
+    return ""
+
+
+def _missing_config(error: MissingConfigException) -> ConfigError:
+    name = str(error.missing_cfg_file or "")
+    group, _, choice = name.rpartition("/")
+    options = [str(option) for option in error.options or ()]
+    if not group:
+        return ConfigError(f"no recipe file '{name}.yaml'", where=name, fix="see --info searchpath")
+    if not options and group.partition("/")[0] not in GROUPS:
+        fix = did_you_mean(group, GROUPS) or f"groups: {', '.join(GROUPS)}"
+        return ConfigError(f"'{group}' is not a group", where=name, fix=fix)
+    fix = f"{did_you_mean(choice, options)} available: {', '.join(options) or 'none'}".strip()
+    return ConfigError(f"no {group} named '{choice}'", where=f"{group}={choice}", fix=fix)
+
+
+def _omegaconf_error(error: OmegaConfBaseException, place: str) -> ConfigError:
+    key = str(error.full_key or error.key or "")
+    where = "; ".join(part for part in (place, key) if part)
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        return _unknown(error, key, where)
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(f"'{key}' must be set", where=where, fix=f"add {key}=VALUE")
+    if isinstance(error, InterpolationResolutionError):
+        return ConfigError(_first_line(error), where=where, fix="write the value itself")
+    if isinstance(error, ValidationError):
+        return ConfigError(f"{key}: {_first_line(error)}", where=where, fix="mend the value")
+    return ConfigError(_first_line(error), where=where, fix=_fix_of(error))
+
+
+def _unknown(error: OmegaConfBaseException, key: str, where: str) -> ConfigError:
+    owners = other_owners(tuple(key.split(".")))
+    if owners:
+        cause = f"'{key}' has no effect with the chosen adapter"
+        return ConfigError(cause, where=where, fix=f"it belongs to {', '.join(owners)}")
+    parent = error.parent_node
+    known = sorted(str(name) for name in parent) if isinstance(parent, DictConfig) else []
+    known = [name for name in known if name != "hydra"]
+    listing = f"known here: {', '.join(known)}" if known else "see --cfg job"
+    fix = f"{did_you_mean(key.rsplit('.', 1)[-1], known)} {listing}".strip()
+    return ConfigError(f"'{key}' is not a setting", where=where or key, fix=fix)
+
+
+def _first_line(error: BaseException) -> str:
+    """The message without Hydra's advice on ``+`` and without the lines of its own bookkeeping."""
+    text = _PLUS_ADVICE.sub("", str(error)) or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
+    if kept and kept[0].startswith("Ambiguous value for argument"):
+        return (
+            f"{kept[0]}: a list is key=[a,b], text with a comma is key='\"a,b\"', a sweep needs -m"
+        )
+    return redact_text(kept[0] if kept else type(error).__name__)
+
+
+def _fix_of(error: BaseException) -> str:
+    if "requires --multirun" in str(error) or "Ambiguous value" in str(error):
+        return "add -m to run one job for each value"
+    return "see --cfg job and --info defaults"

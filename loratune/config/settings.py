@@ -1,0 +1,155 @@
+"""What a recipe may say, as a tree of names and types read off the dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from enum import Enum
+from functools import cache
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from loratune.adapters.config import AdapterConfig
+from loratune.adapters.registry import config_class, variant_names
+from loratune.config.schema import RunConfig
+from loratune.errors import ConfigError, did_you_mean
+
+GROUPS = ("adapter", "data", "model", "recipe", "targets", "trainer")
+"""Folders whose files are chosen by ``group=name``."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key: its type, and the keys below it.
+
+    ``children`` is empty for a plain value; ``free`` marks a mapping whose keys are the user's own.
+    """
+
+    annotation: Any
+    children: Mapping[str, Setting] = field(default_factory=dict)
+    free: bool = False
+
+    def child(self, name: str) -> Setting | None:
+        """The setting called ``name`` below this one, or ``None``."""
+        return _ANYTHING if self.free else self.children.get(name)
+
+
+_ANYTHING = Setting(Any, free=True)
+
+
+@cache
+def known_keys(schema: type = RunConfig, variant: str | None = None) -> Setting:
+    """Every key of ``schema``; ``adapter`` has the keys of ``variant``, or of all variants."""
+    names = (variant,) if variant else variant_names()
+    return Setting(schema, _children(schema, names))
+
+
+def _children(schema: type, variants: Sequence[str]) -> dict[str, Setting]:
+    hints = typing.get_type_hints(schema)
+    return {item.name: _setting(hints[item.name], variants) for item in dataclasses.fields(schema)}
+
+
+def _setting(annotation: Any, variants: Sequence[str]) -> Setting:
+    if annotation is AdapterConfig:
+        merged: dict[str, Setting] = {}
+        for name in variants:
+            merged |= _children(config_class(name), variants)
+        return Setting(annotation, merged)
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return Setting(annotation, _children(annotation, variants))
+    return Setting(annotation, free=typing.get_origin(_without_none(annotation)) is dict)
+
+
+def find(root: Setting, path: Sequence[str]) -> Setting | None:
+    """The setting at ``path``, or ``None`` if there is none."""
+    here: Setting | None = root
+    for name in path:
+        here = here.child(name) if here is not None else None
+    return here
+
+
+def leaves(root: Setting, prefix: str = "") -> Iterator[str]:
+    """Dotted names of every setting, groups included."""
+    for name, child in root.children.items():
+        yield f"{prefix}{name}"
+        yield from leaves(child, f"{prefix}{name}.")
+
+
+def unknown_key(root: Setting, path: Sequence[str], where: str = "") -> ConfigError:
+    """The error for a ``path`` that is no setting: what it may have meant, what is known there."""
+    depth = next(i for i in range(1, len(path) + 1) if find(root, path[:i]) is None)
+    parent = find(root, path[: depth - 1]) or root
+    key = ".".join(path[:depth])
+    known = sorted(parent.children)
+    fix = did_you_mean(path[depth - 1], known) or _elsewhere(root, path[-1])
+    listing = f"known here: {', '.join(known)}" if known else f"{'.'.join(path[:-1])} is one value"
+    return ConfigError(
+        f"'{key}' is not a setting", where=where or key, fix=f"{fix} {listing}".strip()
+    )
+
+
+def _elsewhere(root: Setting, word: str) -> str:
+    """A hint for a word that is a setting in another place: ``lr`` is ``trainer.lr``."""
+    by_last: dict[str, list[str]] = {}
+    for name in leaves(root):
+        by_last.setdefault(name.rsplit(".", 1)[-1], []).append(name)
+    close = difflib.get_close_matches(word, by_last, n=1, cutoff=0.8)
+    return f"did you mean '{by_last[close[0]][-1]}'?" if close else ""
+
+
+def other_owners(path: Sequence[str]) -> list[str]:
+    """Variants that know ``path`` (``("adapter", "lr_ratio")``), where the chosen one does not."""
+    return [name for name in variant_names() if find(known_keys(RunConfig, name), path)]
+
+
+def wrong_type(setting: Setting, value: Any) -> str:
+    """What ``setting`` allows, if ``value`` cannot be converted to it; else an empty string.
+
+    The conversion is OmegaConf's own, so this says no exactly where composing would.
+    """
+    if setting.children:
+        return "" if isinstance(value, Mapping) else "a mapping of settings"
+    if setting.annotation is Any or value == "???":
+        return ""
+    probe = OmegaConf.structured(_one_field(setting.annotation))
+    try:
+        probe.value = value
+    except OmegaConfBaseException:
+        return describe(setting.annotation)
+    return ""
+
+
+@cache
+def _one_field(annotation: Any) -> type:
+    return make_dataclass("OneField", [("value", annotation)])
+
+
+def _without_none(annotation: Any) -> Any:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        kept = [item for item in typing.get_args(annotation) if item is not type(None)]
+        return kept[0] if len(kept) == 1 else annotation
+    return annotation
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def describe(annotation: Any) -> str:
+    """A type in words: ``a whole number or null``."""
+    inner = _without_none(annotation)
+    if inner is not annotation:
+        return f"{describe(inner)} or null"
+    if isinstance(inner, type) and issubclass(inner, Enum):
+        return f"one of {', '.join(str(item.value) for item in inner)}"
+    origin, parts = typing.get_origin(inner), typing.get_args(inner)
+    if origin is list:
+        return f"a list, each {describe(parts[0])}"
+    if origin is dict:
+        return "a mapping" if parts[1] is Any else f"a mapping, each value {describe(parts[1])}"
+    return _WORDS.get(inner, "a value")

@@ -1,0 +1,190 @@
+"""YAML read within bounds: a hostile file costs milliseconds, and every problem has a line.
+
+The grammar is OmegaConf's own loader, so that what is checked is what Hydra will read.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf._utils import get_yaml_loader
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from loratune.errors import ConfigError, SecurityError
+
+MAX_BYTES = 100_000
+"""Largest recipe file: a recipe is a page of text, and the parser reads about 200 kB a second."""
+MAX_DEPTH = 30
+"""Deepest nesting; the schema needs four levels."""
+MAX_NODES = 10_000
+"""Values in one file after its aliases are written out."""
+
+_PREFIX = "tag:yaml.org,2002:"
+_SCALAR_TAGS = {_PREFIX + name for name in ("str", "int", "float", "bool", "null")}
+_ALLOWED_TAGS: dict[type[Node], set[str]] = {
+    ScalarNode: _SCALAR_TAGS,
+    SequenceNode: {_PREFIX + "seq"},
+    MappingNode: {_PREFIX + "map"},
+}
+MERGE_TAG = _PREFIX + "merge"
+
+
+class _TooMuch(Exception):
+    """A bound was reached at this line (counted from zero)."""
+
+    def __init__(self, cause: str, line: int) -> None:
+        super().__init__(cause)
+        self.line = line
+
+
+@cache
+def _loader() -> Any:
+    class BoundedLoader(get_yaml_loader()):  # type: ignore[misc]
+        """OmegaConf's loader that counts depth and values while it composes."""
+
+        depth = 0
+        count = 0
+
+        def compose_node(self, parent: Node | None, index: Any) -> Node:
+            self.depth += 1
+            self.count += 1
+            line = self.peek_event().start_mark.line
+            if self.depth > MAX_DEPTH:
+                raise _TooMuch(f"nested deeper than {MAX_DEPTH} levels", line)
+            if self.count > MAX_NODES:
+                raise _TooMuch(f"more than {MAX_NODES:,} values", line)
+            node: Node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+    return BoundedLoader
+
+
+def read_text(path: Path, shown: str) -> str:
+    """The text of a regular file of at most ``MAX_BYTES``, decoded as Hydra decodes it.
+
+    Raises:
+        SecurityError: for a FIFO, device or socket.
+        ConfigError: for a folder, a file too large, or one that is not UTF-8.
+
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise ConfigError("this is a folder, not a recipe", where=shown, fix="rename it")
+        if not stat.S_ISREG(mode):
+            raise SecurityError("this is not a plain file", where=shown, fix="remove it")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"unreadable: {error.strerror}", where=shown) from error
+    if len(content) > MAX_BYTES:
+        fix = "a recipe is a page of text; put rows into data.path"
+        raise ConfigError(f"larger than {MAX_BYTES:,} bytes", where=shown, fix=fix)
+    try:
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError("not UTF-8 text", where=f"{shown}:{line}", fix="save as UTF-8") from error
+
+
+def parse(text: str, shown: str) -> Node | None:
+    """The document's syntax tree, aliases shared; ``None`` for an empty file.
+
+    Raises:
+        ConfigError: for a syntax error or a bound that is exceeded.
+
+    """
+    try:
+        loader = _loader()(text)
+        node: Node | None = loader.get_single_node()
+        if node is not None:
+            _written_out(node)
+    except _TooMuch as error:
+        fix = "a recipe is a page of text"
+        raise ConfigError(str(error), where=f"{shown}:{error.line + 1}", fix=fix) from None
+    except RecursionError:
+        raise ConfigError("nested too deeply", where=shown, fix="flatten it") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{shown}:{mark.line + 1}:{mark.column + 1}" if mark else shown
+        raise ConfigError(f"not YAML: {_reason(error, text)}", where=place) from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        cause = f"a character that YAML does not allow: #x{error.character:04x}"
+        raise ConfigError(cause, where=f"{shown}:{line}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {error}", where=shown) from None
+    return node
+
+
+def _reason(error: yaml.MarkedYAMLError, text: str) -> str:
+    mark = error.problem_mark
+    lines = text.splitlines()
+    if mark is not None and mark.line < len(lines) and "\t" in lines[mark.line]:
+        return "a tab where spaces are needed"
+    if error.context and error.problem:
+        return f"{error.problem} ({error.context})"
+    return str(error.problem or error.context or "syntax error")
+
+
+def _written_out(root: Node) -> int:
+    """Values in the tree with every alias written out, at most ``MAX_NODES``.
+
+    Raises:
+        _TooMuch: if there are more, or if an alias contains itself.
+
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: Node) -> int:
+        known = sizes.get(id(node))
+        if known == 0:
+            raise _TooMuch("an alias contains itself", node.start_mark.line)
+        if known is not None:
+            return known
+        sizes[id(node)] = 0
+        total = 1 + sum(size(part) for part in children(node))
+        if total > MAX_NODES:
+            cause = f"more than {MAX_NODES:,} values once its aliases are written out"
+            raise _TooMuch(cause, node.start_mark.line)
+        sizes[id(node)] = total
+        return total
+
+    return size(root)
+
+
+def children(node: Node) -> list[Node]:
+    """The nodes directly below ``node``: keys and values, or items."""
+    if isinstance(node, MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, SequenceNode) else []
+
+
+def bad_tag(node: Node) -> str:
+    """The node's tag if it is more than plain data, else an empty string."""
+    return "" if node.tag in _ALLOWED_TAGS[type(node)] else node.tag.removeprefix(_PREFIX)
+
+
+def plain(node: Node) -> Any:
+    """The value of a node whose tags are all plain; scalars become what OmegaConf makes of them.
+
+    Raises:
+        ValueError: for an explicit tag that the text does not fit.
+
+    """
+    if isinstance(node, SequenceNode):
+        return [plain(item) for item in node.value]
+    if isinstance(node, MappingNode):
+        return {str(plain(key)): plain(value) for key, value in node.value}
+    try:
+        return _loader()("").construct_object(node)
+    except (KeyError, yaml.YAMLError) as error:
+        raise ValueError(str(error)) from error
