@@ -177,8 +177,8 @@ class TrainerConfig:
     """Decoupled decay of the adapter's matrices."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """AdamW's decay rates of the moments."""
-    eps: float = 1e-8
-    """AdamW's denominator guard."""
+    eps: float | None = None
+    """AdamW's denominator guard; null takes the optimizer's own (1e-8; projected LoRA-FA 1e-6)."""
     clip_norm: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     eval_every: int = 0
@@ -316,7 +316,7 @@ def _check_trainer(trainer: TrainerConfig) -> list[ConfigError]:
     errors = []
     at_least_one = ["batch_size", "grad_accum_steps", "log_every", "keep_checkpoints"]
     at_least_zero = ["warmup_steps", "weight_decay", "clip_norm", "eval_every", "save_every"]
-    at_least_zero += ["early_stop_patience", "eps", "seed"]
+    at_least_zero += ["early_stop_patience", "seed"]
     for key in at_least_one:
         if getattr(trainer, key) < 1:
             errors.append(_out_of_range(f"trainer.{key}", getattr(trainer, key), "use >= 1"))
@@ -327,7 +327,8 @@ def _check_trainer(trainer: TrainerConfig) -> list[ConfigError]:
     for key, value in [("steps", trainer.steps), ("epochs", trainer.epochs)]:
         if value is not None and not (math.isfinite(value) and value > 0):
             errors.append(_out_of_range(f"trainer.{key}", value, "use a number above 0"))
-    for key, rate in [("lr", trainer.lr), ("lr_scale", trainer.lr_scale)]:
+    optional = {"lr": trainer.lr, "lr_scale": trainer.lr_scale, "eps": trainer.eps}
+    for key, rate in optional.items():
         if rate is not None and not (math.isfinite(rate) and rate >= 0):
             errors.append(_out_of_range(f"trainer.{key}", rate, "use a number >= 0"))
     if len(trainer.betas) != 2 or not all(0 <= beta < 1 for beta in trainer.betas):

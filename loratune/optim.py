@@ -1,0 +1,100 @@
+"""Learning-rate schedule and optimizer state, both plain functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loratune.adapters.base import OptimizerSettings, trainable_parameters
+from loratune.adapters.config import AdapterConfig
+from loratune.adapters.registry import adapter_class
+from loratune.config.schema import Schedule, TrainerConfig
+
+
+def learning_rate(trainer: TrainerConfig, adapter: AdapterConfig) -> float:
+    """``trainer.lr`` if set, else the variant's own rate times ``trainer.lr_scale``."""
+    return adapter.lr * trainer.lr_scale if trainer.lr is None else trainer.lr
+
+
+def make_optimizer(
+    model: nn.Module, adapter: AdapterConfig, trainer: TrainerConfig
+) -> torch.optim.Optimizer:
+    """The variant's optimizer; each group remembers its peak rate as ``peak_lr``."""
+    device = next(parameter.device for _, parameter in trainable_parameters(model))
+    settings = OptimizerSettings(
+        lr=learning_rate(trainer, adapter),
+        weight_decay=trainer.weight_decay,
+        betas=(trainer.betas[0], trainer.betas[1]),
+        eps=trainer.eps,
+        fused=device.type == "cuda",
+    )
+    optimizer = adapter_class(adapter.variant).make_optimizer(model, adapter, settings)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def schedule_factor(step: int, total: int, trainer: TrainerConfig) -> float:
+    """Share of the peak learning rate at optimizer step ``step`` (from 0) of ``total``.
+
+    Rises linearly over ``warmup_steps`` (step 0 already moves), then stays, or falls to zero
+    along a line or half a cosine.
+    """
+    warmup = trainer.warmup_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if trainer.schedule is Schedule.constant:
+        return 1.0
+    progress = (step - warmup) / max(total - warmup, 1)
+    if trainer.schedule is Schedule.linear:
+        return max(0.0, 1.0 - progress)
+    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Scale every group's peak rate by the same factor, so that LoRA+'s ratio holds."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Optimizer state as ``parameter name|state name`` to tensor."""
+    names = {parameter: name for name, parameter in trainable_parameters(model)}
+    return {
+        f"{names[parameter]}|{key}": torch.as_tensor(value)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of ``optimizer_tensors``; tensors move to their parameter's device."""
+    parameters = dict(trainable_parameters(model))
+    optimizer.state.clear()
+    for key, tensor in tensors.items():
+        name, _, state_name = key.rpartition("|")
+        parameter = parameters[name]
+        # torch keeps AdamW's step counter on the CPU unless the kernel is fused.
+        moved: Any = tensor.clone() if tensor.dim() == 0 else tensor.to(parameter.device, copy=True)
+        if tensor.dim() == 0 and parameter.is_cuda:
+            moved = moved.to(parameter.device)
+        optimizer.state[parameter][state_name] = moved
+
+
+def describe_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Name, size, peak rate and decay of every group, for the report."""
+    return [
+        {
+            "name": group.get("name", ""),
+            "parameters": sum(parameter.numel() for parameter in group["params"]),
+            "lr": group["peak_lr"],
+            "weight_decay": group["weight_decay"],
+        }
+        for group in optimizer.param_groups
+    ]

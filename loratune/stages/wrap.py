@@ -1,0 +1,37 @@
+"""Put a fresh or an existing adapter into a loaded base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loratune.adapters.config import AdapterConfig
+from loratune.config.schema import TargetsConfig
+from loratune.errors import ModelError
+from loratune.peft_format import AdapterFolder, load_into, read_adapter
+from loratune.surgery import WrappedModel, wrap_model
+
+
+def wrap(model: Any, config: AdapterConfig, targets: TargetsConfig, seed: int) -> WrappedModel:
+    """Freeze the model and put a fresh adapter on its targets.
+
+    Raises:
+        LoratuneError: if a target matches nothing or cannot be adapted.
+    """
+    return wrap_model(model, config, targets, seed=seed)
+
+
+def wrap_existing(model: Any, folder: Path | AdapterFolder) -> tuple[WrappedModel, AdapterFolder]:
+    """Put an adapter that lies on disk into the model.
+
+    Raises:
+        LoratuneError: if it is missing, damaged, unsupported or does not fit the model.
+    """
+    adapter = folder if isinstance(folder, AdapterFolder) else read_adapter(folder)
+    try:
+        wrapped = wrap_model(model, adapter.config, adapter.targets, seed=0, strict=False)
+    except ModelError as error:
+        error.where = error.where or str(adapter.path)
+        raise
+    load_into(wrapped, adapter)
+    return wrapped, adapter
