@@ -230,9 +230,7 @@ def _pattern_errors(
     return errors
 
 
-def _meant(
-    pattern: _Pattern, shapes: Sequence[LayerShape], others: Mapping[str, str]
-) -> list[str]:
+def _meant(pattern: _Pattern, shapes: Sequence[LayerShape], others: Mapping[str, str]) -> list[str]:
     """Modules that ``pattern`` names and that cannot be adapted."""
     named = [name for name in others if pattern.matches(name)]
     if named or pattern.is_expression:
@@ -242,9 +240,7 @@ def _meant(
     return [name for name in others if _is_inside(pattern.text, name)]
 
 
-def _selection_errors(
-    shapes: Sequence[LayerShape], targets: TargetsConfig
-) -> list[LoratuneError]:
+def _selection_errors(shapes: Sequence[LayerShape], targets: TargetsConfig) -> list[LoratuneError]:
     errors: list[LoratuneError] = []
     for name in targets.exclude:
         if not any(names_module(name, shape.name) for shape in shapes):

@@ -140,6 +140,10 @@ class AdapterConfig:
     def count(self, layers: Sequence[tuple[LayerShape, int]]) -> AdapterCount:
         """Numbers added to ``layers``, each given with its rank, in closed form."""
 
+    def stored(self, count: AdapterCount) -> int:
+        """Numbers in the adapter file, of those that ``count`` names."""
+        return count.stored
+
     @abstractmethod
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """Numbers that belong to one layer alone (what layers share is not among them)."""

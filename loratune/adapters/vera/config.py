@@ -78,6 +78,10 @@ class VeRAConfig(AdapterConfig):
             **extra,
         )
 
+    def stored(self, count: AdapterCount) -> int:
+        """Without the shared matrices where only their seed is stored."""
+        return count.stored if self.save_projection else count.trainable
+
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """out + r trained; the frozen matrices are shared, so no layer owns them."""
         return AdapterCount(trainable=shape.out_features + rank, frozen=0)

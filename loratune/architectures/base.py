@@ -1,0 +1,142 @@
+"""A model as a list of layers with names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loratune.adapters.config import LayerKind, LayerShape
+from loratune.errors import ConfigError
+
+Roles = Mapping[str, str]
+"""Role (query, key, value, output, up, gate, down) to the dotted suffix that plays it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OtherModule:
+    """A module with parameters that no adapter can wrap: a norm, a position table."""
+
+    name: str
+    type_name: str
+    parameters: int
+
+
+Part = LayerShape | OtherModule
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Every module of a model that holds parameters.
+
+    Attributes:
+        family: ``model_type`` of ``config.json``.
+        layers: linear, Conv1D and embedding layers, in ``named_modules()`` order.
+        others: the other modules that hold parameters.
+        base_parameters: numbers in the whole model, tied weights counted once.
+        numbers: what the architecture was built from.
+    """
+
+    family: str
+    layers: tuple[LayerShape, ...]
+    others: tuple[OtherModule, ...]
+    base_parameters: int
+    numbers: Mapping[str, Any]
+
+    @property
+    def other_types(self) -> dict[str, str]:
+        """Name to type of the modules that no adapter can wrap."""
+        return {module.name: module.type_name for module in self.others}
+
+    def parameters_of(self, wanted: str) -> dict[str, int]:
+        """Full name to parameters of each module called ``wanted`` (a whole dotted suffix).
+
+        A module that holds others is counted with all of them.
+        """
+        found: dict[str, int] = {}
+        for part in (*self.layers, *self.others):
+            pieces = part.name.split(".")
+            for end in range(1, len(pieces) + 1):
+                owner = ".".join(pieces[:end])
+                if owner == wanted or owner.endswith("." + wanted):
+                    found[owner] = found.get(owner, 0) + part.parameters
+                    break
+        return found
+
+
+class Numbers:
+    """The numbers of a ``config.json``, read with their types checked."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self._values = values
+        self._where = where
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1.
+
+        Raises:
+            ConfigError: if it is missing without a default, or not such a number.
+        """
+        value = self._values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise self._error(f"'{key}' is missing", "give the numbers of the model's config.json")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self._error(f"'{key}' is {value!r}", "use a whole number of at least 1")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false.
+
+        Raises:
+            ConfigError: if it is anything else.
+        """
+        value = self._values.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self._error(f"'{key}' is {value!r}", "use true or false")
+        return value
+
+    def refuse(self, key: str, cause: str) -> None:
+        """Refuse a config whose ``key`` is set.
+
+        Raises:
+            ConfigError: if it is.
+        """
+        if self._values.get(key):
+            raise self._error(cause, f"'{key}' must be false")
+
+    def _error(self, cause: str, fix: str) -> ConfigError:
+        return ConfigError(cause, where=self._where, fix=fix)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a model type builds its modules, and which of them play which role."""
+
+    parts: Callable[[Numbers], Iterator[Part]]
+    tied_by_default: bool
+    roles: Roles
+
+
+def linear(name: str, in_features: int, out_features: int, bias: bool) -> LayerShape:
+    """A linear layer: weight (out, in)."""
+    parameters = in_features * out_features + bias * out_features
+    return LayerShape(name, LayerKind.linear, in_features, out_features, parameters)
+
+
+def conv1d(name: str, in_features: int, out_features: int) -> LayerShape:
+    """GPT-2's transposed linear layer: weight (in, out), always with a bias."""
+    parameters = (in_features + 1) * out_features
+    return LayerShape(name, LayerKind.conv1d, in_features, out_features, parameters)
+
+
+def embedding(name: str, entries: int, width: int) -> LayerShape:
+    """A lookup table: weight (entries, width)."""
+    return LayerShape(name, LayerKind.embedding, entries, width, entries * width)
+
+
+def layer_norm(name: str, width: int, affine: bool = True) -> Iterator[OtherModule]:
+    """A layer norm: weight and bias, or nothing at all."""
+    if affine:
+        yield OtherModule(name, "LayerNorm", 2 * width)
