@@ -55,9 +55,17 @@ class Example:
     def question(self) -> tuple[object, ...]:
         """Everything before the last answer: what makes two rows share a prompt."""
         if self.messages:
-            last = max(n for n, turn in enumerate(self.messages) if turn.role == "assistant")
-            return self.messages[:last]
+            return self.messages[: self._last_assistant]
         return (self.prompt or self.answer,)
+
+    @property
+    def last_answer(self) -> str:
+        """The text that generation is compared with."""
+        return self.messages[self._last_assistant].content if self.messages else self.answer
+
+    @property
+    def _last_assistant(self) -> int:
+        return max(n for n, turn in enumerate(self.messages) if turn.role == "assistant")
 
     @property
     def content(self) -> tuple[object, ...]:

@@ -1,0 +1,109 @@
+"""Which rows make up which optimizer step: a pure function of the seed and the step's number.
+
+A resumed run therefore needs to know only its step.  The rows of a step depend on the product
+``batch_size * grad_accum_steps`` alone, so 4 micro-batches of 2 rows hold the rows of 1 of 8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+from loratune.config.schema import DataConfig, TrainerConfig
+from loratune.data.order import shuffled
+from loratune.errors import DataError
+
+MEGABATCH_STEPS = 50
+"""Steps within whose rows ``group_by_length`` sorts."""
+
+
+class BatchPlan:
+    """The order of rows over a whole training run.
+
+    Every epoch visits every row once, in a fresh order; the last step of an epoch may be smaller.
+
+    Attributes:
+        total_steps: optimizer steps of the run.
+        steps_per_epoch: optimizer steps per pass over the rows.
+        rows_per_step: rows of a full step.
+
+    Raises:
+        DataError: if there are no rows or no steps.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        grad_accum_steps: int = 1,
+        seed: int = 0,
+        group_by_length: bool = False,
+        steps: int | None = None,
+        epochs: float | None = None,
+    ) -> None:
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.rows_per_step = batch_size * grad_accum_steps
+        self.seed = seed
+        self.group_by_length = group_by_length
+        self.steps_per_epoch = math.ceil(len(self.lengths) / self.rows_per_step)
+        wanted = steps if steps is not None else math.ceil((epochs or 0) * self.steps_per_epoch)
+        self.total_steps = wanted if self.lengths else 0
+        if self.total_steps < 1:
+            rows, size = len(self.lengths), self.rows_per_step
+            cause = f"0 optimizer steps: {rows} rows, {size} rows a step, {epochs or 0} epochs"
+            raise DataError(cause, where="trainer", fix="set trainer.steps or trainer.epochs")
+        self._epoch_steps = lru_cache(maxsize=2)(self._order_epoch)
+
+    @classmethod
+    def from_config(
+        cls, lengths: Sequence[int], data: DataConfig, trainer: TrainerConfig
+    ) -> BatchPlan:
+        """The plan of a recipe; packing fills sequences best with rows of unlike length."""
+        return cls(
+            lengths,
+            batch_size=trainer.batch_size,
+            grad_accum_steps=trainer.grad_accum_steps,
+            seed=trainer.seed,
+            group_by_length=data.group_by_length and not data.packing,
+            steps=trainer.steps,
+            epochs=trainer.epochs,
+        )
+
+    def step_rows(self, step: int) -> list[int]:
+        """Row numbers of optimizer step ``step`` (from 0)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return list(self._epoch_steps(epoch)[place])
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """The step's rows in micro-batches of ``batch_size``; fewer in a smaller last step."""
+        rows, size = self.step_rows(step), self.batch_size
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def _order_epoch(self, epoch: int) -> list[list[int]]:
+        order = shuffled(len(self.lengths), self.seed, epoch)
+        if not self.group_by_length:
+            return self._cut(order)
+        steps: list[list[int]] = []
+        size = self.rows_per_step * MEGABATCH_STEPS
+        for start in range(0, len(order), size):
+            # A stable sort: rows of equal length stay in their random order.
+            steps += self._cut(sorted(order[start : start + size], key=self.lengths.__getitem__))
+        return [steps[place] for place in shuffled(len(steps), self.seed, epoch, 1)]
+
+    def _cut(self, order: list[int]) -> list[list[int]]:
+        size = self.rows_per_step
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def evaluation_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """All rows in batches of like length, shortest first: little padding, always the same."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def shard(rows: Sequence[int], rank: int, world: int) -> list[int]:
+    """The part of a micro-batch that process ``rank`` of ``world`` computes; may be empty."""
+    return list(rows[rank::world])

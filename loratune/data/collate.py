@@ -1,0 +1,110 @@
+"""Rows to tensors, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from loratune.data.encode import IGNORED, EncodedRow
+from loratune.data.packing import pack
+
+PADDING = -1
+"""The segment of padding in a packed batch."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded on the right to the longest; all tensors are int64, (sequences, tokens).
+
+    Attributes:
+        input_ids: token ids.
+        attention_mask: 1 where a token is, 0 on padding; by position, whatever the pad id.
+        labels: ``input_ids`` where learnt, else -100; not shifted.
+        row_ids: the caller's row numbers, in the order of the sequences (packed: of the segments).
+        position_ids: packed batches only: from 0 in every row.
+        segment_ids: packed batches only: the row's number within its sequence, -1 on padding; a
+            token sees earlier tokens of its own segment only.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    row_ids: tuple[int, ...]
+    position_ids: Tensor | None = None
+    segment_ids: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.attention_mask.sum())
+
+    @property
+    def supervised(self) -> int:
+        """Tokens learnt: what the summed loss is divided by."""
+        return int((self.labels != IGNORED).sum())
+
+    @property
+    def fill(self) -> float:
+        """Share of the batch that is not padding."""
+        return self.tokens / max(1, self.input_ids.numel())
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
+            attention_mask=self.attention_mask.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            position_ids=moved(self.position_ids),
+            segment_ids=moved(self.segment_ids),
+        )
+
+
+def collate(rows: Sequence[EncodedRow], pad_id: int, row_ids: Sequence[int] = ()) -> Batch:
+    """One row a sequence; no rows give a batch of shape (0, 0)."""
+    return Batch(
+        input_ids=_padded([row.input_ids for row in rows], pad_id),
+        attention_mask=_padded([[1] * len(row) for row in rows], 0),
+        labels=_padded([row.labels for row in rows], IGNORED),
+        row_ids=tuple(row_ids),
+    )
+
+
+def collate_packed(
+    rows: Sequence[EncodedRow], pad_id: int, max_length: int, row_ids: Sequence[int] = ()
+) -> Batch:
+    """Several rows a sequence, none of them longer than ``max_length`` in all.
+
+    The first token of every row is not learnt (nothing of its own row predicts it), so that the
+    shifted labels never cross from one row into the next.
+    """
+    bins = pack([len(row) for row in rows], max_length)
+    packed = [[rows[place] for place in places] for places in bins]
+    order = [place for places in bins for place in places]
+    return Batch(
+        input_ids=_padded([_chained([r.input_ids for r in seq]) for seq in packed], pad_id),
+        attention_mask=_padded([[1] * sum(map(len, seq)) for seq in packed], 0),
+        labels=_padded([_chained([r.labels for r in seq]) for seq in packed], IGNORED),
+        row_ids=tuple(row_ids[place] for place in order) if row_ids else (),
+        position_ids=_padded([_chained([range(len(r)) for r in seq]) for seq in packed], 0),
+        segment_ids=_padded(
+            [_chained([[n] * len(r) for n, r in enumerate(seq)]) for seq in packed], PADDING
+        ),
+    )
+
+
+def _chained(parts: Sequence[Sequence[int]]) -> list[int]:
+    return [value for part in parts for value in part]
+
+
+def _padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+    width = max((len(sequence) for sequence in sequences), default=0)
+    padded = [[*sequence, *[value] * (width - len(sequence))] for sequence in sequences]
+    return torch.tensor(padded, dtype=torch.long).reshape(len(sequences), width)

@@ -1,0 +1,210 @@
+"""Which columns make a row: recognised from their names, checked in every row.
+
+text                              every token is learnt
+prompt, completion                the completion is learnt
+instruction, [input], output      the output is learnt
+messages                          every assistant turn is learnt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from loratune.config.schema import DataConfig, RowFormat
+from loratune.data.rows import ERRORS_SHOWN, Example, Message, Row, listed, raise_first, shown
+from loratune.data.templates import (
+    INSTRUCTION_TEMPLATE,
+    INSTRUCTION_WITH_INPUT_TEMPLATE,
+    PLAIN_TEMPLATE,
+    PromptFormat,
+    as_text,
+    check_placeholder,
+    is_blank,
+    placeholders,
+)
+from loratune.errors import ConfigError, DataError, LoratuneError, did_you_mean
+
+REQUIRED = {
+    RowFormat.messages: ("messages",),
+    RowFormat.prompt: ("prompt", "completion"),
+    RowFormat.instruction: ("instruction", "output"),
+    RowFormat.text: ("text",),
+}
+"""The columns of each format, in the order in which formats are recognised."""
+ANSWERS = {RowFormat.prompt: "completion", RowFormat.instruction: "output"}
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def choose_format(config: DataConfig, rows: Sequence[Row]) -> PromptFormat:
+    """The format of the rows, from ``data.format`` or the columns of the first row that has any.
+
+    Raises:
+        DataError: no format fits; names the missing column and those found.
+        ConfigError: ``data.columns`` or ``data.template`` name what is not there.
+    """
+    first = next((row for row in rows if row.columns), rows[0])
+    named = PromptFormat(RowFormat.text, columns=config.columns).named(first.columns)
+    _check_columns(config.columns, first)
+    answer = None
+    if config.template is not None:
+        answer = _answer_beside_template(config, named, first)
+    chosen = config.format
+    if chosen is RowFormat.auto:
+        answered = RowFormat.instruction if answer == "output" else RowFormat.prompt
+        chosen = answered if answer else _recognise(named, first)
+    if answer is None:
+        _check_required(chosen, named, first)
+    return _format(chosen, config, answer)
+
+
+def _format(chosen: RowFormat, config: DataConfig, answer: str | None) -> PromptFormat:
+    columns = dict(config.columns)
+    if answer is not None:
+        return PromptFormat(chosen, config.template, answer=answer, columns=columns)
+    if chosen is RowFormat.prompt:
+        return PromptFormat(chosen, PLAIN_TEMPLATE, answer=ANSWERS[chosen], columns=columns)
+    if chosen is RowFormat.instruction:
+        templates = (INSTRUCTION_TEMPLATE, INSTRUCTION_WITH_INPUT_TEMPLATE)
+        return PromptFormat(chosen, *templates, answer=ANSWERS[chosen], columns=columns)
+    return PromptFormat(chosen, answer="text" if chosen is RowFormat.text else "", columns=columns)
+
+
+def _answer_beside_template(config: DataConfig, named: Mapping[str, Any], row: Row) -> str:
+    if config.format in (RowFormat.text, RowFormat.messages):
+        cause = f"data.template has no meaning for data.format={config.format}"
+        raise ConfigError(cause, where="data.template", fix="remove one of them")
+    for name in placeholders(config.template or ""):
+        check_placeholder(name, named)
+    wanted = ANSWERS.get(config.format)
+    answers = [wanted] if wanted else list(ANSWERS.values())
+    for answer in answers:
+        if answer in named:
+            return answer
+    raise _missing(answers[0], row)
+
+
+def _check_columns(columns: Mapping[str, str], row: Row) -> None:
+    for our, theirs in columns.items():
+        if theirs not in row.columns:
+            fix = did_you_mean(theirs, row.columns)
+            cause = f"no column `{theirs}` in the rows, found {listed(row.columns)}"
+            raise DataError(cause, where=f"data.columns.{our}, {row.source}", fix=fix)
+
+
+def _recognise(named: Collection[str], row: Row) -> RowFormat:
+    for chosen, required in REQUIRED.items():
+        if all(column in named for column in required):
+            return chosen
+    nearest = max(REQUIRED, key=lambda chosen: _likeness(REQUIRED[chosen], named))
+    missing = next(column for column in REQUIRED[nearest] if column not in named)
+    raise _missing(missing, row, known=_likeness(REQUIRED[nearest], named) > 0)
+
+
+def _likeness(required: Collection[str], named: Collection[str]) -> float:
+    """Share of a format's columns that are there, a misspelt one counting half."""
+    present = sum(column in named for column in required)
+    close = sum(bool(did_you_mean(column, named)) for column in required if column not in named)
+    return (present + close / 2) / len(required)
+
+
+def _check_required(chosen: RowFormat, named: Collection[str], row: Row) -> None:
+    for column in REQUIRED[chosen]:
+        if column not in named:
+            raise _missing(column, row)
+
+
+def _missing(column: str, row: Row, *, known: bool = True) -> DataError:
+    found = listed(row.columns)
+    close = did_you_mean(column, row.columns).removeprefix("did you mean '").removesuffix("'?")
+    name = close or "YOURS"
+    fix = f"rename the column or set data.columns.{column}={name}"
+    if close:
+        fix = f"did you mean '{close}'? {fix}"
+    if known:
+        return DataError(f"missing `{column}`, found {found}", where=row.source, fix=fix)
+    formats = " | ".join("+".join(columns) for columns in REQUIRED.values())
+    fix = f"name the columns {formats}, or map them with data.columns, or set data.template"
+    return DataError(f"no known columns, found {found}", where=row.source, fix=fix)
+
+
+def parse_rows(rows: Sequence[Row], prompt_format: PromptFormat) -> tuple[list[Example], int]:
+    """Every row checked and its prompt written out; blank rows left out.
+
+    Returns:
+        The examples in order, and how many rows were blank: null, without a prompt, or without
+        an answer.
+
+    Raises:
+        DataError: the rows that lack a column, hold no text, or are no proper conversation.
+    """
+    examples: list[Example] = []
+    problems: list[LoratuneError] = []
+    empty = 0
+    for row in rows:
+        try:
+            example = parse_row(row, prompt_format)
+        except LoratuneError as problem:
+            if not problem.where.startswith(row.source):
+                problem.where = ", ".join(filter(None, (row.source, problem.where)))
+            problems.append(problem)
+            continue
+        if example is None:
+            empty += 1
+        else:
+            examples.append(example)
+    raise_first(problems[:ERRORS_SHOWN], total=len(problems))
+    return examples, empty
+
+
+def parse_row(row: Row, prompt_format: PromptFormat) -> Example | None:
+    """One row as an example, or None if it is blank.
+
+    Raises:
+        DataError: as for ``parse_rows``.
+    """
+    if all(is_blank(value) for value in row.columns.values()):
+        return None
+    named = prompt_format.named(row.columns)
+    if prompt_format.format is RowFormat.messages:
+        return _conversation(row, named)
+    if prompt_format.answer not in named:
+        raise _missing(prompt_format.answer, row)
+    if is_blank(named[prompt_format.answer]):
+        return None
+    answer = as_text(named[prompt_format.answer], prompt_format.answer)
+    if prompt_format.format is RowFormat.text:
+        return Example(row.source, answer=answer)
+    names = placeholders(prompt_format.template or "")
+    for name in names:
+        if name not in named:
+            raise _missing(name, row)
+    if names and all(is_blank(named[name]) for name in names):
+        return None
+    return Example(row.source, prompt_format.prompt(named), answer)
+
+
+def _conversation(row: Row, named: Mapping[str, Any]) -> Example | None:
+    if "messages" not in named:
+        raise _missing("messages", row)
+    turns = named["messages"]
+    if turns is None or turns == []:
+        return None
+    if not isinstance(turns, list):
+        raise DataError(f"`messages` is a {type(turns).__name__}, not a list of turns")
+    messages = tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
+    if not any(message.role == "assistant" for message in messages):
+        raise DataError("no assistant turn: there is nothing to learn", where=row.source)
+    return Example(row.source, messages=messages)
+
+
+def _turn(number: int, turn: object) -> Message:
+    if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+        raise DataError(f"turn {number} needs `role` and `content`, is {shown(turn)}")
+    role, content = turn["role"], turn["content"]
+    if role not in ROLES:
+        fix = did_you_mean(str(role), ROLES) or f"use {', '.join(ROLES)}"
+        raise DataError(f"turn {number} has the unknown role {shown(role)}", fix=fix)
+    if is_blank(content):
+        raise DataError(f"turn {number} ({role}) is empty", fix="give it text or remove it")
+    return Message(role, as_text(content, f"content of turn {number}"))

@@ -1,0 +1,119 @@
+"""What became of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from loratune.data.encode import EncodedRows, length_to_keep
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One side, training or evaluation.
+
+    Attributes:
+        rows: rows read.
+        kept: rows used.
+        dropped: reason (``empty``, ``overlong``, ``no_target``) to rows left out for it.
+        truncated: rows used without their end.
+        lost_target_tokens: learnt tokens that truncation cut off.
+        tokens: tokens of the rows used.
+        supervised_tokens: those of them that are learnt.
+        longest: tokens of the longest row as it was, before truncation.
+        max_length_to_keep: share of rows (``95%``, ``99%``, ``100%``) to the ``data.max_length``
+            that keeps them whole.
+    """
+
+    rows: int
+    kept: int
+    dropped: dict[str, int]
+    truncated: int
+    lost_target_tokens: int
+    tokens: int
+    supervised_tokens: int
+    longest: int
+    max_length_to_keep: dict[str, int]
+
+    @classmethod
+    def of(cls, encoded: EncodedRows, *, rows: int, empty: int) -> SplitReport:
+        """Count ``encoded``; ``rows`` were read, ``empty`` of them blank."""
+        dropped = {"empty": empty, **encoded.dropped}
+        shares = (0.95, 0.99, 1.0) if encoded.lengths else ()
+        return cls(
+            rows=rows,
+            kept=len(encoded.rows),
+            dropped={reason: count for reason, count in sorted(dropped.items()) if count},
+            truncated=encoded.truncated,
+            lost_target_tokens=encoded.lost_target_tokens,
+            tokens=sum(map(len, encoded.rows)),
+            supervised_tokens=sum(row.supervised for row in encoded.rows),
+            longest=max(encoded.lengths, default=0),
+            max_length_to_keep={f"{s:.0%}": length_to_keep(encoded.lengths, s) for s in shares},
+        )
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Both sides.
+
+    Attributes:
+        train: the training rows, if any were asked for.
+        eval: the evaluation rows, if any.
+        overlap: evaluation rows that are training rows too.
+        warnings: what the user should hear about, one sentence each.
+    """
+
+    train: SplitReport | None
+    eval: SplitReport | None
+    overlap: int = 0
+    warnings: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {**asdict(self), "warnings": list(self.warnings)}
+
+    def lines(self) -> list[str]:
+        """One line a side, for people; warnings are not among them."""
+        sides = [("train", self.train), ("eval", self.eval)]
+        return [f"{name}: {_line(side)}" for name, side in sides if side is not None]
+
+
+def _line(side: SplitReport) -> str:
+    parts = [f"{side.kept:,} of {side.rows:,} rows", f"{side.tokens:,} tokens"]
+    parts += [f"{side.supervised_tokens:,} learnt", f"longest {side.longest:,}"]
+    if side.dropped:
+        counts = " ".join(f"{reason}={count}" for reason, count in side.dropped.items())
+        parts.append(f"dropped: {counts}")
+    if side.truncated:
+        lost = f"{side.lost_target_tokens:,} target tokens lost"
+        parts.append(f"truncated: {side.truncated:,} ({lost})")
+    return ", ".join(parts)
+
+
+def warnings_of(
+    train: SplitReport | None, eval_: SplitReport | None, overlap: int, max_length: int
+) -> tuple[str, ...]:
+    """What in these counts deserves a warning."""
+    found = [_cut_warning(name, side, max_length) for name, side in
+             (("training", train), ("evaluation", eval_)) if side is not None]  # fmt: skip
+    if overlap:
+        found.append(f"overlap={overlap}: {overlap} evaluation rows are training rows too")
+    return tuple(text for text in found if text)
+
+
+def _cut_warning(name: str, side: SplitReport, max_length: int) -> str:
+    losses: Sequence[str] = [
+        text
+        for count, text in [
+            (side.truncated, f"{side.truncated} truncated"),
+            (side.dropped.get("no_target", 0), f"no_target={side.dropped.get('no_target')}"),
+            (side.dropped.get("overlong", 0), f"overlong={side.dropped.get('overlong')}"),
+        ]
+        if count
+    ]
+    if not losses:
+        return ""
+    keep = ", ".join(f"{length} keeps {share}" for share, length in side.max_length_to_keep.items())
+    return f"{name} rows beyond data.max_length={max_length}: {', '.join(losses)}; {keep}"
