@@ -1,0 +1,261 @@
+"""Train the adapter: steps, evaluations, checkpoints, and a clean stop whenever one is asked."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from loratune.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    load_checkpoint,
+    rotate,
+    save_checkpoint,
+)
+from loratune.config.schema import TrainerConfig
+from loratune.data.batches import Batch, BatchPlan, collate, shard
+from loratune.data.encode import EncodedRow
+from loratune.errors import Interrupted, Preempted, TrainingError
+from loratune.loss import LanguageModelHead
+from loratune.optim import make_optimizer, schedule_factor, set_learning_rate
+from loratune.run_dir import RunDir
+from loratune.surgery import WrappedModel
+from loratune.training import guards, processes
+from loratune.training.record import Recorder, Tracker
+from loratune.training.signals import StopRequest
+from loratune.training.state import Progress, capture, load_adapter_state, restore
+from loratune.training.step import train_step
+
+Evaluate = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What to train on, in which order.
+
+    Attributes:
+        rows: encoded rows.
+        plan: the rows of every optimizer step, a function of the seed and the step alone.
+        pad_id: token that fills short rows.
+        packing: whether rows share sequences.
+        max_length: longest packed sequence.
+    """
+
+    rows: Sequence[EncodedRow]
+    plan: BatchPlan
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to.
+
+    Attributes:
+        steps: optimizer steps done.
+        loss: mean training loss of the last step.
+        best_step: step whose adapter the run keeps (the last one where nothing was evaluated).
+        best_loss: its evaluation loss, if there was an evaluation.
+        seconds: wall time of this process's part.
+        stopped_early: whether evaluations stopped improving.
+    """
+
+    steps: int
+    loss: float | None
+    best_step: int
+    best_loss: float | None
+    seconds: float
+    stopped_early: bool
+
+
+class _Loop:
+    """One training run; the public face is ``train``."""
+
+    def __init__(
+        self,
+        wrapped: WrappedModel,
+        head: LanguageModelHead,
+        data: TrainingSet,
+        config: TrainerConfig,
+        run_dir: RunDir,
+        facts: dict[str, Any],
+        evaluate: Evaluate | None,
+        trackers: Sequence[Tracker],
+    ) -> None:
+        self.wrapped, self.head, self.data, self.config = wrapped, head, data, config
+        self.run_dir, self.facts, self.evaluate = run_dir, facts, evaluate
+        self.model = wrapped.model
+        guards.refuse_nothing_trainable(self.model)
+        self.optimizer = make_optimizer(self.model, wrapped.config, config)
+        guards.refuse_zero_rate([group["peak_lr"] for group in self.optimizer.param_groups])
+        self.total = data.plan.steps
+        self.progress = Progress(initial=guards.value_hashes(self.model))
+        self.recorder = Recorder(run_dir, self.total, trackers, active=processes.is_main())
+        self.loss: float | None = None
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a verified checkpoint."""
+        self.progress = restore(self.wrapped, self.optimizer, checkpoint)
+        if processes.is_main():
+            self.run_dir.truncate_after(self.run_dir.metrics, checkpoint.step)
+            self.run_dir.truncate_after(self.run_dir.timings, checkpoint.step)
+
+    def run(self) -> bool:
+        """Train to the end; return whether evaluations stopped it early."""
+        watch = guards.GradientWatch(self.progress.seen_gradient, self.progress.watched_steps)
+        self.model.train()
+        with StopRequest() as stop:
+            while self.progress.step < self.total:
+                self._step(watch)
+                if self._evaluate_now() and self._is_stale():
+                    return True
+                self._save_now()
+                self._stop_if_asked(stop)
+        return False
+
+    def _step(self, watch: guards.GradientWatch) -> None:
+        step = self.progress.step
+        self.recorder.begin_step()
+        factor = schedule_factor(step, self.total, self.config)
+        set_learning_rate(self.optimizer, factor)
+        batches = list(self._micro_batches(step))
+        metrics = train_step(self.head, batches, self.optimizer, self.config.clip_norm, step)
+        watch.look(self.model, factor)
+        self.progress.seen_gradient, self.progress.watched_steps = watch.seen, watch.steps
+        self.progress.step = step + 1
+        self.progress.tokens += metrics.supervised
+        self.loss = metrics.loss
+        if self.progress.step % self.config.log_every == 0 or self.progress.step == self.total:
+            record = {
+                "train/loss": metrics.loss,
+                "train/grad_norm": metrics.grad_norm,
+                "train/lr": self.optimizer.param_groups[0]["lr"],
+                "train/tokens": float(self.progress.tokens),
+            }
+            self.recorder.step(
+                self.progress.step, record, tokens=metrics.tokens, padded=metrics.padded
+            )
+
+    def _micro_batches(self, step: int) -> Iterator[Batch]:
+        device = next(self.model.parameters()).device
+        for rows in self.data.plan.micro_batches(step):
+            mine = shard(rows, processes.rank(), processes.world_size())
+            if mine:
+                chosen = [self.data.rows[number] for number in mine]
+                yield collate(chosen, self.data.pad_id).to(device)
+
+    def _evaluate_now(self) -> bool:
+        every, step = self.config.eval_every, self.progress.step
+        if self.evaluate is None or not every or (step % every and step != self.total):
+            return False
+        self.model.eval()
+        metrics = self.evaluate()
+        self.model.train()
+        self.recorder.evaluation(step, metrics)
+        loss = metrics["eval/loss"]
+        if self.progress.best_loss is None or loss < self.progress.best_loss:
+            self.progress.best_loss, self.progress.best_step = loss, step
+            self.progress.stale_evaluations = 0
+            self.save()  # the best adapter must outlive the ones that follow
+        else:
+            self.progress.stale_evaluations += 1
+        return True
+
+    def _is_stale(self) -> bool:
+        patience = self.config.early_stop_patience
+        stale = bool(patience) and self.progress.stale_evaluations >= patience
+        if stale:
+            self.recorder.note(f"stopped early: {patience} evaluations without a better loss")
+            self.save()
+        return stale
+
+    def _save_now(self) -> None:
+        every, step = self.config.save_every, self.progress.step
+        if step == self.total or (every and step % every == 0):
+            self.save()
+
+    def save(self) -> None:
+        """Publish a checkpoint of this step, then drop old ones."""
+        guards.refuse_non_finite(self.model, self.progress.step)
+        tensors = capture(self.wrapped, self.optimizer)
+        if processes.is_main():
+            folder, step = self.run_dir.checkpoints, self.progress.step
+            save_checkpoint(folder, step, tensors, self.progress.as_dict(), self.facts)
+            keep = {self.progress.best_step, step}
+            rotate(folder, self.config.keep_checkpoints, keep)
+        processes.barrier()
+
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        received = max(processes.gather(stop.received))
+        if not received or self.progress.step >= self.total:
+            return
+        self.save()
+        step = self.progress.step
+        command = f"loratune train resume={self.run_dir.path}"
+        if received == signal.SIGINT:
+            raise Interrupted(f"interrupted; saved at step {step}", fix=f"resume with: {command}")
+        raise Preempted(f"preempted at step {step}, saved", fix=f"resume with: {command}")
+
+
+def train(
+    wrapped: WrappedModel,
+    head: LanguageModelHead,
+    data: TrainingSet,
+    config: TrainerConfig,
+    run_dir: RunDir,
+    *,
+    facts: dict[str, Any],
+    checkpoint: Checkpoint | None = None,
+    evaluate: Evaluate | None = None,
+    trackers: Sequence[Tracker] = (),
+) -> TrainResult:
+    """Train what has ``requires_grad`` and leave the best adapter in the model.
+
+    Args:
+        wrapped: model with adapters, on its device.
+        head: gives summed losses without full logits.
+        data: rows and their order.
+        config: the trainer's settings.
+        run_dir: where metrics and checkpoints go.
+        facts: what every checkpoint records about the run.
+        checkpoint: verified state to continue from.
+        evaluate: measures the current adapter on evaluation rows.
+        trackers: further receivers of the metrics.
+
+    Raises:
+        TrainingError: divergence, or nothing that trains.
+        Preempted: on SIGTERM, after saving.
+        Interrupted: on SIGINT, after saving.
+        StorageError: if a checkpoint cannot be written; earlier ones are intact.
+    """
+    started = time.perf_counter()
+    loop = _Loop(wrapped, head, data, config, run_dir, facts, evaluate, trackers)
+    try:
+        if checkpoint is not None:
+            loop.resume(checkpoint)
+        stopped_early = loop.run()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            "out of memory",
+            where=f"batch_size {config.batch_size}, step {loop.progress.step + 1}",
+            fix="halve trainer.batch_size and double trainer.grad_accum_steps: the same result",
+        ) from error
+    finally:
+        loop.recorder.close()
+    guards.refuse_unmoved(wrapped.model, loop.progress.initial, loop.progress.watched_steps)
+    best = loop.progress.best_step or loop.progress.step
+    if best != loop.progress.step:
+        load_adapter_state(wrapped, load_checkpoint(checkpoint_path(run_dir.checkpoints, best)))
+    wrapped.model.eval()
+    return TrainResult(
+        loop.progress.step,
+        loop.loss,
+        best,
+        loop.progress.best_loss,
+        time.perf_counter() - started,
+        stopped_early,
+    )

@@ -1,0 +1,150 @@
+"""Everything a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loratune.adapters.base import Adapter
+from loratune.checkpoint import Checkpoint
+from loratune.errors import CheckpointError
+from loratune.optim import load_optimizer_tensors, optimizer_tensors
+from loratune.surgery import WrappedModel
+from loratune.training import processes
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done; the data cursor, since a step's rows follow from its number.
+        tokens: supervised tokens seen.
+        best_step: step of the best evaluation, 0 for none.
+        best_loss: its loss.
+        stale_evaluations: evaluations since without a better loss.
+        seen_gradient: tensor name to whether it ever had a gradient.
+        watched_steps: steps that the gradient watch has judged by.
+        initial: tensor name to sha256 of its start.
+        drift: changes that were allowed at earlier resumes.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    best_step: int = 0
+    best_loss: float | None = None
+    stale_evaluations: int = 0
+    seen_gradient: dict[str, bool] = field(default_factory=dict)
+    watched_steps: int = 0
+    initial: dict[str, str] = field(default_factory=dict)
+    drift: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for ``state.json``."""
+        return asdict(self)
+
+
+def adapter_tensors(wrapped: WrappedModel) -> dict[str, Tensor]:
+    """Every tensor that belongs to the adapter, under the model's own names, without rescaling."""
+    tensors: dict[str, Tensor] = {}
+    for name, adapter in wrapped.adapters.items():
+        tensors.update(_own(f"{name}.", adapter))
+        tensors.update({key: value.detach() for key, value in adapter.shared_tensors().items()})
+    for name, saved in wrapped.saved_modules.items():
+        for key, value in saved.trained_module.state_dict().items():
+            tensors[f"{name}.trained_module.{key}"] = value
+    return tensors
+
+
+def _own(prefix: str, adapter: Adapter) -> dict[str, Tensor]:
+    return {prefix + key: value.detach() for key, value in adapter.adapter_tensors().items()}
+
+
+def capture(
+    wrapped: WrappedModel, optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, Tensor]]:
+    """Tensors of a checkpoint: adapter, optimizer, and every process's random state.
+
+    Collective: every process must call it.
+    """
+    generators: dict[str, Tensor] = {}
+    for number, states in enumerate(processes.gather(_random_states())):
+        generators.update({f"{number}|{key}": value for key, value in states.items()})
+    return {
+        "adapter": adapter_tensors(wrapped),
+        "optimizer": optimizer_tensors(optimizer, wrapped.model),
+        "rng": generators,
+    }
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore(
+    wrapped: WrappedModel, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
+) -> Progress:
+    """Put a checkpoint's state into model, optimizer and generators; return where it stands.
+
+    Raises:
+        CheckpointError: if its tensors are not this model's.
+    """
+    load_adapter_state(wrapped, checkpoint)
+    try:
+        load_optimizer_tensors(optimizer, wrapped.model, checkpoint.tensors["optimizer"])
+    except KeyError as error:
+        raise CheckpointError(
+            f"the optimizer state does not fit: {error}", where=str(checkpoint.path)
+        ) from error
+    _restore_random(checkpoint.tensors.get("rng", {}))
+    return Progress(**checkpoint.state)
+
+
+@torch.no_grad()
+def load_adapter_state(wrapped: WrappedModel, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's adapter into the model.
+
+    Raises:
+        CheckpointError: if a tensor is missing, unexpected or misshapen.
+    """
+    own, saved = adapter_tensors(wrapped), checkpoint.tensors.get("adapter", {})
+    if own.keys() != saved.keys():
+        names = sorted(own.keys() ^ saved.keys())
+        raise CheckpointError(
+            f"adapter tensors differ: {', '.join(names[:3])}", where=str(checkpoint.path)
+        )
+    for name, tensor in own.items():
+        if tensor.shape != saved[name].shape:
+            raise CheckpointError(
+                f"tensor '{name}' has shape {list(saved[name].shape)} instead of "
+                f"{list(tensor.shape)}",
+                where=str(checkpoint.path),
+            )
+        tensor.copy_(saved[name])
+
+
+def _restore_random(states: Mapping[str, Tensor]) -> None:
+    prefix = f"{processes.rank()}|"
+    if prefix + "torch" in states:
+        torch.set_rng_state(states[prefix + "torch"])
+    if prefix + "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[prefix + "cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator; each process its own, so that dropout masks differ."""
+    random.seed(seed + processes.rank())
+    torch.manual_seed(seed + processes.rank())
+
+
+def trainable_count(model: nn.Module) -> int:
+    """Numbers that train."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
