@@ -78,7 +78,7 @@ class Call:
     def output(
         self, x: Tensor, frozen: Frozen, factors: Factors, keep_narrow: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The output y (n, out), and drop(x) Aᵀ (n, r) without 1/(1 - p) if it was needed or is wanted."""
+        """The output y (n, out), and drop(x) Aᵀ (n, r) without 1/(1 - p) unless W + ΔW spared it."""
         n, (r, i), o = x.shape[0], factors.A.shape, factors.B.shape[0]
         if self._forms_sum(n * o if keep_narrow else n * (i + o), r, i, o):
             y = _base(x, self._summed(frozen.weight, factors), frozen.bias)
@@ -112,9 +112,7 @@ class Call:
     def _summed(self, weight: Tensor, factors: Factors) -> Tensor:
         """W + ΔW as (in, out), formed in the layout in which W is stored."""
         left, right = (factors.A.t(), factors.B.t()) if self.transposed else (factors.B, factors.A)
-        return self._in_out(
-            torch.addmm(weight.to(self.dtype), left, right, alpha=factors.factor)
-        )
+        return self._in_out(torch.addmm(weight.to(self.dtype), left, right, alpha=factors.factor))
 
 
 def narrow(x: Tensor, factor: Tensor, dropout: Dropout | None) -> Tensor:

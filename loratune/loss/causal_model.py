@@ -1,0 +1,121 @@
+"""Hidden states and head of a causal language model, taken apart only where that is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loratune.loss.supervised import TokenLoss, causal_targets, logits_loss, supervised_loss
+
+
+class LanguageModelHead(nn.Module):
+    """A causal language model with its loss: a batch in, the supervised tokens' loss out.
+
+    Where the model's logits are its head applied to its backbone's hidden states, the head runs
+    on the supervised rows alone.  Where they are not (soft-capped or scaled logits), the model
+    computes its full logits.  Auxiliary losses of a model (a router's) are left out.
+
+    Attributes:
+        model: the whole model, as given.
+        split: backbone and head, or ``None`` where the model cannot be taken apart.
+        chunk_size: rows of the head at a time; ``None`` chooses by the vocabulary.
+    """
+
+    def __init__(self, model: nn.Module, chunk_size: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk_size = chunk_size
+        # In a tuple, so that the parts are not registered a second time.
+        self.split = backbone_and_head(model)
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor, *, count_correct: bool = False, **inputs: Any
+    ) -> TokenLoss:
+        """Sum of the token losses.
+
+        Args:
+            input_ids: (B, T).
+            labels: (B, T), -100 where unsupervised; not shifted: they line up with input_ids.
+            count_correct: also count tokens that the model ranks first.
+            **inputs: what else the model takes: ``attention_mask``, ``position_ids``.
+        """
+        rows, tokens = causal_targets(labels)
+        if self.split is None:
+            logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
+            return logits_loss(_rows(logits, rows), tokens, count_correct=count_correct)
+        backbone, head = self.split
+        hidden = _hidden(backbone(input_ids=input_ids, use_cache=False, **inputs))
+        return supervised_loss(
+            _rows(hidden, rows),
+            head,
+            tokens,
+            chunk_size=self.chunk_size,
+            count_correct=count_correct,
+        )
+
+
+def backbone_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """The parts whose composition is the model, or ``None``.
+
+    One probe decides, not a list of names: on a few tokens the head must be called once, with
+    exactly the backbone's hidden states, and whatever it returns must be the model's logits.
+    """
+    backbone = getattr(model, "base_model", None)
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if callable(find_head) else None
+    if not isinstance(backbone, nn.Module) or backbone is model or not isinstance(head, nn.Module):
+        return None
+    return (backbone, head) if _composes(model, backbone, head) else None
+
+
+@torch.no_grad()
+def _composes(model: nn.Module, backbone: nn.Module, head: nn.Module) -> bool:
+    device = next(model.parameters()).device
+    if device.type == "meta":
+        return False
+    probe = {"input_ids": torch.arange(1, 4, device=device)[None], "use_cache": False}
+    fed: list[Tensor] = []
+    returned: list[Tensor] = []
+
+    def replace_output(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        # A wide ramp: soft-capping hardly changes the small logits of an untrained model.
+        ramp = torch.linspace(-100, 100, output.numel(), device=device).view_as(output)
+        fed.append(arguments[0])
+        returned.append(ramp.to(output.dtype))
+        return returned[-1]
+
+    with _evaluating(model):
+        handle = head.register_forward_hook(replace_output)
+        try:
+            logits = model(**probe).logits
+        finally:
+            handle.remove()
+        if len(fed) != 1 or not torch.equal(logits.float(), returned[0].float()):
+            return False
+        return torch.equal(_hidden(backbone(**probe)), fed[0])
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden = getattr(output, "last_hidden_state", None)
+    return hidden if isinstance(hidden, Tensor) else output[0]
+
+
+def _rows(states: Tensor, rows: Tensor) -> Tensor:
+    """The given flat rows of (B, T, width) states."""
+    return states.reshape(-1, states.shape[-1]).index_select(0, rows)
