@@ -13,6 +13,7 @@ from omegaconf.errors import (
     ConfigKeyError,
     InterpolationKeyError,
     InterpolationResolutionError,
+    InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
@@ -28,39 +29,44 @@ _IN_CONFIG = re.compile(r"In '([\w./+-]+)'")
 
 def check_composed(config: DictConfig) -> list[ConfigError]:
     """Every mandatory value that is not set and every reference that leads nowhere, at once."""
-    errors = [
-        ConfigError(f"'{key}' must be set", where=key, fix=f"add {key}=VALUE")
-        for key in sorted(OmegaConf.missing_keys(config))
-        if not key.startswith("hydra.")
-    ]
-    for key, node in _interpolations(config, ""):
-        try:
-            node._dereference_node()
-        except OmegaConfBaseException as error:
-            errors.append(_interpolation_error(error, key, str(node._value())))
+    errors = []
+    for key, node in _nodes(config, ""):
+        text = str(node._value())
+        if node._is_missing():
+            errors.append(ConfigError(f"'{key}' must be set", where=key, fix=f"add {key}=VALUE"))
+        elif node._is_interpolation() and (cause := _unresolved(node, text)):
+            errors.append(ConfigError(cause, where=key, fix="write the value itself"))
     return errors
 
 
-def _interpolations(container: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if container._is_none() or container._is_missing() or container._is_interpolation():
-        return
-    keys = range(len(container)) if isinstance(container, ListConfig) else list(container)
-    for key in keys:
+def _nodes(container: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Name and node of every value below ``container``, Hydra's own left out."""
+    listed = isinstance(container, ListConfig)
+    for key in range(len(container)) if listed else list(container):
         node = container._get_node(key)
-        name = f"{prefix}[{key}]" if isinstance(container, ListConfig) else f"{prefix}.{key}"
-        name = name.lstrip(".")
+        name = f"{prefix}[{key}]" if listed else f"{prefix}.{key}".lstrip(".")
         if name == "hydra" or node is None:
             continue
-        if node._is_interpolation():
+        whole = node._is_none() or node._is_missing() or node._is_interpolation()
+        if isinstance(node, (DictConfig, ListConfig)) and not whole:
+            yield from _nodes(node, name)
+        else:
             yield name, node
-        elif isinstance(node, (DictConfig, ListConfig)):
-            yield from _interpolations(node, name)
 
 
-def _interpolation_error(error: Exception, key: str, text: str) -> ConfigError:
-    if isinstance(error, InterpolationKeyError):
-        return ConfigError(f"'{text}' refers to no setting", where=key, fix="write the value")
-    return ConfigError(f"'{text}' cannot be resolved", where=key, fix="write the value")
+def _unresolved(node: Any, text: str) -> str:
+    """Why a reference cannot be followed; one to a missing value is reported at that value."""
+    try:
+        node._dereference_node()
+    except InterpolationToMissingValueError:
+        return ""
+    except InterpolationKeyError:
+        return f"'{text}' refers to no setting"
+    except OmegaConfBaseException:
+        return f"'{text}' cannot be resolved"
+    except RecursionError:
+        return f"'{text}' refers to itself"
+    return ""
 
 
 def translate_composition_error(error: BaseException) -> LoratuneError:
@@ -150,5 +156,5 @@ def _first_line(error: BaseException) -> str:
 
 def _fix_of(error: BaseException) -> str:
     if "requires --multirun" in str(error) or "Ambiguous value" in str(error):
-        return "add -m to run one job for each value"
+        return "to run one job for each value, add -m"
     return "see --cfg job and --info defaults"

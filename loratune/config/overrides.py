@@ -35,7 +35,7 @@ from loratune.errors import ConfigError, LoratuneError, SecurityError, did_you_m
 __all__ = ["check_overrides", "prepare_overrides", "translate_composition_error"]
 
 MAX_WORD = 20_000
-MAX_BRACKETS = 20
+MAX_BRACKETS = 200
 
 
 def check_overrides(arguments: Sequence[str], schema: type = RunConfig) -> list[LoratuneError]:
@@ -54,6 +54,8 @@ def check_overrides(arguments: Sequence[str], schema: type = RunConfig) -> list[
     except LoratuneError as error:
         return [error]
     errors: list[LoratuneError] = list(_check_flags(flags.experimental_rerun, flags.config_path))
+    if flags.shell_completion:  # its words (install=bash) are no settings
+        return errors
     parsed = []
     for word in flags.overrides:
         try:
@@ -84,7 +86,7 @@ def _parse(word: str) -> Override:
 
     """
     shown = redact_text(word if len(word) <= 80 else f"{word[:77]}...")
-    if len(word) > MAX_WORD or sum(map(word.count, "[{(")) > MAX_BRACKETS * 10:
+    if len(word) > MAX_WORD or sum(map(word.count, "[{(")) > MAX_BRACKETS:
         raise ConfigError(f"'{shown}' is too long", where="command line", fix="write a recipe")
     if "=" not in word and not word.startswith("~"):
         raise ConfigError(f"'{shown}' is not key=value", where="command line", fix=_hint(word))
@@ -171,7 +173,11 @@ def _check_choice(
         return
     options = group_options(group, folders)
     for value in values:
-        if value is None or override.is_delete():
+        if override.is_delete() or (value is None and group == "recipe"):
+            continue
+        if value is None:
+            fix = f"choose one of {', '.join(options)}"
+            yield ConfigError(f"{group} cannot be left out", where=group, fix=fix)
             continue
         if isinstance(value, dict):
             fix = f"choose by name, then set single values: {group}.KEY=VALUE"
@@ -238,14 +244,19 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def prepare_overrides(arguments: Sequence[str], schema: type = RunConfig) -> list[str]:
-    """The words for Hydra: ``+`` and ``++`` are ours to add, so that no user needs them.
+    """The words for Hydra: settings first, then flags; ``+`` and ``++`` are ours to add.
 
-    Hydra closes free mappings (``data.columns.prompt=question`` fails) and refuses ``+key`` for a
-    key that exists; both work after this.  Call it when ``check_overrides`` found nothing.
+    Hydra closes free mappings (``data.columns.prompt=question`` fails), refuses ``+key`` for a key
+    that exists, and settings after a flag (``-m trainer.lr=1,2 --cfg job name=x``); all of them
+    work after this.  ``recipe=null`` is the start anyway, but Hydra takes no null there.  Call it when ``check_overrides`` found nothing.
     """
     root = known_keys(schema)
-    overrides = set(parse_flags(arguments).overrides)
-    return [_prepared(word, root) if word in overrides else word for word in arguments]
+    overrides = list(parse_flags(arguments).overrides)
+    flags = list(arguments)
+    for word in overrides:
+        flags.remove(word)
+    prepared = [_prepared(word, root) for word in overrides if word.lower() != "recipe=null"]
+    return [*prepared, *flags]
 
 
 def _prepared(word: str, root: Setting) -> str:

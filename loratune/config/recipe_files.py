@@ -19,7 +19,7 @@ from loratune.config.recipe_rules import names_hydra, package_problem
 from loratune.config.schema import RunConfig
 from loratune.config.settings import GROUPS, find, known_keys
 from loratune.config.user_recipes import builtin_recipes
-from loratune.config.yaml_reader import parse, read_text
+from loratune.config.yaml_reader import MAX_BYTES, parse, read_text
 from loratune.errors import ConfigError, LoratuneError, SecurityError, did_you_mean
 
 MAX_FILES = 500
@@ -47,7 +47,7 @@ def check_recipe_files(folders: Sequence[Path], schema: type = RunConfig) -> lis
     for folder in folders:
         walk = _Walk(folder)
         for path in walk.files():
-            total += path.stat().st_size if path.exists() else 0
+            total += min(path.stat().st_size, MAX_BYTES) if path.exists() else 0
             if total > MAX_TOTAL_BYTES:
                 cause = f"more than {MAX_TOTAL_BYTES:,} bytes of recipes"
                 errors.append(ConfigError(cause, where=_shown(folder), fix="keep rows elsewhere"))

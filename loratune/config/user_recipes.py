@@ -28,19 +28,19 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """Hydra's own reading of the command line: flags, and ``overrides``, the other words.
 
     Raises:
-        ConfigError: for a flag that Hydra does not know, or a word after a flag.
+        ConfigError: for a flag that Hydra does not know.
 
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        return parser.parse_args(list(arguments))
+        return parser.parse_intermixed_args(list(arguments))
     return parser.parse_args([])
 
 
 def _refuse(message: str) -> NoReturn:
-    fix = "give key=value words first, then flags; see --help"
+    fix = "see --help for the flags; settings are key=value"
     raise ConfigError(message, where="command line", fix=fix)
 
 
