@@ -7,10 +7,10 @@ must lie in the part found, or the row is refused.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from loratune.data.rows import Message
 from loratune.data.tokenizing import Tokenizer
@@ -108,7 +108,7 @@ class ChatRenderer:
             after = full
             if number + 1 < len(messages):
                 after = self._render(messages[: number + 1], False, source)
-            end = len(os.path.commonprefix([full, after]))
+            end = _shared_length(full, after)
             floor = max(start or 0, spans[-1][1] if spans else 0)
             place = full.find(turn.content.strip(), floor, end)
             if place < 0:
@@ -132,7 +132,7 @@ class ChatRenderer:
         tail = full[written:end]
         places = [(place, stop) for stop in self._stops if (place := tail.find(stop)) >= 0]
         if places:
-            place, stop = min(places, key=lambda item: item[0])
+            place, stop = min(places, key=lambda found: found[0])
             return written + place + len(stop)
         margin = content[len(content.rstrip()) :]
         return written + len(margin) if margin and tail.startswith(margin) else written
@@ -144,17 +144,18 @@ class ChatRenderer:
 
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
         special = getattr(self.tokenizer, "special_tokens_map", {})
-        texts, found = render_jinja_template(
+        rendered: Any = render_jinja_template(
             conversations=[turns],
             chat_template=self.template,
             return_assistant_tokens_mask=True,
             **special,
         )
-        spans = [(int(start), int(end)) for start, end in found[0]]
-        learnt = [turn.content for turn in messages if turn.role == "assistant"]
-        if texts[0] != full or len(spans) != len(learnt):
+        text, found = rendered[0][0], rendered[1][0]
+        spans = [(int(start), int(end)) for start, end in found]
+        learnt = [(n, turn.content) for n, turn in enumerate(messages) if turn.role == "assistant"]
+        if text != full or len(spans) != len(learnt):
             raise DataError("the chat template's {% generation %} marks do not fit", where=source)
-        for number, (content, (start, end)) in enumerate(zip(learnt, spans, strict=True)):
+        for (number, content), (start, end) in zip(learnt, spans, strict=True):
             if content.strip() not in full[start:end]:
                 raise _changed(number, source)
         return [(start, self._marked_end(full, start, end)) for start, end in spans]
@@ -166,6 +167,13 @@ class ChatRenderer:
             return start + len(words)
         closing = next((stop for stop in self._stops if full.startswith(stop, end)), "")
         return end + len(closing)
+
+
+def _shared_length(one: str, other: str) -> int:
+    """Characters with which both begin."""
+    pairs = enumerate(zip(one, other, strict=False))
+    differing = (place for place, pair in pairs if pair[0] != pair[1])
+    return next(differing, min(len(one), len(other)))
 
 
 def _with_margin(full: str, place: int, content: str) -> int:

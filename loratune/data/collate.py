@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from loratune.data.encode import IGNORED, EncodedRow
+from loratune.data.encoded_rows import IGNORED, EncodedRow
 from loratune.data.packing import pack
 
 PADDING = -1

@@ -44,7 +44,7 @@ def _parse_line(line: bytes, where: str, offset: int) -> dict[str, Any] | None:
     if not text.strip():
         return None
     try:
-        value = json.loads(text)
+        value = json.loads(text.rstrip("\r\n"))
     except (ValueError, RecursionError) as error:
         ended = line.endswith(b"\n")
         raise _not_json(error, where, terminated=ended) from error

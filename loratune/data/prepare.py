@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from loratune.config.schema import DataConfig, RowFormat
 from loratune.data.chat import chat_template_of
-from loratune.data.encode import EncodedRow, EncodedRows, Encoder
+from loratune.data.encode import Encoder
+from loratune.data.encoded_rows import EncodedRow, EncodedRows
 from loratune.data.formats import choose_format, parse_rows
 from loratune.data.reading import read_rows
 from loratune.data.report import DataReport, SplitReport, warnings_of

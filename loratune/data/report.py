@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from loratune.data.encode import EncodedRows, length_to_keep
+from loratune.data.encoded_rows import EncodedRows, length_to_keep
 
 
 @dataclass(frozen=True)
