@@ -95,9 +95,10 @@ def _measure_config(config: Any, where: str) -> Architecture:
     import torch
     from transformers import AutoModelForCausalLM
 
+    build: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = build.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError) as error:
         raise _cannot_build(error, where) from error
     return measure_model(model, config.to_dict())

@@ -173,8 +173,7 @@ def saved_modules(architecture: Architecture, names: Sequence[str]) -> dict[str,
     for wanted in names:
         found = architecture.parameters_of(wanted)
         if not found:
-            parts = (*architecture.layers, *architecture.others)
-            tails = {part.name.rpartition(".")[2] for part in parts}
+            tails = {part.name.rpartition(".")[2] for part in architecture.parts}
             raise ModelError(
                 f"no module is named '{wanted}'",
                 where="targets.modules_to_save",

@@ -86,5 +86,5 @@ def resolve_pattern(
     patterns: Mapping[str, _Value], name: str, default: _Value, where: str = "adapter"
 ) -> _Value:
     """The value of the first pattern that fits ``name``, else ``default``."""
-    key = fitting_keys(patterns, [name], where).get(name)
+    key = fitting_keys(patterns, [name], where).get(name) if patterns else None
     return default if key is None else patterns[key]

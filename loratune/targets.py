@@ -245,8 +245,10 @@ def _selection_errors(shapes: Sequence[LayerShape], targets: TargetsConfig) -> l
     for name in targets.exclude:
         if not any(names_module(name, shape.name) for shape in shapes):
             errors.append(unmatched(name, shapes, where="targets.exclude"))
+    if targets.layers is None:
+        return errors
     blocks = {block_of(shape.name) for shape in shapes} - {None}
-    absent = [layer for layer in targets.layers or [] if layer not in blocks]
+    absent = [layer for layer in targets.layers if layer not in blocks]
     if absent:
         errors.append(
             ModelError(

@@ -44,6 +44,11 @@ class Architecture:
     numbers: Mapping[str, Any]
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """Layers, then the other modules."""
+        return (*self.layers, *self.others)
+
+    @property
     def other_types(self) -> dict[str, str]:
         """Name to type of the modules that no adapter can wrap."""
         return {module.name: module.type_name for module in self.others}
@@ -54,7 +59,7 @@ class Architecture:
         A module that holds others is counted with all of them.
         """
         found: dict[str, int] = {}
-        for part in (*self.layers, *self.others):
+        for part in self.parts:
             pieces = part.name.split(".")
             for end in range(1, len(pieces) + 1):
                 owner = ".".join(pieces[:end])
