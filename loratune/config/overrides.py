@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hydra.errors import HydraException
 
 from loratune.adapters.registry import variant_names
 from loratune.config.composition import translate_composition_error
+from loratune.config.hydra_words import prepare_overrides
 from loratune.config.recipe_rules import (
     interpolation_problem,
     is_instantiation_key,
@@ -53,7 +55,7 @@ def check_overrides(arguments: Sequence[str], schema: type = RunConfig) -> list[
         folders = user_recipe_folders(arguments)
     except LoratuneError as error:
         return [error]
-    errors: list[LoratuneError] = list(_check_flags(flags.experimental_rerun, flags.config_path))
+    errors: list[LoratuneError] = list(_check_flags(flags))
     if flags.shell_completion:  # its words (install=bash) are no settings
         return errors
     parsed = []
@@ -68,12 +70,15 @@ def check_overrides(arguments: Sequence[str], schema: type = RunConfig) -> list[
     return errors
 
 
-def _check_flags(rerun: str | None, config_path: str | None) -> Iterator[LoratuneError]:
-    if rerun is not None:
+def _check_flags(flags: Namespace) -> Iterator[LoratuneError]:
+    if flags.experimental_rerun is not None:
         cause = "a rerun file is a pickle: loading it runs code"
         fix = "repeat the run with its recipe.yaml"
         yield SecurityError(cause, where="--experimental-rerun", fix=fix)
-    if config_path is not None:
+    if flags.config_name is not None:
+        cause = "every command starts from the package's own root"
+        yield ConfigError(cause, where="--config-name", fix="choose with recipe=NAME")
+    if flags.config_path is not None:
         fix = "use --config-dir DIR, which adds to them"
         yield ConfigError("the package's recipes are needed", where="--config-path", fix=fix)
 
@@ -186,7 +191,7 @@ def _check_choice(
         for name in value if isinstance(value, list) else [value]:
             if leaves_folder(str(name)) or str(name).startswith((".", "/")):
                 yield SecurityError(f"'{name}' leaves the recipe folders", where=group)
-            elif options and str(name).removesuffix(".yaml") not in options:
+            elif str(name).removesuffix(".yaml") not in options:
                 yield missing_choice(group, str(name), options)
 
 
@@ -241,29 +246,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, dict)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _texts(item)
-
-
-def prepare_overrides(arguments: Sequence[str], schema: type = RunConfig) -> list[str]:
-    """The words for Hydra: settings first, then flags; ``+`` and ``++`` are ours to add.
-
-    Hydra closes free mappings (``data.columns.prompt=question`` fails), refuses ``+key`` for a key
-    that exists, and settings after a flag (``-m trainer.lr=1,2 --cfg job name=x``); all of them
-    work after this.  ``recipe=null`` is the start anyway, but Hydra takes no null there.  Call it when ``check_overrides`` found nothing.
-    """
-    root = known_keys(schema)
-    overrides = list(parse_flags(arguments).overrides)
-    flags = list(arguments)
-    for word in overrides:
-        flags.remove(word)
-    prepared = [_prepared(word, root) for word in overrides if word.lower() != "recipe=null"]
-    return [*prepared, *flags]
-
-
-def _prepared(word: str, root: Setting) -> str:
-    bare = word.lstrip("+")
-    key = bare.partition("=")[0].strip()
-    path = tuple(key.split("."))
-    if word.startswith("~") or names_hydra(key) or find(root, path) is None:
-        return word
-    parent = find(root, path[:-1])
-    return f"++{bare}" if len(path) > 1 and parent is not None and parent.free else bare

@@ -26,7 +26,7 @@ MAX_FILES = 500
 MAX_ENTRIES = 5_000
 MAX_FOLDERS_DEEP = 6
 MAX_TOTAL_BYTES = 2_000_000
-MAX_COMPOSITES = 8
+MAX_COMPOSITES = 4
 """Settings whose value joins several others; they can refer to each other, so they multiply."""
 
 
@@ -76,6 +76,11 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
+def _ignored(path: Path) -> bool:
+    """Hidden folders, which no name can reach, and the dangling links that editors lock with."""
+    return path.name.startswith(".") and (path.is_dir() or not path.exists())
+
+
 class _Walk:
     """The YAML files below a folder, without following links that lead out of it."""
 
@@ -115,7 +120,7 @@ class _Walk:
         except OSError as error:
             self.errors.append(ConfigError(f"unreadable: {error.strerror}", where=_shown(folder)))
             return []
-        return [name for name in names if not name.startswith(".") and name != "__pycache__"]
+        return [name for name in names if not _ignored(folder / name)]
 
     def _too_many(self) -> None:
         if not any("too many" in error.cause for error in self.errors):
@@ -195,7 +200,7 @@ def _package(check: FileCheck, text: str) -> tuple[str, ...]:
     package = "" if check.folder == "." else check.folder.replace("/", ".")
     leading = True
     for number, line in enumerate(text.splitlines(), start=1):
-        stripped = line.strip().lstrip("\ufeff")
+        stripped = line.strip()
         if stripped and not stripped.startswith("#"):
             break
         words = stripped.removeprefix("#").split()

@@ -145,12 +145,12 @@ class FileCheck:
 
     def _references(self, value: Node, path: Path_, setting: Setting) -> None:
         """Bound what interpolations can expand to: they may refer to each other."""
-        if setting.children:
+        if setting.children and isinstance(value, MappingNode):
             return
         count = sum(count_interpolations(text) for text in _texts(value))
         dotted = ".".join(path)
-        if count and setting.free:
-            cause = f"{dotted}: references are not allowed inside a free mapping"
+        if count and (setting.free or setting.children):
+            cause = f"{dotted}: references are allowed in single values only"
             self.config(line_of(value), cause, "write the values out")
         elif count > MAX_INTERPOLATIONS:
             cause = f"{dotted} refers to {count} settings, at most {MAX_INTERPOLATIONS} are allowed"

@@ -61,7 +61,8 @@ def user_recipe_folders(arguments: Sequence[str]) -> list[Path]:
             raise ConfigError("there is no such folder", where=f"--config-dir {named}")
     folders.append(Path("recipes"))
     own = builtin_recipes().resolve()
-    return [folder for folder in folders if folder.is_dir() and folder.resolve() != own]
+    found = {folder.resolve(): folder for folder in reversed(folders) if folder.is_dir()}
+    return [folder for place, folder in reversed(found.items()) if place != own]
 
 
 def group_options(group: str, folders: Sequence[Path]) -> list[str]:
@@ -70,7 +71,9 @@ def group_options(group: str, folders: Sequence[Path]) -> list[str]:
     for folder in [*folders, builtin_recipes()]:
         base = folder / group
         for path in base.rglob("*.yaml") if base.is_dir() else ():
-            names.add(path.relative_to(base).with_suffix("").as_posix())
+            name = path.relative_to(base).with_suffix("").as_posix()
+            if not name.startswith(".") and "/." not in name:
+                names.add(name)
     return sorted(names)
 
 

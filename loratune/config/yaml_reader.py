@@ -5,6 +5,7 @@ The grammar is OmegaConf's own loader, so that what is checked is what Hydra wil
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import stat
@@ -88,6 +89,8 @@ def read_text(path: Path, shown: str) -> str:
     if len(content) > MAX_BYTES:
         fix = "a recipe is a page of text; put rows into data.path"
         raise ConfigError(f"larger than {MAX_BYTES:,} bytes", where=shown, fix=fix)
+    if content.startswith(codecs.BOM_UTF8):  # Hydra would not see the header behind it
+        raise ConfigError("a byte order mark", where=f"{shown}:1", fix="save as UTF-8 without BOM")
     try:
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
     except UnicodeDecodeError as error:

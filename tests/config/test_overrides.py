@@ -71,6 +71,7 @@ def test_good_words_pass(words: list[str]) -> None:
         ["name=${hydra.job.name}"],
         ["recipe=../../x"],
         ["recipe=/etc/x"],
+        ["recipe=.hidden/x"],
     ],
     ids=" ".join,
 )
@@ -101,6 +102,9 @@ def test_words_that_are_more_than_data_are_refused(words: list[str]) -> None:
         ("trainer.steps.x=1", "'trainer.steps.x' is not a setting"),
         ("model={path: x}", "model is chosen by name"),
         ("hydra.searchpath=[/tmp]", "--config-dir"),
+        ("--config-name=../x", "recipe=NAME"),
+        ("--config-path=/tmp", "--config-dir"),
+        ("adapter=null", "adapter cannot be left out"),
         ("launch={nproc: 1, nprocs: 2}", "'launch.nprocs' is not a setting"),
     ],
 )

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -208,7 +209,7 @@ MISTAKES = {
     "no header": ("recipe/x.yaml", "name: x\n", "recipes/recipe/x.yaml:1", "# @package _global_"),
     "unknown group": ("adaptor/x.yaml", "rank: 8\n", "recipes/adaptor/x.yaml:1",
                       "did you mean 'adapter'?"),
-    "unknown choice": ("recipe/x.yaml", f"{GLOBAL}defaults:\n  - override /adapter: vear\nname: x\n",
+    "unknown choice": ("recipe/x.yaml", f"{GLOBAL}defaults:\n  - override /adapter: vear\n",
                        "recipes/recipe/x.yaml:3", "did you mean 'vera'?"),
     "missing slash": ("recipe/x.yaml", f"{GLOBAL}defaults:\n  - override adapter: vera\nname: x\n",
                       "recipes/recipe/x.yaml:3", "write /adapter"),
@@ -216,6 +217,12 @@ MISTAKES = {
                               "recipes/recipe/x.yaml:2", "must be a list"),
     "short suffix": ("data/x.yml", "path: a\n", "recipes/data/x.yml:1", ".yaml"),
     "primary config": ("config.yaml", "name: x\n", "recipes/config.yaml:1", "replace"),
+    "byte order mark": ("data/x.yaml", b"\xef\xbb\xbfpath: a\n", "recipes/data/x.yaml:1",
+                        "without BOM"),
+    "reference for a group": ("recipe/x.yaml", f"{GLOBAL}trainer: ${{data}}\n",
+                              "recipes/recipe/x.yaml:2", "single values only"),
+    "reference in a free mapping": ("data/x.yaml", "columns: {a: '${name}'}\n",
+                                    "recipes/data/x.yaml:1", "single values only"),
     "alias in itself": ("model/x.yaml", "architecture: &a {b: *a}\n", "recipes/model/x.yaml:1",
                         "contains itself"),
 }  # fmt: skip
@@ -266,9 +273,22 @@ def test_the_built_in_recipes_pass(here: Path) -> None:
     assert [str(error) for error in check("mine")] == []
 
 
+@pytest.mark.parametrize("name", ["adapter/.x.yaml", "recipe/__pycache__/x.yaml"])
+def test_files_that_hydra_could_find_are_checked_even_if_hidden(here: Path, name: str) -> None:
+    write(name, f"{TARGET}\n")
+    assert any(isinstance(error, SecurityError) for error in check())
+
+
+def test_files_that_nothing_can_reach_are_left_alone(here: Path) -> None:
+    write("README.md", "# mine\n")
+    write(".git/x.yaml", f"{TARGET}\n")
+    (here / "recipes" / ".#x.yaml").symlink_to("me@machine.1")
+    assert check() == []
+
+
 def test_references_that_multiply_are_refused(here: Path) -> None:
     fields = ["path", "eval_path", "template", "split", "split_by"]
-    lines = [f"{a}: ${{.{b}}}${{.{b}}}\n" for a, b in zip(fields, fields[1:], strict=False)]
+    lines = [f"{a}: ${{.{b}}}${{.{b}}}\n" for a, b in pairwise(fields)]
     write("data/x.yaml", "".join(lines))
     write("model/x.yaml", "path: ${.device}${.device}\ndevice: ${.attention}${.attention}\n")
     write("recipe/x.yaml", f"{GLOBAL}name: ${{out}}${{out}}\nout: ${{resume}}${{resume}}\n"

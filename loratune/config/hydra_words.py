@@ -1,0 +1,37 @@
+"""The words of the command line in the form that Hydra takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loratune.config.recipe_rules import names_hydra
+from loratune.config.schema import RunConfig
+from loratune.config.settings import Setting, find, known_keys
+from loratune.config.user_recipes import parse_flags
+
+
+def prepare_overrides(arguments: Sequence[str], schema: type = RunConfig) -> list[str]:
+    """The words for Hydra: settings first, then flags; ``+`` and ``++`` are ours to add.
+
+    Hydra closes free mappings (``data.columns.prompt=question`` fails), refuses ``+key`` for a key
+    that exists, settings after a flag (``-m trainer.lr=1,2 --cfg job name=x``), and null for a
+    group (``recipe=null``, which is the start anyway); all of them work after this.  Call it when
+    ``check_overrides`` found nothing.
+    """
+    root = known_keys(schema)
+    overrides = list(parse_flags(arguments).overrides)
+    flags = list(arguments)
+    for word in overrides:
+        flags.remove(word)
+    prepared = [_prepared(word, root) for word in overrides if word.lower() != "recipe=null"]
+    return [*prepared, *flags]
+
+
+def _prepared(word: str, root: Setting) -> str:
+    bare = word.lstrip("+")
+    key = bare.partition("=")[0].strip()
+    path = tuple(key.split("."))
+    if word.startswith("~") or names_hydra(key) or find(root, path) is None:
+        return word
+    parent = find(root, path[:-1])
+    return f"++{bare}" if len(path) > 1 and parent is not None and parent.free else bare
