@@ -80,11 +80,11 @@ class ChatRenderer:
         ended = any(full[: spans[-1][1]].endswith(stop) for stop in self._stops)
         return [segment for segment in segments if segment.text], ended
 
-    def prompt(self, messages: Sequence[Message], source: str) -> str:
-        """The text before the assistant's next turn, as training saw it."""
+    def prompt(self, messages: Sequence[Message], source: str) -> list[str]:
+        """The text before the assistant's next turn, in the stretches in which training saw it."""
         answered = [*messages, Message("assistant", _SENTINEL)]
         segments, _ = self.segments(answered, source)
-        return "".join(segment.text for segment in segments[:-1])
+        return [segment.text for segment in segments[:-1]]
 
     def _render(self, messages: Sequence[Message], generation: bool, source: str) -> str:
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
@@ -114,7 +114,7 @@ class ChatRenderer:
             if place < 0:
                 raise _changed(number, source)
             written = place + len(turn.content.strip())
-            begin = start if start is not None else _with_margin(full, place, turn.content)
+            begin = start if start is not None else _before_spaces(full, place, turn.content)
             spans.append((begin, self._stop(full, written, end, turn.content)))
         return spans
 
@@ -176,10 +176,15 @@ def _shared_length(one: str, other: str) -> int:
     return next(differing, min(len(one), len(other)))
 
 
-def _with_margin(full: str, place: int, content: str) -> int:
-    """``place``, moved back over the white space with which the content itself begins."""
+def _before_spaces(full: str, place: int, content: str) -> int:
+    """``place``, moved back over the content's own margin and the spaces before it.
+
+    Where a header is followed by a space, the model writes the space: tokens begin with it.
+    """
     margin = content[: len(content) - len(content.lstrip())]
-    return place - len(margin) if margin and full[:place].endswith(margin) else place
+    if margin and full[:place].endswith(margin):
+        place -= len(margin)
+    return len(full[:place].rstrip(" "))
 
 
 def _changed(number: int, source: str) -> DataError:

@@ -81,12 +81,18 @@ class Encoder:
                 {"role": "user", "content": as_text(columns.get("prompt"), "prompt")}
             ]
             turns = [Message(turn["role"], turn["content"]) for turn in given]
-            text = self._chat.prompt(turns, source)
-        elif self.format.format is RowFormat.text:
+            return self._joined(self._chat.prompt(turns, source))
+        if self.format.format is RowFormat.text:
             text = as_text(columns.get("prompt", columns.get("text")), "prompt")
         else:
             text = self.format.prompt(columns)
-        return list(self.tokenizer.opening_ids([text])[0])
+        return self._joined([text])
+
+    def _joined(self, texts: Sequence[str]) -> list[int]:
+        opening = self.tokenizer.opening_ids(list(texts[:1]) or [""])
+        return [
+            token for ids in (*opening, *self.tokenizer.following_ids(texts[1:])) for token in ids
+        ]
 
     def _whole_rows(self, examples: Sequence[Example], max_length: int) -> list[EncodedRow]:
         cut = [self._segments(example) for example in examples]

@@ -60,9 +60,7 @@ def space_prefixing_tokenizer() -> Any:
         vocab_size=120, special_tokens=["<unk>", "</s>"], show_progress=False
     )
     tokenizer.train_from_iterator([*TINY_TEXT, "line\nbreak\n"] * 5, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.fixture(scope="session")

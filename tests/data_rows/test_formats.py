@@ -36,9 +36,7 @@ def error_of(*columns: dict[str, Any], **config: Any) -> LoratuneError:
         ({"messages": [{"role": "assistant", "content": "b"}]}, RowFormat.messages),
     ],
 )
-def test_the_format_follows_from_the_columns(
-    columns: dict[str, Any], expected: RowFormat
-) -> None:
+def test_the_format_follows_from_the_columns(columns: dict[str, Any], expected: RowFormat) -> None:
     assert choose_format(DataConfig(), rows_of(columns)).format is expected
 
 

@@ -1,0 +1,90 @@
+"""Rows as ids, with what is learnt marked by position."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+IGNORED = -100
+"""The label of a token that is not learnt (torch's ``ignore_index``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """One row as ids.
+
+    Attributes:
+        input_ids: the whole row, start token and end token included.
+        spans: positions learnt, ``[start, end)`` each, ascending, none before position 1
+            (nothing predicts the first token).
+        prompt_length: tokens before the last answer: what generation is given.
+        source: ``file:line``.
+    """
+
+    input_ids: list[int]
+    spans: tuple[tuple[int, int], ...]
+    prompt_length: int
+    source: str
+
+    @property
+    def labels(self) -> list[int]:
+        """``input_ids`` where learnt, else ``IGNORED``; not shifted."""
+        labels = [IGNORED] * len(self.input_ids)
+        for start, end in self.spans:
+            labels[start:end] = self.input_ids[start:end]
+        return labels
+
+    @property
+    def supervised(self) -> int:
+        """Tokens learnt."""
+        return sum(end - start for start, end in self.spans)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass
+class EncodedRows:
+    """The rows that can be trained on, and what became of the others.
+
+    Attributes:
+        rows: rows with at least one learnt token, in order.
+        kept: for each of ``rows`` its position among the examples.
+        dropped: reason to count: ``overlong``, ``no_target``.
+        truncated: rows kept without their end.
+        lost_target_tokens: learnt tokens that truncation cut off, over all rows.
+        lengths: every row's whole length in tokens, before truncation.
+    """
+
+    rows: list[EncodedRow] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    lost_target_tokens: int = 0
+    lengths: list[int] = field(default_factory=list)
+
+
+def truncate(row: EncodedRow, max_length: int) -> EncodedRow:
+    """The row without what lies beyond ``max_length`` tokens; itself if it fits."""
+    if len(row) <= max_length:
+        return row
+    spans = learnable(row.spans, 1, max_length)
+    return EncodedRow(
+        row.input_ids[:max_length], spans, min(row.prompt_length, max_length), row.source
+    )
+
+
+def length_to_keep(lengths: Iterable[int], share: float) -> int:
+    """The smallest ``max_length`` that keeps this share of rows whole."""
+    ordered = sorted(lengths)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def learnable(
+    spans: Iterable[tuple[int, int]], first: int, end: int | None = None
+) -> tuple[tuple[int, int], ...]:
+    """Spans cut to ``[first, end)``, empty ones left out."""
+    cut = ((max(a, first), b if end is None else min(b, end)) for a, b in spans)
+    return tuple((a, b) for a, b in cut if a < b)
