@@ -62,10 +62,8 @@ def _unresolved(node: Any, text: str) -> str:
         return ""
     except InterpolationKeyError:
         return f"'{text}' refers to no setting"
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, RecursionError):
         return f"'{text}' cannot be resolved"
-    except RecursionError:
-        return f"'{text}' refers to itself"
     return ""
 
 
@@ -81,7 +79,8 @@ def translate_composition_error(error: BaseException) -> LoratuneError:
             return _missing_config(link)
         if isinstance(link, OmegaConfBaseException):
             return _omegaconf_error(link, place)
-    return ConfigError(_first_line(chain[-1]), where=place, fix=_fix_of(chain[-1]))
+    told = next((link for link in chain if str(link) not in ("", "None")), error)
+    return ConfigError(_first_line(told), where=place, fix=_fix_of(told))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
