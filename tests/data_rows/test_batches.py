@@ -144,7 +144,6 @@ def test_packing_fits_every_row_once_and_wastes_little() -> None:
     for seed in range(20):
         draw = random.Random(seed)
         lengths = [draw.randint(1, 64) for _ in range(40)]
-        lengths = [random.Random(seed).randint(1, 64) for _ in range(40)]
         bins = pack(lengths, 64)
         assert sorted(n for rows in bins for n in rows) == list(range(40))
         assert all(sum(lengths[n] for n in rows) <= 64 for rows in bins)
