@@ -107,6 +107,7 @@ def wrap_model(
     seed: int | None = 0,
     family: str | None = None,
     strict: bool = True,
+    fresh: bool = True,
 ) -> WrappedModel:
     """Freeze the model and swap its target layers for adapters, in place.
 
@@ -117,6 +118,7 @@ def wrap_model(
         seed: of the adapters' random start; ``None`` draws from torch's current state.
         family: architecture that the role words resolve for, by default ``model.config``'s.
         strict: every listed pattern must match; else one match in all is enough.
+        fresh: ``False`` skips a costly start that loading an adapter will overwrite.
 
     Raises:
         ModelError: if a pattern matches nothing, or a layer cannot be adapted.
@@ -130,8 +132,9 @@ def wrap_model(
     if seed is not None:
         torch.manual_seed(seed)
     plans = [_plan(model, shape, config) for shape in match.shapes]
-    adapters = adapter_class(config.variant).build(plans, config)
+    adapters = adapter_class(config.variant).build(plans, config if fresh else config.cheap_start())
     for plan, adapter in zip(plans, adapters, strict=True):
+        adapter.config = config
         adapter.train(plan.base_layer.training)
         model.set_submodule(plan.shape.name, adapter)
     saved = {name: _save_module(model, name) for name in _saved_names(model, targets)}

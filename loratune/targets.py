@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratune.adapters.config import AdapterConfig, LayerKind, LayerShape
-from loratune.architectures import ROLE_WORDS, roles_of
+from loratune.architectures import ROLE_WORDS, is_known_family, roles_of
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
 from loratune.patterns import TimedPattern, fitting_keys, names_module, resolve_pattern
@@ -161,6 +161,8 @@ def _role_patterns(
         raise no_roles(word, family, shapes)
     suffixes = dict.fromkeys(roles[role] for role in wanted if role in roles)
     notices = []
+    if not is_known_family({"model_type": family}):
+        notices.append(f"{word} is taken to mean {', '.join(suffixes)}")
     for suffix in suffixes:
         extra = [role for role, name in roles.items() if name == suffix and role not in wanted]
         if extra:

@@ -247,3 +247,8 @@ def is_bias_or_norm(model: nn.Module, name: str) -> bool:
     owner_name, _, attribute = name.rpartition(".")
     owner = model.get_submodule(owner_name)
     return attribute == "bias" or "norm" in type(owner).__name__.lower()
+
+
+def data_device(weight: Tensor) -> torch.device:
+    """Where an adapter's tensors live: with the base weight, or on the CPU if it has no data."""
+    return torch.device("cpu") if weight.is_meta else weight.device

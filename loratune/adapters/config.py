@@ -115,6 +115,10 @@ class AdapterConfig:
         """Why this variant cannot adapt ``shape``, or an empty string."""
         return ""
 
+    def cheap_start(self) -> Self:
+        """The same settings with the cheapest start, for an adapter about to be loaded."""
+        return self
+
     @abstractmethod
     def to_peft(self) -> dict[str, Any]:
         """The variant's part of PEFT's ``adapter_config.json``."""

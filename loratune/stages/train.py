@@ -18,8 +18,9 @@ from loratune.checkpoint import (
     save_checkpoint,
 )
 from loratune.config.schema import TrainerConfig
-from loratune.data.batches import Batch, BatchPlan, collate, shard
-from loratune.data.encode import EncodedRow
+from loratune.data.batches import BatchPlan, shard
+from loratune.data.collate import Batch, collate, collate_packed
+from loratune.data.encoded_rows import EncodedRow
 from loratune.errors import Interrupted, Preempted, TrainingError
 from loratune.loss import LanguageModelHead
 from loratune.optim import make_optimizer, schedule_factor, set_learning_rate
@@ -49,6 +50,19 @@ class TrainingSet:
     rows: Sequence[EncodedRow]
     plan: BatchPlan
     pad_id: int
+    packing: bool = False
+    max_length: int = 0
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """The rows with these numbers as one batch."""
+        chosen = [self.rows[number] for number in numbers]
+        if self.packing:
+            return collate_packed(chosen, self.pad_id, self.max_length, numbers)
+        return collate(chosen, self.pad_id, numbers)
+
+    def source(self, number: int) -> str:
+        """``file:line`` of a row."""
+        return self.rows[number].source
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class _Loop:
         guards.refuse_nothing_trainable(self.model)
         self.optimizer = make_optimizer(self.model, wrapped.config, config)
         guards.refuse_zero_rate([group["peak_lr"] for group in self.optimizer.param_groups])
-        self.total = data.plan.steps
+        self.total = data.plan.total_steps
         self.progress = Progress(initial=guards.value_hashes(self.model))
         self.recorder = Recorder(run_dir, self.total, trackers, active=processes.is_main())
         self.loss: float | None = None
@@ -123,7 +137,9 @@ class _Loop:
         factor = schedule_factor(step, self.total, self.config)
         set_learning_rate(self.optimizer, factor)
         batches = list(self._micro_batches(step))
-        metrics = train_step(self.head, batches, self.optimizer, self.config.clip_norm, step)
+        metrics = train_step(
+            self.head, batches, self.optimizer, self.config.clip_norm, step, self.data.source
+        )
         watch.look(self.model, factor)
         self.progress.seen_gradient, self.progress.watched_steps = watch.seen, watch.steps
         self.progress.step = step + 1
@@ -145,8 +161,7 @@ class _Loop:
         for rows in self.data.plan.micro_batches(step):
             mine = shard(rows, processes.rank(), processes.world_size())
             if mine:
-                chosen = [self.data.rows[number] for number in mine]
-                yield collate(chosen, self.data.pad_id).to(device)
+                yield self.data.batch(mine).to(device)
 
     def _evaluate_now(self) -> bool:
         every, step = self.config.eval_every, self.progress.step

@@ -29,7 +29,7 @@ def wrap_existing(model: Any, folder: Path | AdapterFolder) -> tuple[WrappedMode
     """
     adapter = folder if isinstance(folder, AdapterFolder) else read_adapter(folder)
     try:
-        wrapped = wrap_model(model, adapter.config, adapter.targets, seed=0, strict=False)
+        wrapped = wrap_model(model, adapter.config, adapter.targets, seed=0, strict=False, fresh=False)
     except ModelError as error:
         error.where = error.where or str(adapter.path)
         raise

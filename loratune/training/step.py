@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from loratune.data.batches import Batch
+from loratune.data.collate import Batch
 from loratune.errors import TrainingError
 from loratune.loss import LanguageModelHead
 from loratune.training import processes
+from loratune.training.forward import batch_loss
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     clip_norm: float,
     step: int,
+    source_of: Callable[[int], str] = str,
 ) -> StepMetrics:
     """Accumulate token-weighted gradients over the micro-batches and apply them once.
 
@@ -51,6 +54,7 @@ def train_step(
         optimizer: over what trains.
         clip_norm: largest gradient norm, 0 for none.
         step: optimizer step, from 0, for messages.
+        source_of: row number to ``file:line``, for messages.
 
     Raises:
         TrainingError: if the loss or a gradient is NaN or infinite; nothing was applied.
@@ -60,7 +64,7 @@ def train_step(
     counts = [
         float(sum(batch.supervised for batch in micro_batches)),
         float(sum(batch.tokens for batch in micro_batches)),
-        float(sum(batch.padded for batch in micro_batches)),
+        float(sum(batch.input_ids.numel() for batch in micro_batches)),
     ]
     supervised, tokens, padded = processes.total(counts, device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -68,7 +72,7 @@ def train_step(
     # ---- forward and backward, one micro-batch at a time ----
     for batch in micro_batches:
         if batch.supervised:
-            loss = head.loss_sum(batch)
+            loss = batch_loss(head, batch).total
             (loss / supervised).backward()
             loss_sum += loss.detach()
     # ---- sum over processes, look, clip, apply ----
@@ -76,36 +80,30 @@ def train_step(
     [whole] = processes.total([float(loss_sum)], device)
     loss = whole / supervised
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    _refuse_non_finite(loss, float(norm), optimizer, head, micro_batches, step)
+    if not (math.isfinite(loss) and math.isfinite(float(norm))):
+        rows = [source_of(row) for batch in micro_batches for row in batch.row_ids]
+        raise _divergence(head.model, loss, f"step {step + 1}, rows {', '.join(rows)}")
     if clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     optimizer.step()
     return StepMetrics(loss, float(norm), int(supervised), int(tokens), int(padded))
 
 
-def _refuse_non_finite(
-    loss: float,
-    norm: float,
-    optimizer: torch.optim.Optimizer,
-    head: LanguageModelHead,
-    micro_batches: Sequence[Batch],
-    step: int,
-) -> None:
-    if torch.isfinite(torch.tensor([loss, norm])).all():
-        return
-    rows = ", ".join(source for batch in micro_batches for source in batch.sources)
-    names = {p: name for name, p in head.model.named_parameters() if p.requires_grad}
+def _divergence(model: nn.Module, loss: float, where: str) -> TrainingError:
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    values = [name for name, p in trained if not _finite(p)]
+    gradients = [name for name, p in trained if p.grad is not None and not _finite(p.grad)]
     quantity = f"the loss is {loss}"
-    bad = [p for p, name in names.items() if not torch.isfinite(p).all()]
-    bad_grads = [
-        p for p, name in names.items() if p.grad is not None and not torch.isfinite(p.grad).all()
-    ]
-    if bad:
-        quantity = f"parameter {names[bad[0]]} is not finite"
-    elif torch.isfinite(torch.tensor(loss)) and bad_grads:
-        quantity = f"the gradient of {names[bad_grads[0]]} is not finite"
-    raise TrainingError(
+    if values:
+        quantity = f"parameter {values[0]} is not finite"
+    elif math.isfinite(loss) and gradients:
+        quantity = f"the gradient of {gradients[0]} is not finite"
+    return TrainingError(
         f"training diverged: {quantity}",
-        where=f"step {step + 1}, rows {rows}",
+        where=where,
         fix="lower trainer.lr or set trainer.clip_norm; the last checkpoint is finite",
     )
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -43,6 +43,9 @@ class LoRAConfig(AdapterConfig):
         resolved = float(rank) if alpha is None else alpha
         return resolved / math.sqrt(rank) if self.rslora else resolved / rank
 
+    def cheap_start(self) -> Self:
+        return replace(self, init=Init.kaiming)
+
     def to_peft(self) -> dict[str, Any]:
         alpha_pattern = dict(self.alpha_pattern)
         if self.alpha is None:  # alpha follows each layer's own rank; PEFT's does not
@@ -51,7 +54,7 @@ class LoRAConfig(AdapterConfig):
         return {
             "peft_type": "LORA",
             "r": self.rank,
-            "lora_alpha": self.rank if self.alpha is None else self.alpha,
+            "lora_alpha": self.rank if self.alpha is None else _plain(self.alpha),
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
             "init_lora_weights": "gaussian" if self.init is Init.gaussian else True,
@@ -88,3 +91,8 @@ class LoRAConfig(AdapterConfig):
         return sum(
             (self.count_layer(shape, rank) for shape, rank in layers), start=AdapterCount(0, 0)
         )
+
+
+def _plain(alpha: float) -> float:
+    """8 rather than 8.0: some servers accept integers only."""
+    return int(alpha) if float(alpha).is_integer() else alpha

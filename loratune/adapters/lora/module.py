@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loratune.adapters.base import Adapter, LayerPlan
+from loratune.adapters.base import Adapter, LayerPlan, data_device
 from loratune.adapters.config import LayerKind
 from loratune.adapters.kernels import fused_lora_linear
 from loratune.adapters.lora.config import LoRAConfig
@@ -35,7 +35,7 @@ class LoRA(Adapter):
         else:
             oriented = weight if plan.shape.kind is LayerKind.linear else weight.T
             factors = initial_factors(oriented, plan.rank, config.init, plan.shape.name)
-        lora_A, lora_B = (factor.to(weight.device) for factor in factors)
+        lora_A, lora_B = (factor.to(data_device(weight)) for factor in factors)
         self.lora_A = nn.Parameter(lora_A)
         self.lora_B = nn.Parameter(lora_B)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loratune.adapters.base import Adapter, AdapterConfig, LayerPlan
+from loratune.adapters.base import Adapter, AdapterConfig, LayerPlan, data_device
 from loratune.adapters.config import LayerKind
 from loratune.adapters.kernels import fused_vera_linear
 from loratune.adapters.registry import register_adapter
@@ -69,7 +69,7 @@ class VeRA(Adapter):
         if projection is None:
             projection = _projection_for([plan], config)
         self.projection = projection
-        device = self.weight.device
+        device = data_device(self.weight)
         self.vera_lambda_d = nn.Parameter(torch.full((plan.rank,), config.d_initial, device=device))
         self.vera_lambda_b = nn.Parameter(torch.zeros(plan.shape.out_features, device=device))
 
@@ -145,4 +145,4 @@ def _projection_for(plans: Sequence[LayerPlan], config: VeRAConfig) -> SharedPro
     )
     weight = plans[0].base_layer.weight
     assert isinstance(weight, Tensor)
-    return projection.to(weight.device)
+    return projection.to(data_device(weight))

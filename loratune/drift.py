@@ -1,0 +1,93 @@
+"""What differs between what was recorded and what is there now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loratune.errors import CheckpointError, LoratuneError, raise_together
+
+# Keys that do not change what is computed, or whose content has a fingerprint of its own.
+_IRRELEVANT = (
+    "name", "out", "resume", "allow_drift", "trackers", "stages", "adapter_path", "evaluate",
+    "merge", "export", "data.path", "data.eval_path", "model.path", "model.revision",
+    "model.architecture", "trainer.keep_checkpoints", "trainer.save_every", "trainer.log_every",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key whose value is not what was recorded."""
+
+    key: str
+    saved: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_short(self.saved)} → {_short(self.now)}"
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    is_hash = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    return text[:12] if is_hash else text
+
+
+def recipe_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Keys of two recipes that differ and matter to what is trained."""
+    old, new = dict(_leaves(saved)), dict(_leaves(now))
+    keys = sorted(key for key in old.keys() | new.keys() if not _is_irrelevant(key))
+    return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+
+
+def _is_irrelevant(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in _IRRELEVANT)
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from _leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def fact_changes(
+    saved: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]
+) -> list[Change]:
+    """Of ``keys``, those recorded and different now; what was never recorded is no drift."""
+    return [
+        Change(key, saved[key], now.get(key))
+        for key in keys
+        if saved.get(key) is not None and saved[key] != now.get(key)
+    ]
+
+
+def refuse(
+    changes: Sequence[Change],
+    allowed: Sequence[str],
+    *,
+    where: str,
+    error: type[LoratuneError] = CheckpointError,
+) -> list[str]:
+    """Stop at every change that was not allowed; return those that were.
+
+    Args:
+        changes: what differs.
+        allowed: keys of ``allow_drift``; a key allows everything below it.
+        where: what was compared.
+        error: kind to raise.
+
+    Raises:
+        LoratuneError: of that kind, one line ``key: saved → now`` per change.
+    """
+    accepted, refused = [], []
+    for change in changes:
+        covered = any(change.key == key or change.key.startswith(key + ".") for key in allowed)
+        (accepted if covered else refused).append(change)
+    raise_together(
+        error(str(change), where=where, fix=f"undo it, or allow it with allow_drift=[{change.key}]")
+        for change in refused
+    )
+    return [str(change) for change in accepted]

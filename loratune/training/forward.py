@@ -1,0 +1,55 @@
+"""A batch through the model: the inputs it needs, and no mask where causality is enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loratune.data.collate import PADDING, Batch
+from loratune.loss import LanguageModelHead, TokenLoss
+
+
+def batch_loss(head: LanguageModelHead, batch: Batch, *, count_correct: bool = False) -> TokenLoss:
+    """Summed loss of a batch's supervised tokens.
+
+    Rows are padded on the right, so that causal attention never looks at padding: no mask is
+    given, and attention runs at its fastest.  A packed batch gets a block-diagonal mask and
+    positions that restart with every row.
+    """
+    loss: TokenLoss = head(
+        batch.input_ids, batch.labels, count_correct=count_correct, **_inputs(head.model, batch)
+    )
+    return loss
+
+
+def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    if batch.segment_ids is None:
+        return {}
+    inputs: dict[str, Any] = {"position_ids": batch.position_ids}
+    if attention_of(model) != "flash_attention_2":  # which finds the rows by their positions
+        dtype = next(model.parameters()).dtype
+        inputs["attention_mask"] = block_diagonal_mask(batch.segment_ids, dtype)
+    return inputs
+
+
+def attention_of(model: nn.Module) -> str:
+    """Name of the attention implementation a transformers model runs."""
+    return str(getattr(getattr(model, "config", None), "_attn_implementation", "eager"))
+
+
+def block_diagonal_mask(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, T, T): 0 where a token may look, the dtype's least number elsewhere.
+
+    A token sees itself and earlier tokens of its own row; padding sees itself, so that no line
+    of the softmax is empty.
+    """
+    length = segment_ids.shape[1]
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    real = segment_ids != PADDING
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=segment_ids.device)
+    visible = (same & real[:, :, None] & causal) | itself
+    mask = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
+    return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
