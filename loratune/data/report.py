@@ -21,7 +21,8 @@ class SplitReport:
         lost_target_tokens: learnt tokens that truncation cut off.
         tokens: tokens of the rows used.
         supervised_tokens: those of them that are learnt.
-        longest: tokens of the longest row as it was, before truncation.
+        longest: tokens of the longest row as it was, before truncation (a lower bound for a text
+            so long that only its beginning was tokenized).
         max_length_to_keep: share of rows (``95%``, ``99%``, ``100%``) to the ``data.max_length``
             that keeps them whole.
     """
