@@ -146,8 +146,8 @@ def test_every_role_of_a_family_names_layers_in_every_block(family: str) -> None
 
 def test_an_unknown_family_borrows_the_roles_of_one_that_fits_its_layers() -> None:
     layers = architecture_from_numbers(NUMBERS["qwen2"]).layers
-    assert roles_of("something-new", layers, ["query"]) == FAMILIES["qwen2"].roles
-    assert roles_of("something-new", layers[:1], ["query"]) is None
+    assert roles_of("something-new", layers, ["output"]) == FAMILIES["qwen2"].roles
+    assert roles_of("something-new", layers[:1], ["output"]) is None
 
 
 def test_a_saved_config_gives_the_same_architecture_as_its_numbers(tmp_path: Path) -> None:

@@ -1,0 +1,341 @@
+"""Which layers a pattern means, against PEFT, and what is said when it means none."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from loratune.adapters.config import AdapterConfig, LayerKind, LayerShape
+from loratune.adapters.lora.config import LoRAConfig
+from loratune.adapters.registry import config_class
+from loratune.architectures import Architecture, architecture_from_numbers
+from loratune.config.schema import TargetsConfig
+from loratune.errors import ConfigError, LoratuneError, ModelError, SecurityError
+from loratune.measure import measure_numbers
+from loratune.targets import TargetMatch, alpha_for, find_targets, rank_for
+
+# PEFT uses what transformers deprecates, and warns of transposed and of tied layers.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*fan_in_fan_out:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning"),
+]
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+OPT_NUMBERS: dict[str, Any] = {
+    "model_type": "opt",
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "word_embed_proj_dim": 16,
+    "do_layer_norm_before": False,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "ffn_dim": 64,
+    "max_position_embeddings": 40,
+    **IDS,
+}
+GPT2_NUMBERS: dict[str, Any] = {
+    "model_type": "gpt2",
+    "vocab_size": 96,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 40,
+    **IDS,
+}
+LLAMA_NUMBERS: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    **IDS,
+}
+OPT = architecture_from_numbers(OPT_NUMBERS)
+GPT2 = architecture_from_numbers(GPT2_NUMBERS)
+LLAMA = architecture_from_numbers(LLAMA_NUMBERS)
+
+
+def find(
+    architecture: Architecture,
+    modules: Any,
+    config: AdapterConfig | None = None,
+    strict: bool = True,
+    **targets: Any,
+) -> TargetMatch:
+    return find_targets(
+        architecture.layers,
+        TargetsConfig(modules=modules, **targets),
+        config,
+        architecture.family,
+        others=architecture.other_types,
+        strict=strict,
+    )
+
+
+def names(match: TargetMatch) -> list[str]:
+    return [shape.name for shape in match.shapes]
+
+
+def peft_names(numbers: dict[str, Any], **settings: Any) -> list[str]:
+    values = dict(numbers)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        wrapped = get_peft_model(model, LoraConfig(**settings), low_cpu_mem_usage=True)
+    prefix = "base_model.model."
+    return [
+        name.removeprefix(prefix)
+        for name, module in wrapped.named_modules()
+        if isinstance(module, LoraLayer)
+    ]
+
+
+def causes(error: LoratuneError) -> list[str]:
+    return error.lines()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "modules", "more"),
+    [
+        (OPT_NUMBERS, "all-linear", {}),
+        (GPT2_NUMBERS, "all-linear", {}),
+        (LLAMA_NUMBERS, "all-linear", {}),
+        (OPT_NUMBERS, ["q_proj", "v_proj"], {}),
+        (OPT_NUMBERS, ["self_attn.q_proj", "fc1"], {}),
+        (OPT_NUMBERS, ["layers.1.fc1"], {}),
+        (OPT_NUMBERS, r".*\.(q|v)_proj", {}),
+        (OPT_NUMBERS, r"model\.decoder\.layers\.[02]\.fc\d", {}),
+        (OPT_NUMBERS, ["q_proj", "fc1"], {"exclude": ["layers.0.fc1"]}),
+        (OPT_NUMBERS, ["q_proj", "fc1"], {"layers": [0, 2]}),
+        (OPT_NUMBERS, ["embed_tokens", "lm_head"], {}),
+        (GPT2_NUMBERS, ["c_proj"], {}),
+        (GPT2_NUMBERS, ["c_attn", "wte"], {}),
+    ],
+)
+def test_patterns_mean_the_same_layers_as_in_peft(
+    numbers: dict[str, Any], modules: Any, more: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {"target_modules": modules}
+    if "exclude" in more:
+        settings["exclude_modules"] = more["exclude"]
+    if "layers" in more:
+        settings["layers_to_transform"] = more["layers"]
+    found = names(find(architecture_from_numbers(numbers), modules, **more))
+    assert found == peft_names(numbers, **settings)
+    assert found
+
+
+@pytest.mark.parametrize(
+    ("architecture", "word", "suffixes"),
+    [
+        (OPT, "attention_qv", ["self_attn.v_proj", "self_attn.q_proj"]),
+        (LLAMA, "attention_qv", ["self_attn.q_proj", "self_attn.v_proj"]),
+        (GPT2, "attention_qv", ["attn.c_attn"]),
+        (
+            OPT,
+            "attention",
+            [f"self_attn.{name}" for name in ("k_proj", "v_proj", "q_proj", "out_proj")],
+        ),
+        (GPT2, "attention", ["attn.c_attn", "attn.c_proj"]),
+        (OPT, "mlp", ["fc1", "fc2"]),
+        (GPT2, "mlp", ["mlp.c_fc", "mlp.c_proj"]),
+        (LLAMA, "mlp", ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]),
+    ],
+)
+def test_a_role_word_names_the_layers_of_each_block_in_model_order(
+    architecture: Architecture, word: str, suffixes: list[str]
+) -> None:
+    block = {"opt": "model.decoder.layers", "gpt2": "transformer.h", "llama": "model.layers"}
+    blocks = 3 if architecture is OPT else 2
+    prefix = block[architecture.family]
+    expected = [f"{prefix}.{index}.{suffix}" for index in range(blocks) for suffix in suffixes]
+    assert names(find(architecture, word)) == expected
+
+
+def test_a_fused_projection_is_announced_with_what_else_it_holds() -> None:
+    assert "key" in find(GPT2, "attention_qv").notices[0]
+    assert find(GPT2, "attention").notices == ()
+    assert find(OPT, "attention_qv").notices == ()
+
+
+def test_all_linear_announces_layers_outside_the_blocks() -> None:
+    assert "project_in" in find(OPT, "all_linear").notices[0]
+    assert find(LLAMA, "all_linear").notices == ()
+    assert "lm_head" not in names(find(LLAMA, "all_linear"))
+
+
+def test_role_words_work_for_a_family_that_is_only_measured() -> None:
+    numbers = LLAMA_NUMBERS | {"model_type": "mixtral", "num_local_experts": 2}
+    mixtral = measure_numbers(numbers)
+    match = find(mixtral, "attention_qv")
+    assert len(match.shapes) == 4
+    assert "self_attn.q_proj" in match.notices[0]
+    with pytest.raises(ModelError, match="not known") as caught:
+        find(mixtral, "mlp")
+    assert "all_linear" in caught.value.fix
+
+
+def test_fused_expert_tensors_are_refused_by_name() -> None:
+    numbers = LLAMA_NUMBERS | {"model_type": "mixtral", "num_local_experts": 2}
+    mixtral = measure_numbers(numbers)
+    for pattern in ("gate_up_proj", "experts"):
+        with pytest.raises(ModelError, match=r"mlp\.experts\.gate_up_proj.*3-D") as caught:
+            find(mixtral, [pattern])
+        assert caught.value.exit_code == 4
+
+
+def test_a_suffix_matches_whole_parts_of_a_name_only() -> None:
+    layers = [
+        LayerShape(name, LayerKind.linear, 4, 4) for name in ("a.attn", "a.unattn", "a.attn.b")
+    ]
+    match = find_targets(layers, TargetsConfig(modules=["attn"]))
+    assert names(match) == ["a.attn"]
+
+
+def test_the_match_counts_say_what_each_pattern_found() -> None:
+    match = find(OPT, ["q_proj", "fc1", "layers.0.fc2"], exclude=["layers.1.fc1"])
+    assert match.counts == {"q_proj": 3, "fc1": 2, "layers.0.fc2": 1}
+
+
+def test_a_pattern_that_matches_nothing_names_the_closest_layers_with_shapes() -> None:
+    with pytest.raises(ModelError, match="'o_proj'") as caught:
+        find(OPT, ["q_proj", "o_proj"])
+    assert caught.value.exit_code == 4
+    assert caught.value.where == "targets.modules"
+    closest = caught.value.fix.removeprefix("the closest layers are ")
+    assert closest.startswith("self_attn.out_proj (32 → 32, 3 layers)")
+
+
+def test_every_pattern_that_matches_nothing_is_reported_in_one_go() -> None:
+    with pytest.raises(LoratuneError) as caught:
+        find(OPT, ["o_proj", "q_proj", "gate_proj", "w1"])
+    lines = causes(caught.value)
+    assert len(lines) == 3
+    assert ["o_proj" in lines[0], "gate_proj" in lines[1], "w1" in lines[2]] == [True] * 3
+    assert "k_proj" in lines[2]
+
+
+def test_an_imported_config_must_match_once_in_all() -> None:
+    assert len(find(OPT, ["q_proj", "o_proj"], strict=False).shapes) == 3
+    with pytest.raises(LoratuneError) as caught:
+        find(OPT, ["o_proj", "gate_proj"], strict=False)
+    assert len(causes(caught.value)) == 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "type_name"),
+    [("self_attn_layer_norm", "LayerNorm"), ("embed_positions", "OPTLearnedPositionalEmbedding")],
+)
+def test_a_module_that_cannot_be_adapted_is_named_with_its_type(
+    pattern: str, type_name: str
+) -> None:
+    with pytest.raises(ModelError, match=type_name) as caught:
+        find(OPT, [pattern])
+    assert pattern in caught.value.cause
+    assert caught.value.exit_code == 4
+
+
+def test_a_group_of_layers_is_answered_with_its_layers() -> None:
+    with pytest.raises(ModelError, match="group") as caught:
+        find(OPT, ["self_attn"])
+    assert "k_proj, v_proj, q_proj, out_proj" in caught.value.fix
+
+
+def test_a_name_given_as_a_string_is_told_apart_from_an_expression() -> None:
+    with pytest.raises(ModelError) as caught:
+        find(OPT, "q_proj")
+    assert "[q_proj]" in caught.value.fix
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_slow_expression_stops_within_its_second(strict: bool) -> None:
+    start = time.perf_counter()
+    with pytest.raises(SecurityError, match="1 s") as caught:
+        find(OPT, r"(?:[a-z]|[a-z_]|[a-z.0-9]|\w)+(?<=[QZ])", strict=strict)
+    assert time.perf_counter() - start < 3
+    assert caught.value.exit_code == 9
+
+
+def test_a_slow_rank_pattern_stops_within_its_second() -> None:
+    config = LoRAConfig(rank_pattern={r"(?:[a-z]|[a-z_]|[a-z.0-9]|\w)+(?<=[QZ])": 4})
+    with pytest.raises(SecurityError):
+        find(OPT, ["q_proj"], config)
+
+
+@pytest.mark.parametrize("modules", ["(", "x" * 5000, "", [], None, 3, ["q_proj", 1], {"a": 1}])
+def test_malformed_modules_are_a_config_error(modules: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find(OPT, modules)
+    assert caught.value.where == "targets.modules"
+
+
+def test_excluding_everything_a_pattern_names_is_an_error() -> None:
+    with pytest.raises(ModelError, match="leaves every one"):
+        find(OPT, ["q_proj", "fc1"], exclude=["fc1"])
+    with pytest.raises(ModelError, match="leaves every one"):
+        find(OPT, ["fc1"], modules_to_save=["layers"])
+
+
+def test_a_module_trained_in_full_gets_no_adapter() -> None:
+    match = find(OPT, ["fc1"], modules_to_save=["layers.1"])
+    assert names(match) == ["model.decoder.layers.0.fc1", "model.decoder.layers.2.fc1"]
+
+
+def test_an_exclusion_that_names_nothing_is_an_error() -> None:
+    with pytest.raises(ModelError, match="'fc3'") as caught:
+        find(OPT, ["fc1"], exclude=["fc3"])
+    assert caught.value.where == "targets.exclude"
+
+
+def test_blocks_that_do_not_exist_are_an_error() -> None:
+    with pytest.raises(ModelError, match="no block 3, 9") as caught:
+        find(OPT, ["fc1"], layers=[1, 3, 9])
+    assert caught.value.fix == "blocks are numbered 0 to 2"
+
+
+@pytest.mark.parametrize("variant", ["lora_fa", "vera"])
+def test_layers_that_a_variant_cannot_adapt_are_refused(variant: str) -> None:
+    with pytest.raises(ModelError, match="embedding") as caught:
+        find(OPT, ["q_proj", "embed_tokens"], config_class(variant)())
+    assert caught.value.where == "model.decoder.embed_tokens"
+    assert find(OPT, ["q_proj", "embed_tokens"], LoRAConfig()).shapes[0].kind == "embedding"
+
+
+PATTERNS: dict[str, int] = {
+    "layers.0.fc1": 2,
+    "fc1": 3,
+    r"layers\.[01]\.fc2": 5,
+    "model.decoder.layers.2.fc2": 7,
+}
+
+
+def test_rank_and_alpha_patterns_resolve_as_in_peft() -> None:
+    values = dict(OPT_NUMBERS)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    model = AutoModelForCausalLM.from_config(config)
+    alphas = {key: 2.0 * rank for key, rank in PATTERNS.items()}
+    settings = {"r": 8, "lora_alpha": 16, "rank_pattern": PATTERNS, "alpha_pattern": alphas}
+    peft = get_peft_model(model, LoraConfig(target_modules=["fc1", "fc2", "q_proj"], **settings))
+    ours = LoRAConfig(rank=8, alpha=16, rank_pattern=PATTERNS, alpha_pattern=alphas)
+    match = find(OPT, ["fc1", "fc2", "q_proj"], ours)
+    for shape in match.shapes:
+        layer = peft.get_submodule(f"base_model.model.{shape.name}")
+        assert rank_for(shape.name, ours) == layer.r["default"]
+        assert alpha_for(shape.name, ours) == layer.lora_alpha["default"]
+
+
+def test_a_rank_pattern_that_fits_no_adapted_layer_is_an_error() -> None:
+    config = LoRAConfig(rank_pattern={"fc1": 4, "q_prj": 2}, alpha_pattern={"fc2": 1.0})
+    with pytest.raises(LoratuneError) as caught:
+        find(OPT, ["fc1", "q_proj"], config)
+    lines = causes(caught.value)
+    assert ["q_prj" in lines[0], "fc2" in lines[1]] == [True, True]
+    assert caught.value.exit_code == 2
