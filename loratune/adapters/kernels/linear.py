@@ -1,9 +1,10 @@
 """What the fused layers share: the products of a frozen weight with a correction beside it.
 
-With ``W`` (out, in) frozen, ``A`` (r, in), ``B`` (out, r) and a factor ``f``:
-``y = x Wᵀ + c + f · drop(x) Aᵀ Bᵀ`` and ``∂x = g W + f · drop'(g B A)``, each either with two
-narrow products added in place (no further n × out or n × in tensor) or as one product with
-``W + f B A``, whichever is cheaper.
+With ``W`` (out, in) frozen, ``A`` (r, in) and ``B`` (out, r), and t = g B for g = ∂L/∂y:
+``y = x Wᵀ + c + drop(x) Aᵀ Bᵀ``, ``∂x = g W + drop'(t A)``, ``∂A = tᵀ drop(x)``.  The narrow
+product comes first and the wide one is added to it in place, so that there is no further tensor
+of y's or x's size and no further pass over it; or both become one product with ``W + B A``,
+where that is cheaper.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ class Frozen(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """The correction ``factor · B A``, in the dtype of the products."""
+    """The correction ``B A`` in the dtype of the products; every constant factor is in B."""
 
     A: Tensor
     B: Tensor
-    factor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,32 +78,46 @@ class Call:
     def output(
         self, x: Tensor, frozen: Frozen, factors: Factors, keep_narrow: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The output y (n, out), and drop(x) Aᵀ (n, r) without 1/(1 - p) unless W + ΔW spared it."""
+        """The output y (n, out), and drop(x) Aᵀ (n, r) without 1/(1 - p) if it is to be kept."""
         n, (r, i), o = x.shape[0], factors.A.shape, factors.B.shape[0]
         if self._forms_sum(n * o if keep_narrow else n * (i + o), r, i, o):
-            y = _base(x, self._summed(frozen.weight, factors), frozen.bias)
-            return y, narrow(x, factors.A, None) if keep_narrow else None
-        y = _base(x, self._in_out(frozen.weight), frozen.bias)
-        h = narrow(x, factors.A, self.dropout)
-        return y.addmm_(h, packed(factors.B.t()), alpha=factors.factor), h
+            y = _affine(x, self._summed(frozen.weight, factors), frozen.bias)
+            return y, self._narrow(x, factors.A) if keep_narrow else None
+        h = self._narrow(x, factors.A)
+        y = _affine(h, packed(factors.B.t()), frozen.bias)
+        return y.addmm_(x, self._in_out(frozen.weight)), h if keep_narrow else None
 
-    def input_gradient(
-        self, g: Tensor, weight: Tensor, factors: Factors, narrow_gradient: Tensor | None
-    ) -> Tensor:
-        """∂x (n, in) from g (n, out), and from g B (n, r) if that is known already."""
+    def input_gradients(
+        self, g: Tensor, weight: Tensor, factors: Factors, needs_x: bool, x: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """∂x (n, in) if it is needed, and ∂A (r, in) if ``x`` is given, from g (n, out)."""
         n, (r, i), o = g.shape[0], factors.A.shape, factors.B.shape[0]
-        if self._forms_sum(n * (i + o) if narrow_gradient is None else n * i, r, i, o):
-            return torch.mm(g, self._summed(weight, factors).t())
-        t = torch.mm(g, factors.B) if narrow_gradient is None else narrow_gradient
-        grad = torch.mm(g, self._in_out(weight).t())
-        if self.dropout is None:
-            return grad.addmm_(t, factors.A, alpha=factors.factor)
-        for rows, keep in self.dropout.masks(grad):
-            grad[rows].addcmul_(keep, t[rows] @ factors.A, value=factors.factor)
-        return grad
+        forms_sum = needs_x and self._forms_sum(n * i if x is not None else n * (i + o), r, i, o)
+        grad_x = torch.mm(g, self._summed(weight, factors).t()) if forms_sum else None
+        if x is None and (forms_sum or not needs_x):
+            return grad_x, None
+        t = torch.mm(g, factors.B)
+        if self.dropout is not None:
+            grad_x, grad_A = _masked_gradients(t, factors.A, self.dropout, needs_x, x)
+        else:
+            grad_A = None if x is None else torch.mm(packed(t.t()), x)
+            if needs_x and grad_x is None:
+                grad_x = torch.mm(t, factors.A)
+        if grad_x is not None and not forms_sum:
+            grad_x.addmm_(g, self._in_out(weight).t())
+        return grad_x, grad_A
 
     def _forms_sum(self, spared: int, r: int, i: int, o: int) -> bool:
         return self.dropout is None and dense_is_exact(self.dtype) and dense_pays(spared, r, i, o)
+
+    def _narrow(self, x: Tensor, A: Tensor) -> Tensor:
+        panel = packed(A.t())
+        if self.dropout is None:
+            return torch.mm(x, panel)
+        h = x.new_empty(x.shape[0], panel.shape[1])
+        for rows, keep in self.dropout.masks(x):
+            torch.mm(keep.mul_(x[rows]), panel, out=h[rows])
+        return h
 
     def _in_out(self, weight: Tensor) -> Tensor:
         weight = weight.to(self.dtype)
@@ -112,18 +126,22 @@ class Call:
     def _summed(self, weight: Tensor, factors: Factors) -> Tensor:
         """W + ΔW as (in, out), formed in the layout in which W is stored."""
         left, right = (factors.A.t(), factors.B.t()) if self.transposed else (factors.B, factors.A)
-        return self._in_out(torch.addmm(weight.to(self.dtype), left, right, alpha=factors.factor))
+        return self._in_out(torch.addmm(weight.to(self.dtype), left, right))
 
 
-def narrow(x: Tensor, factor: Tensor, dropout: Dropout | None) -> Tensor:
-    """Compute drop(x) Aᵀ without dropout's 1/(1 - p): x (n, in), A (r, in) → (n, r)."""
-    panel = packed(factor.t())
-    if dropout is None:
-        return torch.mm(x, panel)
-    h = x.new_empty(x.shape[0], factor.shape[0])
-    for rows, keep in dropout.masks(x):
-        torch.mm(keep.mul_(x[rows]), panel, out=h[rows])
-    return h
+def _masked_gradients(
+    t: Tensor, A: Tensor, dropout: Dropout, needs_x: bool, x: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """drop'(t A) and tᵀ drop(x), both without 1/(1 - p), drawing the masks once."""
+    like = t.new_empty(t.shape[0], A.shape[1]) if x is None else x
+    grad_x = torch.empty_like(like) if needs_x else None
+    grad_A = None if x is None else torch.zeros_like(A)
+    for rows, keep in dropout.masks(like):
+        if grad_x is not None:
+            torch.mm(t[rows], A, out=grad_x[rows]).mul_(keep)
+        if grad_A is not None and x is not None:
+            grad_A.addmm_(packed(t[rows].t()), keep.mul_(x[rows]))
+    return grad_x, grad_A
 
 
 def packed(panel: Tensor) -> Tensor:
@@ -135,5 +153,5 @@ def packed(panel: Tensor) -> Tensor:
     return panel.contiguous() if panel.device.type == "cpu" else panel
 
 
-def _base(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.mm(x, weight) if bias is None else torch.addmm(bias.to(x.dtype), x, weight)

@@ -76,31 +76,21 @@ class _LoRALinear(torch.autograd.Function):
         call: Call = ctx.call
         x, weight, h, lora_A, lora_B = ctx.saved_tensors
         trains_x, _, _, trains_A, trains_B, _ = ctx.needs_input_grad
-        grad_x = grad_A = grad_B = t = None
+        grad_x = grad_A = grad_B = None
         with torch.autocast(grad.device.type, enabled=False):
             g, factors = call.rows(grad), _factors(lora_A, lora_B, call)
             if trains_B:
                 # (hᵀg)ᵀ, not gᵀh: the narrow operand on the left is faster.
                 grad_B = torch.mm(packed(h.t()), g).t().to(lora_B.dtype).mul_(call.factor)
-            if trains_A:
-                t = torch.mm(g, factors.B)
-                grad_A = _factor_gradient(t, call.rows(x), call).to(lora_A.dtype).mul_(call.factor)
-            if trains_x:
-                shape, dtype = ctx.input
-                grad_x = call.input_gradient(g, weight, factors, t).to(dtype).view(shape)
+            rows = call.rows(x) if trains_A else None
+            grad_x, grad_A = call.input_gradients(g, weight, factors, trains_x, rows)
+        shape, dtype = ctx.input
+        grad_x = None if grad_x is None else grad_x.to(dtype).view(shape)
+        grad_A = None if grad_A is None else grad_A.to(lora_A.dtype)
         return grad_x, None, None, grad_A, grad_B, None
 
 
 def _factors(lora_A: Tensor, lora_B: Tensor, call: Call) -> Factors:
-    return Factors(lora_A.to(call.dtype), lora_B.to(call.dtype), call.factor)
-
-
-def _factor_gradient(t: Tensor, x: Tensor, call: Call) -> Tensor:
-    """Compute tᵀ drop(x) without dropout's 1/(1 - p): t (n, r), x (n, in) → (r, in)."""
-    panel = packed(t.t())
-    if call.dropout is None:
-        return torch.mm(panel, x)
-    product = panel.new_zeros(panel.shape[0], x.shape[1])
-    for rows, keep in call.dropout.masks(x):
-        product.addmm_(panel[:, rows], keep.mul_(x[rows]))
-    return product
+    """A, and B with the scaling and dropout's 1/(1 - p) in it."""
+    B = lora_B if call.factor == 1.0 else lora_B * call.factor
+    return Factors(lora_A.to(call.dtype), B.to(call.dtype))

@@ -79,17 +79,17 @@ class _VeRALinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
         weight, u, vera_A, vera_B, lambda_d, lambda_b = ctx.saved_tensors
-        grad_x = grad_d = grad_b = None
+        grad_d = grad_b = None
         with torch.autocast(grad.device.type, enabled=False):
             g = call.rows(grad)
             if u is not None:
                 P = torch.mm(g.t(), u).to(lambda_b.dtype).mul_(vera_B)
                 grad_d = torch.mv(P.t(), lambda_b).mul_(call.factor)
                 grad_b = torch.mv(P, lambda_d).mul_(call.factor)
-            if ctx.needs_input_grad[0]:
-                shape, dtype = ctx.input
-                factors = _factors(vera_A, vera_B, lambda_d, lambda_b, call)
-                grad_x = call.input_gradient(g, weight, factors, None).to(dtype).view(shape)
+            factors = _factors(vera_A, vera_B, lambda_d, lambda_b, call)
+            grad_x, _ = call.input_gradients(g, weight, factors, ctx.needs_input_grad[0], None)
+        shape, dtype = ctx.input
+        grad_x = None if grad_x is None else grad_x.to(dtype).view(shape)
         return grad_x, None, None, None, None, grad_d, grad_b, None
 
 
@@ -98,4 +98,4 @@ def _factors(
 ) -> Factors:
     """A, and s Λ_b B Λ_d with dropout's 1/(1 - p) in it."""
     widening = (vera_B * (call.factor * lambda_b)[:, None]).mul_(lambda_d)
-    return Factors(vera_A.to(call.dtype), widening.to(call.dtype), 1.0)
+    return Factors(vera_A.to(call.dtype), widening.to(call.dtype))
