@@ -64,6 +64,7 @@ def measure_architecture(path: str | Path, revision: str | None = None) -> Archi
     Raises:
         ModelError: if transformers cannot build it.
     """
+    import torch
     from transformers import AutoConfig
 
     if isinstance(path, Path):
@@ -72,11 +73,26 @@ def measure_architecture(path: str | Path, revision: str | None = None) -> Archi
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _cannot_build(error, str(path)) from error
-    return _measure_config(config, str(path))
+    with torch.device("meta"):
+        model = _build(config, str(path))
+    return measure_model(model, config.to_dict())
 
 
 def measure_numbers(numbers: Mapping[str, Any]) -> Architecture:
     """The same for the numbers of a ``config.json`` of any family that transformers has.
+
+    Raises:
+        ModelError: if transformers cannot build it.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model = build_model(numbers)
+    return measure_model(model, numbers)
+
+
+def build_model(numbers: Mapping[str, Any]) -> nn.Module:
+    """A model of these numbers with random weights, on torch's default device.
 
     Raises:
         ModelError: if transformers cannot build it.
@@ -88,20 +104,18 @@ def measure_numbers(numbers: Mapping[str, Any]) -> Architecture:
         config = AutoConfig.for_model(values.pop("model_type"), **values)
     except (ValueError, KeyError, TypeError) as error:
         raise _cannot_build(error, "model.architecture") from error
-    return _measure_config(config, "model.architecture")
+    return _build(config, "model.architecture")
 
 
-def _measure_config(config: Any, where: str) -> Architecture:
-    import torch
+def _build(config: Any, where: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    build: Any = AutoModelForCausalLM
+    auto: Any = AutoModelForCausalLM
     try:
-        with torch.device("meta"):
-            model = build.from_config(config, trust_remote_code=False)
+        model: nn.Module = auto.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError) as error:
         raise _cannot_build(error, where) from error
-    return measure_model(model, config.to_dict())
+    return model
 
 
 def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) -> Architecture:

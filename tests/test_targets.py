@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -15,10 +17,10 @@ from loratune.adapters.config import AdapterConfig, LayerKind, LayerShape
 from loratune.adapters.lora.config import LoRAConfig
 from loratune.adapters.registry import config_class
 from loratune.architectures import Architecture, architecture_from_numbers
-from loratune.config.schema import TargetsConfig
+from loratune.config.schema import ModelConfig, TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, SecurityError
 from loratune.measure import measure_numbers
-from loratune.targets import TargetMatch, alpha_for, find_targets, rank_for
+from loratune.targets import TargetMatch, alpha_for, block_of, find_targets, rank_for
 
 # PEFT uses what transformers deprecates, and warns of transposed and of tied layers.
 pytestmark = [
@@ -339,3 +341,26 @@ def test_a_rank_pattern_that_fits_no_adapted_layer_is_an_error() -> None:
     lines = causes(caught.value)
     assert ["q_prj" in lines[0], "fc2" in lines[1]] == [True, True]
     assert caught.value.exit_code == 2
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize(
+    "targets", sorted((RECIPES / "targets").glob("*.yaml")), ids=lambda path: path.stem
+)
+@pytest.mark.parametrize(
+    "model", sorted((RECIPES / "model").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_targets_recipe_finds_layers_in_every_block_of_every_model(
+    model: Path, targets: Path
+) -> None:
+    numbers = ModelConfig(**yaml.safe_load(model.read_text())).architecture
+    assert numbers is not None
+    architecture = architecture_from_numbers(numbers)
+    wanted = TargetsConfig(**yaml.safe_load(targets.read_text()))
+    match = find_targets(architecture.layers, wanted, LoRAConfig(), architecture.family)
+    blocks = {block_of(shape.name) for shape in match.shapes} - {None}
+    count = numbers.get("num_hidden_layers", numbers.get("n_layer"))
+    assert blocks == set(range(count))
+    assert targets.read_text().startswith("# loratune ")
