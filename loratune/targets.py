@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from loratune.adapters.config import AdapterConfig, LayerKind, LayerShape
-from loratune.architectures import ROLE_WORDS, is_known_family, roles_of
+from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
-from loratune.patterns import TimedPattern, fitting_keys, names_module, resolve_pattern
-from loratune.target_errors import left_out, no_roles, unmatched, unsupported
+from loratune.patterns import fitting_keys, names_module, resolve_pattern
+from loratune.target_errors import left_out, unmatched, unsupported
+from loratune.target_patterns import Pattern, block_of, read_patterns
 
-__all__ = ["ALL_LINEAR", "TargetMatch", "alpha_for", "find_targets", "rank_for", "resolve_pattern"]
-
-ALL_LINEAR = ("all_linear", "all-linear")
-_OUTPUT_HEADS = ("lm_head", "embed_out")
-# The first numbered segment is the block's index, as in PEFT (experts are numbered further down).
-_BLOCK = re.compile(r".*?\.[^.]*\.(\d+)\.")
+__all__ = ["TargetMatch", "alpha_for", "block_of", "find_targets", "rank_for", "resolve_pattern"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +28,6 @@ class TargetMatch:
     shapes: tuple[LayerShape, ...]
     counts: Mapping[str, int]
     notices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Pattern:
-    text: str
-    matches: Callable[[str], bool]
-    is_expression: bool = False
 
 
 def find_targets(
@@ -68,7 +54,7 @@ def find_targets(
         ModelError: for each pattern that matches nothing, and each layer the variant refuses.
         SecurityError: if a regular expression takes longer than a second.
     """
-    patterns, notices = _patterns(shapes, targets.modules, family)
+    patterns, notices = read_patterns(shapes, targets.modules, family)
     others = _without(others or {}, shapes)
     kept = _kept(shapes, targets)
     counts = {pattern.text: 0 for pattern in patterns}
@@ -98,85 +84,7 @@ def alpha_for(name: str, config: AdapterConfig) -> float | None:
     return resolve_pattern(config.alpha_pattern, name, config.alpha, "adapter.alpha_pattern")
 
 
-# -- what the patterns are -----------------------------------------------------------------
-
-
-def _patterns(
-    shapes: Sequence[LayerShape], modules: Any, family: str | None
-) -> tuple[list[_Pattern], list[str]]:
-    if isinstance(modules, str) and modules in ALL_LINEAR:
-        return [_all_linear(shapes, modules)], _all_linear_notices(shapes)
-    if isinstance(modules, str) and modules in ROLE_WORDS:
-        return _role_patterns(shapes, modules, family)
-    if isinstance(modules, str) and modules:
-        timed = TimedPattern(modules, "targets.modules")
-        return [_Pattern(modules, timed.matches, is_expression=True)], []
-    if isinstance(modules, Sequence) and modules and all(_is_name(name) for name in modules):
-        return [_suffix(name) for name in dict.fromkeys(modules)], []
-    raise ConfigError(
-        f"{modules!r} names no modules",
-        where="targets.modules",
-        fix=f"use {', '.join(ROLE_WORDS)}, all_linear, a list of names, or a regular expression",
-    )
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _suffix(name: str) -> _Pattern:
-    return _Pattern(name, lambda module: names_module(name, module))
-
-
-def _all_linear(shapes: Sequence[LayerShape], word: str) -> _Pattern:
-    """Every linear or Conv1D layer but the output head: what PEFT's ``all-linear`` means."""
-    names = {
-        shape.name
-        for shape in shapes
-        if shape.kind is not LayerKind.embedding
-        and not any(names_module(head, shape.name) for head in _OUTPUT_HEADS)
-    }
-    return _Pattern(word, names.__contains__)
-
-
-def _all_linear_notices(shapes: Sequence[LayerShape]) -> list[str]:
-    outside = [
-        shape.name
-        for shape in shapes
-        if shape.kind is not LayerKind.embedding
-        and block_of(shape.name) is None
-        and not any(names_module(head, shape.name) for head in _OUTPUT_HEADS)
-    ]
-    if not outside:
-        return []
-    return [f"all_linear includes {', '.join(outside)}, outside the blocks, as PEFT's does"]
-
-
-def _role_patterns(
-    shapes: Sequence[LayerShape], word: str, family: str | None
-) -> tuple[list[_Pattern], list[str]]:
-    wanted = ROLE_WORDS[word]
-    roles = roles_of(family, shapes, wanted)
-    if roles is None:
-        raise no_roles(word, family, shapes)
-    suffixes = dict.fromkeys(roles[role] for role in wanted if role in roles)
-    notices = []
-    if not is_known_family({"model_type": family}):
-        notices.append(f"{word} is taken to mean {', '.join(suffixes)}")
-    for suffix in suffixes:
-        extra = [role for role, name in roles.items() if name == suffix and role not in wanted]
-        if extra:
-            notices.append(f"{word} adapts {suffix}, which holds {' and '.join(extra)} as well")
-    return [_suffix(suffix) for suffix in suffixes], notices
-
-
 # -- what is left out ----------------------------------------------------------------------
-
-
-def block_of(name: str) -> int | None:
-    """Index of the block that holds the layer, or ``None`` for a layer outside the blocks."""
-    match = _BLOCK.match(name)
-    return int(match.group(1)) if match else None
 
 
 def _kept(shapes: Sequence[LayerShape], targets: TargetsConfig) -> set[str]:
@@ -207,7 +115,7 @@ def _without(others: Mapping[str, str], shapes: Sequence[LayerShape]) -> dict[st
 
 
 def _pattern_errors(
-    patterns: Sequence[_Pattern],
+    patterns: Sequence[Pattern],
     counts: Mapping[str, int],
     shapes: Sequence[LayerShape],
     others: Mapping[str, str],
@@ -232,7 +140,7 @@ def _pattern_errors(
     return errors
 
 
-def _meant(pattern: _Pattern, shapes: Sequence[LayerShape], others: Mapping[str, str]) -> list[str]:
+def _meant(pattern: Pattern, shapes: Sequence[LayerShape], others: Mapping[str, str]) -> list[str]:
     """Modules that ``pattern`` names and that cannot be adapted."""
     named = [name for name in others if pattern.matches(name)]
     if named or pattern.is_expression:
