@@ -106,6 +106,8 @@ def load_model(
         where = "model.attention" if "attn" in line.lower() else str(folder)
         raise ModelError(f"cannot load the model: {line}", where=where) from error
     raise_together(_loading_problems(info, folder))
+    # Answers follow from what a command says, not from the model's own generation settings.
+    model.generation_config = transformers.GenerationConfig()
     placed: nn.Module = model.to(device).eval()
     return placed
 

@@ -150,18 +150,28 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_bytes(content: bytes | memoryview) -> str:
+    """Hex sha256 of bytes in memory."""
+    return hashlib.sha256(content).hexdigest()
+
+
 @contextlib.contextmanager
-def published_folder(target: Path) -> Iterator[Path]:
+def published_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Build a folder under a temporary name and rename it to ``target`` when the block succeeds.
 
     Every file written in the block is flushed before the rename; on any failure the temporary
     folder is removed and ``target`` never appears.
 
+    Args:
+        target: the folder to appear.
+        replace: let it take the place of an earlier one.
+
     Raises:
-        StorageError: if the disk refuses or ``target`` exists and is not empty.
+        StorageError: if the disk refuses, or ``target`` is occupied and not to be replaced.
     """
     with storage_errors(target):
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        if target.is_symlink() or (occupied and not (replace and target.is_dir())):
             raise StorageError("the output already exists", where=str(target), fix="choose out=DIR")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
@@ -173,11 +183,23 @@ def published_folder(target: Path) -> Iterator[Path]:
                 if path.is_file():
                     sync_file(path)
             sync_folder(temporary)
+            if occupied:
+                _set_aside(target)
             os.rename(temporary, target)
             sync_folder(target.parent)
+            shutil.rmtree(_aside(target), ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f"{TEMPORARY_PREFIX}old-{target.name}")
+
+
+def _set_aside(target: Path) -> None:
+    shutil.rmtree(_aside(target), ignore_errors=True)
+    os.rename(target, _aside(target))
 
 
 def remove_leftovers(folder: Path) -> list[str]:

@@ -62,7 +62,6 @@ def _generated(
 
 
 def _options(tokenizer: Any, sampling: Sampling, pad_id: int) -> dict[str, Any]:
-    """Everything is said here, so that a model's generation_config.json cannot interfere."""
     from transformers import GenerationConfig
 
     sampled = sampling.temperature > 0
@@ -74,7 +73,7 @@ def _options(tokenizer: Any, sampling: Sampling, pad_id: int) -> dict[str, Any]:
         bos_token_id=tokenizer.bos_token_id,
         **({"temperature": sampling.temperature, "top_p": sampling.top_p} if sampled else {}),
     )
-    return {"generation_config": config, "use_model_defaults": False}
+    return {"generation_config": config}
 
 
 def _until_end(row: list[int], tokenizer: Any) -> list[int]:

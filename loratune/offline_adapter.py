@@ -18,8 +18,8 @@ from loratune.adapters.base import Adapter
 from loratune.adapters.config import LayerKind
 from loratune.errors import MergeError, ModelError
 from loratune.model_source import read_model_config
-from loratune.peft_format import AdapterFolder, load_into
-from loratune.surgery import SavedModule, WrappedModel, is_tied_embedding, wrap_model
+from loratune.peft_format import AdapterFolder, wrap_for_loading
+from loratune.surgery import WrappedModel
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class OfflineAdapter:
     Attributes:
         wrapped: meta model with real adapters.
         folder: the adapter as read.
+        base_folder: the base model's files.
         prefix: what the base's files may leave out in front of a tensor's name.
         tied: whether the base's head shares the input embedding's weight.
         unties: whether merging must part the two.
@@ -38,6 +39,7 @@ class OfflineAdapter:
 
     wrapped: WrappedModel
     folder: AdapterFolder
+    base_folder: Path
     prefix: str
     tied: bool
     unties: bool
@@ -78,12 +80,12 @@ def attach(base_folder: Path, folder: AdapterFolder) -> OfflineAdapter:
         end: next((n for n, m in model.named_modules() if m is module), "")
         for end, module in ends.items()
     }
-    wrapped = wrap_model(model, folder.config, folder.targets, seed=0, strict=False, fresh=False)
-    load_into(wrapped, folder)
+    wrapped = wrap_for_loading(model, folder)
     touched = [*wrapped.adapters, *wrapped.saved_modules]
     return OfflineAdapter(
         wrapped,
         folder,
+        base_folder,
         str(getattr(model, "base_model_prefix", "")),
         tied,
         tied and any(name in names.values() for name in touched),
@@ -135,9 +137,3 @@ def probe_outputs(adapter: Adapter, delta_weight: torch.Tensor) -> tuple[float, 
             oriented = delta_weight if adapter.shape.kind is LayerKind.linear else delta_weight.T
             expected, got = adapter.delta(x), nn.functional.linear(x, oriented)
     return float((expected - got).abs().max()), float(expected.abs().max())
-
-
-__all__ = [
-    "OfflineAdapter", "SavedModule", "attach", "is_tied_embedding", "is_zero", "meta_model",
-    "probe_outputs", "tensor_name", "weight_source",
-]  # fmt: skip

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from loratune import files
 from loratune.adapters.config import AdapterConfig
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import TargetsConfig
 from loratune.errors import LoratuneError, ModelError, SecurityError, raise_together
-from loratune.surgery import WrappedModel, adapter_state
+from loratune.fingerprint import tensors_fingerprint
+from loratune.surgery import WrappedModel, adapter_state, wrap_model
 from loratune.weights import read_header
 
 CONFIG = "adapter_config.json"
@@ -267,6 +268,27 @@ def _refuse_unsupported(peft: Mapping[str, Any], where: str) -> None:
 # -- into a model --------------------------------------------------------------------------
 
 
+def wrap_for_loading(model: nn.Module, folder: AdapterFolder) -> WrappedModel:
+    """Wrap a model as an adapter's configuration says and copy its tensors in.
+
+    Frozen matrices that a compact file left out are drawn again from its seed.
+
+    Raises:
+        ModelError: if it does not fit, or the drawn matrices are not the recorded ones.
+    """
+    recipe = folder.facts.get("regenerate") or {}
+    wrapped = wrap_model(
+        model,
+        folder.config,
+        folder.targets,
+        seed=int(recipe.get("seed", 0)),
+        strict=False,
+        fresh=bool(recipe),
+    )
+    load_into(wrapped, folder)
+    return wrapped
+
+
 def load_into(wrapped: WrappedModel, folder: AdapterFolder) -> None:
     """Copy an adapter's tensors into a model wrapped by its configuration.
 
@@ -275,7 +297,9 @@ def load_into(wrapped: WrappedModel, folder: AdapterFolder) -> None:
     """
     expected = adapter_state(wrapped)
     shared = {key for layer in wrapped.adapters.values() for key in layer.shared_tensors()}
+    recipe = folder.facts.get("regenerate") or {}
     optional = shared if not folder.peft.get("save_projection", True) else set()
+    optional |= set(recipe.get("tensors", ()))
     given = {key: value for key, value in folder.tensors.items() if not _is_base_copy(key)}
     where = str(folder.path / TENSORS)
     errors: list[LoratuneError] = []
@@ -295,6 +319,8 @@ def load_into(wrapped: WrappedModel, folder: AdapterFolder) -> None:
     raise_together(sorted(errors, key=lambda error: error.cause))
     _copy_in(wrapped, given)
     _check_projection(wrapped, folder)
+    if recipe:
+        _check_regenerated(wrapped, recipe, where)
 
 
 def _is_base_copy(key: str) -> bool:
@@ -306,9 +332,8 @@ def _is_base_copy(key: str) -> bool:
 def _copy_in(wrapped: WrappedModel, tensors: Mapping[str, Tensor]) -> None:
     for name, adapter in wrapped.adapters.items():
         start = f"{PREFIX}{name}."
-        adapter.load_peft_tensors(
-            {suffix: tensors[start + suffix] for suffix in adapter.adapter_tensors()}
-        )
+        own = adapter.peft_tensors()
+        adapter.load_peft_tensors({s: tensors.get(start + s, value) for s, value in own.items()})
         for key, tensor in adapter.shared_tensors().items():
             if key in tensors:
                 tensor.copy_(tensors[key])
@@ -328,10 +353,17 @@ def _check_projection(wrapped: WrappedModel, folder: AdapterFolder) -> None:
         )
 
 
+def _check_regenerated(wrapped: WrappedModel, recipe: Mapping[str, Any], where: str) -> None:
+    state = adapter_state(wrapped)
+    drawn = tensors_fingerprint({key: state[key] for key in recipe["tensors"]})
+    if drawn != recipe["checksum"]:
+        raise ModelError(
+            "the frozen matrices drawn from the seed are not the recorded ones", where=where
+        )
+
+
 def projection_fingerprint(wrapped: WrappedModel) -> str | None:
     """Fingerprint of the tensors that adapters share, or ``None`` where they share none."""
-    from loratune.fingerprint import tensors_fingerprint
-
     for adapter in wrapped.adapters.values():
         shared = adapter.shared_tensors()
         return tensors_fingerprint(shared) if shared else None

@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loratune import files
-from loratune.adapters.registry import config_class, variant_names
+from loratune.base_model import load_tokenizer
 from loratune.checkpoint import Checkpoint
 from loratune.config.convert import run_fields, to_plain
-from loratune.config.schema import RunConfig, Stage
+from loratune.config.schema import ExportFormat, RunConfig, Stage
+from loratune.config.secrets import redact
 from loratune.console import say
+from loratune.continuing import adapter_to_continue
 from loratune.data.batches import BatchPlan
 from loratune.data.prepare import PreparedData, prepare_data
-from loratune.data.templates import PromptFormat
+from loratune.drift import fact_changes, refuse
 from loratune.loss import LanguageModelHead
 from loratune.measure import measure_model
 from loratune.model_source import model_folder, read_model_config
 from loratune.optim import describe_groups, learning_rate, make_optimizer
-from loratune.parameters import ParameterReport, count_variants
+from loratune.parameter_tables import to_rich, variant_grid
+from loratune.parameters import ParameterReport
 from loratune.peft_format import AdapterFolder, projection_fingerprint, read_adapter, write_adapter
 from loratune.provenance import package_versions, provenance
-from loratune.resume import find_checkpoint, refuse_drift
+from loratune.resume import AUTO, check_resume, find_checkpoint, refuse_drift, resumed_run_folder
 from loratune.run_dir import RunDir
 from loratune.stages.evaluate import Evaluation, evaluate, evaluation_loss
 from loratune.stages.export import export
-from loratune.stages.load import BaseModel, load, load_tokenizer
+from loratune.stages.load import BaseModel, load
 from loratune.stages.merge import MergeReport, merge
-from loratune.stages.train import TrainingSet, TrainResult, train
+from loratune.stages.train import Evaluate, TrainingSet, TrainResult, train
 from loratune.stages.wrap import wrap, wrap_existing
 from loratune.surgery import WrappedModel
-from loratune.tables import evaluation_table, parameter_table, show
+from loratune.tables import evaluation_table, merge_lines, sample_table, show
+from loratune.trackers import check_trackers, open_trackers
 from loratune.training import processes
 from loratune.training.state import seed_everything
-from loratune.trackers import open_trackers
+from loratune.variant_report import report_variants
+
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,265 @@ class RunSummary:
 
 
 def run(config: RunConfig) -> RunSummary | None:
-    """Run a recipe's stages in its own folder.
-
-    Returns ``None`` where the run was already complete.
+    """Run a recipe's stages in its own folder; ``None`` if they were complete already.
 
     Raises:
-        LoratuneError: whatever stopped it; published results stay whole.
+        LoratuneError: whatever stopped it; what was published stays whole.
     """
+    check_resume(config)
+    check_trackers(config.trackers)
+    if config.resume not in (None, AUTO):
+        config.out = str(resumed_run_folder(str(config.resume)))
+    if config.resume and config.out and (Path(config.out) / SUMMARY).is_file():
+        say(f"already complete: {config.out}")
+        return None
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
     with _run_folder(config) as run_dir:
-        checkpoint = find_checkpoint(config, run_dir)
-        if checkpoint is None and _is_complete(run_dir, config):
-            say(f"already complete: {run_dir.path}")
+        return _Run(config, run_dir).stages()
+
+
+@contextmanager
+def _run_folder(config: RunConfig) -> Iterator[RunDir]:
+    """The run's folder, held; removed again if nothing got as far as a recipe in it."""
+    run_dir = RunDir.create(config) if processes.is_main() else None
+    path = processes.broadcast(str(run_dir.path) if run_dir else None)
+    try:
+        yield run_dir or RunDir(Path(path))
+    except BaseException:
+        if run_dir and not run_dir.recipe.exists() and set(run_dir.path.iterdir()) <= _ONLY(run_dir):
+            shutil.rmtree(run_dir.path, ignore_errors=True)
+        raise
+    finally:
+        if run_dir:
+            run_dir.release()
+
+
+def _ONLY(run_dir: RunDir) -> set[Path]:
+    return {run_dir.path / ".lock"}
+
+
+class _Run:
+    """The stages of one run, sharing what earlier ones made."""
+
+    def __init__(self, config: RunConfig, run_dir: RunDir) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.checkpoint: Checkpoint | None = find_checkpoint(config, run_dir)
+        self.continued = adapter_to_continue(config)
+        self.data, self.base = self._data_and_base()
+        self.architecture = measure_model(self.base.model)
+        self.wrapped = self._wrap()
+        self.report = report_variants(self.architecture, self.wrapped)
+        self.facts = self._facts()
+        self.head = LanguageModelHead(self.wrapped.model)
+
+    def stages(self) -> RunSummary:
+        """Run what the recipe names and record it."""
+        stages, main = self.config.stages, processes.is_main()
+        if self.checkpoint is not None:
+            say(f"resuming after step {self.checkpoint.step}")
+            self.facts["drift"] = [
+                *self.checkpoint.facts.get("drift", []),
+                *refuse_drift(self.checkpoint, self.facts, self.config),
+            ]
+        if main:
+            self._write_records()
+        training = self._train() if Stage.train in stages else None
+        if main:
+            self._publish_adapter(training)
+        evaluation = self._evaluate() if Stage.evaluate in stages and self.data.eval else None
+        merged = None
+        if main:
+            adapter = read_adapter(self.run_dir.adapter)
+            merged = self._merge(adapter) if Stage.merge in stages else None
+            if Stage.export in stages:
+                self._export(adapter)
+        summary = RunSummary(self.run_dir.path, self.report, training, evaluation, merged)
+        if main:
+            self._finish(summary)
+        return summary
+
+    # -- load and wrap ---------------------------------------------------------------------
+
+    def _data_and_base(self) -> tuple[PreparedData, BaseModel]:
+        """Data first: a bad row is found before any weight is read."""
+        config = self.config
+        folder = model_folder(config.model.path, config.model.revision)
+        numbers = read_model_config(folder)
+        tokenizer = load_tokenizer(folder)
+        vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
+        data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed)
+        for line in data.report.lines():
+            self._say(line)
+        self._say(f"base {config.model.path}")
+        base = load(config.model, config.trainer.precision, tokenizer)
+        return data, base
+
+    def _wrap(self) -> WrappedModel:
+        config = self.config
+        if self.continued is None:
+            wrapped = wrap(self.base.model, config.adapter, config.targets, config.trainer.seed)
+        else:
+            wrapped, _ = wrap_existing(self.base.model, self.continued)
+        self.continued_drift = self._check_continued()
+        for pattern, count in wrapped.match.counts.items():
+            self._say(f"target {pattern}: {count} layers")
+        for line in [*wrapped.match.notices, *wrapped.config.warnings()]:
+            self._say(f"note: {line}")
+        return wrapped
+
+    def _check_continued(self) -> list[str]:
+        if self.continued is None:
+            return []
+        facts = {"base": self.base.fingerprint, "tokenizer": self.base.tokenizer_fingerprint}
+        changes = fact_changes(self.continued.facts, facts, ("base", "tokenizer"))
+        return refuse(changes, self.config.allow_drift, where=str(self.continued.path))
+
+    def _facts(self) -> dict[str, Any]:
+        """What checkpoints and adapters record about what this run is made of."""
+        return {
+            "recipe": redact(run_fields(to_plain(self.config))),
+            "base": self.base.fingerprint,
+            "tokenizer": self.base.tokenizer_fingerprint,
+            "data": self.data.fingerprint,
+            "projection": projection_fingerprint(self.wrapped),
+            "processes": processes.world_size(),
+            "versions": package_versions(),
+            "drift": self.continued_drift,
+        }
+
+    def _write_records(self) -> None:
+        self.run_dir.write_recipe(self.config)
+        records = redact(provenance(str(self.base.device)))
+        fingerprints = {key: self.facts[key] for key in ("base", "tokenizer", "data", "projection")}
+        records |= {"fingerprints": fingerprints, "dtype": str(self.base.dtype)}
+        files.write_json(self.run_dir.provenance, records)
+        files.write_json(self.run_dir.parameters, self.report.to_dict())
+        files.write_json(self.run_dir.data, self.data.report.to_dict())
+        show(to_rich(variant_grid(self.report)))
+
+    # -- train -----------------------------------------------------------------------------
+
+    def _train(self) -> TrainResult:
+        config, data = self.config, self.data
+        plan = BatchPlan.from_config([len(row) for row in data.train], config.data, config.trainer)
+        rows = TrainingSet(data.train, plan, data.pad_id, config.data.packing, config.data.max_length)
+        if config.trainer.gradient_checkpointing:
+            self._checkpoint_gradients()
+        seed_everything(config.trainer.seed)
+        self._describe_plan(plan)
+        result = train(
+            self.wrapped,
+            self.head,
+            rows,
+            config.trainer,
+            self.run_dir,
+            facts=self.facts,
+            checkpoint=self.checkpoint,
+            evaluate=self._evaluation_closure(),
+            trackers=open_trackers(config, self.run_dir) if processes.is_main() else (),
+        )
+        loss = "" if result.loss is None else f", loss {result.loss:.4f}"
+        self._say(f"trained {result.steps} steps in {result.seconds:.1f} s{loss}")
+        return result
+
+    def _checkpoint_gradients(self) -> None:
+        model: Any = self.wrapped.model
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def _describe_plan(self, plan: BatchPlan) -> None:
+        trainer = self.config.trainer
+        epochs = plan.total_steps / plan.steps_per_epoch
+        self._say(
+            f"{plan.total_steps} steps of {trainer.batch_size} × {trainer.grad_accum_steps} rows "
+            f"= {epochs:.2f} passes over {len(self.data.train):,} rows; "
+            f"lr {learning_rate(trainer, self.wrapped.config):g}, {self.base.dtype}, {self.base.device}"
+        )
+        groups = describe_groups(make_optimizer(self.wrapped.model, self.wrapped.config, trainer))
+        if len(groups) > 1:
+            for group in groups:
+                self._say(
+                    f"  group {group['name']}: {group['parameters']:,} parameters, "
+                    f"lr {group['lr']:g}, decay {group['weight_decay']:g}"
+                )
+
+    def _evaluation_closure(self) -> Evaluate | None:
+        if not self.data.eval or not self.config.trainer.eval_every:
             return None
-        return _run_stages(config, run_dir, checkpoint)
+
+        def measure() -> dict[str, float]:
+            loss, accuracy, _ = evaluation_loss(
+                self.head, self.data.eval, self.data.pad_id, self.config.evaluate.batch_size
+            )
+            return {"eval/loss": loss, "eval/token_accuracy": accuracy}
+
+        return measure
+
+    def _publish_adapter(self, training: TrainResult | None) -> None:
+        facts = {
+            **{key: self.facts[key] for key in ("base", "tokenizer", "data", "projection", "drift")},
+            "variant": self.wrapped.config.variant,
+            "adapter": to_plain_adapter(self.wrapped),
+            "base_path": self.config.model.path,
+            "prompt_format": self.data.prompt_format.to_dict(),
+            "seed": self.config.trainer.seed if self.continued is None else None,
+            "step": training.best_step if training else None,
+            "versions": self.facts["versions"],
+        }
+        with files.published_folder(self.run_dir.adapter, replace=True) as target:
+            write_adapter(target, self.wrapped, facts, self.config.model.path)
+
+    # -- evaluate, merge, export -----------------------------------------------------------
+
+    def _evaluate(self) -> Evaluation:
+        result = evaluate(
+            self.wrapped, self.head, self.base.tokenizer, self.data, self.config.evaluate
+        )
+        if processes.is_main():
+            files.write_json(self.run_dir.evaluation, result.as_dict())
+            show(evaluation_table(result))
+            if result.samples:
+                show(sample_table(result.samples))
+        return result
+
+    def _merge(self, adapter: AdapterFolder) -> MergeReport:
+        report = merge(
+            [adapter],
+            self.base.folder,
+            self.run_dir.merged,
+            self.config.merge,
+            tokenizer=self.base.tokenizer_fingerprint,
+            allow_drift=self.config.allow_drift,
+        )
+        for line in merge_lines(report):
+            self._say(line)
+        return report
+
+    def _export(self, adapter: AdapterFolder) -> None:
+        form = self.config.export.format
+        if form is ExportFormat.merged:
+            if not self.run_dir.merged.exists():
+                self._merge(adapter)
+            return
+        export(adapter, self.base.folder, self.run_dir.export, form)
+        self._say(f"exported {form}: {self.run_dir.export}")
+
+    def _finish(self, summary: RunSummary) -> None:
+        record = {
+            "training": asdict(summary.training) if summary.training else None,
+            "stages": [str(stage) for stage in self.config.stages],
+        }
+        files.write_json(self.run_dir.path / SUMMARY, record)
+        if self.config.out is None:
+            self.run_dir.link_latest()
+        self._say(f"everything lies in {self.run_dir.path}")
+
+    def _say(self, line: str) -> None:
+        if processes.is_main():
+            say(line)
+
+
+def to_plain_adapter(wrapped: WrappedModel) -> dict[str, Any]:
+    """The variant's settings as plain values."""
+    plain = to_plain(wrapped.config)
+    return {key: value for key, value in plain.items() if key != "variant"}

@@ -80,6 +80,10 @@ class Adapter(nn.Module, ABC):
         """ΔW in the base weight's own layout, in the adapter's dtype."""
 
     @abstractmethod
+    def low_rank_factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, in) and B (out, r) whose product B A is the whole correction, scaling included."""
+
+    @abstractmethod
     def adapter_tensors(self) -> dict[str, Tensor]:
         """This layer's own tensors under their names in PEFT's file (shared ones excluded)."""
 

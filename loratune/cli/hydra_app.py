@@ -16,8 +16,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from loratune.cli import COMMANDS
+from loratune.config.composition import check_composed, translate_composition_error
 from loratune.config.convert import register_schemas, to_run_config
-from loratune.config.overrides import check_overrides, translate_composition_error
+from loratune.config.hydra_words import prepare_overrides
+from loratune.config.overrides import check_overrides
 from loratune.config.recipe_files import check_recipe_files
 from loratune.config.user_recipes import builtin_recipes, register_user_recipes, user_recipe_folders
 from loratune.errors import LoratuneError, raise_together
@@ -49,21 +51,23 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         LoratuneError: every problem, before anything heavy is imported.
     """
     folders = user_recipe_folders(arguments)
-    raise_together([*check_recipe_files(folders), *check_overrides(arguments, module.Config)])
+    completing = "-sc" in arguments or "--shell-completion" in arguments
+    problems = [] if completing else check_recipe_files(folders, module.Config)
+    raise_together([*problems, *check_overrides(arguments, module.Config)])
+    words = prepare_overrides(arguments, module.Config)
     register_user_recipes(folders)
     register_schemas(module.Config)
     _register_help(command)
-    started = False
+    failures: list[BaseException] = []
 
     def task(composed: DictConfig) -> None:
-        nonlocal started
-        config = to_run_config(composed, module.Config)
-        if HydraConfig.get().mode == RunMode.MULTIRUN and config.out is None:
-            config.out = HydraConfig.get().runtime.output_dir
-        started = True
-        module.run(config, list(HydraConfig.get().overrides.task))
+        # Raised later: Hydra would print the overrides, secrets and all, beside the error.
+        try:
+            _run_task(composed, module)
+        except (Exception, KeyboardInterrupt) as error:
+            failures.append(error)
 
-    with _hydra_environment(command, arguments):
+    with _hydra_environment(command, [*_sweep_folder(arguments), *words]):
         try:
             hydra.main(
                 version_base="1.3", config_path=str(builtin_recipes()), config_name="config"
@@ -71,9 +75,18 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         except LoratuneError:
             raise
         except Exception as error:
-            if started:
-                raise
             raise translate_composition_error(error) from error
+    for failure in failures:
+        raise failure
+
+
+def _run_task(composed: DictConfig, module: ModuleType) -> None:
+    raise_together(check_composed(composed))
+    config = to_run_config(composed, module.Config)
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN and config.out is None:
+        config.out = hydra_config.runtime.output_dir
+    module.run(config, list(hydra_config.overrides.task))
 
 
 def _register_help(command: str) -> None:
@@ -86,7 +99,7 @@ def _register_help(command: str) -> None:
 def _hydra_environment(command: str, arguments: list[str]) -> Iterator[None]:
     """Hydra reads ``sys.argv`` and the environment; both are as before afterwards."""
     argv, environment = sys.argv, dict(os.environ)
-    sys.argv = ["loratune", *arguments, *_sweep_folder(arguments)]
+    sys.argv = ["loratune", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that we can explain
     os.environ["HYDRA_MAIN_MODULE"] = f"loratune_{command.replace('-', '_')}"
     try:

@@ -12,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import RunConfig, check_values
+from loratune.config.yaml_reader import parse, read_text
+from loratune.config.yaml_reader import plain as plain_values
 from loratune.errors import ConfigError, LoratuneError, did_you_mean, raise_together
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
@@ -100,7 +102,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     return {str(key): value for key, value in plain.items()}
 
 
-def to_plain(config: RunConfig) -> dict[str, Any]:
+def to_plain(config: Any) -> dict[str, Any]:
     """Nested plain values of a typed configuration, enums as their names."""
     import dataclasses
     from enum import Enum
@@ -128,14 +130,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ConfigError: if it is missing or is not a mapping.
 
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError("this is no run folder", where=str(path), fix="name one that train made") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"unreadable recipe: {str(error).splitlines()[0]}", where=str(path)) from error
+    if not path.is_file():
+        raise ConfigError(
+            "this is no run folder", where=str(path), fix="name one that `loratune train` made"
+        )
+    node = parse(read_text(path, str(path)), str(path))
+    values = None if node is None else plain_values(node)
     if not isinstance(values, dict):
         raise ConfigError("the recipe is not a mapping", where=str(path))
     return {str(key): value for key, value in values.items()}

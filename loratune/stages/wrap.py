@@ -8,7 +8,7 @@ from typing import Any
 from loratune.adapters.config import AdapterConfig
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
-from loratune.peft_format import AdapterFolder, load_into, read_adapter
+from loratune.peft_format import AdapterFolder, read_adapter, wrap_for_loading
 from loratune.surgery import WrappedModel, wrap_model
 
 
@@ -29,9 +29,8 @@ def wrap_existing(model: Any, folder: Path | AdapterFolder) -> tuple[WrappedMode
     """
     adapter = folder if isinstance(folder, AdapterFolder) else read_adapter(folder)
     try:
-        wrapped = wrap_model(model, adapter.config, adapter.targets, seed=0, strict=False, fresh=False)
+        wrapped = wrap_for_loading(model, adapter)
     except ModelError as error:
         error.where = error.where or str(adapter.path)
         raise
-    load_into(wrapped, adapter)
     return wrapped, adapter

@@ -75,6 +75,9 @@ class LoRA(Adapter):
         delta = torch.mm(self.lora_B, self.lora_A) * self.scaling
         return delta if self.shape.kind is LayerKind.linear else delta.T
 
+    def low_rank_factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_A, self.lora_B * self.scaling
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         if self.shape.kind is LayerKind.embedding:
             return {"lora_embedding_A": self.lora_A, "lora_embedding_B": self.lora_B}

@@ -117,6 +117,11 @@ class VeRA(Adapter):
         delta = (lambda_b * vera_B) @ (self.vera_lambda_d.unsqueeze(-1) * vera_A)
         return delta if self.shape.kind is LayerKind.linear else delta.T
 
+    def low_rank_factors(self) -> tuple[Tensor, Tensor]:
+        vera_A, vera_B = self._sliced
+        scaled = (self.vera_lambda_b * self.scaling)[:, None]
+        return self.vera_lambda_d[:, None] * vera_A, scaled * vera_B
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"vera_lambda_b": self.vera_lambda_b, "vera_lambda_d": self.vera_lambda_d}
 

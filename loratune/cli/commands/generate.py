@@ -1,0 +1,56 @@
+"""``loratune generate``: answers from base and adapted model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loratune.cli.commands.evaluate import adapter_folder
+from loratune.cli.hydra_app import given_keys
+from loratune.cli.recorded import recorded_recipe
+from loratune.config.schema import RunConfig
+from loratune.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class Config(RunConfig):
+    """A recipe, and what to answer."""
+
+    run: str | None = None
+    """A run folder: its adapter, base and prompt template are taken."""
+    prompt: str | None = None
+    """One prompt to answer."""
+    prompts: str | None = None
+    """A file of rows to answer, in the format the adapter was trained on."""
+    max_new_tokens: int = 64
+    """Longest answer."""
+    temperature: float = 0.0
+    """0 is greedy; higher is more random."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that sum to this probability."""
+    seed: int = 0
+    """Seed of sampling."""
+    base: bool = True
+    """Answer with the base model as well."""
+
+
+def run(config: Config, overrides: list[str]) -> None:
+    """Answer ``prompt=TEXT`` or every row of ``prompts=FILE``, one JSON line each."""
+    if (config.prompt is None) == (config.prompts is None):
+        raise ConfigError(
+            "nothing to answer", where="prompt, prompts", fix="set prompt=TEXT or prompts=FILE"
+        )
+    _check_sampling(config)
+    folder = adapter_folder(config.run, config.adapter_path)
+    config = recorded_recipe(config, overrides, config.run)
+    from loratune import later_stages
+
+    later_stages.generate(config, folder, given_keys(overrides))
+
+
+def _check_sampling(config: Config) -> None:
+    if config.max_new_tokens < 1:
+        raise ConfigError(f"{config.max_new_tokens} is too small", where="max_new_tokens", fix=">= 1")
+    if not config.temperature >= 0:
+        raise ConfigError(f"{config.temperature} is negative", where="temperature", fix=">= 0")
+    if not 0 < config.top_p <= 1:
+        raise ConfigError(f"{config.top_p} is out of range", where="top_p", fix="use (0, 1]")

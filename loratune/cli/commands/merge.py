@@ -1,0 +1,35 @@
+"""``loratune merge``: base + adapter as one plain model folder, with proof."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loratune.cli.commands.evaluate import adapter_folder
+from loratune.cli.hydra_app import given_keys
+from loratune.cli.recorded import recorded_recipe
+from loratune.config.schema import RunConfig
+
+
+@dataclass(kw_only=True)
+class Config(RunConfig):
+    """A recipe, and what to merge."""
+
+    run: str | None = None
+    """A run folder: its adapter and base are taken."""
+    adapter_path: Any = None
+    """An adapter folder, or a list of them, summed in fp32 once."""
+
+
+def run(config: Config, overrides: list[str]) -> None:
+    """Merge the adapter of ``run=DIR``, or of ``adapter_path=DIR``, into its base."""
+    several = config.adapter_path if isinstance(config.adapter_path, list) else None
+    one = None if several else config.adapter_path
+    folders = [Path(str(path)) for path in several or [adapter_folder(config.run, one)]]
+    run_folder, out = config.run, config.out
+    config = recorded_recipe(config, overrides, config.run)
+    target = Path(out) if out else Path(run_folder or ".") / "merged"
+    from loratune import later_stages
+
+    later_stages.merge_adapters(config, folders, target, given_keys(overrides))

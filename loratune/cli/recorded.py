@@ -1,0 +1,41 @@
+"""A run's own recipe as the starting point of a later command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from loratune.config.convert import apply_overrides, from_plain, read_recipe
+from loratune.config.schema import RunConfig
+from loratune.config.settings import GROUPS
+
+ConfigType = TypeVar("ConfigType", bound=RunConfig)
+
+
+def recorded_recipe(config: ConfigType, overrides: list[str], run: str | None = None) -> ConfigType:
+    """The recipe recorded in a run folder with the command line's values on top.
+
+    Where the command line chooses groups (``recipe=...``), or names no run, the composed
+    configuration stands; the drift check then compares it with the recorded one.
+
+    Args:
+        config: as composed.
+        overrides: the words it was composed with.
+        run: the run folder; by default the one that ``resume=DIR`` names.
+
+    Raises:
+        ConfigError: if the folder has no recipe, or a word does not fit it.
+    """
+    folder = run or _resumed(config)
+    chooses = any(word.lstrip("+").split("=", 1)[0] in GROUPS for word in overrides)
+    if folder is None or chooses:
+        return config
+    values = read_recipe(Path(folder) / "recipe.yaml")
+    return from_plain(apply_overrides(values, overrides), type(config))
+
+
+def _resumed(config: RunConfig) -> str | None:
+    if config.resume in (None, "auto"):
+        return None
+    path = Path(str(config.resume))
+    return str(path.parent.parent if path.parent.name == "checkpoints" else path)

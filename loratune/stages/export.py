@@ -1,0 +1,69 @@
+"""Write an adapter for other tools, each form checked against the original before it appears."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from loratune import files
+from loratune.config.schema import ExportFormat
+from loratune.export_forms import FORMS
+from loratune.fingerprint import tensors_fingerprint
+from loratune.offline_adapter import attach
+from loratune.peft_format import AdapterFolder, write_adapter_files
+from loratune.provenance import package_versions
+
+CERTIFICATE = "certificate.json"
+
+
+def export(
+    adapter: AdapterFolder, base_folder: Path, out: Path, form: ExportFormat
+) -> dict[str, Any]:
+    """Write an adapter in another form; whole or not at all.
+
+    Args:
+        adapter: as read from its folder.
+        base_folder: its base model, for names and shapes.
+        out: must not exist, or be empty.
+        form: peft, portable, lora or compact (``merged`` is the merge stage's work).
+
+    Returns:
+        The certificate that was written beside it.
+
+    Raises:
+        MergeError: if the result does not compute the same.
+        LoratuneError: if the adapter or its base is unusable.
+    """
+    offline = attach(base_folder, adapter)
+    config, tensors, facts, proof = FORMS[form](offline)
+    with files.published_folder(out) as target:
+        write_adapter_files(target, config, tensors, facts)
+        certificate = _certificate(adapter, form, tensors, proof, target)
+        files.write_sealed_json(target / CERTIFICATE, certificate)
+    return certificate
+
+
+def _certificate(
+    adapter: AdapterFolder,
+    form: ExportFormat,
+    tensors: Mapping[str, Tensor],
+    proof: Mapping[str, Any],
+    target: Path,
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "form": str(form),
+        "base": adapter.facts.get("base"),
+        "tokenizer": adapter.facts.get("tokenizer"),
+        "original": tensors_fingerprint(adapter.tensors),
+        "exported": tensors_fingerprint(tensors),
+        "proof": dict(proof),
+        "versions": package_versions(),
+        "files": {
+            path.name: {"sha256": files.sha256_file(path), "bytes": path.stat().st_size}
+            for path in sorted(target.iterdir())
+        },
+    }
