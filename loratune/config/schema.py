@@ -140,7 +140,7 @@ class DataConfig:
     overlong: Overlong = Overlong.truncate
     """truncate, drop or error for longer rows."""
     eval_fraction: float = 0.0
-    """Share of training rows held out when ``eval_path`` is null."""
+    """Share of training rows held out; used only while ``eval_path`` is null."""
     split_by: str = "row"
     """row, or prompt: rows that share a prompt stay on one side of the split."""
     limit: int | None = None
@@ -301,14 +301,6 @@ def _check_data(data: DataConfig) -> list[ConfigError]:
         value = getattr(data, key)
         if value is not None and value < 1:
             errors.append(_out_of_range(f"data.{key}", value, "use >= 1, or null for all rows"))
-    if data.eval_path is not None and data.eval_fraction > 0:
-        errors.append(
-            ConfigError(
-                "data.eval_path and data.eval_fraction exclude each other",
-                where="data",
-                fix="set one of them",
-            )
-        )
     return errors
 
 
