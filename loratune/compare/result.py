@@ -1,0 +1,340 @@
+"""The content of ``comparison.json``: plain dataclasses, readable without torch.
+
+Losses are in nats per token, memory in bytes, times in seconds, shares between 0 and 1.
+``None`` means not measured (no prompts to answer, no held-out text, target never reached).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+FORMAT = "loratune-comparison"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What one setting costs before any training: closed forms, and one measured block.
+
+    Attributes:
+        rank: width of the bottleneck.
+        trainable: numbers that training changes.
+        frozen: numbers of the adapter that stay at their random start.
+        percent_of_base: ``trainable`` over the base model's parameters, in percent.
+        stored_bytes: the adapter file, without its header.
+        optimizer_bytes: AdamW's two fp32 moments.
+        activation_bytes_per_token: what autograd keeps because of the adapters, all blocks.
+        base_activation_bytes_per_token: what it keeps for the frozen base anyway, all blocks.
+    """
+
+    rank: int
+    trainable: int
+    frozen: int
+    percent_of_base: float
+    stored_bytes: int
+    optimizer_bytes: int
+    activation_bytes_per_token: float | None = None
+    base_activation_bytes_per_token: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """Where a training stood after ``step`` steps.
+
+    Attributes:
+        tokens: supervised tokens seen.
+        seconds: time spent in steps, evaluations left out.
+        train_loss: mean over the steps since the point before; ``None`` before the first step.
+        dev_loss: on the search split.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    train_loss: float | None
+    dev_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One point of the learning-rate search, trained for ``steps`` steps from scratch.
+
+    Attributes:
+        lr: learning rate.
+        lr_ratio: LoRA+'s ratio, for variants that have one.
+        steps: length of this rung.
+        loss: on the search split; ``None`` if it failed.
+        reason: why it failed, or an empty string.
+    """
+
+    lr: float
+    lr_ratio: float | None
+    steps: int
+    loss: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One final training: one setting, one seed.
+
+    Attributes:
+        seed: of initialisation, data order and dropout.
+        order: sha256 of the row numbers of every step: equal for all variants of a seed.
+        reason: why it failed, or an empty string; a failed member has no numbers.
+        loss: on the final rows.
+        token_accuracy: share of supervised tokens ranked first, final rows.
+        exact_match: share of prompts answered exactly.
+        forgetting: loss on held-out text minus the base model's.
+        step_seconds: median time of a step.
+        peak_bytes: largest allocation during one training step: base, adapter, gradients,
+            optimizer state, activations.
+        steps_to_target: steps until the dev loss reached the comparison's target.
+        seconds_to_target: the same in seconds of steps.
+        merge_residual: largest relative difference between W' - W and the correction.
+        curve: losses along the way.
+    """
+
+    seed: int
+    order: str = ""
+    reason: str = ""
+    loss: float | None = None
+    token_accuracy: float | None = None
+    exact_match: float | None = None
+    forgetting: float | None = None
+    step_seconds: float | None = None
+    peak_bytes: int | None = None
+    steps_to_target: float | None = None
+    seconds_to_target: float | None = None
+    merge_residual: float | None = None
+    curve: list[CurvePoint] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean with its 95 % confidence interval.
+
+    Attributes:
+        seeds: trainings behind it.
+        units: prompts (or texts) behind it; 0 where only seeds vary.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    units: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantResult:
+    """One setting under comparison.
+
+    Attributes:
+        label: its name in tables; unique in the comparison.
+        variant: the adapter variant.
+        adapter: all its settings, with the chosen learning rate.
+        lr: the chosen learning rate; ``None`` if no rate was usable.
+        lr_ratio: the chosen ratio, for variants that have one.
+        search: every trial of the search.
+        members: one per seed.
+        estimates: metric name to mean and interval over the members that succeeded: ``loss``,
+            ``token_accuracy``, ``exact_match``, ``forgetting``, ``step_seconds``, ``peak_bytes``,
+            ``steps_to_target``, ``seconds_to_target``, ``merge_residual``; absent if unmeasured.
+        reason: why the whole setting failed, or an empty string.
+        notes: what to know about it, one sentence each.
+    """
+
+    label: str
+    variant: str
+    adapter: dict[str, Any]
+    costs: Costs
+    lr: float | None = None
+    lr_ratio: float | None = None
+    search: list[Trial] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    reason: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """``first`` minus ``second`` in one metric, paired by prompt and seed.
+
+    Attributes:
+        low: lower end of the 95 % interval (not corrected for the number of pairs).
+        high: upper end.
+        p: two-sided p-value.
+        p_holm: the same after Holm's correction over all pairs of the metric.
+        significant: ``p_holm`` is below 0.05.
+        words: the finding as a sentence.
+    """
+
+    metric: str
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    significant: bool
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedSample:
+    """One prompt of the final rows with every setting's answer (first seed)."""
+
+    prompt: str
+    reference: str
+    base: str
+    answers: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseScores:
+    """The base model, unadapted, on the same rows.
+
+    Attributes:
+        path: what the recipe called it.
+        fingerprint: sha256 over its weights.
+        parameters: numbers in it.
+    """
+
+    path: str
+    fingerprint: str
+    parameters: int
+    loss: float | None = None
+    token_accuracy: float | None = None
+    exact_match: float | None = None
+    heldout_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """How many rows each part of the comparison used, and where they came from.
+
+    Attributes:
+        train: rows trained on.
+        dev: rows of the search and of the curves; never among ``test``.
+        test: rows of the final numbers.
+        prompts: distinct prompts among ``test``.
+        heldout: texts that forgetting is measured on.
+        sources: part to the path it was read from.
+        fingerprints: part to the sha256 of its rows.
+    """
+
+    train: int
+    dev: int
+    test: int
+    prompts: int
+    heldout: int = 0
+    sources: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that ``comparison.json`` says.
+
+    Attributes:
+        name: of the recipe.
+        created: UTC time of writing, ISO 8601.
+        seconds: time spent in all trials and members together, over all processes.
+        match: ``own``, ``rank``, ``trainable`` or ``bytes``, with the budget where there is one.
+        steps: optimizer steps of every final training.
+        seeds: the seeds trained.
+        target_loss: dev loss of the time-to-target columns.
+        variants: in the order asked for.
+        differences: every pair in every metric that has an interval.
+        findings: the differences in words, and what limits them.
+        recipe: the resolved recipe.
+        provenance: versions, machine, device.
+    """
+
+    name: str
+    created: str
+    seconds: float
+    match: str
+    steps: int
+    seeds: list[int]
+    target_loss: float | None
+    base: BaseScores
+    rows: Rows
+    variants: list[VariantResult]
+    differences: list[Difference] = field(default_factory=list)
+    samples: list[ComparedSample] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the format's name and version."""
+        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ValueError: for another format or version, a missing key or a value of the wrong kind.
+        """
+        if values.get("format") != FORMAT or values.get("version") != VERSION:
+            raise ValueError(f"not a {FORMAT} of version {VERSION}")
+        fields = {key: value for key, value in values.items() if key not in ("format", "version")}
+        built: Comparison = build(cls, fields)
+        return built
+
+
+def build(kind: Any, value: Any) -> Any:
+    """``value``, as JSON gives it, as an object of type ``kind``; unknown keys are refused.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _build_dataclass(kind, value)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else build(arguments[0], value)
+    if origin is list and isinstance(value, list):
+        return [build(arguments[0], item) for item in value]
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): build(arguments[1], item) for key, item in value.items()}
+    if kind is Any or _is_a(value, kind):
+        return value
+    raise ValueError(f"{value!r} is not {kind}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _build_dataclass(kind: type[Any], value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{value!r} is not a {kind.__name__}")
+    hints = _hints(kind)
+    unknown = value.keys() - hints.keys()
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no {', '.join(sorted(map(str, unknown)))}")
+    try:
+        return kind(**{key: build(hints[key], item) for key, item in value.items()})
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
