@@ -1,0 +1,1 @@
+"""What the parity, conformance and interchange suites share."""

@@ -1,0 +1,126 @@
+"""Tiny random models of three families, alike whenever they are built with the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VOCABULARY, POSITIONS = 300, 32
+
+
+def tiny_opt(*, seed: int = 0, tied: bool = True, dropout: float = 0.0) -> Any:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(seed)
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=VOCABULARY, hidden_size=16, word_embed_proj_dim=16, ffn_dim=24,
+            num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=POSITIONS,
+            dropout=dropout, attention_dropout=0.0, tie_word_embeddings=tied, init_std=0.2,
+            bos_token_id=0, eos_token_id=1, pad_token_id=2,
+        )
+    )  # fmt: skip
+
+
+def tiny_gpt2(*, seed: int = 0, tied: bool = True, dropout: float = 0.0) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=16, n_inner=24, n_layer=2, n_head=2,
+            n_positions=POSITIONS, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=0.0,
+            tie_word_embeddings=tied, initializer_range=0.2, bos_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+
+
+def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0) -> Any:
+    """Grouped-query attention: the value projection is narrower than the query's."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=POSITIONS,
+            attention_dropout=dropout, tie_word_embeddings=tied, initializer_range=0.2,
+            bos_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+
+
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "opt": tiny_opt,
+    "gpt2": tiny_gpt2,
+    "llama": tiny_llama,
+}
+"""Family to builder."""
+
+ATTENTION = {
+    "opt": ["q_proj", "v_proj"],
+    "gpt2": ["c_attn"],
+    "llama": ["q_proj", "v_proj"],
+}
+"""Attention layers to adapt, per family."""
+
+UNEQUAL = {
+    "opt": ["q_proj", "fc1", "fc2"],
+    "gpt2": ["c_attn", "c_fc"],
+    "llama": ["q_proj", "v_proj", "gate_proj", "down_proj"],
+}
+"""Layers of several shapes, per family."""
+
+EMBEDDING = {"opt": "embed_tokens", "gpt2": "wte", "llama": "embed_tokens"}
+"""Name of the input embedding, per family."""
+
+
+def token_ids(step: int = 0, rows: int = 2, length: int = 7) -> Tensor:
+    """Token ids that depend on ``step`` alone."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    return torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+
+
+@torch.no_grad()
+def logits(model: Any, step: int = 0) -> Tensor:
+    """Logits on fixed tokens, in eval mode."""
+    output: Tensor = model.eval()(input_ids=token_ids(step), use_cache=False).logits
+    return output
+
+
+def tiny_tokenizer() -> Any:
+    """A byte-level tokenizer with fewer tokens than the tiny models know."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {word: place for place, word in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def save_base(folder: Path, model: Any, **options: Any) -> Path:
+    """A complete model folder, tokenizer and all."""
+    model.save_pretrained(folder, **options)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def load_plain(folder: Path) -> Any:
+    """The model of a folder as transformers alone loads it, in fp32, nothing missing."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    return model.eval()
