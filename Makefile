@@ -1,0 +1,48 @@
+# One word per chore. `make` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo compare test test-slow check format bench clean
+
+help: ## list the chores
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	@touch $@
+
+setup: $(READY) ## make the virtual environment with the tested versions
+
+demo: setup ## adapt, evaluate and merge the embedded model (about a minute)
+	$(BIN)/loratune train recipe=demo
+
+compare: setup ## compare the four variants on the demo (under ten minutes)
+	$(BIN)/loratune compare recipe=demo
+
+test: setup ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+
+test-slow: setup ## run the tests that take minutes, among them 200 random kills
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+check: setup ## format, lint and types, as CI does
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p loratune
+
+format: setup ## put the code in shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## measure against peers and the physical floor, write benchmarks/results
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[bench]" -c constraints.txt
+	$(BIN)/python benchmarks/run_all.py
+
+clean: ## remove the environment, caches and run folders
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find outputs -mindepth 1 ! -name .gitkeep -delete
