@@ -11,7 +11,6 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 FORMAT = "loratune-comparison"
@@ -325,7 +324,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 def _build_dataclass(kind: type[Any], value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{value!r} is not a {kind.__name__}")
-    hints = _hints(kind)
+    hints = typing.get_type_hints(kind)
     unknown = value.keys() - hints.keys()
     if unknown:
         raise ValueError(f"{kind.__name__} has no {', '.join(sorted(map(str, unknown)))}")
@@ -333,8 +332,3 @@ def _build_dataclass(kind: type[Any], value: Any) -> Any:
         return kind(**{key: build(hints[key], item) for key, item in value.items()})
     except TypeError as error:
         raise ValueError(str(error)) from error
-
-
-@cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(kind)

@@ -252,6 +252,28 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True)
+class CompareConfig:
+    """How ``compare`` and ``tune`` search, and what they measure on."""
+
+    test_path: str | None = None
+    """Rows of the final numbers; null takes the evaluation rows and searches on training rows."""
+    heldout_path: str | None = None
+    """Text rows that forgetting is measured on; null leaves it out."""
+    dev_fraction: float = 0.2
+    """Share of the training prompts that the search is judged by while ``test_path`` is null."""
+    steps: int | None = None
+    """Optimizer steps of every training; null takes ``trainer.steps``."""
+    lr_points: int = 7
+    """Learning rates tried for each variant, around its own."""
+    lr_factor: float = 2.0
+    """Each rate tried is this many times the one before."""
+    rungs: int = 3
+    """Rounds of the search: each has twice the steps of the one before, for half the rates."""
+    target_loss: float | None = None
+    """Loss of the time-to-target column; null takes what every variant reaches in the end."""
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """A whole recipe."""
 
@@ -265,6 +287,7 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     stages: list[Stage] = field(default_factory=lambda: [Stage.train, Stage.evaluate])
     """Stages to run after load and wrap, in this order: train, evaluate, merge, export."""
@@ -282,7 +305,12 @@ class RunConfig:
 
 def check_values(config: RunConfig) -> list[ConfigError]:
     """Every value out of range and every contradiction, one error each."""
-    return [*_check_data(config.data), *_check_trainer(config.trainer), *_check_whole(config)]
+    return [
+        *_check_data(config.data),
+        *_check_trainer(config.trainer),
+        *_check_compare(config.compare),
+        *_check_whole(config),
+    ]
 
 
 def _out_of_range(where: str, value: object, fix: str) -> ConfigError:
@@ -336,13 +364,32 @@ def _check_trainer(trainer: TrainerConfig) -> list[ConfigError]:
     return errors
 
 
+def _check_compare(compare: CompareConfig) -> list[ConfigError]:
+    errors = []
+    if not 0 < compare.dev_fraction < 1:
+        fix = "use a number between 0 and 1: without dev rows nothing can be chosen"
+        errors.append(_out_of_range("compare.dev_fraction", compare.dev_fraction, fix))
+    for key in ("lr_points", "rungs"):
+        if not 1 <= getattr(compare, key) <= 64:
+            errors.append(_out_of_range(f"compare.{key}", getattr(compare, key), "use 1 to 64"))
+    if not (math.isfinite(compare.lr_factor) and compare.lr_factor > 1):
+        errors.append(_out_of_range("compare.lr_factor", compare.lr_factor, "use a number above 1"))
+    if compare.steps is not None and compare.steps < 1:
+        errors.append(_out_of_range("compare.steps", compare.steps, "use >= 1"))
+    if compare.target_loss is not None and not math.isfinite(compare.target_loss):
+        errors.append(_out_of_range("compare.target_loss", compare.target_loss, "use a number"))
+    return errors
+
+
 def _check_whole(config: RunConfig) -> list[ConfigError]:
     errors = []
     trains = Stage.train in config.stages
     has_eval = config.data.eval_path is not None or config.data.eval_fraction > 0
     if trains and config.trainer.steps is None and config.trainer.epochs is None:
         errors.append(
-            ConfigError("no length is set", where="trainer", fix="set trainer.steps or trainer.epochs")
+            ConfigError(
+                "no length is set", where="trainer", fix="set trainer.steps or trainer.epochs"
+            )
         )
     if trains and config.trainer.eval_every and not has_eval:
         errors.append(
