@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from loratune.adapters.kernels import fused_lora_linear, fused_vera_linear
 from loratune.adapters.kernels.choose import dense_pays
 from loratune.adapters.kernels.dropout import Dropout
+from loratune.adapters.kernels.shared_input import recall_product
 from loratune.errors import ModelError
 
 SHAPES = [(7, 5), (2, 3, 5), (0, 5), (1, 5)]
@@ -289,3 +291,30 @@ def test_no_dropout_draws_no_random_number() -> None:
     before = torch.get_rng_state()
     fused_lora_linear(x, weight, None, A, B, 1.0, 0.0)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("change", ["nothing", "input", "factor", "other factor"])
+def test_a_shared_product_is_used_only_while_it_is_true(change: str) -> None:
+    x, weight, A, B = (draw(*s, grad=False) for s in ((4, IN), (OUT, IN), (RANK, IN), (OUT, RANK)))
+    d, b = draw(RANK), draw(OUT)
+    fused_vera_linear(x, weight, None, A, B, d, b)
+    if change == "input":
+        x.mul_(2)
+    elif change == "factor":
+        A.mul_(2)
+    elif change == "other factor":
+        A = A.clone() * 2
+    known = recall_product(x, A, torch.float64)
+    assert (known is not None) == (change == "nothing")
+    actual = fused_vera_linear(x, weight, None, A, B, d, b)
+    expected = vera_reference(x, weight, None, A, B, d, b, 1.0, None, False)
+    assert_same_gradients(actual, expected, [d, b], 1e-12)
+
+
+def test_a_shared_product_dies_with_its_input() -> None:
+    x, weight, A, B = (draw(*s, grad=False) for s in ((4, IN), (OUT, IN), (RANK, IN), (OUT, RANK)))
+    y = fused_vera_linear(x, weight, None, A, B, draw(RANK), draw(OUT))
+    product = weakref.ref(recall_product(x, A, torch.float64))
+    assert product() is not None
+    del x, y
+    assert product() is None

@@ -19,6 +19,9 @@ from loratune.adapters.kernels.choose import dense_is_exact, dense_pays
 from loratune.adapters.kernels.dropout import Dropout
 from loratune.errors import ModelError
 
+WORTH_PACKING = 64
+"""Widest operand that is copied to be row-major."""
+
 
 class Frozen(NamedTuple):
     """The base layer's parameters."""
@@ -76,14 +79,21 @@ class Call:
         return x.reshape(-1, x.shape[-1]).to(self.dtype)
 
     def output(
-        self, x: Tensor, frozen: Frozen, factors: Factors, keep_narrow: bool
+        self,
+        x: Tensor,
+        frozen: Frozen,
+        factors: Factors,
+        keep_narrow: bool,
+        known_narrow: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The output y (n, out), and drop(x) Aᵀ (n, r) without 1/(1 - p) if it is to be kept."""
         n, (r, i), o = x.shape[0], factors.A.shape, factors.B.shape[0]
+        needs_narrow = keep_narrow and known_narrow is None
+        h = known_narrow
         if self._forms_sum(n * o if keep_narrow else n * (i + o), r, i, o):
             y = _affine(x, self._summed(frozen.weight, factors), frozen.bias)
-            return y, self._narrow(x, factors.A) if keep_narrow else None
-        h = self._narrow(x, factors.A)
+            return y, self._narrow(x, factors.A) if needs_narrow else h
+        h = self._narrow(x, factors.A) if h is None else h
         y = _affine(h, packed(factors.B.t()), frozen.bias)
         return y.addmm_(x, self._in_out(frozen.weight)), h if keep_narrow else None
 
@@ -148,9 +158,10 @@ def packed(panel: Tensor) -> Tensor:
     """A narrow operand in the layout its product is fastest in.
 
     The CPU's matrix library runs these products up to twice as fast on a row-major operand, and
-    copying rank × width numbers costs next to nothing.
+    copying a really narrow one costs next to nothing.
     """
-    return panel.contiguous() if panel.device.type == "cpu" else panel
+    pays = panel.device.type == "cpu" and min(panel.shape) <= WORTH_PACKING
+    return panel.contiguous() if pays else panel
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from loratune.adapters.kernels.linear import Call, Factors, Frozen
+from loratune.adapters.kernels.shared_input import recall_product, remember_product
 
 
 def fused_vera_linear(
@@ -68,7 +69,10 @@ class _VeRALinear(torch.autograd.Function):
     ) -> Tensor:
         factors = _factors(vera_A, vera_B, lambda_d, lambda_b, call)
         keeps_u = call.records and (ctx.needs_input_grad[5] or ctx.needs_input_grad[6])
-        y, u = call.output(call.rows(x), Frozen(weight, bias), factors, keeps_u)
+        known = recall_product(x, vera_A, call.dtype) if call.dropout is None else None
+        y, u = call.output(call.rows(x), Frozen(weight, bias), factors, keeps_u, known)
+        if call.dropout is None and u is not None and u is not known:
+            remember_product(x, vera_A, call.dtype, u)
         ctx.call = call
         ctx.input = (x.shape, x.dtype)
         ctx.save_for_backward(weight, u if keeps_u else None, vera_A, vera_B, lambda_d, lambda_b)
