@@ -1,0 +1,210 @@
+"""What every variant promises, whichever it is: found from the registry, none is named here."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import loratune
+from loratune.adapters.config import Kernel, LayerKind, LayerShape
+from loratune.adapters.registry import config_class, variant_names
+from loratune.config.schema import TargetsConfig
+from loratune.surgery import (
+    adapter_state,
+    disabled,
+    layer_shapes,
+    merge_model,
+    wrap_model,
+)
+from loratune.targets import rank_for
+
+VARIANTS = variant_names()
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=28,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=32,
+        )  # fmt: skip
+    ).eval()
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=4, n_positions=32)
+    ).eval()
+
+
+def wrapped_with_motion(model: nn.Module, variant: str, **settings: object):
+    """A wrapped model whose trainable tensors are all random: nothing is zero any more."""
+    config = config_class(variant)(**settings)
+    wrapped = wrap_model(model, config, TargetsConfig(modules="all-linear"))
+    torch.manual_seed(1)
+    for parameter in wrapped.model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.2)
+    return wrapped
+
+
+IDS = torch.arange(12).reshape(2, 6)
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("variant", VARIANTS)
+class TestEveryVariant:
+    def test_starts_exactly_as_the_base(self, variant: str, build) -> None:
+        model = build()
+        before = model(IDS).logits
+        wrap_model(
+            model,
+            config_class(variant)(kernel=Kernel.reference),
+            TargetsConfig(modules="all-linear"),
+        )
+        assert torch.equal(model(IDS).logits, before)
+
+    def test_trains_what_it_counts_and_nothing_of_the_base(self, variant: str, build) -> None:
+        model = build()
+        config = config_class(variant)()
+        base = {id(p) for p in model.parameters()}
+        wrapped = wrap_model(model, config, TargetsConfig(modules="all-linear"))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert not base & {id(p) for p in trained}
+        planned = [(shape, rank_for(shape.name, config)) for shape in wrapped.match.shapes]
+        count = config.count(planned)
+        assert sum(p.numel() for p in trained) == count.trainable
+        state = adapter_state(wrapped)
+        assert sum(t.numel() for t in state.values()) == count.stored
+
+    def test_only_its_own_parameters_move(self, variant: str, build) -> None:
+        model = build()
+        wrapped = wrap_model(model, config_class(variant)(), TargetsConfig(modules="all-linear"))
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = loratune.optimizer(wrapped, lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(IDS, labels=IDS).loss.backward()
+            optimizer.step()
+        for name, parameter in model.named_parameters():
+            moved = not torch.equal(parameter, before[name])
+            assert moved == parameter.requires_grad, name
+            if not parameter.requires_grad:
+                assert parameter.grad is None
+
+    def test_merging_gives_the_same_outputs_and_a_plain_model(self, variant: str, build) -> None:
+        plain_keys = set(build().state_dict())
+        wrapped = wrapped_with_motion(build(), variant)
+        expected = wrapped.model(IDS).logits
+        with disabled(wrapped):
+            base = wrapped.model(IDS).logits
+        assert not torch.allclose(expected, base, atol=1e-3)
+        merged = merge_model(wrapped)
+        assert set(merged.state_dict()) == plain_keys
+        torch.testing.assert_close(merged(IDS).logits, expected, atol=2e-5, rtol=1e-5)
+
+    def test_merge_and_unmerge_restore_the_base_bit_for_bit(self, variant: str, build) -> None:
+        wrapped = wrapped_with_motion(build(), variant)
+        for adapter in wrapped.adapters.values():
+            before = adapter.weight.clone()
+            adapter.merge()
+            once = adapter.weight.clone()
+            adapter.merge()
+            assert torch.equal(adapter.weight, once)
+            assert not torch.equal(once, before)
+            adapter.unmerge()
+            assert torch.equal(adapter.weight, before)
+
+    def test_delta_equals_delta_weight(self, variant: str, build) -> None:
+        wrapped = wrapped_with_motion(build(), variant)
+        for adapter in wrapped.adapters.values():
+            x = torch.randn(5, adapter.in_features)
+            weight = adapter.delta_weight()
+            oriented = weight if adapter.shape.kind is LayerKind.linear else weight.T
+            torch.testing.assert_close(
+                adapter.delta(x), nn.functional.linear(x, oriented), atol=1e-5, rtol=1e-4
+            )
+            A, B = adapter.low_rank_factors()
+            torch.testing.assert_close(B @ A, oriented, atol=1e-5, rtol=1e-4)
+
+    def test_fused_and_reference_kernels_agree(self, variant: str, build) -> None:
+        reference = wrapped_with_motion(build(), variant, kernel=Kernel.reference)
+        fused = wrapped_with_motion(build(), variant, kernel=Kernel.fused)
+        for wrapped in (reference, fused):
+            wrapped.model(IDS, labels=IDS).loss.backward()
+        for (name, one), (_, other) in zip(
+            reference.model.named_parameters(), fused.model.named_parameters(), strict=True
+        ):
+            if one.requires_grad:
+                torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+    def test_keeps_the_dtype_of_a_half_precision_base(self, variant: str, build) -> None:
+        model = build().to(torch.bfloat16)
+        wrapped = wrapped_with_motion(model, variant)
+        assert model(IDS).logits.dtype is torch.bfloat16
+        assert all(t.dtype is torch.float32 for t in adapter_state(wrapped).values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_settings_survive_peft_s_configuration_file(variant: str) -> None:
+    cls = config_class(variant)
+    config = cls(rank=5, dropout=0.1, lr=0.5)
+    from loratune.config.convert import to_plain
+
+    again = cls.from_peft(config.to_peft(), to_plain(config))
+    assert again.to_peft() == config.to_peft()
+    assert again.lr == config.lr and again.kernel == config.kernel
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_thousand_by_thousand_layer_at_rank_eight(variant: str) -> None:
+    expected = {"lora": 16_000, "lora_fa": 8_000, "lora_plus": 16_000, "vera": 1_008}
+    shape = LayerShape("layer", LayerKind.linear, 1000, 1000)
+    assert config_class(variant)(rank=8).count([(shape, 8)]).trainable == expected[variant]
+
+
+def test_works_on_any_module_in_three_lines() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    wrapped = loratune.wrap(model, "lora", targets=["0", "2"], rank=2)
+    optimizer = loratune.optimizer(wrapped, lr=0.1)
+    model(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    assert [shape.name for shape in layer_shapes(nn.Sequential(nn.Linear(1, 1)))] == ["0"]
+    assert set(wrapped.adapters) == {"0", "2"}
+
+
+def test_a_tied_head_and_embedding_part_when_one_is_adapted() -> None:
+    model = gpt2()
+    wrapped = loratune.wrap(model, "lora", targets=["wte"], rank=4)
+    torch.manual_seed(2)
+    nn.init.normal_(wrapped.adapters["transformer.wte"].lora_A)
+    expected = model(IDS).logits
+    merged = merge_model(wrapped)
+    assert merged.config.tie_word_embeddings is False
+    assert merged.lm_head.weight.data_ptr() != merged.transformer.wte.weight.data_ptr()
+    torch.testing.assert_close(merged(IDS).logits, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_modules_to_save_train_in_full_and_merge() -> None:
+    model = llama()
+    config = config_class("lora")()
+    wrapped = wrap_model(
+        model, config, TargetsConfig(modules=["q_proj"], modules_to_save=["lm_head"])
+    )
+    trained = copy.deepcopy(wrapped.saved_modules["lm_head"].trained_module.weight)
+    optimizer = loratune.optimizer(wrapped, lr=1e-2)
+    model(IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    assert not torch.equal(wrapped.saved_modules["lm_head"].trained_module.weight, trained)
+    expected = model(IDS).logits
+    torch.testing.assert_close(merge_model(wrapped)(IDS).logits, expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,17 @@
+"""Shared by all tests: one thread, quiet libraries, no hub."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """Every test runs in a folder of its own: no ./recipes or outputs of somebody else's."""
+    monkeypatch.chdir(tmp_path)
