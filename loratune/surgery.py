@@ -194,6 +194,17 @@ def disabled(wrapped: WrappedModel) -> Iterator[None]:
             layer.enabled = enabled
 
 
+def unwrap_model(wrapped: WrappedModel) -> nn.Module:
+    """Put the original layers back, bit for bit, and return the frozen base model."""
+    model = wrapped.model
+    for name, adapter in wrapped.adapters.items():
+        adapter.unmerge()
+        model.set_submodule(name, adapter.base_layer)
+    for name, saved in wrapped.saved_modules.items():
+        model.set_submodule(name, saved.original_module)
+    return model
+
+
 def merge_model(wrapped: WrappedModel) -> nn.Module:
     """Replace every adapter by the plain layer that holds W + ΔW; return the plain model.
 

@@ -1,0 +1,139 @@
+"""Successive halving on a logarithmic grid: what to try next, as a function of what was tried.
+
+Every trial is a short training of its own, with its whole schedule: a rate that wins a rung does
+so at the end of a decay, as it will in the end.  Nothing but the results decides what comes next,
+so a search can stop anywhere, and any number of processes can share it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from loratune.adapters.config import AdapterConfig
+from loratune.compare.result import Trial
+from loratune.errors import ConfigError
+
+SHORTEST_RUNG = 5
+"""Fewer steps than this say nothing about a rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One candidate: a learning rate and, for variants that have one, LoRA+'s ratio."""
+
+    lr: float
+    lr_ratio: float | None = None
+
+    def applied(self, config: AdapterConfig) -> AdapterConfig:
+        """``config`` with this point's values."""
+        if self.lr_ratio is None:
+            return replace(config, lr=self.lr)
+        return replace(config, lr=self.lr, **{RATIO: self.lr_ratio})
+
+
+RATIO = "lr_ratio"
+
+Results = Mapping[tuple[Point, int], Trial]
+"""Finished trials by point and number of steps."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search of one setting.
+
+    Attributes:
+        points: the grid.
+        rungs: steps of each round, ascending; the last is the full length.
+    """
+
+    points: tuple[Point, ...]
+    rungs: tuple[int, ...]
+
+    def open_trials(self, results: Results) -> list[tuple[Point, int]]:
+        """Trials that can run now; empty when the search is over, or waits for nothing."""
+        for points, steps in self._rounds(results):
+            missing = [(point, steps) for point in points if (point, steps) not in results]
+            if missing:
+                return missing
+        return []
+
+    def winner(self, results: Results) -> Point | None:
+        """The best point of the last rung; ``None`` while unknown, or if every point failed."""
+        last: list[Point] = []
+        for points, steps in self._rounds(results):
+            if any((point, steps) not in results for point in points):
+                return None
+            last = _ranked(points, steps, results)
+        return last[0] if last else None
+
+    def is_over(self, results: Results) -> bool:
+        """Whether nothing remains to be tried."""
+        return not self.open_trials(results)
+
+    def is_at_edge(self, point: Point) -> bool:
+        """Whether a point has the grid's lowest or highest rate: a better one may lie beyond."""
+        rates = [other.lr for other in self.points]
+        return len(set(rates)) > 1 and point.lr in (min(rates), max(rates))
+
+    def _rounds(self, results: Results) -> list[tuple[list[Point], int]]:
+        """Every round whose field is known: all points, then the better half of each round."""
+        rounds: list[tuple[list[Point], int]] = []
+        field = list(self.points)
+        for steps in self.rungs:
+            rounds.append((field, steps))
+            if any((point, steps) not in results for point in field):
+                break
+            field = _ranked(field, steps, results)[: math.ceil(len(field) / 2)]
+        return rounds
+
+
+def _ranked(points: Sequence[Point], steps: int, results: Results) -> list[Point]:
+    """The points that did not fail, best first; of equals the lower rate."""
+    losses = {point: results[point, steps].loss for point in points}
+    usable = [(loss, point.lr, point) for point, loss in losses.items() if loss is not None]
+    return [point for _, _, point in sorted(usable, key=lambda item: item[:2])]
+
+
+def plan_search(
+    own_rate: float,
+    steps: int,
+    *,
+    points: int,
+    factor: float,
+    rungs: int,
+    grid: Sequence[float] | None = None,
+    ratios: Sequence[float | None] = (None,),
+) -> Search:
+    """The grid and the rounds of one setting.
+
+    Args:
+        own_rate: the setting's usual rate, the middle of its grid.
+        steps: of the last round.
+        points: rates to try.
+        factor: between neighbouring rates.
+        rungs: rounds, each with twice the steps of the one before.
+        grid: rates to try instead of those around ``own_rate``.
+        ratios: of LoRA+, each tried with every rate.
+
+    Raises:
+        ConfigError: if no rate of the grid is a positive number.
+    """
+    middle = (points - 1) // 2
+    rates = (
+        [own_rate * factor ** (place - middle) for place in range(points)]
+        if grid is None
+        else sorted(set(grid))
+    )
+    usable = [float(f"{rate:.4g}") for rate in rates if math.isfinite(rate) and rate > 0]
+    if not usable or len(usable) < len(rates):
+        raise ConfigError(
+            f"{list(rates)} are not all positive rates" if rates else "no learning rate is left",
+            where="lr_grid",
+            fix="give rates above 0, for example lr_grid=[1e-4,3e-4,1e-3]",
+        )
+    single = len(usable) * len(ratios) == 1
+    lengths = [steps] if single else [max(1, steps >> place) for place in reversed(range(rungs))]
+    kept = sorted({max(length, min(SHORTEST_RUNG, steps)) for length in lengths})
+    return Search(tuple(Point(rate, ratio) for ratio in ratios for rate in usable), tuple(kept))

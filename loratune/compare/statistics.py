@@ -1,0 +1,129 @@
+"""Means, paired differences and their uncertainty, over prompts and over seeds.
+
+A training is a random draw (its seed), and so is a prompt.  The prompts, of which there are many,
+are resampled (Efron's bootstrap).  The seeds, of which there are three to ten, are too few to
+resample: a bootstrap of three values covers 75 %, not 95 %.  Their spread enters as Student's t
+with one degree of freedom less than there are seeds, which is exact for normal seed effects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+SIGNIFICANT = 0.05
+_CHUNK_NUMBERS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One metric of one setting.
+
+    Attributes:
+        sums: for each seed, for each unit (a prompt, a text) the metric summed over its tokens.
+        weights: tokens of each unit (1 each where a unit counts once).
+    """
+
+    sums: Sequence[Sequence[float]]
+    weights: Sequence[float]
+
+    def minus(self, other: Scores) -> Scores:
+        """The paired difference, seed by seed and unit by unit.
+
+        Raises:
+            ValueError: if seeds or units do not match.
+        """
+        if list(self.weights) != list(other.weights) or len(self.sums) != len(other.sums):
+            raise ValueError("only scores of the same seeds and units can be paired")
+        sums = [
+            [a - b for a, b in zip(mine, theirs, strict=True)]
+            for mine, theirs in zip(self.sums, other.sums, strict=True)
+        ]
+        return Scores(sums, self.weights)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, its 95 % interval, and the two-sided p-value of being zero.
+
+    ``low`` and ``high`` are ``None`` where nothing varies that could be resampled.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+def interval(scores: Scores, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The weighted mean over units and seeds, with its uncertainty.
+
+    Each resample draws as many units as there are, with replacement, and adds s/sqrt(S) times a
+    draw of Student's t with S - 1 degrees of freedom, s being the standard deviation of the S
+    seeds' means.  With one seed the spread between seeds is unknown and left out.
+    """
+    sums = torch.tensor(scores.sums, dtype=torch.float64)
+    weights = torch.tensor(scores.weights, dtype=torch.float64)
+    seeds, units = sums.shape
+    mean = float(sums.sum() / (seeds * weights.sum()))
+    if units < 2 and seeds < 2:
+        return Interval(mean, None, None, None)
+    generator = torch.Generator().manual_seed(seed)
+    draws = _resampled_means(sums.mean(0), weights, resamples, generator)
+    if seeds > 1:
+        deviation = float((sums.sum(1) / weights.sum()).std())
+        draws = draws + deviation / math.sqrt(seeds) * _student(seeds - 1, resamples, generator)
+    tail = (1 - LEVEL) / 2
+    low, high = torch.quantile(draws, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Interval(mean, low, high, _two_sided(draws))
+
+
+def _resampled_means(
+    sums: Tensor, weights: Tensor, resamples: int, generator: torch.Generator
+) -> Tensor:
+    """Ratio of sums to weights for resampled units; (resamples,)."""
+    units = len(weights)
+    if units == 1:
+        return (sums / weights).expand(resamples)
+    rows = max(1, _CHUNK_NUMBERS // units)
+    means = []
+    for start in range(0, resamples, rows):
+        count = min(rows, resamples - start)
+        chosen = torch.randint(units, (count, units), generator=generator)
+        means.append(sums[chosen].sum(1) / weights[chosen].sum(1))
+    return torch.cat(means)
+
+
+def _student(degrees: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draws of Student's t: a normal over the root of a mean of ``degrees`` squared normals."""
+    normal = torch.randn(count, dtype=torch.float64, generator=generator)
+    squares = torch.randn(count, degrees, dtype=torch.float64, generator=generator).square()
+    return normal / squares.mean(1).sqrt()
+
+
+def _two_sided(draws: Tensor) -> float:
+    """Twice the smaller share of draws beyond zero; never 0, since draws are finite in number."""
+    below, above = int((draws <= 0).sum()), int((draws >= 0).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: adjusted p-values, in the given order."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for place, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def over_seeds(values: Sequence[float], *, resamples: int = RESAMPLES) -> Interval:
+    """A mean over seeds alone: one number for each seed, as for times."""
+    return interval(Scores([[value] for value in values], [1.0]), resamples=resamples)
