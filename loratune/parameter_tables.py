@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Cell = str | int | float
+_LINE = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +144,17 @@ def to_rich(grid: Grid) -> Table:
     from rich.text import Text
 
     table = Table(title=Text(grid.title), title_justify="left")
+    share = _LINE // len(grid.columns) - 3
     for column, name in enumerate(grid.columns):
         right = _is_numeric(grid, column)
+        # Headers wrap where a line is short; a number, or a word of text, (up to a fair share of the line) never does.
+        cells = [_text(row[column]) for row in grid.rows]
+        widest = max((len(part) for cell in cells for part in cell.split(" ")), default=0)
         table.add_column(
-            Text(name), justify="right" if right else "left", overflow="fold", no_wrap=right
+            Text(name),
+            justify="right" if right else "left",
+            overflow="fold",
+            min_width=widest if right else min(widest, share),
         )
     for row in grid.rows:
         table.add_row(*(Text(_text(cell)) for cell in row))

@@ -13,9 +13,10 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from loratune.cli import COMMANDS
+from loratune.cli.hydra_shims import quick_hydra
 from loratune.config.composition import check_composed, translate_composition_error
 from loratune.config.convert import register_schemas, to_run_config
 from loratune.config.hydra_words import prepare_overrides
@@ -44,7 +45,8 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
 
     Args:
         command: name of the subcommand.
-        module: has ``Config`` (a ``RunConfig``) and ``run(config, overrides)``.
+        module: has ``Config`` (a ``RunConfig``) and ``run(config, overrides)``; ``OPTIONAL`` lists
+            (group, key) that a recipe demands and this command can do without.
         arguments: the words after the subcommand.
 
     Raises:
@@ -67,7 +69,10 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         except (Exception, KeyboardInterrupt) as error:
             failures.append(error)
 
-    with _hydra_environment(command, [*_sweep_folder(arguments), *words]):
+    with (
+        _hydra_environment(command, [*_sweep_folder(arguments), *words]),
+        quick_hydra(words, folders),
+    ):
         try:
             hydra.main(
                 version_base="1.3", config_path=str(builtin_recipes()), config_name="config"
@@ -81,6 +86,9 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
 
 
 def _run_task(composed: DictConfig, module: ModuleType) -> None:
+    for group, key in getattr(module, "OPTIONAL", ()):
+        if OmegaConf.is_missing(composed[group], key):
+            composed[group][key] = None
     raise_together(check_composed(composed))
     config = to_run_config(composed, module.Config)
     hydra_config = HydraConfig.get()

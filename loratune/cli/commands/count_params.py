@@ -1,0 +1,156 @@
+"""``loratune count-params``: the variants' parameters, bytes and budgets, side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loratune.cli.commands.evaluate import check_format
+from loratune.cli.hydra_app import given_keys
+from loratune.config.schema import RunConfig
+from loratune.config.user_recipes import UserRecipes
+from loratune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from loratune.parameter_tables import Grid
+    from loratune.plan.counts import VariantTable
+    from loratune.published import PublishedRow
+
+OPTIONAL = (("data", "path"),)
+"""Settings that a recipe demands and counting does not need."""
+
+
+@dataclass(kw_only=True)
+class Config(RunConfig):
+    """A model, targets, and what to count."""
+
+    rank: int | None = None
+    """Rank of every variant; null takes each variant's own (adapter/NAME.yaml)."""
+    variants: Any = "all"
+    """all, or a list: [lora,vera]."""
+    per_module: bool = False
+    """One row a layer."""
+    published: bool = False
+    """Recompute the counts that papers and documentation print, and judge them."""
+    match: str | None = None
+    """A budget, trainable:589824 or bytes:6MB: the rank at which each variant reaches it."""
+    activations: bool = False
+    """Also measure what autograd keeps for the backward pass (imports torch)."""
+    format: str = "table"
+    """table, md, csv or json."""
+
+
+def run(config: Config, overrides: list[str]) -> None:
+    """Print the report in the chosen format."""
+    check_format(config.format, ("table", "md", "csv", "json"))
+    if config.published:
+        _print_published(config.format)
+        return
+    if config.match is not None and config.rank is not None:
+        raise ConfigError(
+            "rank and match exclude each other", where="rank, match", fix="set one of them"
+        )
+    from loratune.plan.counts import count_table
+    from loratune.plan.model_numbers import own_numbers
+
+    config.model = own_numbers(config.model, given_keys(overrides))
+    table = count_table(
+        config,
+        _names(config.variants),
+        config.rank,
+        match=config.match,
+        activations=config.activations,
+        folders=UserRecipes.folders,
+    )
+    _print_table(table, config)
+
+
+def _names(variants: Any) -> list[str] | None:
+    if variants in ("all", None):
+        return None
+    names = variants if isinstance(variants, list) else str(variants).split(",")
+    if not names:
+        raise ConfigError("no variant is named", where="variants", fix="variants=all")
+    return [str(name).strip() for name in dict.fromkeys(names)]
+
+
+def _print_table(table: VariantTable, config: Config) -> None:
+    from loratune.parameter_tables import budget_grid, module_grid, report_json, variant_grid
+
+    if config.format == "json":
+        print(report_json(table.to_dict(per_module=config.per_module)), end="")
+        return
+    grids = [budget_grid(table.matches)] if table.matches else []
+    if config.per_module:
+        grids.append(module_grid(table.report))
+    elif not (table.matches and config.format == "csv"):
+        grids.append(variant_grid(table.report))
+    if table.activations:
+        grids.append(_activation_grid(table))
+    _print_grids(grids, config.format, table.notes)
+
+
+def _activation_grid(table: VariantTable) -> Grid:
+    from loratune.parameter_tables import Grid
+
+    rows = tuple(
+        (a.variant, a.rank, round(a.base), round(a.added), round(a.base + a.added))
+        for a in table.activations
+    )
+    tokens = table.activations[0].tokens
+    title = f"bytes autograd keeps per token in one block (fp32, measured on {tokens} tokens)"
+    return Grid(title, ("variant", "rank", "base alone", "added by adapters", "together"), rows)
+
+
+def _print_published(form: str) -> None:
+    from loratune.parameter_tables import published_grid, report_json
+    from loratune.published import published_report
+
+    rows = published_report()
+    if form == "json":
+        print(report_json([row.to_dict() for row in rows]), end="")
+    elif form == "table":
+        from loratune.console import say
+
+        for line in _published_lines(rows):
+            say(line)
+    else:
+        _print_grids([published_grid(rows)], form, ())
+
+
+def _published_lines(rows: list[PublishedRow]) -> Iterator[str]:
+    """One block a recipe: a table of eight columns would not fit a terminal."""
+    heading = ""
+    for row in rows:
+        counted = "" if row.trains_here else ", counted only"
+        block = f"{row.recipe}   ({row.source}{counted})"
+        if block != heading:
+            heading = block
+            yield block
+        quantity = row.quantity.replace("_", " ")
+        shown = f"exact {row.shown or '-'}"
+        yield f"  {quantity:<17} printed {row.printed:<20} {shown:<27} {row.verdict}"
+        for text in (row.meant and f"it is the number of {row.meant}", row.explanation):
+            if text:
+                yield f"      {text}"
+    verdicts = Counter(str(row.verdict) for row in rows)
+    yield f"{len(rows)} published numbers: " + ", ".join(f"{n} {v}" for v, n in verdicts.items())
+
+
+def _print_grids(grids: list[Grid], form: str, notes: tuple[str, ...]) -> None:
+    from loratune.parameter_tables import to_csv, to_markdown, to_rich
+
+    if form == "csv":
+        print("\n".join(to_csv(grid) for grid in grids), end="")
+    elif form == "md":
+        print("\n".join(to_markdown(grid) for grid in grids))
+        print("\n".join(f"- {note}" for note in notes))
+    else:
+        from loratune.console import console, say
+
+        for grid in grids:
+            console().print(to_rich(grid))
+        for note in notes:
+            say(f"- {note}")
