@@ -63,11 +63,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Optimizer state as ``parameter name|state name`` to tensor."""
-    names = {parameter: name for name, parameter in trainable_parameters(model)}
     return {
-        f"{names[parameter]}|{key}": torch.as_tensor(value)
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
+        f"{name}|{key}": torch.as_tensor(value)
+        for name, parameter in trainable_parameters(model)
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 

@@ -62,7 +62,8 @@ class Adapter(nn.Module, ABC):
         self.scaling = config.scaling(plan.rank, plan.alpha)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.enabled = True
-        self._kept_weight: Tensor | None = None
+        # In a tuple, since a module would register a bare parameter as its own.
+        self._kept: tuple[nn.Parameter, ...] = ()
 
     @classmethod
     def build(cls, plans: Sequence[LayerPlan], config: AdapterConfig) -> list[Self]:
@@ -143,7 +144,7 @@ class Adapter(nn.Module, ABC):
 
     @property
     def merged(self) -> bool:
-        return self._kept_weight is not None
+        return bool(self._kept)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -163,24 +164,26 @@ class Adapter(nn.Module, ABC):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Put the correction into the base weight; the old weight is kept for ``unmerge``.
+        """Put the correction into the base layer's weight; the old one is kept for ``unmerge``.
 
-        Merging twice changes nothing.
+        The weight is exchanged, not written over: a layer that shares it (tied embeddings) stays
+        as it is.  Merging twice changes nothing.
 
         Raises:
             ModelError: if the result is not finite; the base is left as it was.
         """
         if not self.merged:
-            total = self.merged_weight()
-            self._kept_weight = self.weight.detach().clone()
-            self.weight.copy_(total)
+            merged = nn.Parameter(self.merged_weight(), requires_grad=False)
+            kept = self.weight
+            assert isinstance(kept, nn.Parameter)
+            self._kept = (kept,)
+            self.base_layer.weight = merged
 
-    @torch.no_grad()
     def unmerge(self) -> None:
-        """Restore the kept base weight, bit for bit."""
-        if self._kept_weight is not None:
-            self.weight.copy_(self._kept_weight)
-            self._kept_weight = None
+        """Put the kept base weight back: the very tensor, shared again where it was shared."""
+        if self._kept:
+            (self.base_layer.weight,) = self._kept
+            self._kept = ()
 
     def merged_layer(self) -> nn.Module:
         """The plain layer with the correction in its weight (a tied weight gets its own copy)."""
@@ -199,7 +202,8 @@ class Adapter(nn.Module, ABC):
         settings: OptimizerSettings,
     ) -> list[ParamGroup]:
         """AdamW's parameter groups: everything that trains, in exactly one group, none empty."""
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for name, parameter in trainable_parameters(model):
             (plain if is_bias_or_norm(model, name) else decayed).append(parameter)
         groups = [

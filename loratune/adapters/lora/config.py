@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
 
-from loratune.adapters.config import AdapterConfig, AdapterCount, Kernel, LayerShape
+from loratune.adapters.config import AdapterConfig, AdapterCount, Kernel, LayerShape, choice
 from loratune.adapters.registry import register_config
 
 
@@ -38,6 +38,10 @@ class LoRAConfig(AdapterConfig):
     rslora: bool = False
     """Divide alpha by √rank, not by rank, so that a high rank keeps its strength."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.init = choice(Init, self.init, "adapter.init")
+
     def scaling(self, rank: int, alpha: float | None) -> float:
         """alpha/rank, or alpha/√rank with rsLoRA (arXiv:2312.03732); alpha null means rank."""
         resolved = float(rank) if alpha is None else alpha
@@ -50,7 +54,10 @@ class LoRAConfig(AdapterConfig):
         alpha_pattern = dict(self.alpha_pattern)
         if self.alpha is None:  # alpha follows each layer's own rank; PEFT's does not
             own = {key: float(rank) for key, rank in self.rank_pattern.items()}
-            alpha_pattern = {**alpha_pattern, **{k: v for k, v in own.items() if k not in alpha_pattern}}
+            alpha_pattern = {
+                **alpha_pattern,
+                **{k: v for k, v in own.items() if k not in alpha_pattern},
+            }
         return {
             "peft_type": "LORA",
             "r": self.rank,

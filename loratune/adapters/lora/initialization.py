@@ -61,11 +61,14 @@ def _right_singular_vectors(weight: Tensor, rank: int) -> Tensor:
     _, _, vectors = torch.linalg.svd(weight.float().cpu(), full_matrices=False)
     rows = vectors[:rank]
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
-    return rows * largest.sign()
+    signed: Tensor = rows * largest.sign()
+    return signed
 
 
 @torch.no_grad()
-def initial_embedding_factors(shape: tuple[int, int], rank: int, init: Init) -> tuple[Tensor, Tensor]:
+def initial_embedding_factors(
+    shape: tuple[int, int], rank: int, init: Init
+) -> tuple[Tensor, Tensor]:
     """A (rank, vocabulary) zero and B (width, rank) standard normal, reversed as in PEFT."""
     vocabulary, width = shape
     lora_A = torch.randn(rank, vocabulary)

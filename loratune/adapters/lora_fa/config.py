@@ -25,6 +25,4 @@ class LoRAFAConfig(LoRAConfig):
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """r·out trained, r·in frozen and stored."""
-        return AdapterCount(
-            trainable=rank * shape.out_features, frozen=rank * shape.in_features
-        )
+        return AdapterCount(trainable=rank * shape.out_features, frozen=rank * shape.in_features)

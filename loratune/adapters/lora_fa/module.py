@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from loratune.adapters.base import AdapterConfig, LayerPlan, OptimizerSettings
+from loratune.adapters.base import LayerPlan, OptimizerSettings
+from loratune.adapters.config import AdapterConfig
 from loratune.adapters.lora.module import LoRA
 from loratune.adapters.lora_fa.config import LoRAFAConfig
 from loratune.adapters.lora_fa.projection import ProjectedAdamW

@@ -29,7 +29,8 @@ def projected_gradient(grad: Tensor, lora_A: Tensor, scaling: float) -> Tensor:
     """
     gram = lora_A @ lora_A.T
     inverse = torch.linalg.pinv(gram + RIDGE * torch.eye(len(gram)).to(gram.device))
-    return (1 / scaling**2) * (grad @ inverse)
+    projected: Tensor = (1 / scaling**2) * (grad @ inverse)
+    return projected
 
 
 class GramFactor:

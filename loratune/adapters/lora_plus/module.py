@@ -5,13 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from loratune.adapters.base import (
-    AdapterConfig,
     OptimizerSettings,
     ParamGroup,
     is_bias_or_norm,
     trainable_parameters,
 )
-from loratune.adapters.config import LayerKind
+from loratune.adapters.config import AdapterConfig, LayerKind
 from loratune.adapters.lora.module import LoRA
 from loratune.adapters.lora_plus.config import LoRAPlusConfig
 from loratune.adapters.registry import register_adapter

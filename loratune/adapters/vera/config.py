@@ -33,7 +33,9 @@ class VeRAConfig(AdapterConfig):
             raise ConfigError(f"{self.d_initial} is not a number", where="adapter.d_initial")
         if self.projection_seed < 0:
             raise ConfigError(
-                f"{self.projection_seed} is negative", where="adapter.projection_seed", fix="use >= 0"
+                f"{self.projection_seed} is negative",
+                where="adapter.projection_seed",
+                fix="use >= 0",
             )
         if self.rank_pattern:
             raise ConfigError(

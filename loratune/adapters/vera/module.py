@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loratune.adapters.base import Adapter, AdapterConfig, LayerPlan, data_device
-from loratune.adapters.config import LayerKind
+from loratune.adapters.base import Adapter, LayerPlan, data_device
+from loratune.adapters.config import AdapterConfig, LayerKind
 from loratune.adapters.kernels import fused_vera_linear
 from loratune.adapters.registry import register_adapter
 from loratune.adapters.vera.config import VeRAConfig
