@@ -10,9 +10,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from loratune.errors import ConfigError
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 class Kernel(StrEnum):
@@ -84,6 +86,7 @@ class AdapterConfig:
     """Module name (suffix or regular expression) to the alpha used there instead."""
 
     def __post_init__(self) -> None:
+        self.kernel = choice(Kernel, self.kernel, "adapter.kernel")
         for name, value in [("rank", self.rank), *_items("rank_pattern", self.rank_pattern)]:
             if value < 1:
                 raise ConfigError(f"{value} is too small", where=f"adapter.{name}", fix="use >= 1")
@@ -151,6 +154,19 @@ class AdapterConfig:
     @abstractmethod
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """Numbers that belong to one layer alone (what layers share is not among them)."""
+
+
+def choice(kind: type[_Choice], value: str, where: str) -> _Choice:
+    """A setting that Python code may give as a plain string.
+
+    Raises:
+        ConfigError: if there is no such choice.
+    """
+    try:
+        return kind(value)
+    except ValueError as error:
+        names = ", ".join(kind)
+        raise ConfigError(f"no {value!r}", where=where, fix=f"choose one of {names}") from error
 
 
 def _items(name: str, pattern: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -78,5 +78,6 @@ def _check_name(name: str) -> None:
         raise ConfigError(
             f"no adapter variant named '{name}'",
             where="adapter",
-            fix=did_you_mean(name, variant_names()) or f"choose one of {', '.join(variant_names())}",
+            fix=did_you_mean(name, variant_names())
+            or f"choose one of {', '.join(variant_names())}",
         )

@@ -1,0 +1,1 @@
+"""LoRA-FA, LoRA with A frozen."""

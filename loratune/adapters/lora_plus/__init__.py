@@ -1,0 +1,1 @@
+"""LoRA+, LoRA with a faster B."""

@@ -1,0 +1,1 @@
+"""VeRA, trained vectors around shared frozen matrices."""
