@@ -113,7 +113,8 @@ class Adapter(nn.Module, ABC):
     def _base_is_plain(self) -> bool:
         """Whether the base layer's output is just x Wᵀ + bias, with nothing hooked in."""
         base = self.base_layer
-        return type(base) is nn.Linear or type(base).__name__ == "Conv1D"
+        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
+        return not hooked and (type(base) is nn.Linear or type(base).__name__ == "Conv1D")
 
     def _base(self, x: Tensor) -> Tensor:
         y: Tensor = self.base_layer(x)

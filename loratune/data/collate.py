@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,17 +53,20 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+    def pinned(self) -> Batch:
+        """The batch in memory that a CUDA device can copy from while it computes."""
+        return self._mapped(Tensor.pin_memory)
 
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
-            attention_mask=self.attention_mask.to(device, non_blocking=non_blocking),
-            labels=self.labels.to(device, non_blocking=non_blocking),
-            position_ids=moved(self.position_ids),
-            segment_ids=moved(self.segment_ids),
+            input_ids=change(self.input_ids),
+            attention_mask=change(self.attention_mask),
+            labels=change(self.labels),
+            position_ids=None if self.position_ids is None else change(self.position_ids),
+            segment_ids=None if self.segment_ids is None else change(self.segment_ids),
         )
 
 

@@ -1,0 +1,39 @@
+"""Spread the frozen base over the processes of a run (FSDP2), where one copy each does not fit.
+
+Adapters stay whole on every process: they are small, and their gradients are summed in one call.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from loratune.errors import ConfigError
+from loratune.training import processes
+
+
+def shard_base(model: nn.Module) -> None:
+    """Shard every block of the base, then what is left of its backbone.
+
+    A block's weights are gathered just before it runs, forward and backward, and dropped after.
+
+    Raises:
+        ConfigError: with a single process, or a model without a list of blocks.
+    """
+    if processes.world_size() < 2:
+        raise ConfigError(
+            "launch.shard has no effect with one process", where="launch.shard", fix="launch.nproc=N"
+        )
+    backbone = getattr(model, "base_model", model)
+    adapters = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for block in _blocks(backbone):
+        fully_shard(block, ignored_params=adapters)
+    fully_shard(backbone, ignored_params=adapters)
+
+
+def _blocks(backbone: nn.Module) -> list[nn.Module]:
+    """The transformer's blocks: the longest list of modules of one type."""
+    lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        raise ConfigError("the model has no list of blocks to shard", where="launch.shard")
+    return list(max(lists, key=len))
