@@ -32,7 +32,7 @@ class LanguageModelHead(nn.Module):
         # In a tuple, so that the parts are not registered a second time.
         self.split = backbone_and_head(model)
 
-    def compile(self) -> None:
+    def compile_backbone(self) -> None:
         """Let torch.compile the part that does the work; the loss stays eager."""
         (self.split[0] if self.split else self.model).compile()
 

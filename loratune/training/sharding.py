@@ -22,7 +22,9 @@ def shard_base(model: nn.Module) -> None:
     """
     if processes.world_size() < 2:
         raise ConfigError(
-            "launch.shard has no effect with one process", where="launch.shard", fix="launch.nproc=N"
+            "launch.shard has no effect with one process",
+            where="launch.shard",
+            fix="launch.nproc=N",
         )
     backbone = getattr(model, "base_model", model)
     adapters = {parameter for parameter in model.parameters() if parameter.requires_grad}
