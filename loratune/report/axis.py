@@ -1,0 +1,111 @@
+"""Scales of a chart: where a value lies and which ticks it gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loratune.report.numbers import byte_size, short_count
+
+_MOST_LOG_TICKS = 7
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One scale.
+
+    Attributes:
+        label: quantity and unit.
+        low: value at its start.
+        high: value at its end.
+        log: whether it is logarithmic.
+        ticks: values with a gridline.
+        show: a tick's text.
+    """
+
+    label: str
+    low: float
+    high: float
+    log: bool
+    ticks: tuple[float, ...]
+    show: Callable[[float], str]
+
+    def place(self, value: float) -> float:
+        """Share of the way from low to high; outside values stay at the border."""
+        if self.log:
+            low, high, value = math.log(self.low), math.log(self.high), math.log(max(value, 1e-300))
+        else:
+            low, high = self.low, self.high
+        return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+def make_axis(
+    label: str,
+    values: Sequence[float],
+    *,
+    log: bool | None = None,
+    unit: str = "",
+    from_zero: bool = False,
+) -> Axis:
+    """A scale that shows every finite value.
+
+    Args:
+        label: quantity and unit.
+        values: what will be drawn.
+        log: whether it is logarithmic; ``None`` decides by the values' spread.
+        unit: ``bytes`` or ``count`` for short ticks.
+        from_zero: whether a linear scale starts at zero.
+    """
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    if log is None:
+        log = low > 0 and high / low >= 30
+    log = log and low > 0
+    if log:
+        return _log_axis(label, low, high, unit)
+    if from_zero:
+        low = min(low, 0.0)
+    if high == low:
+        low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
+    step = _nice_step((high - low) / 4.5)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(round(number * step, 12) for number in range(first, last + 1))
+    return Axis(label, ticks[0], ticks[-1], False, ticks, _shower(unit))
+
+
+def _nice_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+
+
+def _log_axis(label: str, low: float, high: float, unit: str) -> Axis:
+    low, high = low / 1.15, high * 1.15
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [f * 10.0**n for n in range(first, last + 1) for f in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= _MOST_LOG_TICKS:
+            break
+    stride = math.ceil(len(ticks) / _MOST_LOG_TICKS)
+    chosen = tuple(ticks[::stride]) if len(ticks) > 1 else (low * 1.15, high / 1.15)
+    if chosen[0] == chosen[-1]:
+        chosen = chosen[:1]
+    return Axis(f"{label}, log scale", low, high, True, chosen, _shower(unit))
+
+
+def _shower(unit: str) -> Callable[[float], str]:
+    if unit == "bytes":
+        return byte_size
+    if unit == "count":
+        return short_count
+    return _plain
+
+
+def _plain(value: float) -> str:
+    if abs(value) >= 10_000:
+        return short_count(value)
+    if value and abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.0e}".partition("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.4g}"

@@ -1,0 +1,260 @@
+"""The report of one run."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from typing import Any
+
+from loratune.report.numbers import byte_size, duration, percent, share_interval, significant
+from loratune.report.page import Folded, Page, Section, Table, facts_table
+from loratune.report.parameter_section import parameter_section
+from loratune.report.records import RunRecords
+from loratune.report.run_charts import curve_charts
+from loratune.training.advice import Setup, advise
+
+_SCORES = (
+    ("loss, nats per token", "loss", significant),
+    ("perplexity", "perplexity", significant),
+    ("token accuracy", "token_accuracy", percent),
+    ("exact match", "exact_match", percent),
+)
+
+
+def run_page(run: RunRecords, footer: str) -> Page:
+    """The page of a run: result first, then what it rests on."""
+    advice = [*run.data.get("warnings", []), *_advice(run)]
+    if run.unreadable:
+        advice.append(f"Damaged, and left out here: {', '.join(run.unreadable)}.")
+    return Page(
+        kicker=f"loratune run · {run.path.name}",
+        title=f"{run.variant} on {run.setting('model.path', 'a base model')}",
+        verdict=tuple(verdict(run)),
+        advice=tuple(advice),
+        cards=tuple(_cards(run)),
+        sections=(
+            Section("curves", "Training", charts=curve_charts(run)),
+            _evaluation(run),
+            _samples(run),
+            parameter_section(run),
+            _merge(run),
+            _data(run),
+            _recipe(run),
+            _provenance(run),
+        ),
+        footer=footer,
+    )
+
+
+def _advice(run: RunRecords) -> list[str]:
+    return [one.text for one in advise(run.history, Setup.of(run.recipe))]
+
+
+def verdict(run: RunRecords) -> list[str]:
+    """What the run came to, in sentences, and how sure that is."""
+    return [text for text in (_trained(run), _gained(run), _sureness(run), _merged(run)) if text]
+
+
+def _trained(run: RunRecords) -> str:
+    rows = (run.data.get("train") or {}).get("kept")
+    steps = (run.summary.get("training") or {}).get("steps")
+    steps = steps or max((row["step"] for row in run.history.metrics), default=0)
+    source = run.setting("data.path", "its rows")
+    amount = f" ({rows:,} rows)" if isinstance(rows, int) else ""
+    done = "" if run.summary else " The run is not complete."
+    return f"Trained for {steps:,} steps on {source}{amount}.{done}"
+
+
+def _gained(run: RunRecords) -> str:
+    adapted, base = run.evaluation.get("adapted"), run.evaluation.get("base")
+    if not adapted:
+        losses = run.history.pairs("eval/loss")
+        if losses:
+            step, loss = min(losses, key=lambda pair: pair[1])
+            return f"Best evaluation loss {significant(loss)} nats per token, at step {int(step)}."
+        return "Nothing was evaluated: this run says nothing about quality."
+    rows = run.evaluation.get("rows", 0)
+    if not base:
+        loss = significant(adapted["loss"])
+        return f"On {rows:,} evaluation rows the loss is {loss} nats per token."
+    verb = "fell" if adapted["loss"] < base["loss"] else "did not fall: it went"
+    text = (
+        f"On {rows:,} evaluation rows the loss {verb} from {significant(base['loss'])} (base) to "
+        f"{significant(adapted['loss'])} nats per token"
+    )
+    if adapted.get("exact_match") is not None:
+        before, after = percent(base.get("exact_match")), percent(adapted["exact_match"])
+        text += f", and exact answers went from {before} to {after}"
+    return text + "."
+
+
+def _sureness(run: RunRecords) -> str:
+    adapted = run.evaluation.get("adapted") or {}
+    share, prompts = adapted.get("exact_match"), adapted.get("prompts") or 0
+    texts = []
+    if share is not None and prompts:
+        low, high = share_interval(share * prompts, prompts)
+        texts.append(
+            f"With {prompts:,} prompts, the 95 % interval of exact match is "
+            f"{low:.0%} to {high:.0%}."
+        )
+    if adapted:
+        texts.append(
+            "One run is one seed: to choose between variants, use loratune compare, which repeats "
+            "seeds and tests the differences."
+        )
+    if run.data.get("overlap"):
+        texts.append("Training and evaluation rows overlap, so these scores are too good.")
+    return " ".join(texts)
+
+
+def _merged(run: RunRecords) -> str:
+    modules = run.merge.get("modules") or []
+    if not modules:
+        return ""
+    worst = max(module["residual"] for module in modules)
+    return (
+        f"The merged model was proved: W′ − W equals ΔW to {worst:.1e} of ΔW in the worst of "
+        f"{len(modules)} modules."
+    )
+
+
+def _cards(run: RunRecords) -> list[tuple[str, str]]:
+    own, training = run.own_count, run.summary.get("training") or {}
+    cards = []
+    if own:
+        cards += [
+            (
+                f"trained, {significant(own['percent_of_base'], 3)} % of base",
+                f"{own['trainable']:,}",
+            ),
+            ("adapter file", byte_size(own["stored_bytes"])),
+        ]
+    if training.get("best_loss") is not None:
+        cards.append(
+            (
+                f"best evaluation loss, step {training['best_step']}",
+                significant(training["best_loss"]),
+            )
+        )
+    elif training.get("loss") is not None:
+        cards.append(("last training loss", significant(training["loss"])))
+    if run.train_seconds:
+        cards.append(("in optimizer steps", duration(run.train_seconds)))
+    if run.peak_bytes is not None:
+        where = "GPU" if "allocated" in run.memory_key else "process"
+        cards.append((f"peak memory ({where})", byte_size(run.peak_bytes)))
+    return cards
+
+
+def _evaluation(run: RunRecords) -> Section:
+    adapted, base = run.evaluation.get("adapted"), run.evaluation.get("base")
+    if not adapted:
+        return Section("evaluation", "Evaluation")
+    sides = [("base", base), ("adapted", adapted)]
+    shown = [(name, scores) for name, scores in sides if scores]
+    rows = tuple(
+        (label, *(form(scores.get(key)) for _, scores in shown))
+        for label, key, form in _SCORES
+        if any(scores.get(key) is not None for _, scores in shown)
+    )
+    caption = f"{run.evaluation.get('rows', 0):,} rows, {adapted.get('tokens', 0):,} answer tokens"
+    table = Table(("", *(name for name, _ in shown)), rows, caption=caption)
+    return Section("evaluation", "Evaluation", tables=(table,))
+
+
+def _samples(run: RunRecords) -> Section:
+    names = (
+        ("prompt", "prompt"),
+        ("base", "base"),
+        ("adapted", "adapted"),
+        ("reference", "reference"),
+    )
+    samples = tuple(
+        tuple((label, str(sample.get(key, "")).strip()) for label, key in names)
+        for sample in run.evaluation.get("samples") or []
+    )
+    return Section("samples", "Before and after", samples=samples)
+
+
+def _merge(run: RunRecords) -> Section:
+    modules: list[dict[str, Any]] = run.merge.get("modules") or []
+    if not modules:
+        return Section("merge", "Merge certificate")
+    pairs = [
+        ("base", str(run.merge.get("base", ""))),
+        ("adapter", ", ".join(map(str, run.merge.get("adapters", [])))),
+        ("merged weights", str(run.merge.get("merged", ""))),
+        ("number format", str(run.merge.get("dtype", ""))),
+        ("correction kept after rounding", f"{run.merge.get('delta_kept', 0):.4%}"),
+    ]
+    logits = run.merge.get("logits")
+    if logits:
+        pairs.append(
+            (
+                "logits against base + adapter",
+                f"differ by {logits['max_difference']:.1e} at most (logits up to "
+                f"{significant(logits['max_logit'], 3)}); same first choice on "
+                f"{logits['top1_agreement']:.1%} of {logits['tokens']:,} probe tokens",
+            )
+        )
+    rows = tuple(
+        (m["module"], f"{m['delta_norm']:.4g}", f"{m['residual']:.1e}", f"{m['delta_kept']:.4%}",
+         f"{m['probe_error']:.1e}")
+        for m in modules
+    )  # fmt: skip
+    columns = ("module", "‖ΔW‖", "‖(W′ − W) − ΔW‖ / ‖ΔW‖", "ΔW kept", "error of the forward pass")
+    folded = Folded(f"{len(modules)} modules", (Table(columns, rows),), long=True)
+    return Section("merge", "Merge certificate", tables=(facts_table(pairs),), folded=(folded,))
+
+
+def _data(run: RunRecords) -> Section:
+    sides = [(name, run.data.get(name)) for name in ("train", "eval")]
+    shown = [(name, side) for name, side in sides if side]
+    if not shown:
+        return Section("data", "Data")
+    keys = (
+        ("rows read", "rows"), ("rows used", "kept"), ("rows truncated", "truncated"),
+        ("answer tokens cut off", "lost_target_tokens"), ("tokens", "tokens"),
+        ("tokens learnt", "supervised_tokens"), ("longest row, tokens", "longest"),
+    )  # fmt: skip
+    rows = [(label, *(significant(side.get(key)) for _, side in shown)) for label, key in keys]
+    reasons: Counter[str] = Counter()
+    for _, side in shown:
+        reasons.update(dict.fromkeys(side.get("dropped") or {}, 1))
+    for reason in reasons:
+        counts = ((side.get("dropped") or {}).get(reason, 0) for _, side in shown)
+        rows.append((f"dropped: {reason}", *map(significant, counts)))
+    for share in shown[0][1].get("max_length_to_keep") or {}:
+        lengths = ((side.get("max_length_to_keep") or {}).get(share) for _, side in shown)
+        rows.append((f"max_length that keeps {share}", *map(significant, lengths)))
+    rows.append(
+        ("rows in both", "", *([significant(run.data.get("overlap", 0))] * (len(shown) - 1)))
+    )
+    return Section("data", "Data", tables=(Table(("", *(name for name, _ in shown)), tuple(rows)),))
+
+
+def _recipe(run: RunRecords) -> Section:
+    if not run.recipe_text:
+        return Section("recipe", "Recipe")
+    return Section(
+        "recipe", "Recipe", folded=(Folded("recipe.yaml, as resolved", code=run.recipe_text),)
+    )
+
+
+def _provenance(run: RunRecords) -> Section:
+    facts = run.provenance
+    if not facts:
+        return Section("provenance", "Provenance")
+    git = facts.get("git") or {}
+    commit = f"{git.get('commit')}{' with uncommitted changes' if git.get('dirty') else ''}"
+    pairs = [
+        ("command", shlex.join(map(str, facts.get("command", [])))),
+        ("code", commit if git else "not a git checkout"),
+        ("device", f"{facts.get('device', '')}, base held in {facts.get('dtype', '')}"),
+        ("machine", f"{facts.get('processor', '')}, {facts.get('platform', '')}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (facts.get("versions") or {}).items())),
+    ]
+    prints = facts.get("fingerprints") or {}
+    pairs += [(f"fingerprint of {key}", str(value)) for key, value in prints.items() if value]
+    return Section("provenance", "Provenance", tables=(facts_table(pairs),))

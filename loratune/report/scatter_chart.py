@@ -1,0 +1,133 @@
+"""Quality against cost, with the points that nothing beats on both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loratune.report.axis import make_axis
+from loratune.report.chart_frame import Chart, Frame
+from loratune.report.numbers import byte_size, significant
+from loratune.report.series import Point, Series, marker
+from loratune.report.svg import add, clean, shorten, text_width, to_markup
+
+_Box = tuple[float, float, float, float]
+
+
+def undominated(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    """The points (name, cost, loss) of which no other is as good on both and better on one."""
+    best = [
+        (name, cost, loss)
+        for name, cost, loss in points
+        if not any(c <= cost and q <= loss and (c, q) != (cost, loss) for _, c, q in points)
+    ]
+    return sorted(best, key=lambda point: (point[1], point[2]))
+
+
+def scatter_chart(
+    title: str,
+    across: str,
+    up: str,
+    series: Sequence[Series],
+    *,
+    note: str = "",
+) -> Chart | None:
+    """Cost in bytes across (log scale), loss upwards: lower left is better.
+
+    Args:
+        title: what it shows.
+        across: label of the cost.
+        up: label of the loss.
+        series: one point each, with its range where it is known.
+        note: how to read it.
+    """
+    drawn = [one for one in series if one.points]
+    if not drawn:
+        return None
+    points = [(one.name, one.points[0].x, one.points[0].y) for one in drawn]
+    heights = [v for s in drawn for p in s.points for v in (p.y, p.low, p.high) if v is not None]
+    spread = max(x for _, x, _ in points) / max(min(x for _, x, _ in points), 1e-9)
+    x_axis = make_axis(across, [x for _, x, _ in points], log=spread >= 4, unit="bytes")
+    frame = Frame(_described(title, drawn), x_axis, make_axis(up, heights), ())
+    _draw_front(frame, undominated(points))
+    for one in drawn:
+        _draw_point(frame, one, one.points[0])
+    _draw_names(frame, drawn)
+    rows = tuple(
+        (s.name, byte_size(s.points[0].x), significant(s.points[0].y), _range(s.points[0]))
+        for s in drawn
+    )
+    columns = ("variant", across.partition(",")[0], up, "interval")
+    return Chart(title, to_markup(frame.root), note, columns, rows)
+
+
+def _range(point: Point) -> str:
+    if point.low is None or point.high is None:
+        return ""
+    return f"{significant(point.low)} to {significant(point.high)}"
+
+
+def _draw_front(frame: Frame, front: Sequence[tuple[str, float, float]]) -> None:
+    corners: list[tuple[float, float]] = []
+    for _, cost, loss in front:
+        if corners:
+            corners.append((frame.x(cost), corners[-1][1]))
+        corners.append((frame.x(cost), frame.y(loss)))
+    if len(corners) > 1:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+        add(frame.root, "polyline", points=path, class_="front")
+
+
+def _draw_point(frame: Frame, series: Series, point: Point) -> None:
+    x, y, style = frame.x(point.x), frame.y(point.y), f"{series.style} stroke"
+    group = add(frame.root, "g", class_="point")
+    if point.low is not None and point.high is not None:
+        low, high = frame.y(point.low), frame.y(point.high)
+        add(group, "line", x1=x, x2=x, y1=low, y2=high, class_=style)
+        for end in (low, high):
+            add(group, "line", x1=x - 4, x2=x + 4, y1=end, y2=end, class_=style)
+    mark = marker(group, series.look, x, y, 6)
+    interval = f"\ninterval {_range(point)}" if _range(point) else ""
+    text = f"{series.name}\n{byte_size(point.x)}\nloss {significant(point.y)}{interval}"
+    add(mark, "title", text)
+
+
+def _draw_names(frame: Frame, drawn: Sequence[Series]) -> None:
+    """A name beside each point, where it covers neither another name nor a point."""
+    taken: list[_Box] = [
+        (frame.x(s.points[0].x) - 8, frame.y(s.points[0].y) - 8,
+         frame.x(s.points[0].x) + 8, frame.y(s.points[0].y) + 8)
+        for s in drawn
+    ]  # fmt: skip
+    for one in drawn:
+        x, y = frame.x(one.points[0].x), frame.y(one.points[0].y)
+        name = shorten(clean(one.name), 24)
+        width = text_width(name)
+        for box in _candidates(x, y, width):
+            inside = box[0] >= frame.left + 2 and box[2] <= frame.right
+            inside = inside and box[1] >= frame.top and box[3] <= frame.bottom - 2
+            if inside and not any(_overlap(box, other) for other in taken):
+                add(frame.root, "text", name, x=box[0], y=box[3] - 3, class_="name")
+                taken.append(box)
+                break
+
+
+def _candidates(x: float, y: float, width: float) -> list[_Box]:
+    places = [
+        (x + dx, y + dy)
+        for dy in (-8, -24, 8, -40, 24, 40, -56, 56)
+        for dx in (11.0, -11 - width, -width / 2)
+        if not (dx == -width / 2 and abs(dy) < 12)
+    ]
+    return [(left, top, left + width, top + 16) for left, top in places]
+
+
+def _overlap(a: _Box, b: _Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _described(title: str, drawn: Sequence[Series]) -> str:
+    parts = [
+        f"{one.name}: loss {significant(one.points[0].y)} for {byte_size(one.points[0].x)}"
+        for one in drawn
+    ]
+    return f"{title}. {'; '.join(parts)}."

@@ -1,0 +1,71 @@
+"""What a run recorded so far: the lines of ``metrics.jsonl`` and ``timings.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The records of a jsonl file; half-written or foreign lines are left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # the last line of a killed run may be half written
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+@dataclass(frozen=True)
+class History:
+    """A training's records, from its first step, also where it was resumed."""
+
+    metrics: Sequence[Record] = field(default_factory=list)
+    timings: Sequence[Record] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, metrics: Path, timings: Path) -> History:
+        """From the two files of a run folder."""
+        return cls(read_lines(metrics), read_lines(timings))
+
+    def pairs(self, key: str) -> list[tuple[int, float]]:
+        """Step and finite value of one quantity, in order."""
+        return [
+            (row["step"], float(row[key]))
+            for rows in (self.metrics, self.timings)
+            for row in rows
+            if _is_number(row.get(key))
+        ]
+
+    def values(self, key: str) -> list[float]:
+        """The values alone."""
+        return [value for _, value in self.pairs(key)]
+
+    def last(self, key: str) -> float | None:
+        """The newest value."""
+        return next(iter(self.values(key)[-1:]), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of at least one value."""
+    return sum(values) / len(values)
+
+
+def median(values: Sequence[float]) -> float:
+    """Middle value (the upper one of two) of at least one."""
+    return sorted(values)[len(values) // 2]
