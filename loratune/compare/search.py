@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from loratune.adapters.config import AdapterConfig
 from loratune.compare.result import Trial
@@ -28,9 +29,10 @@ class Point:
 
     def applied(self, config: AdapterConfig) -> AdapterConfig:
         """``config`` with this point's values."""
-        if self.lr_ratio is None:
-            return replace(config, lr=self.lr)
-        return replace(config, lr=self.lr, **{RATIO: self.lr_ratio})
+        changes: dict[str, Any] = {"lr": self.lr}
+        if self.lr_ratio is not None:
+            changes[RATIO] = self.lr_ratio
+        return replace(config, **changes)
 
 
 RATIO = "lr_ratio"

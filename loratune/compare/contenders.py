@@ -1,0 +1,189 @@
+"""What is compared: settings of variants, made comparable by rank, trained numbers or bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from loratune.adapters.config import AdapterConfig, LayerShape
+from loratune.adapters.registry import config_class, variant_names
+from loratune.architectures import Architecture
+from loratune.budget import Budget, match_budget, parse_budget
+from loratune.compare.search import RATIO
+from loratune.config.variant_settings import variant_settings
+from loratune.errors import ConfigError, did_you_mean, raise_together
+from loratune.parameters import count_variant, saved_modules
+
+MATCHES = ("own", "rank", "trainable", "bytes")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One setting under comparison.
+
+    Attributes:
+        label: unique, made of letters, digits and ``_``: it names files as well.
+        notes: what to know about it, one sentence each.
+    """
+
+    label: str
+    config: AdapterConfig
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lr_ratio(self) -> float | None:
+        """LoRA+'s ratio, if the variant has one."""
+        value = getattr(self.config, RATIO, None)
+        return None if value is None else float(value)
+
+
+def contenders(wanted: Any, chosen: AdapterConfig, folders: Sequence[Path] = ()) -> list[Contender]:
+    """The settings that ``variants=`` names.
+
+    Args:
+        wanted: ``all``, one name, or a list of names and of mappings such as
+            ``{variant: lora, rank: 16}``.
+        chosen: the recipe's own adapter; it stands for its variant as it is.
+        folders: the user's recipe folders, whose ``adapter/NAME.yaml`` count.
+
+    Raises:
+        ConfigError: for each entry that names no variant or has a setting it does not know.
+    """
+    entries = _entries(wanted)
+    errors: list[ConfigError] = []
+    configs: list[AdapterConfig] = []
+    for entry in entries:
+        try:
+            configs.append(_config(entry, chosen, folders))
+        except ConfigError as error:
+            errors.append(error)
+    raise_together(errors)
+    if not configs:
+        raise ConfigError("no variant is named", where="variants", fix="variants=all")
+    return [
+        Contender(label, config) for label, config in zip(_labels(configs), configs, strict=True)
+    ]
+
+
+def _entries(wanted: Any) -> list[Any]:
+    if wanted in (None, "all"):
+        return list(variant_names())
+    return list(wanted) if isinstance(wanted, (list, tuple)) else str(wanted).split(",")
+
+
+def _config(entry: Any, chosen: AdapterConfig, folders: Sequence[Path]) -> AdapterConfig:
+    values = dict(entry) if isinstance(entry, Mapping) else {"variant": str(entry).strip()}
+    name = str(values.pop("variant", ""))
+    if name not in variant_names():
+        fix = did_you_mean(name, variant_names()) or f"choose among {', '.join(variant_names())}"
+        raise ConfigError(f"no adapter variant named '{name}'", where="variants", fix=fix)
+    start = chosen if name == chosen.variant else variant_settings(name, folders)
+    known = {field.name for field in fields(config_class(name))} - {"variant"}
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        fix = did_you_mean(unknown[0], known) or f"known here: {', '.join(sorted(known))}"
+        raise ConfigError(f"{name} has no setting '{unknown[0]}'", where="variants", fix=fix)
+    return _checked(start, values)
+
+
+def _checked(start: AdapterConfig, values: dict[str, Any]) -> AdapterConfig:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(start), values))
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        line = str(error).partition("\n")[0]
+        raise ConfigError(line, where="variants", fix="mend the value") from error
+    assert isinstance(made, AdapterConfig)
+    return made
+
+
+def _labels(configs: Sequence[AdapterConfig]) -> list[str]:
+    """The variants' names, with the rank where a variant comes twice, with a number if it must."""
+    names = [config.variant for config in configs]
+    labels: list[str] = []
+    for config in configs:
+        label = config.variant
+        if names.count(label) > 1:
+            label = f"{label}_r{config.rank}"
+        number, unique = 2, label
+        while unique in labels:
+            unique, number = f"{label}_{number}", number + 1
+        labels.append(unique)
+    return labels
+
+
+# -- matching ------------------------------------------------------------------------------
+
+
+def parse_match(text: str) -> tuple[str, Budget | None]:
+    """``own``, ``rank``, ``trainable``, ``bytes``, or a budget such as ``trainable:589824``.
+
+    Raises:
+        ConfigError: if it is none of these.
+    """
+    if text in MATCHES:
+        return text, None
+    if re.match(r"(trainable|bytes):", text):
+        budget = parse_budget(text)
+        return budget.quantity, budget
+    fix = did_you_mean(text, MATCHES) or f"choose one of {', '.join(MATCHES)}"
+    raise ConfigError(f"'{text}' is no way to match", where="match", fix=fix)
+
+
+def matched(
+    found: Sequence[Contender],
+    match: str,
+    chosen: AdapterConfig,
+    architecture: Architecture,
+    layers: Sequence[LayerShape],
+    modules_to_save: Sequence[str] = (),
+) -> list[Contender]:
+    """The contenders at ranks that make them comparable.
+
+    ``own`` leaves every rank as it is; ``rank`` gives all of them the recipe's; ``trainable`` and
+    ``bytes`` give each the highest rank that stays within what the recipe's own adapter takes, or
+    within the budget that is written out.
+
+    Raises:
+        ConfigError: if a contender cannot stay within the budget: nothing would be compared.
+    """
+    quantity, budget = parse_match(match)
+    if quantity == "own":
+        return list(found)
+    if quantity == "rank":
+        return [replace(c, config=replace(c.config, rank=chosen.rank)) for c in found]
+    if budget is None:
+        saved = saved_modules(architecture, modules_to_save)
+        count = count_variant(architecture.base_parameters, layers, chosen, saved)
+        budget = Budget(quantity, Budget(quantity, 0).spent(count))
+    configs = [contender.config for contender in found]
+    matches = match_budget(architecture, layers, configs, budget, modules_to_save=modules_to_save)
+    raise_together(
+        ConfigError(
+            f"{contender.label} cannot stay within {budget.limit:,} {_words(quantity)}: rank 1 "
+            f"takes {one.reached:,}",
+            where="match",
+            fix="raise the budget, or leave it out of variants",
+        )
+        for contender, one in zip(found, matches, strict=True)
+        if one.rank is None
+    )
+    return [
+        Contender(
+            contender.label,
+            replace(contender.config, rank=one.rank or 1),
+            tuple(note for note in (*contender.notes, one.note) if note),
+        )
+        for contender, one in zip(found, matches, strict=True)
+    ]
+
+
+def _words(quantity: str) -> str:
+    return "trained numbers" if quantity == "trainable" else "stored bytes"

@@ -1,0 +1,157 @@
+"""A comparison's folder: one file for each finished piece of work, and who is working on what.
+
+A piece is written whole or not at all and never changes, so any number of processes, on any number
+of machines that see the folder, can share the work and be killed at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loratune import files
+from loratune.errors import CheckpointError, SecurityError
+
+CORE = "task.json"
+RESULT = "comparison.json"
+MARKDOWN = "comparison.md"
+MOST_DEATHS = 2
+"""A piece whose process died this often is given up: it would kill every process in turn."""
+
+
+def fingerprint(value: Any) -> str:
+    """Hex sha256 of plain values, whatever the order of their keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of work.
+
+    Attributes:
+        kind: ``base``, ``costs``, ``trials`` or ``members``.
+        label: the contender's, or an empty string.
+        name: of the piece among its like.
+        key: fingerprint of everything its result depends on.
+    """
+
+    kind: str
+    label: str
+    name: str
+    key: str
+
+    @property
+    def file(self) -> str:
+        """Its file's name below the folder; another key is another file."""
+        parts = [self.kind, *([self.label] if self.label else []), f"{self.name}-{self.key[:10]}"]
+        return "/".join(parts) + ".json"
+
+
+class Store:
+    """Finished pieces of work in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def open(cls, path: Path, task: dict[str, Any]) -> Store:
+        """Make the folder, or take it up again.
+
+        Args:
+            path: the folder.
+            task: what all pieces share; another task needs another folder.
+
+        Raises:
+            CheckpointError: if the folder holds another comparison.
+            SecurityError: if it is a symbolic link.
+        """
+        if path.is_symlink():
+            raise SecurityError(
+                "the folder is a symbolic link", where=str(path), fix="name it itself"
+            )
+        store = cls(path)
+        with files.storage_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            with store._locked("task"):
+                if not (path / CORE).exists():
+                    files.write_json(path / CORE, task)
+        kept = store._json(path / CORE)
+        if kept != task:
+            changed = [key for key in task if (kept or {}).get(key) != task[key]]
+            raise CheckpointError(
+                f"the folder holds another comparison: {', '.join(changed[:4])} differ",
+                where=str(path),
+                fix="choose another out=DIR",
+            )
+        return store
+
+    def read(self, piece: Piece) -> dict[str, Any] | None:
+        """A piece's result, or ``None`` while there is none."""
+        if piece.file not in self._known:
+            value = self._json(self.path / piece.file)
+            if value is None:
+                return None
+            self._known[piece.file] = value
+        return self._known[piece.file]
+
+    def write(self, piece: Piece, result: dict[str, Any]) -> None:
+        """Publish a piece's result."""
+        path = self.path / piece.file
+        with files.storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, result)
+
+    def forget(self, piece: Piece) -> None:
+        """Remove a piece's result, so that it is done again."""
+        self._known.pop(piece.file, None)
+        (self.path / piece.file).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def claim(self, piece: Piece) -> Iterator[int | None]:
+        """Hold a piece while working on it.
+
+        Yields:
+            ``None`` if another process holds it; else how many processes died on it before.
+        """
+        with self._locked(piece.file.replace("/", "_"), wait=False) as lock:
+            if lock is None:
+                yield None
+                return
+            lock.seek(0)
+            deaths = len(lock.read())
+            lock.write("x")
+            lock.flush()
+            try:
+                yield deaths
+            finally:
+                lock.truncate(0)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, *, wait: bool = True) -> Iterator[Any]:
+        """An exclusive lock that the system releases with the process."""
+        folder = self.path / ".claims"
+        folder.mkdir(exist_ok=True)
+        with (folder / name).open("a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield None
+                return
+            yield lock
+
+    @staticmethod
+    def _json(path: Path) -> dict[str, Any] | None:
+        """A file's object; ``None`` where it is missing or damaged."""
+        try:
+            value = files.read_json(path)
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
