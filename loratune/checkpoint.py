@@ -166,7 +166,7 @@ def newest_verified(folder: Path) -> tuple[Path | None, list[str]]:
         CheckpointError: if checkpoints were published and none verifies: never start over
             silently.
     """
-    skipped = []
+    skipped: list[str] = []
     for path in reversed(published_checkpoints(folder)):
         problem = damage(path)
         if not problem:

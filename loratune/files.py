@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,42 +172,89 @@ def published_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         StorageError: if the disk refuses, or ``target`` is occupied and not to be replaced.
     """
     with storage_errors(target):
+        if target.parent.is_dir():
+            _remove_abandoned(target, restore=replace)
         occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
         if target.is_symlink() or (occupied and not (replace and target.is_dir())):
             raise StorageError("the output already exists", where=str(target), fix="choose out=DIR")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        try:
-            yield temporary
-            for path in sorted(temporary.rglob("*")):
-                if path.is_file():
-                    sync_file(path)
-            sync_folder(temporary)
-            if occupied:
-                _set_aside(target)
-            os.rename(temporary, target)
-            sync_folder(target.parent)
-            shutil.rmtree(_aside(target), ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        with _held(temporary):
+            try:
+                yield temporary
+                _publish(temporary, target, occupied=occupied)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+
+
+def _publish(temporary: Path, target: Path, *, occupied: bool) -> None:
+    for path in sorted(temporary.rglob("*")):
+        if path.is_file():
+            sync_file(path)
+    sync_folder(temporary)
+    if occupied:
+        os.rename(target, _aside(target))
+    os.rename(temporary, target)
+    sync_folder(target.parent)
+    shutil.rmtree(_aside(target), ignore_errors=True)
 
 
 def _aside(target: Path) -> Path:
     return target.with_name(f"{TEMPORARY_PREFIX}old-{target.name}")
 
 
-def _set_aside(target: Path) -> None:
-    shutil.rmtree(_aside(target), ignore_errors=True)
-    os.rename(target, _aside(target))
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Lock a folder while its writer lives; gives False if another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(target: Path, *, restore: bool) -> None:
+    """What killed writers of the same folder left beside it; a living writer's is left alone."""
+    aside = _aside(target)
+    if restore and aside.is_dir() and not target.exists():
+        os.rename(aside, target)  # killed between setting it aside and publishing the new one
+    shutil.rmtree(aside, ignore_errors=True)
+    pattern = re.compile(re.escape(f"{TEMPORARY_PREFIX}{target.name}-") + r"\d+")
+    for path in sorted(target.parent.iterdir()):
+        if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            with _held(path) as abandoned:
+                if abandoned:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def discard_folder(folder: Path) -> None:
+    """Remove a folder that was published; readers see it whole or not at all."""
+    if folder.is_dir() and not folder.is_symlink():
+        with storage_errors(folder):
+            shutil.rmtree(_aside(folder), ignore_errors=True)
+            os.rename(folder, _aside(folder))
+            shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+_LEFTOVER = re.compile(re.escape(TEMPORARY_PREFIX) + r"(old-.+|.+-\d+)")
 
 
 def remove_leftovers(folder: Path) -> list[str]:
-    """Remove what a killed process left under temporary names; return the names removed."""
+    """Remove what a killed process left under temporary names; return the names removed.
+
+    Only for a folder that this process holds: nobody else may be writing there.
+    """
     removed = []
     for path in sorted(folder.glob(f"{TEMPORARY_PREFIX}*")):
+        if not _LEFTOVER.fullmatch(path.name):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

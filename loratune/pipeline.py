@@ -14,7 +14,7 @@ import torch
 from loratune import files
 from loratune.base_model import load_tokenizer
 from loratune.checkpoint import Checkpoint
-from loratune.config.convert import run_fields, to_plain
+from loratune.config.convert import to_plain
 from loratune.config.schema import ExportFormat, RunConfig, Stage
 from loratune.config.secrets import redact
 from loratune.console import say
@@ -30,8 +30,15 @@ from loratune.parameter_tables import to_rich, variant_grid
 from loratune.parameters import ParameterReport
 from loratune.peft_format import AdapterFolder, projection_fingerprint, read_adapter, write_adapter
 from loratune.provenance import package_versions, provenance
-from loratune.resume import AUTO, check_resume, find_checkpoint, refuse_drift, resumed_run_folder
-from loratune.run_dir import RunDir
+from loratune.resume import (
+    AUTO,
+    check_resume,
+    find_checkpoint,
+    is_complete,
+    refuse_drift,
+    resumed_run_folder,
+)
+from loratune.run_dir import RunDir, recipe_record
 from loratune.stages.evaluate import Evaluation, evaluate, evaluation_loss
 from loratune.stages.export import export
 from loratune.stages.load import BaseModel, load
@@ -42,10 +49,12 @@ from loratune.surgery import WrappedModel
 from loratune.tables import evaluation_table, merge_lines, sample_table, show
 from loratune.trackers import check_trackers, open_trackers
 from loratune.training import processes
+from loratune.training.memory import memory_errors
+from loratune.training.signals import StopAtOnce
 from loratune.training.state import seed_everything
 from loratune.variant_report import report_variants
 
-SUMMARY = "summary.json"
+_SMALLER = "lower evaluate.batch_size or data.max_length, or set model.dtype=bfloat16"
 
 
 @dataclass(frozen=True)
@@ -77,12 +86,17 @@ def run(config: RunConfig) -> RunSummary | None:
     check_trackers(config.trackers)
     if config.resume not in (None, AUTO):
         config.out = str(resumed_run_folder(str(config.resume)))
-    if config.resume and config.out and (Path(config.out) / SUMMARY).is_file():
-        say(f"already complete: {config.out}")
+    if config.resume and config.out and is_complete(config, RunDir(Path(config.out))):
+        if processes.is_main():
+            say(f"already complete: {config.out}")
         return None
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    with _run_folder(config) as run_dir:
+
+    def size() -> str:
+        return f"model {config.model.path}, rows of up to {config.data.max_length} tokens"
+
+    with _run_folder(config) as run_dir, memory_errors(size, _SMALLER):
         return _Run(config, run_dir).stages()
 
 
@@ -94,16 +108,12 @@ def _run_folder(config: RunConfig) -> Iterator[RunDir]:
     try:
         yield run_dir or RunDir(Path(path))
     except BaseException:
-        if run_dir and not run_dir.recipe.exists() and set(run_dir.path.iterdir()) <= _ONLY(run_dir):
+        if run_dir and set(run_dir.path.iterdir()) <= {run_dir.lock}:
             shutil.rmtree(run_dir.path, ignore_errors=True)
         raise
     finally:
         if run_dir:
             run_dir.release()
-
-
-def _ONLY(run_dir: RunDir) -> set[Path]:
-    return {run_dir.path / ".lock"}
 
 
 class _Run:
@@ -124,7 +134,7 @@ class _Run:
         """Run what the recipe names and record it."""
         stages, main = self.config.stages, processes.is_main()
         if self.checkpoint is not None:
-            say(f"resuming after step {self.checkpoint.step}")
+            self._say(f"resuming after step {self.checkpoint.step}")
             self.facts["drift"] = [
                 *self.checkpoint.facts.get("drift", []),
                 *refuse_drift(self.checkpoint, self.facts, self.config),
@@ -134,6 +144,12 @@ class _Run:
         training = self._train() if Stage.train in stages else None
         if main:
             self._publish_adapter(training)
+        with StopAtOnce(training.steps if training else 0, self.run_dir.path):
+            return self._later_stages(training)
+
+    def _later_stages(self, training: TrainResult | None) -> RunSummary:
+        """What comes after the adapter is published, and cannot harm it."""
+        stages, main = self.config.stages, processes.is_main()
         evaluation = self._evaluate() if Stage.evaluate in stages and self.data.eval else None
         merged = None
         if main:
@@ -185,7 +201,7 @@ class _Run:
     def _facts(self) -> dict[str, Any]:
         """What checkpoints and adapters record about what this run is made of."""
         return {
-            "recipe": redact(run_fields(to_plain(self.config))),
+            "recipe": recipe_record(self.config),
             "base": self.base.fingerprint,
             "tokenizer": self.base.tokenizer_fingerprint,
             "data": self.data.fingerprint,
@@ -196,6 +212,7 @@ class _Run:
         }
 
     def _write_records(self) -> None:
+        self.run_dir.summary.unlink(missing_ok=True)  # a finished run that goes on is not finished
         self.run_dir.write_recipe(self.config)
         records = redact(provenance(str(self.base.device)))
         fingerprints = {key: self.facts[key] for key in ("base", "tokenizer", "data", "projection")}
@@ -210,7 +227,9 @@ class _Run:
     def _train(self) -> TrainResult:
         config, data = self.config, self.data
         plan = BatchPlan.from_config([len(row) for row in data.train], config.data, config.trainer)
-        rows = TrainingSet(data.train, plan, data.pad_id, config.data.packing, config.data.max_length)
+        rows = TrainingSet(
+            data.train, plan, data.pad_id, config.data.packing, config.data.max_length
+        )
         if config.trainer.gradient_checkpointing:
             self._checkpoint_gradients()
         seed_everything(config.trainer.seed)
@@ -240,7 +259,8 @@ class _Run:
         self._say(
             f"{plan.total_steps} steps of {trainer.batch_size} × {trainer.grad_accum_steps} rows "
             f"= {epochs:.2f} passes over {len(self.data.train):,} rows; "
-            f"lr {learning_rate(trainer, self.wrapped.config):g}, {self.base.dtype}, {self.base.device}"
+            f"lr {learning_rate(trainer, self.wrapped.config):g}, "
+            f"{self.base.dtype}, {self.base.device}"
         )
         groups = describe_groups(make_optimizer(self.wrapped.model, self.wrapped.config, trainer))
         if len(groups) > 1:
@@ -264,7 +284,9 @@ class _Run:
 
     def _publish_adapter(self, training: TrainResult | None) -> None:
         facts = {
-            **{key: self.facts[key] for key in ("base", "tokenizer", "data", "projection", "drift")},
+            **{
+                key: self.facts[key] for key in ("base", "tokenizer", "data", "projection", "drift")
+            },
             "variant": self.wrapped.config.variant,
             "adapter": to_plain_adapter(self.wrapped),
             "base_path": self.config.model.path,
@@ -275,6 +297,7 @@ class _Run:
         }
         with files.published_folder(self.run_dir.adapter, replace=True) as target:
             write_adapter(target, self.wrapped, facts, self.config.model.path)
+        self._say(f"adapter saved: {self.run_dir.adapter}")
 
     # -- evaluate, merge, export -----------------------------------------------------------
 
@@ -290,6 +313,7 @@ class _Run:
         return result
 
     def _merge(self, adapter: AdapterFolder) -> MergeReport:
+        files.discard_folder(self.run_dir.merged)  # what a killed start merged is made again
         report = merge(
             [adapter],
             self.base.folder,
@@ -308,6 +332,7 @@ class _Run:
             if not self.run_dir.merged.exists():
                 self._merge(adapter)
             return
+        files.discard_folder(self.run_dir.export)
         export(adapter, self.base.folder, self.run_dir.export, form)
         self._say(f"exported {form}: {self.run_dir.export}")
 
@@ -316,9 +341,8 @@ class _Run:
             "training": asdict(summary.training) if summary.training else None,
             "stages": [str(stage) for stage in self.config.stages],
         }
-        files.write_json(self.run_dir.path / SUMMARY, record)
-        if self.config.out is None:
-            self.run_dir.link_latest()
+        files.write_json(self.run_dir.summary, record)
+        self.run_dir.link_latest(self.config.name)
         self._say(f"everything lies in {self.run_dir.path}")
 
     def _say(self, line: str) -> None:

@@ -12,16 +12,18 @@ from loratune.checkpoint import (
     Checkpoint,
     load_checkpoint,
     newest_verified,
-    step_of,
 )
+from loratune.config.convert import read_recipe
 from loratune.config.schema import RunConfig
 from loratune.console import say
 from loratune.drift import fact_changes, recipe_changes, refuse
 from loratune.errors import CheckpointError, ConfigError
-from loratune.run_dir import RunDir
+from loratune.run_dir import RunDir, fresh_folder, recipe_record
+from loratune.training import processes
 
 AUTO = "auto"
 _FACTS = ("base", "tokenizer", "data", "projection", "processes")
+_COMPUTING = ("torch", "transformers")
 
 
 def resumed_run_folder(resume: str) -> Path:
@@ -30,6 +32,13 @@ def resumed_run_folder(resume: str) -> Path:
     if path.parent.name == "checkpoints":
         return path.parent.parent
     return path
+
+
+def run_folder(config: RunConfig) -> Path:
+    """The folder that a run of ``config`` uses; a fresh one where none is named."""
+    if config.resume not in (None, AUTO):
+        return resumed_run_folder(str(config.resume))
+    return Path(config.out) if config.out else fresh_folder(Path("outputs") / config.name)
 
 
 def check_resume(config: RunConfig) -> None:
@@ -51,37 +60,60 @@ def check_resume(config: RunConfig) -> None:
 def find_checkpoint(config: RunConfig, run_dir: RunDir) -> Checkpoint | None:
     """The checkpoint to continue from; ``None`` starts afresh.
 
-    Damaged newer checkpoints are named and skipped.
+    Damaged newer checkpoints are named and skipped.  The main process looks and tidies up; the
+    others read what it found.
 
     Raises:
-        BusyError: if the folder holds an earlier run and nobody asked to resume it.
         CheckpointError: if the named checkpoint, or every published one, is damaged.
     """
+    found = _look(config, run_dir) if processes.is_main() else None
+    path = processes.broadcast(None if found is None else str(found))
+    return None if path is None else load_checkpoint(Path(path))
+
+
+def _look(config: RunConfig, run_dir: RunDir) -> Path | None:
+    for folder in (run_dir.path, run_dir.checkpoints):
+        files.remove_leftovers(folder)
     if config.resume is None:
-        run_dir.refuse_occupied()
         return None
-    files.remove_leftovers(run_dir.path)
-    files.remove_leftovers(run_dir.checkpoints)
     if config.resume != AUTO and Path(config.resume).parent.name == "checkpoints":
-        return load_checkpoint(Path(config.resume))
+        return Path(config.resume)
     path, skipped = newest_verified(run_dir.checkpoints)
-    if path is None:
-        if config.resume != AUTO:
-            raise CheckpointError(
-                "no checkpoint to resume", where=str(run_dir.path), fix="start afresh without resume"
-            )
-        return None
+    if path is None and config.resume != AUTO:
+        raise CheckpointError(
+            "no checkpoint to resume", where=str(run_dir.path), fix="start afresh without resume"
+        )
     for line in skipped:
-        say(f"skipped {line}; resuming {path.name}")
-    return load_checkpoint(path)
+        say(f"skipped {line}; resuming {path.name if path else 'nothing'}")
+    return path
 
 
-def refuse_drift(
-    checkpoint: Checkpoint, facts: Mapping[str, Any], config: RunConfig
-) -> list[str]:
+def is_complete(config: RunConfig, run_dir: RunDir) -> bool:
+    """Whether the run that lies here has done all that the recipe asks.
+
+    A recipe that asks for something else, for instance more steps, is drift: refused, or, where
+    ``allow_drift`` names the key, reason enough to go on.
+
+    Raises:
+        CheckpointError: one line ``key: saved → now`` for every change that is not allowed.
+    """
+    if not run_dir.summary.is_file():
+        return False
+    try:
+        done = files.read_json(run_dir.summary)["stages"]
+        saved = read_recipe(run_dir.recipe)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    changes = recipe_changes(saved, recipe_record(config))
+    refuse(changes, config.allow_drift, where=str(run_dir.recipe))
+    return not changes and set(map(str, config.stages)) <= set(done)
+
+
+def refuse_drift(checkpoint: Checkpoint, facts: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Compare what the checkpoint was made of with what is there now.
 
-    Returns the changes that ``allow_drift`` lets through, to be recorded.
+    Returns the changes that ``allow_drift`` lets through, and other versions of what computes,
+    to be recorded.
 
     Raises:
         CheckpointError: one line ``key: saved → now`` for every other change.
@@ -92,13 +124,10 @@ def refuse_drift(
         *fact_changes(saved, facts, _FACTS),
     ]
     accepted = refuse(changes, config.allow_drift, where=str(checkpoint.path / MANIFEST))
-    for line in accepted:
-        say(f"drift allowed: {line}")
-    for change in fact_changes(saved.get("versions", {}), facts["versions"], ("torch", "transformers")):
-        say(f"warning: {change}; the same bytes as an uninterrupted run are not promised")
-    return accepted
-
-
-def describe(checkpoint: Checkpoint) -> str:
-    """``resuming step 12``."""
-    return f"resuming after step {step_of(checkpoint.path)}"
+    versions = fact_changes(saved.get("versions", {}), facts["versions"], _COMPUTING)
+    if processes.is_main():
+        for line in accepted:
+            say(f"drift allowed: {line}")
+        for change in versions:
+            say(f"warning: {change}; the same bytes as an uninterrupted run are no longer promised")
+    return [*accepted, *map(str, versions)]

@@ -35,6 +35,8 @@ class RunDir:
         self.merged = path / "merged"
         self.export = path / "export"
         self.report = path / "report.html"
+        self.summary = path / "summary.json"
+        self.lock = path / ".lock"
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -46,15 +48,40 @@ class RunDir:
             StorageError: if it cannot be written.
         """
         if config.out is None:
-            path = _fresh_folder(Path("outputs") / config.name)
+            path = fresh_folder(Path("outputs") / config.name)
         else:
             path = Path(config.out)
             _refuse_link(path)
+            if config.resume is None:
+                cls(path).refuse_occupied()
             with files.storage_errors(path):
                 path.mkdir(parents=True, exist_ok=True)
         run_dir = cls(path)
         run_dir.hold()
+        try:
+            if config.resume is None:
+                run_dir.refuse_occupied()  # again: another start may have been quicker
+        except BusyError:
+            run_dir.release()
+            raise
         return run_dir
+
+    @classmethod
+    def check(cls, config: RunConfig) -> None:
+        """What ``create`` would refuse, found without torch and without writing anything.
+
+        Raises:
+            BusyError: if another live process holds the folder, or another run lies in it.
+            StorageError: if it cannot be written.
+        """
+        if config.out is None:
+            return
+        run_dir = cls(Path(config.out))
+        _refuse_link(run_dir.path)
+        if config.resume is None:
+            run_dir.refuse_occupied()
+        run_dir.refuse_busy()
+        _refuse_unwritable(run_dir.path)
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
@@ -79,24 +106,43 @@ class RunDir:
             BusyError: naming the holder's process, machine and start.
         """
         with files.storage_errors(self.path):
-            lock = (self.path / ".lock").open("a+", encoding="utf-8")
+            lock = self.lock.open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown process"
-            lock.close()
-            raise BusyError(
-                f"the run folder is in use by {holder}",
-                where=str(self.path),
-                fix="wait for it, or choose another out=DIR",
-            ) from error
+            raise self._busy(lock) from error
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         lock.seek(0)
         lock.truncate()
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
         lock.flush()
         self._lock = lock
+
+    def refuse_busy(self) -> None:
+        """Stop if a living process holds the folder; take nothing, change nothing.
+
+        Raises:
+            BusyError: naming the holder's process, machine and start.
+        """
+        try:
+            lock = self.lock.open(encoding="utf-8")
+        except OSError:
+            return
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise self._busy(lock) from error
+
+    def _busy(self, lock: IO[str]) -> BusyError:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown process"
+        lock.close()
+        return BusyError(
+            f"the run folder is in use by {holder}",
+            where=str(self.path),
+            fix="wait for it, or choose another out=DIR",
+        )
 
     def release(self) -> None:
         """Let another process have the folder."""
@@ -128,7 +174,7 @@ class RunDir:
         """The resolved recipe, reloadable, without secrets."""
         import yaml
 
-        values = redact(run_fields(to_plain(config)))
+        values = recipe_record(config)
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         files.write_text(self.recipe, text)
 
@@ -136,6 +182,12 @@ class RunDir:
         """Add one line to a jsonl file."""
         with files.storage_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=True) + "\n")
+
+    def sync(self, path: Path) -> None:
+        """Flush what was appended to a file, if there is one."""
+        if path.exists():
+            with files.storage_errors(path):
+                files.sync_file(path)
 
     def truncate_after(self, path: Path, step: int) -> None:
         """Drop the lines of a jsonl file that a resumed run will write again."""
@@ -151,8 +203,10 @@ class RunDir:
                 kept.append(line)
         files.write_text(path, "".join(line + "\n" for line in kept))
 
-    def link_latest(self) -> None:
+    def link_latest(self, name: str) -> None:
         """``outputs/NAME/latest`` points to this run; only a convenience, so never an error."""
+        if self.path.parent != Path("outputs") / name:
+            return
         link = self.path.parent / "latest"
         temporary = link.with_name(f"{files.TEMPORARY_PREFIX}latest-{os.getpid()}")
         try:
@@ -164,7 +218,20 @@ class RunDir:
             temporary.unlink(missing_ok=True)
 
 
-def _fresh_folder(parent: Path) -> Path:
+_NOT_RECORDED = ("out", "resume", "allow_drift")
+
+
+def recipe_record(config: RunConfig) -> dict[str, Any]:
+    """The recipe as runs and checkpoints record it: without secrets, and without what was said
+    for one start only, so that a run that was killed or moved has the same bytes as one that
+    was not.
+    """
+    values = run_fields(to_plain(config))
+    kept: dict[str, Any] = redact({k: v for k, v in values.items() if k not in _NOT_RECORDED})
+    return kept
+
+
+def fresh_folder(parent: Path) -> Path:
     """A new folder ``<time>-<hash>``; exclusive, so that ten starts in a second get ten."""
     with files.storage_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -177,6 +244,15 @@ def _fresh_folder(parent: Path) -> Path:
                 continue
             return path
     raise StorageError("could not make a new run folder", where=str(parent))
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Ask the nearest folder that exists whether it can be written."""
+    folder = next(p for p in (path, *path.parents) if p.exists())
+    if not folder.is_dir():
+        raise StorageError(f"'{folder}' is not a folder", where=str(path), fix="choose out=DIR")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"'{folder}' is not writable", where=str(path), fix="choose out=DIR")
 
 
 def _refuse_link(path: Path) -> None:

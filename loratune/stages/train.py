@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from loratune.checkpoint import (
     Checkpoint,
@@ -21,18 +20,22 @@ from loratune.config.schema import TrainerConfig
 from loratune.data.batches import BatchPlan, shard
 from loratune.data.collate import Batch, collate, collate_packed
 from loratune.data.encoded_rows import EncodedRow
-from loratune.errors import Interrupted, Preempted, TrainingError
+from loratune.errors import TrainingError
+from loratune.fingerprint import tensors_fingerprint
 from loratune.loss import LanguageModelHead
 from loratune.optim import make_optimizer, schedule_factor, set_learning_rate
 from loratune.run_dir import RunDir
 from loratune.surgery import WrappedModel
 from loratune.training import guards, processes
+from loratune.training.health import HealthMonitor
+from loratune.training.memory import memory_errors
 from loratune.training.record import Recorder, Tracker
-from loratune.training.signals import StopRequest
+from loratune.training.signals import StopRequest, stopped
 from loratune.training.state import Progress, capture, load_adapter_state, restore
 from loratune.training.step import train_step
 
 Evaluate = Callable[[], dict[str, float]]
+_LESS_MEMORY = "halve trainer.batch_size and double trainer.grad_accum_steps: the same result"
 
 
 @dataclass(frozen=True)
@@ -106,30 +109,35 @@ class _Loop:
         guards.refuse_nothing_trainable(self.model)
         self.optimizer = make_optimizer(self.model, wrapped.config, config)
         guards.refuse_zero_rate([group["peak_lr"] for group in self.optimizer.param_groups])
+        guards.refuse_small_disk(self.model, run_dir.path, config.keep_checkpoints)
         self.total = data.plan.total_steps
         self.progress = Progress(initial=guards.value_hashes(self.model))
         self.recorder = Recorder(run_dir, self.total, trackers, active=processes.is_main())
+        self.health = HealthMonitor(wrapped, self.total)
         self.loss: float | None = None
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a verified checkpoint."""
         self.progress = restore(self.wrapped, self.optimizer, checkpoint)
-        if processes.is_main():
-            self.run_dir.truncate_after(self.run_dir.metrics, checkpoint.step)
-            self.run_dir.truncate_after(self.run_dir.timings, checkpoint.step)
 
     def run(self) -> bool:
         """Train to the end; return whether evaluations stopped it early."""
+        self._forget_later_records()
         watch = guards.GradientWatch(self.progress.seen_gradient, self.progress.watched_steps)
         self.model.train()
         with StopRequest() as stop:
-            while self.progress.step < self.total:
+            while self.progress.step < self.total and not self._is_stale():
                 self._step(watch)
-                if self._evaluate_now() and self._is_stale():
-                    return True
+                self._evaluate_now()
                 self._save_now()
                 self._stop_if_asked(stop)
-        return False
+        return self._is_stale()
+
+    def _forget_later_records(self) -> None:
+        """Drop what a killed start wrote of the steps that come now."""
+        if processes.is_main():
+            for path in (self.run_dir.metrics, self.run_dir.timings):
+                self.run_dir.truncate_after(path, self.progress.step)
 
     def _step(self, watch: guards.GradientWatch) -> None:
         step = self.progress.step
@@ -137,6 +145,10 @@ class _Loop:
         factor = schedule_factor(step, self.total, self.config)
         set_learning_rate(self.optimizer, factor)
         batches = list(self._micro_batches(step))
+        logged = (step + 1) % self.config.log_every == 0 or step + 1 == self.total
+        measured = logged and self.health.due(step + 1)
+        if measured:
+            self.health.before_step()
         metrics = train_step(
             self.head, batches, self.optimizer, self.config.clip_norm, step, self.data.source
         )
@@ -145,15 +157,20 @@ class _Loop:
         self.progress.step = step + 1
         self.progress.tokens += metrics.supervised
         self.loss = metrics.loss
-        if self.progress.step % self.config.log_every == 0 or self.progress.step == self.total:
+        if logged:
             record = {
                 "train/loss": metrics.loss,
                 "train/grad_norm": metrics.grad_norm,
                 "train/lr": self.optimizer.param_groups[0]["lr"],
                 "train/tokens": float(self.progress.tokens),
+                **(self.health.after_step() if measured else {}),
             }
             self.recorder.step(
-                self.progress.step, record, tokens=metrics.tokens, padded=metrics.padded
+                self.progress.step,
+                record,
+                tokens=metrics.tokens,
+                padded=metrics.padded,
+                dead=self.health.dead if measured else (),
             )
 
     def _micro_batches(self, step: int) -> Iterator[Batch]:
@@ -163,10 +180,10 @@ class _Loop:
             if mine:
                 yield self.data.batch(mine).to(device)
 
-    def _evaluate_now(self) -> bool:
+    def _evaluate_now(self) -> None:
         every, step = self.config.eval_every, self.progress.step
         if self.evaluate is None or not every or (step % every and step != self.total):
-            return False
+            return
         self.model.eval()
         metrics = self.evaluate()
         self.model.train()
@@ -176,44 +193,56 @@ class _Loop:
             self.progress.best_loss, self.progress.best_step = loss, step
             self.progress.stale_evaluations = 0
             self.save()  # the best adapter must outlive the ones that follow
-        else:
-            self.progress.stale_evaluations += 1
-        return True
+            return
+        self.progress.stale_evaluations += 1
+        if self._is_stale():
+            patience = self.config.early_stop_patience
+            self.recorder.note(f"stopped early: {patience} evaluations without a better loss")
 
     def _is_stale(self) -> bool:
         patience = self.config.early_stop_patience
-        stale = bool(patience) and self.progress.stale_evaluations >= patience
-        if stale:
-            self.recorder.note(f"stopped early: {patience} evaluations without a better loss")
-            self.save()
-        return stale
+        return bool(patience) and self.progress.stale_evaluations >= patience
 
     def _save_now(self) -> None:
         every, step = self.config.save_every, self.progress.step
-        if step == self.total or (every and step % every == 0):
+        if step == self.total or (every and step % every == 0) or self._is_stale():
             self.save()
 
     def save(self) -> None:
         """Publish a checkpoint of this step, then drop old ones."""
         guards.refuse_non_finite(self.model, self.progress.step)
         tensors = capture(self.wrapped, self.optimizer)
+        self._refuse_disagreement(tensors)
         if processes.is_main():
             folder, step = self.run_dir.checkpoints, self.progress.step
+            self.run_dir.sync(self.run_dir.metrics)  # its lines belong to the checkpoint
             save_checkpoint(folder, step, tensors, self.progress.as_dict(), self.facts)
             keep = {self.progress.best_step, step}
             rotate(folder, self.config.keep_checkpoints, keep)
         processes.barrier()
 
+    def _refuse_disagreement(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """All processes hold the same adapter, or nobody knows which one to save."""
+        if processes.is_distributed():
+            values = processes.gather(tensors_fingerprint(tensors["adapter"]))
+            if len(set(values)) > 1:
+                raise TrainingError(
+                    "the processes hold different adapters", where=f"step {self.progress.step}"
+                )
+
     def _stop_if_asked(self, stop: StopRequest) -> None:
         received = max(processes.gather(stop.received))
-        if not received or self.progress.step >= self.total:
-            return
-        self.save()
-        step = self.progress.step
-        command = f"loratune train resume={self.run_dir.path}"
-        if received == signal.SIGINT:
-            raise Interrupted(f"interrupted; saved at step {step}", fix=f"resume with: {command}")
-        raise Preempted(f"preempted at step {step}, saved", fix=f"resume with: {command}")
+        if received:
+            self.save()
+            raise stopped(received, self.progress.step, self.run_dir.path)
+
+    def whereabouts(self) -> str:
+        """Step and size of the work in hand, for messages."""
+        longest = max(len(row) for row in self.data.rows)
+        return (
+            f"step {self.progress.step + 1}, trainer.batch_size {self.config.batch_size}, "
+            f"rows of up to {longest} tokens"
+        )
 
 
 def train(
@@ -250,15 +279,10 @@ def train(
     started = time.perf_counter()
     loop = _Loop(wrapped, head, data, config, run_dir, facts, evaluate, trackers)
     try:
-        if checkpoint is not None:
-            loop.resume(checkpoint)
-        stopped_early = loop.run()
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            "out of memory",
-            where=f"batch_size {config.batch_size}, step {loop.progress.step + 1}",
-            fix="halve trainer.batch_size and double trainer.grad_accum_steps: the same result",
-        ) from error
+        with memory_errors(loop.whereabouts, _LESS_MEMORY):
+            if checkpoint is not None:
+                loop.resume(checkpoint)
+            stopped_early = loop.run()
     finally:
         loop.recorder.close()
     guards.refuse_unmoved(wrapped.model, loop.progress.initial, loop.progress.watched_steps)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from loratune.adapters.base import trainable_parameters
-from loratune.errors import TrainingError
+from loratune.errors import StorageError, TrainingError
+from loratune.files import free_bytes
 
 # A's gradient is exactly zero while B is zero, so two steps with a learning rate say nothing.
 STEPS_TO_JUDGE = 3
@@ -36,7 +38,28 @@ def refuse_zero_rate(rates: list[float]) -> None:
     """
     if not any(rates):
         raise TrainingError(
-            "every learning rate is zero: nothing would move", where="trainer.lr", fix="set it above 0"
+            "every learning rate is zero: nothing would move",
+            where="trainer.lr",
+            fix="set it above 0",
+        )
+
+
+def refuse_small_disk(model: nn.Module, folder: Path, keep: int) -> None:
+    """Stop before the first step if the checkpoints that will be kept cannot fit.
+
+    A checkpoint holds the adapter and AdamW's two moments; the best, the last and the one being
+    written come on top of the ``keep`` newest.
+
+    Raises:
+        StorageError: with the bytes needed and the bytes free.
+    """
+    trained = sum(p.numel() * p.element_size() for _, p in trainable_parameters(model))
+    needed, free = 3 * trained * (keep + 2), free_bytes(folder)
+    if needed > free:
+        raise StorageError(
+            f"checkpoints need about {needed:,} bytes, {free:,} are free",
+            where=str(folder),
+            fix="free some disk space, or choose another out=DIR",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +73,9 @@ def train_step(
     # ---- forward and backward, one micro-batch at a time ----
     for batch in micro_batches:
         if batch.supervised:
-            loss = batch_loss(head, batch).total
-            (loss / supervised).backward()
-            loss_sum += loss.detach()
+            summed: Any = batch_loss(head, batch).total
+            (summed / supervised).backward()
+            loss_sum += summed.detach()
     # ---- sum over processes, look, clip, apply ----
     processes.sum_gradients(parameters)
     [whole] = processes.total([float(loss_sum)], device)

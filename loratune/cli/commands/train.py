@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from loratune.cli.recorded import recorded_recipe
 from loratune.config.schema import RunConfig
 
@@ -9,8 +11,17 @@ Config = RunConfig
 
 
 def run(config: RunConfig, overrides: list[str]) -> None:
-    """Run the recipe, or continue a run's own recipe with ``resume=DIR``."""
+    """Run the recipe, or continue a run's own recipe with ``resume=DIR``.
+
+    Under torchrun (or a cluster that sets its variables) this process is one of several.
+    """
     config = recorded_recipe(config, overrides)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        from loratune.launch import join
+
+        join(config)
+        return
+    _check_folder(config)
     if config.launch.nproc > 1:
         from loratune.launch import launch
 
@@ -19,3 +30,11 @@ def run(config: RunConfig, overrides: list[str]) -> None:
     from loratune import pipeline
 
     pipeline.run(config)
+
+
+def _check_folder(config: RunConfig) -> None:
+    """A folder that is taken or cannot be written is found before torch is imported."""
+    from loratune.run_dir import RunDir
+
+    if config.resume in (None, "auto"):
+        RunDir.check(config)
