@@ -18,23 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from loratune import files
+from loratune.adapter_checks import misfits, unfit_tensors
 from loratune.adapters.config import AdapterConfig
-from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import TargetsConfig
-from loratune.errors import LoratuneError, ModelError, SecurityError, raise_together
+from loratune.errors import ConfigError, ModelError, SecurityError, raise_together
 from loratune.fingerprint import tensors_fingerprint
+from loratune.peft_config import (
+    CONFIG,
+    configs_from_peft,
+    refuse_rank,
+    unusable_setting,
+)
 from loratune.surgery import WrappedModel, adapter_state, wrap_model
-from loratune.weights import read_header
+from loratune.weights import inside, read_header
 
-CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 FACTS = "loratune.json"
 PREFIX = "base_model.model."
-# Settings of an adapter_config.json that change the mathematics and that loratune has not.
-_UNSUPPORTED = (
-    "use_dora", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication",
-    "alora_invocation_tokens", "use_qalora", "megatron_config", "velora_config", "use_bdlora",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,24 +86,12 @@ def write_adapter_files(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
     """Write the three files of an adapter folder, after checking every tensor."""
-    raise_together(_unfit(tensors))
+    raise_together(unfit_tensors(tensors, str(folder / TENSORS)))
     plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, folder / TENSORS, metadata={"format": "pt"})
     files.write_json(folder / CONFIG, dict(config))
     hashes = {name: files.sha256_file(folder / name) for name in (CONFIG, TENSORS)}
     files.write_sealed_json(folder / FACTS, {"format": 1, **facts, "files": hashes})
-
-
-def _unfit(tensors: Mapping[str, Tensor]) -> list[LoratuneError]:
-    errors: list[LoratuneError] = []
-    if not tensors:
-        errors.append(ModelError("the adapter holds no tensor", fix="nothing was wrapped"))
-    for name, tensor in tensors.items():
-        if tensor.numel() == 0:
-            errors.append(ModelError("an adapter tensor is empty", where=name))
-        elif not bool(torch.isfinite(tensor).all()):
-            errors.append(ModelError("an adapter tensor is NaN or infinite", where=name))
-    return errors
 
 
 def peft_config(wrapped: WrappedModel, base_name: str) -> dict[str, Any]:
@@ -141,11 +129,13 @@ def read_adapter(folder: Path) -> AdapterFolder:
     peft = _read_config(folder)
     facts = _read_facts(folder)
     config, targets = configs_from_peft(peft, facts, folder)
-    return AdapterFolder(folder, config, targets, _read_tensors(folder), facts, peft)
+    tensors = _read_tensors(folder)
+    refuse_rank(config, tensors, folder)
+    return AdapterFolder(folder, config, targets, tensors, facts, peft)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
+    path = inside(folder, CONFIG)
     try:
         peft = files.read_json(path)
     except FileNotFoundError as error:
@@ -160,7 +150,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / FACTS
+    path = inside(folder, FACTS)
     if not path.exists():
         return {}
     try:
@@ -184,85 +174,20 @@ _RESTORE = "restore the file; to use it as it is, delete loratune.json"
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / TENSORS
+    path = inside(folder, TENSORS)
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise SecurityError(
             "the adapter is pickled, and pickle can run code",
             where=str(folder / "adapter_model.bin"),
             fix="convert it to safetensors where you trust it",
         )
-    if path.is_symlink() and path.resolve().parent.name not in ("blobs", folder.resolve().name):
-        raise SecurityError("a link leads out of the adapter folder", where=str(path))
     read_header(path)
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError("the adapter's tensors are unreadable", where=str(path)) from error
-    raise_together(_unfit(tensors))
+    raise_together(unfit_tensors(tensors, str(path)))
     return tensors
-
-
-def configs_from_peft(
-    peft: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
-) -> tuple[AdapterConfig, TargetsConfig]:
-    """Our settings from ``adapter_config.json``, completed by ``loratune.json`` where it is there.
-
-    Raises:
-        ModelError: for a kind of adapter, or a setting, that loratune does not have.
-        SecurityError: for paths and libraries that a configuration has no business naming.
-    """
-    where = str(folder / CONFIG)
-    _refuse_unsupported(peft, where)
-    variant = str(facts.get("variant") or _plain_variant(peft, where))
-    try:
-        config = config_class(variant).from_peft(peft, dict(facts.get("adapter", {})))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"unusable adapter setting: {error}", where=where) from error
-    targets = peft.get("target_modules")
-    if not isinstance(targets, (str, list)) or not targets:
-        raise ModelError("the adapter names no target modules", where=where)
-    layers = peft.get("layers_to_transform")
-    return config, TargetsConfig(
-        modules=targets if isinstance(targets, str) else [str(name) for name in targets],
-        exclude=[str(name) for name in peft.get("exclude_modules") or []],
-        layers=[layers] if isinstance(layers, int) else layers,
-        modules_to_save=[str(name) for name in peft.get("modules_to_save") or []],
-    )
-
-
-def _plain_variant(peft: Mapping[str, Any], where: str) -> str:
-    variant = str(peft.get("peft_type", "")).lower()
-    if variant not in variant_names():
-        raise ModelError(
-            f"peft_type '{peft.get('peft_type')}' is not supported",
-            where=where,
-            fix=f"supported: {', '.join(name.upper() for name in ('lora', 'vera'))}",
-        )
-    return variant
-
-
-def _refuse_unsupported(peft: Mapping[str, Any], where: str) -> None:
-    errors: list[LoratuneError] = []
-    for key in _UNSUPPORTED:
-        if peft.get(key):
-            errors.append(ModelError(f"'{key}' is not supported", where=where))
-    if peft.get("bias", "none") != "none":
-        errors.append(ModelError(f"trained biases (bias={peft['bias']}) are not supported", where=where))
-    init = peft.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower() not in ("gaussian", "orthogonal", "eva", "true"):
-        errors.append(
-            ModelError(
-                f"init_lora_weights={init} replaced the base weights",
-                where=where,
-                fix="convert the adapter to plain LoRA with PEFT first",
-            )
-        )
-    auto_mapping = peft.get("auto_mapping") or {}
-    if isinstance(auto_mapping, dict) and auto_mapping.get("parent_library"):
-        library = str(auto_mapping["parent_library"])
-        if not library.startswith("transformers"):
-            errors.append(SecurityError(f"the adapter asks to import '{library}'", where=where))
-    raise_together(errors)
 
 
 # -- into a model --------------------------------------------------------------------------
@@ -277,14 +202,17 @@ def wrap_for_loading(model: nn.Module, folder: AdapterFolder) -> WrappedModel:
         ModelError: if it does not fit, or the drawn matrices are not the recorded ones.
     """
     recipe = folder.facts.get("regenerate") or {}
-    wrapped = wrap_model(
-        model,
-        folder.config,
-        folder.targets,
-        seed=int(recipe.get("seed", 0)),
-        strict=False,
-        fresh=bool(recipe),
-    )
+    try:
+        wrapped = wrap_model(
+            model,
+            folder.config,
+            folder.targets,
+            seed=int(recipe.get("seed", 0)),
+            strict=False,
+            fresh=bool(recipe),
+        )
+    except ConfigError as error:
+        raise unusable_setting(error, str(folder.path / CONFIG)) from error
     load_into(wrapped, folder)
     return wrapped
 
@@ -302,21 +230,7 @@ def load_into(wrapped: WrappedModel, folder: AdapterFolder) -> None:
     optional |= set(recipe.get("tensors", ()))
     given = {key: value for key, value in folder.tensors.items() if not _is_base_copy(key)}
     where = str(folder.path / TENSORS)
-    errors: list[LoratuneError] = []
-    for key in expected.keys() - given.keys() - optional:
-        errors.append(ModelError(f"missing tensor '{key}'", where=where))
-    for key in given.keys() - expected.keys():
-        errors.append(ModelError(f"unexpected tensor '{key}'", where=where))
-    for key in expected.keys() & given.keys():
-        if expected[key].shape != given[key].shape:
-            errors.append(
-                ModelError(
-                    f"tensor '{key}' has shape {list(given[key].shape)} "
-                    f"instead of {list(expected[key].shape)}",
-                    where=where,
-                )
-            )
-    raise_together(sorted(errors, key=lambda error: error.cause))
+    raise_together(misfits(expected, given, optional, where))
     _copy_in(wrapped, given)
     _check_projection(wrapped, folder)
     if recipe:

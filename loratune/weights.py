@@ -52,19 +52,31 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             start = stream.read(8)
             if start.startswith(b"version "):
                 raise ModelError(
-                    "this is a git-lfs pointer, not the weights", where=str(file), fix="run `git lfs pull`"
+                    "this is a git-lfs pointer, not the weights",
+                    where=str(file),
+                    fix="run `git lfs pull`",
                 )
             length = int.from_bytes(start, "little") if len(start) == 8 else -1
-            if not 0 < length <= min(_HEADER_LIMIT, size - 8):
+            if length > _HEADER_LIMIT:
+                raise ValueError(length)
+            if not 0 < length <= size - 8:
                 raise ModelError(_truncated(8 + max(length, 0), size), where=str(file), fix=_COPY)
-            header = json.loads(stream.read(length).decode("utf-8"))
+            header = json.loads(stream.read(length).decode("utf-8"), object_pairs_hook=_unique_keys)
         return _entries(file, header, 8 + length, size)
     except FileNotFoundError as error:
         raise ModelError("the file is missing", where=str(file), fix=_COPY) from error
     except OSError as error:
         raise ModelError(f"cannot read: {error.strerror}", where=str(file)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError("this is no safetensors file", where=str(file), fix=_COPY) from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys each occur once: readers disagree on which of two would count."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return values
 
 
 _COPY = "copy or download it again"
@@ -89,7 +101,20 @@ def _entries(file: Path, header: Any, start: int, size: int) -> dict[str, Tensor
         if begin < start or end - begin != count * _ITEM_BYTES.get(item["dtype"], -1):
             raise ModelError(f"tensor '{name}' is inconsistent", where=str(file), fix=_COPY)
         entries[str(name)] = TensorEntry(str(name), file, item["dtype"], shape, begin, end)
+    _refuse_gaps(file, entries, start, size)
     return entries
+
+
+def _refuse_gaps(file: Path, entries: dict[str, TensorEntry], start: int, size: int) -> None:
+    """The tensors must fill the file, each byte belonging to one of them."""
+    place = start
+    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
+        if entry.begin != place:
+            kind = "overlap" if entry.begin < place else "leave a gap"
+            raise ModelError(f"tensors {kind} at '{entry.name}'", where=str(file), fix=_COPY)
+        place = entry.end
+    if place != size:
+        raise ModelError(f"{size - place:,} bytes too many", where=str(file), fix=_COPY)
 
 
 def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
@@ -113,7 +138,7 @@ def weight_files(folder: Path) -> list[Path]:
         return _indexed_files(folder, index)
     single = folder / SINGLE
     if single.exists() or single.is_symlink():
-        return [_inside(folder, SINGLE)]
+        return [inside(folder, SINGLE)]
     pickled = [name for name in PICKLED if (folder / name).exists()]
     if pickled:
         raise SecurityError(
@@ -134,7 +159,7 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
     found = []
     for name in names:
         try:
-            file = _inside(folder, name)
+            file = inside(folder, name)
             if not file.is_file():
                 lost = sum(1 for value in weight_map.values() if value == name)
                 raise ModelError(f"shard missing: {lost} tensors lost", where=str(file), fix=_COPY)
@@ -153,20 +178,30 @@ def _missing_of(weight_map: dict[str, str], name: str, file: Path) -> list[str]:
     return sorted(t for t, value in weight_map.items() if value == name and t not in present)
 
 
-def _inside(folder: Path, name: str) -> Path:
+_OWN = "put the file itself into the folder"
+
+
+def inside(folder: Path, name: str) -> Path:
     """``folder/name``, refused if it leads out of the folder.
 
     The one link allowed is the Hugging Face cache's own: ``snapshots/REV/FILE`` to ``blobs/HASH``.
+
+    Raises:
+        SecurityError: naming the path or the link; the file is not opened.
     """
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts or name != Path(name).name:
-        raise SecurityError("a path leads out of the model folder", where=f"{folder}: {name}")
-    target = path.resolve()
-    home = folder.resolve()
-    cached = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
-    if path.is_symlink() and target.parent != home and not cached:
-        raise SecurityError("a link leads out of the model folder", where=str(path))
+        raise SecurityError("a path leads out of the folder", where=f"{folder}: {name}", fix=_OWN)
+    if path.is_symlink() and leads_out(folder, path):
+        raise SecurityError("a link leads out of the folder", where=str(path), fix=_OWN)
     return path
+
+
+def leads_out(folder: Path, path: Path) -> bool:
+    """Whether a path, its links followed, ends outside a folder and its hub cache's ``blobs``."""
+    target, home = path.resolve(), folder.resolve()
+    cached = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
+    return not (target.is_relative_to(home) or cached)
 
 
 @contextmanager

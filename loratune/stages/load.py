@@ -13,12 +13,10 @@ from torch import nn
 
 from loratune.base_model import load_model, load_tokenizer, resolve_device, resolve_dtype
 from loratune.config.schema import ModelConfig, Precision
-from loratune.errors import SecurityError
 from loratune.fingerprint import base_fingerprint, tokenizer_fingerprint
 from loratune.model_source import model_folder, read_model_config
 from loratune.weights import tensor_entries
 
-_PRIVATE = "_attn_implementation_internal"
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -77,11 +75,11 @@ def load(
         tokenizer: the model's own, if it was read before.
 
     Raises:
-        LoratuneError: a missing folder, broken or missing weights, a shape that does not fit, an
-            unusable dtype or device.
+        LoratuneError: a missing folder, code in config.json, broken or missing weights, a
+            shape that does not fit, an unusable dtype or device.
     """
     folder = model_folder(config.path, config.revision)
-    _check_config(read_model_config(folder), folder)
+    read_model_config(folder)
     entries = tensor_entries(folder)
     device = resolve_device(config.device)
     stored = next((entry.dtype for entry in entries.values() if entry.dtype in _STORED), "F32")
@@ -91,10 +89,3 @@ def load(
     pool.shutdown(wait=False)
     model = load_model(folder, dtype, device, config.attention)
     return BaseModel(model, tokenizer or load_tokenizer(folder), folder, config.path, fingerprint)
-
-
-def _check_config(values: dict[str, Any], folder: Path) -> None:
-    if _PRIVATE in values:
-        raise SecurityError(
-            f"config.json sets the private key '{_PRIVATE}'", where=str(folder / "config.json")
-        )
