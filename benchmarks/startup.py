@@ -1,0 +1,92 @@
+"""(e) Start-up: how long until help, a count, an error message, and the first training step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import common
+from benchmarks.memory import run_measured
+
+SCRIPT = "from loratune.cli import main; main()"
+"""What the installed ``loratune`` script runs."""
+FIRST_STEP = """
+import json, sys, time
+import torch, transformers
+imported = time.time()
+from loratune.cli import main
+out = sys.argv[1]
+sys.argv = ["loratune", "train", "recipe=smoke", "stages=[train]", "trainer.steps=1", "out=" + out]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+with open(out + "/timings.jsonl") as lines:
+    print("seconds", json.loads(next(iter(lines)))["time"] - imported)
+"""
+
+
+def command(*words: str) -> Callable[[], float]:
+    """Wall time of a loratune command, interpreter start included."""
+    return lambda: run_measured([sys.executable, "-c", SCRIPT, *words]).seconds
+
+
+def config_error() -> float:
+    """Wall time until a misspelt key is named."""
+    words = ["train", "recipe=smoke", "adapter.rnak=8"]
+    done = run_measured([sys.executable, "-c", SCRIPT, *words], expect=2)
+    assert "did you mean" in done.output
+    return done.seconds
+
+
+def bare_imports() -> float:
+    """Wall time of importing torch and transformers, for comparison."""
+    return run_measured([sys.executable, "-c", "import torch, transformers"]).seconds
+
+
+def first_step() -> float:
+    """From torch and transformers imported to the first optimizer step recorded."""
+    folder = Path(tempfile.mkdtemp(prefix="loratune-bench-"))
+    try:
+        done = run_measured([sys.executable, "-c", FIRST_STEP, str(folder / "run")])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    [line] = [line for line in done.output.splitlines() if line.startswith("seconds ")]
+    return float(line.split()[1])
+
+
+MEASURED: dict[str, Callable[[], float]] = {
+    "loratune --help": command("--help"),
+    "loratune train --help": command("train", "--help"),
+    "loratune count-params model=opt_125m": command("count-params", "model=opt_125m"),
+    "a misspelt key is named": config_error,
+    "import torch, transformers": bare_imports,
+    "first step of recipe=smoke, after those imports": first_step,
+}
+
+
+def main() -> None:
+    options = common.parse(__doc__)
+    rounds = 1 if options.is_micro else 7
+    seconds: dict[str, list[float]] = {name: [] for name in MEASURED}
+    for number in range(-1 if not options.is_micro else 0, rounds):
+        for name, measure in MEASURED.items():
+            value = measure()
+            if number >= 0:  # the first round fills the page cache
+                seconds[name].append(value)
+    rows = [
+        {"name": name, "seconds": asdict(common.Spread.of(values))}
+        for name, values in seconds.items()
+    ]
+    for row in rows:
+        common.say(json.dumps(row))
+    common.write_result("startup", options, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

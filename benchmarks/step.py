@@ -1,0 +1,182 @@
+"""(a) One training step of every variant against the frozen model's floor and against PEFT.
+
+The floor is forward, head and loss of the frozen base plus backward to its inputs.  Every
+candidate uses the same model, head and loss, so that the ratio shows the adapter alone; one row
+more shows what loratune's own loss head makes of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import common, models
+from benchmarks.memory import saved_bytes
+from loratune.adapters.config import Kernel
+from loratune.loss import LanguageModelHead
+
+FLOOR = "floor"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes and repetitions."""
+
+    shape: models.Shape
+    batch: int
+    long_batch: int
+    length: int
+    rank: int
+    vera_rank: int
+    rounds: int
+    long_rounds: int
+
+
+FULL = Plan(models.OPT_125M, 4, 32, 128, 16, 256, 11, 5)
+MICRO = Plan(models.MICRO, 2, 4, 8, 4, 8, 2, 1)
+Build = Callable[..., Any]
+
+
+def builders(plan: Plan) -> dict[str, Build]:
+    """Name → a function from the frozen base (and dropout) to the adapted model."""
+
+    def loratune(variant: str, rank: int, kernel: Kernel = Kernel.auto) -> Build:
+        return lambda base, dropout=0.0: models.ours(
+            base, variant, rank=rank, kernel=kernel, dropout=dropout
+        )
+
+    def peft_lora(frozen_A: bool) -> Build:
+        return lambda base, dropout=0.0: models.peft_lora(
+            base, plan.rank, frozen_A=frozen_A, lora_dropout=dropout
+        )
+
+    return {
+        "loratune LoRA": loratune("lora", plan.rank),
+        "loratune LoRA-FA": loratune("lora_fa", plan.rank),
+        "loratune LoRA+": loratune("lora_plus", plan.rank),
+        "loratune VeRA": loratune("vera", plan.vera_rank),
+        "loratune LoRA, reference kernel": loratune("lora", plan.rank, Kernel.reference),
+        "loratune LoRA-FA, reference kernel": loratune("lora_fa", plan.rank, Kernel.reference),
+        "loratune VeRA, reference kernel": loratune("vera", plan.vera_rank, Kernel.reference),
+        "PEFT LoRA": peft_lora(False),
+        "PEFT LoRA, A frozen": peft_lora(True),
+        "PEFT VeRA": lambda base, dropout=0.0: models.peft_vera(
+            base, plan.vera_rank, vera_dropout=dropout
+        ),
+    }
+
+
+VERA = ["loratune VeRA", "loratune VeRA, reference kernel", "PEFT VeRA"]
+NO_REFERENCE = [
+    "loratune LoRA",
+    "loratune LoRA-FA",
+    "loratune VeRA",
+    "PEFT LoRA",
+    "PEFT LoRA, A frozen",
+    "PEFT VeRA",
+]
+
+
+def timed(
+    plan: Plan, base: Any, names: list[str], batch: int, rounds: int, *, own_head: bool = False
+) -> dict[str, Any]:
+    """Step times of the named candidates on ``batch`` rows, as a table."""
+    ids = models.token_ids(plan.shape, batch, plan.length)
+    build = builders(plan)
+    steps: dict[str, Callable[[], object]] = {FLOOR: models.floor_step(base, ids)}
+    built = {name: build[name](base) for name in names}
+    steps |= {name: models.adapter_step(model, ids) for name, model in built.items()}
+    if own_head:
+        steps["loratune LoRA, own loss head"] = own_head_step(built["loratune LoRA"], ids)
+    seconds = common.interleaved(steps, rounds)
+    for name, values in seconds.items():
+        common.say(f"  {name}: {common.Spread.of(values).median:.3f} s")
+    rows = common.timing_rows(seconds, FLOOR)
+    for row in rows:
+        if row["name"] in built:
+            row["optimizer_seconds"] = optimizer_seconds(built[row["name"]], ids)
+    return {"dtype": _name(base), "batch": batch, "length": plan.length, "rows": rows}
+
+
+def own_head_step(model: Any, ids: Tensor) -> Callable[[], None]:
+    """The step with loratune's chunked loss head, all tokens supervised."""
+    head = LanguageModelHead(model)
+
+    def step() -> None:
+        loss = head(ids, ids)
+        (loss.total / loss.tokens).backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+
+    return step
+
+
+def optimizer_seconds(model: Any, ids: Tensor, repeats: int = 9) -> float:
+    """Median seconds of one AdamW step over what trains."""
+    model(input_ids=ids[:1], labels=ids[:1], use_cache=False).loss.backward()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        optimizer.step()
+        seconds.append(time.perf_counter() - started)
+    optimizer.zero_grad()
+    return common.Spread.of(seconds).median
+
+
+def saved(plan: Plan, bases: Mapping[torch.dtype, Any]) -> list[dict[str, Any]]:
+    """Bytes kept for the backward pass beyond the frozen model's, with and without dropout."""
+    ids = models.token_ids(plan.shape, plan.batch, plan.length)
+    rows = []
+    for dtype, base in bases.items():
+        least = saved_bytes(base, ids)
+        for dropout in (0.0, 0.1):
+            for name, build in builders(plan).items():
+                extra = saved_bytes(build(base, dropout=dropout), ids) - least
+                rows.append(
+                    {"name": name, "dtype": str(dtype)[6:], "dropout": dropout, "bytes": extra}
+                )
+        common.say(f"  saved bytes in {dtype} counted")
+    return rows
+
+
+def rank_numbers(plan: Plan) -> dict[str, int]:
+    """Numbers that r a token and module come to, for LoRA-FA's and VeRA's rank."""
+    modules = len(models.LINEAR) * plan.shape.layers
+    tokens = plan.batch * plan.length
+    return {"lora_fa": modules * tokens * plan.rank, "vera": modules * tokens * plan.vera_rank}
+
+
+def _name(base: Any) -> str:
+    return str(next(base.parameters()).dtype)[6:]
+
+
+def main() -> None:
+    options = common.parse(__doc__)
+    plan = MICRO if options.is_micro else FULL
+    torch.set_num_threads(options.threads)
+    base = models.frozen_opt(plan.shape)
+    half = models.frozen_opt(plan.shape, torch.bfloat16)
+    everything = list(builders(plan))
+    common.say(f"fp32, {plan.batch} x {plan.length} tokens")
+    tables = {"short": timed(plan, base, everything, plan.batch, plan.rounds, own_head=True)}
+    common.say(f"bf16, {plan.batch} x {plan.length} tokens")
+    tables["half"] = timed(plan, half, NO_REFERENCE, plan.batch, plan.rounds)
+    common.say(f"fp32, {plan.long_batch} x {plan.length} tokens")
+    tables["long"] = timed(plan, base, VERA, plan.long_batch, plan.long_rounds)
+    content = {
+        "settings": {"rank": plan.rank, "vera_rank": plan.vera_rank, "shape": vars(plan.shape)},
+        "tables": tables,
+        "rank_numbers": rank_numbers(plan),
+        "saved": saved(plan, {torch.float32: base, torch.bfloat16: half}),
+    }
+    common.write_result("step", options, content)
+
+
+if __name__ == "__main__":
+    main()
