@@ -143,6 +143,8 @@ def _quiet() -> None:
 
 def first_line(error: BaseException) -> str:
     """The first sentence of a library's message, on one line."""
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     return (text or type(error).__name__)[:300].rstrip(". ")

@@ -18,7 +18,8 @@ Exit code 1 is reserved for bugs.  Only ``loratune.cli`` prints an error or exit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class LoratuneError(Exception):
@@ -135,6 +136,10 @@ class SeveralErrors(LoratuneError):
     def lines(self) -> list[str]:
         return [line for error in self.errors for line in error.lines()]
 
+    def __reduce__(self) -> tuple[type, tuple[list[LoratuneError]]]:
+        """Errors cross process borders (sweeps in processes of their own)."""
+        return type(self), (self.errors,)
+
 
 def raise_together(errors: Iterable[LoratuneError]) -> None:
     """Raise nothing, the one error, or all of them at once.
@@ -147,6 +152,20 @@ def raise_together(errors: Iterable[LoratuneError]) -> None:
         raise found[0]
     if found:
         raise SeveralErrors(found)
+
+
+@contextlib.contextmanager
+def refused_as(kind: type[LoratuneError]) -> Iterator[None]:
+    """Raise the block's ``ModelError`` as ``kind``: the same lines under another exit code."""
+    try:
+        yield
+    except ModelError as error:
+        raise kind(error.cause, where=error.where, fix=error.fix) from error
+    except SeveralErrors as error:
+        if not all(isinstance(part, ModelError) for part in error.errors):
+            raise
+        parts = [kind(part.cause, where=part.where, fix=part.fix) for part in error.errors]
+        raise SeveralErrors(parts) from error
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from loratune.data.reading import read_rows
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer
 from loratune.drift import fact_changes, refuse
-from loratune.errors import CheckpointError, ConfigError
+from loratune.errors import CheckpointError, ConfigError, MergeError, refused_as
 from loratune.fingerprint import tokenizer_fingerprint
 from loratune.generation import Sampling, generate_answers
 from loratune.loss import LanguageModelHead
@@ -95,6 +95,7 @@ def evaluate_adapter(config: EvaluateCommand, folder: Path, given: set[str]) -> 
     """
     base, wrapped, adapter = _adapted(config, folder, given, config.run)
     data_config = config.data
+    data_config.eval_path = data_config.test_path or data_config.eval_path
     if data_config.eval_path is not None:
         data_config.path = None
     kept = adapter.facts.get("prompt_format")
@@ -124,7 +125,7 @@ def merge_adapters(
     Raises:
         LoratuneError: what stands against it; nothing is published then.
     """
-    adapters = [read_adapter(folder) for folder in folders]
+    adapters = [_adapter_to_merge(folder) for folder in folders]
     base_folder = _base_folder(adapters[0], config, given, getattr(config, "run", None))
     report = merge(
         adapters,
@@ -139,6 +140,12 @@ def merge_adapters(
     say(f"merged model: {target}")
 
 
+def _adapter_to_merge(folder: Path) -> AdapterFolder:
+    """An adapter whose every fault is one of the merge that it would spoil."""
+    with refused_as(MergeError):
+        return read_adapter(folder)
+
+
 def export_adapter(
     config: RunConfig, folder: Path, target: Path, form: ExportFormat, given: set[str]
 ) -> None:
@@ -150,11 +157,14 @@ def export_adapter(
     if form is ExportFormat.merged:
         merge_adapters(config, [folder], target, given)
         return
-    adapter = read_adapter(folder)
+    adapter = _adapter_to_merge(folder)
     base_folder = _base_folder(adapter, config, given, getattr(config, "run", None))
-    certificate = export(adapter, base_folder, target, form)
-    worst = certificate["proof"].get("worst_relative_difference", 0.0)
-    say(f"exported {form}: {target} (ΔW differs from the original's by {worst:.1e} at most)")
+    certificate = export(adapter, base_folder, target, form, config.merge.verify)
+    worst, logits = (certificate["proof"][key] for key in ("worst_relative_difference", "logits"))
+    proved = f"ΔW differs from the original's by {worst:.1e} at most"
+    if logits is not None:
+        proved += f", logits by {logits['max_difference']:.1e} on {logits['tokens']} tokens"
+    say(f"exported {form}: {target} ({proved})")
 
 
 def generate(config: GenerateCommand, folder: Path, given: set[str]) -> None:

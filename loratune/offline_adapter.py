@@ -16,7 +16,7 @@ from torch import nn
 
 from loratune.adapters.base import Adapter
 from loratune.adapters.config import LayerKind
-from loratune.errors import MergeError, ModelError
+from loratune.errors import MergeError, ModelError, refused_as
 from loratune.model_source import read_model_config
 from loratune.peft_format import AdapterFolder, wrap_for_loading
 from loratune.surgery import WrappedModel
@@ -80,7 +80,8 @@ def attach(base_folder: Path, folder: AdapterFolder) -> OfflineAdapter:
         end: next((n for n, m in model.named_modules() if m is module), "")
         for end, module in ends.items()
     }
-    wrapped = wrap_for_loading(model, folder)
+    with refused_as(MergeError):
+        wrapped = wrap_for_loading(model, folder)
     touched = [*wrapped.adapters, *wrapped.saved_modules]
     return OfflineAdapter(
         wrapped,

@@ -127,6 +127,8 @@ class DataConfig:
     """jsonl, json, csv or parquet file, folder, glob, hub id, or ``builtin:NAME``."""
     eval_path: str | None = None
     """Rows to evaluate on; null splits ``eval_fraction`` off the training rows."""
+    test_path: str | None = None
+    """Rows of the final evaluation; null takes the evaluation rows, which also chose the best."""
     split: str = "train"
     """Split to read where the source has several (hub datasets)."""
     format: RowFormat = RowFormat.auto
@@ -306,11 +308,22 @@ class RunConfig:
 def check_values(config: RunConfig) -> list[ConfigError]:
     """Every value out of range and every contradiction, one error each."""
     return [
+        *_check_model(config.model),
         *_check_data(config.data),
         *_check_trainer(config.trainer),
         *_check_compare(config.compare),
         *_check_whole(config),
     ]
+
+
+ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")
+
+
+def _check_model(model: ModelConfig) -> list[ConfigError]:
+    if model.attention in ATTENTIONS:
+        return []
+    fix = f"choose one of {', '.join(ATTENTIONS)}"
+    return [ConfigError(f"no attention '{model.attention}'", where="model.attention", fix=fix)]
 
 
 def _out_of_range(where: str, value: object, fix: str) -> ConfigError:

@@ -99,11 +99,10 @@ def _divergence(model: nn.Module, loss: float, where: str) -> TrainingError:
         quantity = f"parameter {values[0]} is not finite"
     elif math.isfinite(loss) and gradients:
         quantity = f"the gradient of {gradients[0]} is not finite"
-    return TrainingError(
-        f"training diverged: {quantity}",
-        where=where,
-        fix="lower trainer.lr or set trainer.clip_norm; the last checkpoint is finite",
-    )
+    fix = "lower trainer.lr or set trainer.clip_norm; the last checkpoint is finite"
+    if where.startswith("step 1,") and not values:
+        fix = "nothing was trained yet: the base model itself gives this on these rows"
+    return TrainingError(f"training diverged: {quantity}", where=where, fix=fix)
 
 
 def _finite(tensor: Tensor) -> bool:
