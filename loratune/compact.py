@@ -66,7 +66,13 @@ def regenerated(offline: OfflineAdapter, recipe: Mapping[str, Any]) -> dict[str,
             where=str(offline.folder.path),
             fix="export format=peft keeps them",
         )
-    model = meta_model(offline.base_folder)
     folder = offline.folder
+    if getattr(folder.config, "init", None) == "svd":
+        raise ModelError(
+            "init=svd starts from the base's own numbers: they cannot be drawn again from a seed",
+            where=str(folder.path),
+            fix="export format=peft keeps them",
+        )
+    model = meta_model(offline.base_folder)
     wrapped = wrap_model(model, folder.config, folder.targets, seed=int(recipe["seed"]), strict=False)
     return adapter_state(wrapped)

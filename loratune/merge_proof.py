@@ -1,4 +1,4 @@
-"""The whole-model proof of a merge: merged logits against base + adapter."""
+"""Whole-model proofs: a merged model's logits, or another form's, against base + adapter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loratune.base_model import load_model
 from loratune.config.schema import Verify
 from loratune.errors import MergeError
 from loratune.peft_format import AdapterFolder, wrap_for_loading
-from loratune.surgery import disabled
+from loratune.surgery import WrappedModel, disabled, unwrap_model
 from loratune.weights import tensor_entries
 
 AUTO_LIMIT_BYTES = 6 << 30
@@ -24,7 +24,7 @@ _HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 @dataclass(frozen=True)
 class LogitsProof:
-    """Probe logits of merged model and base + adapter, both computed in fp32.
+    """Probe logits of two models that should be one, both computed in fp32.
 
     Attributes:
         tokens: probe tokens.
@@ -63,24 +63,66 @@ def prove_logits(base_folder: Path, adapter: AdapterFolder, merged_folder: Path)
     """
     model: Any = load_model(base_folder, torch.float32)
     ids = _probe_ids(model)
-    wrapped = wrap_for_loading(model, adapter)
-    wrapped.model.eval()
+    adapted, base = adapted_and_base_logits(wrap_for_loading(model, adapter), ids)
+    del model
+    merged_model: Any = load_model(merged_folder, torch.float32)
+    merged: Tensor = merged_model(input_ids=ids, use_cache=False).logits
+    proof = logits_proof(adapted, base, merged)
+    _judge(proof, _stored_half(merged_folder), merged_folder)
+    return proof
+
+
+@torch.inference_mode()
+def prove_same_logits(
+    base_folder: Path, original: AdapterFolder, exported: AdapterFolder, *, exact: bool
+) -> LogitsProof:
+    """Compare an adapter's exported form with the original on the same base, in fp32.
+
+    Args:
+        base_folder: the base model's files.
+        original: the adapter as trained.
+        exported: its other form, as read back from disk.
+        exact: the logits must be equal to the bit, else to 1e-5 of their scale.
+
+    Raises:
+        MergeError: if they are not.
+    """
+    model: Any = load_model(base_folder, torch.float32)
+    ids = _probe_ids(model)
+    wrapped = wrap_for_loading(model, original)
+    expected, base = adapted_and_base_logits(wrapped, ids)
+    again = wrap_for_loading(unwrap_model(wrapped), exported)
+    got, _ = adapted_and_base_logits(again, ids)
+    proof = logits_proof(expected, base, got)
+    limit = 0.0 if exact else FP32_TOLERANCE * max(1.0, proof.max_logit)
+    if not proof.max_difference <= limit:
+        raise MergeError(
+            f"the exported form's logits differ by {proof.max_difference:.2g}",
+            where=str(exported.path.name),
+            fix="nothing was published; report this with the adapter's configuration",
+        )
+    return proof
+
+
+def adapted_and_base_logits(wrapped: WrappedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits with the adapter and without it."""
+    model = wrapped.model.eval()
     adapted: Tensor = model(input_ids=ids, use_cache=False).logits
     with disabled(wrapped):
         base: Tensor = model(input_ids=ids, use_cache=False).logits
-    del model, wrapped
-    merged_model: Any = load_model(merged_folder, torch.float32)
-    merged: Tensor = merged_model(input_ids=ids, use_cache=False).logits
-    proof = LogitsProof(
-        tokens=ids.numel(),
-        max_difference=float((merged - adapted).abs().max()),
+    return adapted, base
+
+
+def logits_proof(adapted: Tensor, base: Tensor, other: Tensor) -> LogitsProof:
+    """How far ``other`` is from ``adapted``; ``base`` gives the scale of the adapter's effect."""
+    return LogitsProof(
+        tokens=adapted.shape[0] * adapted.shape[1],
+        max_difference=float((other - adapted).abs().max()),
         max_logit=float(adapted.abs().max()),
         adapter_effect=_rms(adapted - base),
-        rms_difference=_rms(merged - adapted),
-        top1_agreement=float((merged.argmax(-1) == adapted.argmax(-1)).float().mean()),
+        rms_difference=_rms(other - adapted),
+        top1_agreement=float((other.argmax(-1) == adapted.argmax(-1)).float().mean()),
     )
-    _judge(proof, _stored_half(merged_folder), merged_folder)
-    return proof
 
 
 def _rms(values: Tensor) -> float:

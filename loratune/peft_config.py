@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ RESTORE_CONFIG = "restore the adapter_config.json that belongs to the tensors"
 _UNSUPPORTED = (
     "use_dora", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication",
     "alora_invocation_tokens", "use_qalora", "megatron_config", "velora_config", "use_bdlora",
+    "monteclora_config", "kasa_config", "arrow_config", "ensure_weight_tying",
 )  # fmt: skip
+
+# Starts after which the base is still the base, so that the saved factors are all there is.
+_STARTS_FROM_THE_BASE = ("gaussian", "orthogonal", "eva", "mica", "true")
 
 
 def configs_from_peft(
@@ -46,12 +51,23 @@ def configs_from_peft(
     if not isinstance(targets, (str, list)) or not targets:
         raise ModelError("the adapter names no target modules", where=where)
     layers = _layer_numbers(peft.get("layers_to_transform"), where)
+    modules: str | list[str] = targets if isinstance(targets, str) else [str(t) for t in targets]
+    exclude = peft.get("exclude_modules") or []
+    if isinstance(exclude, str):
+        modules, exclude = _without_matches(modules, exclude), []
     return config, TargetsConfig(
-        modules=targets if isinstance(targets, str) else [str(name) for name in targets],
-        exclude=[str(name) for name in peft.get("exclude_modules") or []],
+        modules=modules,
+        exclude=[str(name) for name in exclude],
         layers=layers,
         modules_to_save=[str(name) for name in peft.get("modules_to_save") or []],
     )
+
+
+def _without_matches(modules: str | list[str], exclude: str) -> str:
+    """One regular expression for ``modules`` less what the expression ``exclude`` matches."""
+    if not isinstance(modules, str):
+        modules = rf"(?:.*\.)?(?:{'|'.join(re.escape(name) for name in modules)})"
+    return f"(?!(?:{exclude})$)(?:{modules})"
 
 
 def unusable_setting(error: LoratuneError, where: str) -> ModelError:
@@ -91,10 +107,10 @@ def _refuse_unsupported(peft: Mapping[str, Any], where: str) -> None:
             ModelError(f"trained biases (bias={peft['bias']}) are not supported", where=where)
         )
     init = peft.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower() not in ("gaussian", "orthogonal", "eva", "true"):
+    if isinstance(init, str) and init.lower() not in _STARTS_FROM_THE_BASE:
         errors.append(
             ModelError(
-                f"init_lora_weights={init} replaced the base weights",
+                f"init_lora_weights={init}: such a start may replace the base weights",
                 where=where,
                 fix="convert the adapter to plain LoRA with PEFT first",
             )

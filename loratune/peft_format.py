@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from loratune import files
 from loratune.adapter_checks import misfits, unfit_tensors
-from loratune.adapters.config import AdapterConfig
+from loratune.adapters.config import AdapterConfig, LayerKind
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, ModelError, SecurityError, raise_together
 from loratune.fingerprint import tensors_fingerprint
@@ -104,7 +104,14 @@ def peft_config(wrapped: WrappedModel, base_name: str) -> dict[str, Any]:
         "target_modules": target_names(wrapped),
         "task_type": "CAUSAL_LM",
         **wrapped.config.to_peft(),
+        "fan_in_fan_out": stores_input_first(wrapped),
     }
+
+
+def stores_input_first(wrapped: WrappedModel) -> bool:
+    """Whether the adapted weights are (in, out), as GPT-2's are; PEFT wants to be told."""
+    kinds = {layer.shape.kind for layer in wrapped.adapters.values()}
+    return kinds - {LayerKind.embedding} == {LayerKind.conv1d}
 
 
 def target_names(wrapped: WrappedModel) -> list[str]:
@@ -228,8 +235,9 @@ def load_into(wrapped: WrappedModel, folder: AdapterFolder) -> None:
     recipe = folder.facts.get("regenerate") or {}
     optional = shared if not folder.peft.get("save_projection", True) else set()
     optional |= set(recipe.get("tensors", ()))
-    given = {key: value for key, value in folder.tensors.items() if not _is_base_copy(key)}
     where = str(folder.path / TENSORS)
+    copies = _base_copies(wrapped, folder, where)
+    given = {key: value for key, value in folder.tensors.items() if key not in copies}
     raise_together(misfits(expected, given, optional, where))
     _copy_in(wrapped, given)
     _check_projection(wrapped, folder)
@@ -237,9 +245,29 @@ def load_into(wrapped: WrappedModel, folder: AdapterFolder) -> None:
         _check_regenerated(wrapped, recipe, where)
 
 
-def _is_base_copy(key: str) -> bool:
-    """PEFT stores a copy of an adapted embedding's base weight; the base itself has it."""
-    return key.endswith(".base_layer.weight")
+def _base_copies(wrapped: WrappedModel, folder: AdapterFolder, where: str) -> set[str]:
+    """Keys of the copies of an adapted embedding's base weight that PEFT stores.
+
+    Raises:
+        ModelError: if a copy is not the base's own weight (a resized or retrained vocabulary).
+    """
+    copies = {}
+    for name, adapter in wrapped.adapters.items():
+        key = f"{PREFIX}{name}.base_layer.weight"
+        if key in folder.tensors:
+            copies[key] = adapter.weight
+    for key, weight in copies.items():
+        given = folder.tensors[key].to(weight.dtype)
+        known = not weight.is_meta  # names and shapes alone: nothing to compare with
+        if given.shape != weight.shape or (
+            known and not torch.equal(given.to(weight.device), weight)
+        ):
+            raise ModelError(
+                f"the adapter brings another base weight: '{key}'",
+                where=where,
+                fix="name the base it was trained on, resized as it was",
+            )
+    return set(copies)
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ from loratune.targets import TargetMatch, find_targets, resolve_pattern
 class SavedModule(nn.Module):
     """A module trained in full and stored with the adapter; the original is kept beside it.
 
+    The copy trains in fp32; what flows in and out keeps the original's dtype.
+
     Attributes:
         original_module: the frozen module that was there before.
         trained_module: its trainable copy, which the model uses.
@@ -32,8 +34,15 @@ class SavedModule(nn.Module):
         self.enabled = True
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        module = self.trained_module if self.enabled else self.original_module
-        return module(*args, **kwargs)
+        if not self.enabled:
+            return self.original_module(*args, **kwargs)
+        parameter = next(self.original_module.parameters())
+        dtype = parameter.dtype
+        if dtype is torch.float32 or torch.is_autocast_enabled(parameter.device.type):
+            return self.trained_module(*args, **kwargs)
+        raised = [_cast(argument, torch.float32) for argument in args]
+        named = {name: _cast(argument, torch.float32) for name, argument in kwargs.items()}
+        return _cast(self.trained_module(*raised, **named), dtype)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -42,6 +51,13 @@ class SavedModule(nn.Module):
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
         return weight
+
+
+def _cast(value: object, dtype: torch.dtype) -> object:
+    """A floating tensor, or a tuple of them, in ``dtype``; anything else as it is."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return tuple(_cast(item, dtype) for item in value) if type(value) is tuple else value
 
 
 def _trainable_copy(module: nn.Module) -> nn.Module:
@@ -183,7 +199,10 @@ def _save_module(model: nn.Module, name: str) -> SavedModule:
 @contextmanager
 def disabled(wrapped: WrappedModel) -> Iterator[None]:
     """Inside the block the model behaves as its base; on exit the earlier state is back."""
-    layers = [*wrapped.adapters.values(), *wrapped.saved_modules.values()]
+    layers: list[Adapter | SavedModule] = [
+        *wrapped.adapters.values(),
+        *wrapped.saved_modules.values(),
+    ]
     before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
@@ -214,7 +233,7 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     model = wrapped.model
     touched = [*wrapped.adapters, *wrapped.saved_modules]
     if untie_if_touched(model, touched):
-        model.config.tie_word_embeddings = False  # type: ignore[union-attr, assignment]
+        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     for name, adapter in wrapped.adapters.items():
         model.set_submodule(name, adapter.merged_layer())
     for name, saved in wrapped.saved_modules.items():

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from loratune import files
-from loratune.config.schema import ExportFormat
-from loratune.export_forms import FORMS
+from loratune.config.schema import ExportFormat, Verify
+from loratune.export_forms import EXACT, FORMS
+from loratune.export_proof import prove_export
 from loratune.fingerprint import tensors_fingerprint
 from loratune.offline_adapter import attach
 from loratune.peft_format import AdapterFolder, write_adapter_files
@@ -20,15 +21,20 @@ CERTIFICATE = "certificate.json"
 
 
 def export(
-    adapter: AdapterFolder, base_folder: Path, out: Path, form: ExportFormat
+    adapter: AdapterFolder,
+    base_folder: Path,
+    out: Path,
+    form: ExportFormat,
+    verify: Verify = Verify.auto,
 ) -> dict[str, Any]:
     """Write an adapter in another form; whole or not at all.
 
     Args:
         adapter: as read from its folder.
-        base_folder: its base model, for names and shapes.
+        base_folder: its base model: names and shapes, and weights for the logits' proof.
         out: must not exist, or be empty.
         form: peft, portable, lora or compact (``merged`` is the merge stage's work).
+        verify: weights proves ΔW alone; logits the whole model too; auto if the base fits.
 
     Returns:
         The certificate that was written beside it.
@@ -38,9 +44,10 @@ def export(
         LoratuneError: if the adapter or its base is unusable.
     """
     offline = attach(base_folder, adapter)
-    config, tensors, facts, proof = FORMS[form](offline)
+    config, tensors, facts = FORMS[form](offline)
     with files.published_folder(out) as target:
         write_adapter_files(target, config, tensors, facts)
+        proof = prove_export(offline, target, exact=form in EXACT, verify=verify)
         certificate = _certificate(adapter, form, tensors, proof, target)
         files.write_sealed_json(target / CERTIFICATE, certificate)
     return certificate

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VOCABULARY, POSITIONS = 300, 32
+VOCABULARY, POSITIONS = 300, 128
 
 
 def tiny_opt(*, seed: int = 0, tied: bool = True, dropout: float = 0.0) -> Any:
