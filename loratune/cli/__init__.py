@@ -11,6 +11,7 @@ COMMANDS = {
     "merge": "write base + adapter as one plain model, with proof",
     "export": "write an adapter for other tools: peft, merged, portable, lora, compact",
     "count-params": "compare the variants' parameters, bytes and budgets",
+    "report": "one HTML page about a run, a comparison or several runs",
     "recipes": "ls, show NAME, copy NAME",
 }
 

@@ -14,8 +14,47 @@ REPORT = "report.html"
 COMPARISON = "comparison.json"
 
 
-def write_run_report(folder: Path) -> Path:
-    """Write ``report.html`` into a run folder.
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of what ``folders`` hold: a run, a comparison or several runs.
+
+    A folder that is neither but has runs in it stands for them.
+
+    Returns:
+        The page: ``out`` if given, else ``report.html`` in the one folder, or in the working
+        folder for several.
+
+    Raises:
+        ConfigError: if a folder holds nothing to report.
+        StorageError: if the page cannot be written.
+    """
+    compared = [folder for folder in folders if (folder / COMPARISON).is_file()]
+    if compared and len(folders) > 1:
+        raise ConfigError(
+            "a comparison has a page of its own", where=str(compared[0]), fix="name it alone"
+        )
+    if compared:
+        return write_comparison_report(compared[0], out)
+    runs = [run for folder in folders for run in _runs_in(folder)]
+    if len(runs) == 1:
+        return write_run_report(runs[0], out)
+    return write_runs_report(runs, out or Path(REPORT))
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    if (folder / "recipe.yaml").is_file():
+        return [folder]
+    inside = sorted({path.parent.resolve() for path in folder.glob("*/recipe.yaml")})
+    if not inside:
+        raise ConfigError(
+            "there is no run and no comparison here",
+            where=str(folder),
+            fix="name a folder that `loratune train` or `loratune compare` made",
+        )
+    return inside
+
+
+def write_run_report(folder: Path, out: Path | None = None) -> Path:
+    """Write a run's page, by default as ``report.html`` in its folder.
 
     Raises:
         ConfigError: if it is no run folder.
@@ -24,11 +63,11 @@ def write_run_report(folder: Path) -> Path:
     from loratune.report.records import read_run
     from loratune.report.run_page import run_page
 
-    return _write(folder / REPORT, render(run_page(read_run(folder), _footer())))
+    return _write(out or folder / REPORT, render(run_page(read_run(folder), _footer())))
 
 
-def write_comparison_report(folder: Path) -> Path:
-    """Write ``report.html`` beside a ``comparison.json``.
+def write_comparison_report(folder: Path, out: Path | None = None) -> Path:
+    """Write a comparison's page, by default beside its ``comparison.json``.
 
     Raises:
         ConfigError: if that file is missing or damaged.
@@ -46,10 +85,10 @@ def write_comparison_report(folder: Path) -> Path:
             where=str(path),
             fix="name a folder that `loratune compare` made",
         ) from error
-    return _write(folder / REPORT, render(comparison_page(comparison, _footer())))
+    return _write(out or folder / REPORT, render(comparison_page(comparison, _footer())))
 
 
-def write_runs_report(folders: Sequence[Path], target: Path) -> Path:
+def write_runs_report(folders: Sequence[Path], out: Path) -> Path:
     """Write one page that sets several runs side by side.
 
     Raises:
@@ -60,10 +99,12 @@ def write_runs_report(folders: Sequence[Path], target: Path) -> Path:
     from loratune.report.runs_page import runs_page
 
     runs = [read_run(folder) for folder in folders]
-    return _write(target, render(runs_page(runs, _footer())))
+    return _write(out, render(runs_page(runs, _footer())))
 
 
 def _write(path: Path, page: str) -> Path:
+    with files.storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, page)
     return path
 

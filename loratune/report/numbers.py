@@ -17,7 +17,7 @@ def significant(value: float | None, digits: int = 4) -> str:
     if not math.isfinite(value):
         return str(value)
     if value and (abs(value) < 1e-4 or abs(value) >= 1e7):
-        return f"{value:.{max(digits - 2, 1)}g}"
+        return f"{value:.{max(digits - 2, 2)}g}"
     return f"{value:.{digits}g}"
 
 

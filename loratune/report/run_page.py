@@ -75,8 +75,8 @@ def _gained(run: RunRecords) -> str:
         return "Nothing was evaluated: this run says nothing about quality."
     rows = run.evaluation.get("rows", 0)
     if not base:
-        loss = significant(adapted["loss"])
-        return f"On {rows:,} evaluation rows the loss is {loss} nats per token."
+        shown = significant(adapted["loss"])
+        return f"On {rows:,} evaluation rows the loss is {shown} nats per token."
     verb = "fell" if adapted["loss"] < base["loss"] else "did not fall: it went"
     text = (
         f"On {rows:,} evaluation rows the loss {verb} from {significant(base['loss'])} (base) to "

@@ -49,9 +49,10 @@ def scatter_chart(
     x_axis = make_axis(across, [x for _, x, _ in points], log=spread >= 4, unit="bytes")
     frame = Frame(_described(title, drawn), x_axis, make_axis(up, heights), ())
     _draw_front(frame, undominated(points))
-    for one in drawn:
-        _draw_point(frame, one, one.points[0])
-    _draw_names(frame, drawn)
+    places = _places(frame, [one.points[0] for one in drawn])
+    for one, place in zip(drawn, places, strict=True):
+        _draw_point(frame, one, place)
+    _draw_names(frame, drawn, places)
     rows = tuple(
         (s.name, byte_size(s.points[0].x), significant(s.points[0].y), _range(s.points[0]))
         for s in drawn
@@ -77,8 +78,19 @@ def _draw_front(frame: Frame, front: Sequence[tuple[str, float, float]]) -> None
         add(frame.root, "polyline", points=path, class_="front")
 
 
-def _draw_point(frame: Frame, series: Series, point: Point) -> None:
-    x, y, style = frame.x(point.x), frame.y(point.y), f"{series.style} stroke"
+def _places(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Where the points lie; those that would cover each other stand side by side."""
+    places: list[tuple[float, float]] = []
+    for point in points:
+        x, y = frame.x(point.x), frame.y(point.y)
+        while any(abs(x - a) < 11 and abs(y - b) < 40 for a, b in places):
+            x -= 12
+        places.append((x, y))
+    return places
+
+
+def _draw_point(frame: Frame, series: Series, place: tuple[float, float]) -> None:
+    (x, y), point, style = place, series.points[0], f"{series.style} stroke"
     group = add(frame.root, "g", class_="point")
     if point.low is not None and point.high is not None:
         low, high = frame.y(point.low), frame.y(point.high)
@@ -91,15 +103,17 @@ def _draw_point(frame: Frame, series: Series, point: Point) -> None:
     add(mark, "title", text)
 
 
-def _draw_names(frame: Frame, drawn: Sequence[Series]) -> None:
+def _draw_names(
+    frame: Frame, drawn: Sequence[Series], places: Sequence[tuple[float, float]]
+) -> None:
     """A name beside each point, where it covers neither another name nor a point."""
-    taken: list[_Box] = [
-        (frame.x(s.points[0].x) - 8, frame.y(s.points[0].y) - 8,
-         frame.x(s.points[0].x) + 8, frame.y(s.points[0].y) + 8)
-        for s in drawn
-    ]  # fmt: skip
-    for one in drawn:
-        x, y = frame.x(one.points[0].x), frame.y(one.points[0].y)
+    taken: list[_Box] = []
+    for one, (x, y) in zip(drawn, places, strict=True):
+        point = one.points[0]
+        high = y if point.high is None else frame.y(point.high)
+        low = y if point.low is None else frame.y(point.low)
+        taken.append((x - 7, min(high, y - 7), x + 7, max(low, y + 7)))
+    for one, (x, y) in zip(drawn, places, strict=True):
         name = shorten(clean(one.name), 24)
         width = text_width(name)
         for box in _candidates(x, y, width):
@@ -114,7 +128,7 @@ def _draw_names(frame: Frame, drawn: Sequence[Series]) -> None:
 def _candidates(x: float, y: float, width: float) -> list[_Box]:
     places = [
         (x + dx, y + dy)
-        for dy in (-8, -24, 8, -40, 24, 40, -56, 56)
+        for dy in (-20, 4, -8, -36, 20, 36, -52, 52)
         for dx in (11.0, -11 - width, -width / 2)
         if not (dx == -width / 2 and abs(dy) < 12)
     ]
