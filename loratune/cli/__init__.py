@@ -12,6 +12,8 @@ COMMANDS = {
     "export": "write an adapter for other tools: peft, merged, portable, lora, compact",
     "count-params": "compare the variants' parameters, bytes and budgets",
     "report": "one HTML page about a run, a comparison or several runs",
+    "compare": "try the variants on one task: search, several seeds, intervals, costs",
+    "tune": "find the learning rate of one variant and write a recipe with it",
     "recipes": "ls, show NAME, copy NAME",
 }
 
@@ -37,6 +39,10 @@ def main() -> None:
 
         print(__version__)
         return
+    if arguments[0] in ("-sc", "--shell-completion"):
+        from loratune.cli.completion import complete
+
+        sys.exit(complete(arguments))
     from loratune.cli.dispatch import dispatch
 
     sys.exit(dispatch(arguments[0], arguments[1:]))

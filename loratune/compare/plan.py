@@ -14,6 +14,8 @@ from loratune.config.convert import to_plain
 
 FAILED = "failed"
 """Key of a piece's result that says why it failed."""
+SECONDS = "seconds"
+"""Key of a piece's result that says how long it took."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class ComparisonPlan:
     def results(self, contest: Contest, store: Store) -> Results:
         """The finished trials of one contender."""
         results: dict[tuple[Point, int], Trial] = {}
-        for point in contest.search.points:
+        for point in contest.search.possible_points():
             for steps in contest.search.rungs:
                 value = store.read(self.trial(contest.contender, point, steps).piece)
                 if value is not None:
@@ -142,5 +144,5 @@ def as_trial(value: dict[str, Any], point: Point, steps: int) -> Trial:
         return Trial(
             lr=point.lr, lr_ratio=point.lr_ratio, steps=steps, loss=None, reason=value[FAILED]
         )
-    trial: Trial = build(Trial, value)
+    trial: Trial = build(Trial, {key: item for key, item in value.items() if key != SECONDS})
     return trial

@@ -18,6 +18,8 @@ from loratune.errors import ConfigError
 
 SHORTEST_RUNG = 5
 """Fewer steps than this say nothing about a rate."""
+EXTENSIONS = 3
+"""Rates tried beyond the grid at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,22 @@ class Search:
     Attributes:
         points: the grid.
         rungs: steps of each round, ascending; the last is the full length.
+        factor: by which the grid grows while its edge is best; ``None`` keeps it as it is.
     """
 
     points: tuple[Point, ...]
     rungs: tuple[int, ...]
+    factor: float | None = None
+
+    def possible_points(self) -> list[Point]:
+        """Every point that the search may come to try."""
+        found = list(self.points)
+        for ratio in {point.lr_ratio for point in self.points} if self.factor else ():
+            rates = [point.lr for point in self.points if point.lr_ratio == ratio]
+            for _ in range(EXTENSIONS):
+                rates = [self._beyond(min(rates), -1), *rates, self._beyond(max(rates), 1)]
+            found += [Point(rate, ratio) for rate in rates]
+        return list(dict.fromkeys(found))
 
     def open_trials(self, results: Results) -> list[tuple[Point, int]]:
         """Trials that can run now; empty when the search is over, or waits for nothing."""
@@ -59,25 +73,41 @@ class Search:
             missing = [(point, steps) for point in points if (point, steps) not in results]
             if missing:
                 return missing
-        return []
+        beyond = self._extended(results)[1]
+        return [(beyond, self.rungs[-1])] if beyond is not None else []
 
     def winner(self, results: Results) -> Point | None:
         """The best point of the last rung; ``None`` while unknown, or if every point failed."""
-        last: list[Point] = []
-        for points, steps in self._rounds(results):
-            if any((point, steps) not in results for point in points):
-                return None
-            last = _ranked(points, steps, results)
-        return last[0] if last else None
+        if self.open_trials(results):
+            return None
+        return self._extended(results)[0]
 
-    def is_over(self, results: Results) -> bool:
-        """Whether nothing remains to be tried."""
-        return not self.open_trials(results)
+    def is_at_edge(self, point: Point, results: Results) -> bool:
+        """Whether a point has the lowest or highest rate tried: a better one may lie beyond."""
+        rates = {other.lr for other, _ in results if other.lr_ratio == point.lr_ratio}
+        return len(rates) > 1 and point.lr in (min(rates), max(rates))
 
-    def is_at_edge(self, point: Point) -> bool:
-        """Whether a point has the grid's lowest or highest rate: a better one may lie beyond."""
-        rates = [other.lr for other in self.points]
-        return len(set(rates)) > 1 and point.lr in (min(rates), max(rates))
+    def _extended(self, results: Results) -> tuple[Point | None, Point | None]:
+        """The best point of the last rung, and the one beyond the grid to try next, if any.
+
+        A best rate at the grid's edge would be the grid's merit, not the variant's.
+        """
+        points, steps = self._rounds(results)[-1]
+        best = next(iter(_ranked(points, steps, results)), None)
+        tried = {point.lr for point in self.points if best and point.lr_ratio == best.lr_ratio}
+        for _ in range(EXTENSIONS):
+            if best is None or self.factor is None or best.lr not in (min(tried), max(tried)):
+                break
+            beyond = Point(self._beyond(best.lr, 1 if best.lr == max(tried) else -1), best.lr_ratio)
+            if (beyond, steps) not in results:
+                return best, beyond
+            tried.add(beyond.lr)
+            best = _ranked([best, beyond], steps, results)[0]
+        return best, None
+
+    def _beyond(self, rate: float, way: int) -> float:
+        assert self.factor is not None
+        return _rounded(rate * self.factor**way)
 
     def _rounds(self, results: Results) -> list[tuple[list[Point], int]]:
         """Every round whose field is known: all points, then the better half of each round."""
@@ -128,7 +158,7 @@ def plan_search(
         if grid is None
         else sorted(set(grid))
     )
-    usable = [float(f"{rate:.4g}") for rate in rates if math.isfinite(rate) and rate > 0]
+    usable = [_rounded(rate) for rate in rates if math.isfinite(rate) and rate > 0]
     if not usable or len(usable) < len(rates):
         raise ConfigError(
             f"{list(rates)} are not all positive rates" if rates else "no learning rate is left",
@@ -138,4 +168,11 @@ def plan_search(
     single = len(usable) * len(ratios) == 1
     lengths = [steps] if single else [max(1, steps >> place) for place in reversed(range(rungs))]
     kept = sorted({max(length, min(SHORTEST_RUNG, steps)) for length in lengths})
-    return Search(tuple(Point(rate, ratio) for ratio in ratios for rate in usable), tuple(kept))
+    found = tuple(Point(rate, ratio) for ratio in ratios for rate in usable)
+    grows = grid is None and points > 1
+    return Search(found, tuple(kept), factor if grows else None)
+
+
+def _rounded(rate: float) -> float:
+    """Four digits: what is shown is what was used."""
+    return float(f"{rate:.4g}")

@@ -21,6 +21,7 @@ from loratune.errors import CheckpointError, SecurityError
 CORE = "task.json"
 RESULT = "comparison.json"
 MARKDOWN = "comparison.md"
+KINDS = ("base", "costs", "trials", "members")
 MOST_DEATHS = 2
 """A piece whose process died this often is given up: it would kill every process in turn."""
 
@@ -36,7 +37,7 @@ class Piece:
     """A piece of work.
 
     Attributes:
-        kind: ``base``, ``costs``, ``trials`` or ``members``.
+        kind: one of ``KINDS``.
         label: the contender's, or an empty string.
         name: of the piece among its like.
         key: fingerprint of everything its result depends on.
@@ -109,6 +110,11 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(path, result)
 
+    def finished(self) -> list[dict[str, Any]]:
+        """Every result in the folder, of other rates and seeds too."""
+        found = (self._json(path) for kind in KINDS for path in self.path.glob(f"{kind}/**/*.json"))
+        return [value for value in found if value is not None]
+
     def forget(self, piece: Piece) -> None:
         """Remove a piece's result, so that it is done again."""
         self._known.pop(piece.file, None)
@@ -121,7 +127,8 @@ class Store:
         Yields:
             ``None`` if another process holds it; else how many processes died on it before.
         """
-        with self._locked(piece.file.replace("/", "_"), wait=False) as lock:
+        name = piece.file.removesuffix(".json").replace("/", "_")
+        with self._locked(name, wait=False) as lock:
             if lock is None:
                 yield None
                 return

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from loratune.compare.plan import FAILED, ComparisonPlan, Work
+from loratune.compare.plan import FAILED, SECONDS, ComparisonPlan, Work
 from loratune.compare.store import MOST_DEATHS, Store
 from loratune.compare.workbench import FAILURES, Measured, Workbench, failure_reason
 
@@ -61,9 +61,9 @@ def _try(
         else:
             result = _result(bench, work)
         seconds = time.perf_counter() - started
-        store.write(work.piece, {**result, "seconds": seconds})
-    done = sum(1 for _ in store.path.glob("*/*/*.json")) + 1
-    tell(f"[{min(done, total)}/{total}] {work.title}: {_outcome(result)} ({seconds:.1f} s)")
+        store.write(work.piece, {**result, SECONDS: seconds})
+    done = min(total, len(store.finished()))
+    tell(f"[{done}/{total}] {work.title}: {_outcome(result)} ({seconds:.1f} s)")
     return True
 
 
