@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from loratune.parameter_tables import to_rich, variant_grid
 from loratune.parameters import ParameterReport
 from loratune.peft_format import AdapterFolder, projection_fingerprint, read_adapter, write_adapter
 from loratune.provenance import package_versions, provenance
+from loratune.report.build import finished_report
 from loratune.resume import (
     AUTO,
     check_resume,
@@ -49,8 +50,11 @@ from loratune.surgery import WrappedModel
 from loratune.tables import evaluation_table, merge_lines, sample_table, show
 from loratune.trackers import check_trackers, open_trackers
 from loratune.training import processes
+from loratune.training.advice import Setup, summary_lines
+from loratune.training.history import History
 from loratune.training.memory import memory_errors
 from loratune.training.signals import StopAtOnce
+from loratune.training.sharding import shard_base
 from loratune.training.state import seed_everything
 from loratune.variant_report import report_variants
 
@@ -150,7 +154,8 @@ class _Run:
     def _later_stages(self, training: TrainResult | None) -> RunSummary:
         """What comes after the adapter is published, and cannot harm it."""
         stages, main = self.config.stages, processes.is_main()
-        evaluation = self._evaluate() if Stage.evaluate in stages and self.data.eval else None
+        measured = self.data.eval or self.config.data.test_path
+        evaluation = self._evaluate() if Stage.evaluate in stages and measured else None
         merged = None
         if main:
             adapter = read_adapter(self.run_dir.adapter)
@@ -232,6 +237,10 @@ class _Run:
         )
         if config.trainer.gradient_checkpointing:
             self._checkpoint_gradients()
+        if config.launch.shard:
+            shard_base(self.wrapped.model)
+        if config.trainer.compile:
+            self.head.compile_backbone()
         seed_everything(config.trainer.seed)
         self._describe_plan(plan)
         result = train(
@@ -247,6 +256,9 @@ class _Run:
         )
         loss = "" if result.loss is None else f", loss {result.loss:.4f}"
         self._say(f"trained {result.steps} steps in {result.seconds:.1f} s{loss}")
+        history = History.read(self.run_dir.metrics, self.run_dir.timings)
+        for line in summary_lines(history, Setup.of(to_plain(config))):
+            self._say(line)
         return result
 
     def _checkpoint_gradients(self) -> None:
@@ -302,9 +314,8 @@ class _Run:
     # -- evaluate, merge, export -----------------------------------------------------------
 
     def _evaluate(self) -> Evaluation:
-        result = evaluate(
-            self.wrapped, self.head, self.base.tokenizer, self.data, self.config.evaluate
-        )
+        rows = final_rows(self.config, self.data, self.base)
+        result = evaluate(self.wrapped, self.head, self.base.tokenizer, rows, self.config.evaluate)
         if processes.is_main():
             files.write_json(self.run_dir.evaluation, result.as_dict())
             show(evaluation_table(result))
@@ -333,7 +344,9 @@ class _Run:
                 self._merge(adapter)
             return
         files.discard_folder(self.run_dir.export)
-        export(adapter, self.base.folder, self.run_dir.export, form)
+        export(
+            adapter, self.base.folder, self.run_dir.export, form, self.config.merge.verify
+        )
         self._say(f"exported {form}: {self.run_dir.export}")
 
     def _finish(self, summary: RunSummary) -> None:
@@ -344,6 +357,7 @@ class _Run:
         files.write_json(self.run_dir.summary, record)
         self.run_dir.link_latest(self.config.name)
         self._say(f"everything lies in {self.run_dir.path}")
+        self._say(f"report: {finished_report(self.run_dir.path)}")
 
     def _say(self, line: str) -> None:
         if processes.is_main():
@@ -354,3 +368,13 @@ def to_plain_adapter(wrapped: WrappedModel) -> dict[str, Any]:
     """The variant's settings as plain values."""
     plain = to_plain(wrapped.config)
     return {key: value for key, value in plain.items() if key != "variant"}
+
+
+def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> PreparedData:
+    """The rows of the final evaluation: those that chose nothing, where the recipe names any."""
+    if config.data.test_path is None:
+        return data
+    test = replace(config.data, path=None, eval_path=config.data.test_path, test_path=None)
+    return prepare_data(
+        test, base.tokenizer, base.vocab_size, config.trainer.seed, prompt_format=data.prompt_format
+    )

@@ -10,6 +10,7 @@ from loratune.stages.evaluate import Evaluation, Metrics, Sample
 from loratune.stages.merge import MergeReport
 
 SAMPLES_SHOWN = 4
+SAMPLE_WIDTH = 200
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -44,11 +45,16 @@ def sample_table(samples: list[Sample]) -> Table:
     table = Table(title="answers before and after", title_justify="left", show_lines=True)
     for name in ("prompt", "base", "adapted", "reference"):
         table.add_column(name, overflow="fold")
-    step = max(1, len(samples) // SAMPLES_SHOWN)
+    # One step more than an even spread: rows often come in groups of a few per subject.
+    step = len(samples) // SAMPLES_SHOWN + 1
     for sample in samples[::step][:SAMPLES_SHOWN]:
         row = (sample.prompt, sample.base, sample.adapted, sample.reference)
-        table.add_row(*(Text(printable(text.strip())) for text in row))
+        table.add_row(*(Text(_shortened(printable(text.strip()))) for text in row))
     return table
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SAMPLE_WIDTH else text[: SAMPLE_WIDTH - 1] + "…"
 
 
 def merge_lines(report: MergeReport) -> list[str]:

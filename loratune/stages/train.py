@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from loratune.surgery import WrappedModel
 from loratune.training import guards, processes
 from loratune.training.health import HealthMonitor
 from loratune.training.memory import memory_errors
+from loratune.training.prefetch import Prefetch
 from loratune.training.record import Recorder, Tracker
 from loratune.training.signals import StopRequest, stopped
 from loratune.training.state import Progress, capture, load_adapter_state, restore
@@ -115,6 +116,7 @@ class _Loop:
         self.recorder = Recorder(run_dir, self.total, trackers, active=processes.is_main())
         self.health = HealthMonitor(wrapped, self.total)
         self.loss: float | None = None
+        self.input = Prefetch(self._micro_batches, next(self.model.parameters()).device)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a verified checkpoint."""
@@ -144,7 +146,7 @@ class _Loop:
         self.recorder.begin_step()
         factor = schedule_factor(step, self.total, self.config)
         set_learning_rate(self.optimizer, factor)
-        batches = list(self._micro_batches(step))
+        batches = self.input.batches(step)
         logged = (step + 1) % self.config.log_every == 0 or step + 1 == self.total
         measured = logged and self.health.due(step + 1)
         if measured:
@@ -173,12 +175,11 @@ class _Loop:
                 dead=self.health.dead if measured else (),
             )
 
-    def _micro_batches(self, step: int) -> Iterator[Batch]:
-        device = next(self.model.parameters()).device
-        for rows in self.data.plan.micro_batches(step):
-            mine = shard(rows, processes.rank(), processes.world_size())
-            if mine:
-                yield self.data.batch(mine).to(device)
+    def _micro_batches(self, step: int) -> list[Batch]:
+        """This process's share of a step, on the CPU."""
+        rank, world = processes.rank(), processes.world_size()
+        shares = (shard(rows, rank, world) for rows in self.data.plan.micro_batches(step))
+        return [self.data.batch(mine) for mine in shares if mine]
 
     def _evaluate_now(self) -> None:
         every, step = self.config.eval_every, self.progress.step
@@ -285,6 +286,7 @@ def train(
             stopped_early = loop.run()
     finally:
         loop.recorder.close()
+        loop.input.close()
     guards.refuse_unmoved(wrapped.model, loop.progress.initial, loop.progress.watched_steps)
     best = loop.progress.best_step or loop.progress.step
     if best != loop.progress.step:
