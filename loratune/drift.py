@@ -82,7 +82,8 @@ def refuse(
     Raises:
         LoratuneError: of that kind, one line ``key: saved → now`` per change.
     """
-    accepted, refused = [], []
+    accepted: list[Change] = []
+    refused: list[Change] = []
     for change in changes:
         covered = any(change.key == key or change.key.startswith(key + ".") for key in allowed)
         (accepted if covered else refused).append(change)

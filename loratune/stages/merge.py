@@ -177,7 +177,7 @@ class _Merge:
                 self.merged_hashes[name] = self.base_hashes[entry.name]
                 return
             result = self._new_value(name, entry, view).contiguous()
-        data = memoryview(result.view(torch.uint8).reshape(-1).numpy()).cast("B")
+        data = result.view(torch.uint8).reshape(-1).numpy().data
         self.merged_hashes[name] = files.sha256_bytes(data)
         writer.write(data)
 

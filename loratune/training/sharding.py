@@ -38,4 +38,5 @@ def _blocks(backbone: nn.Module) -> list[nn.Module]:
     lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise ConfigError("the model has no list of blocks to shard", where="launch.shard")
-    return list(max(lists, key=len))
+    longest = max(lists, key=lambda blocks: len(blocks))
+    return list(longest)
