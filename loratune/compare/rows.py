@@ -57,7 +57,7 @@ def units(rows: Sequence[EncodedRow]) -> list[list[int]]:
 def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> ComparisonRows:
     """Read and split the rows of a recipe.
 
-    With ``compare.test_path`` the final rows come from there, and the recipe's evaluation rows
+    With ``data.test_path`` the final rows come from there, and the recipe's evaluation rows
     choose the rates.  Without it the recipe's evaluation rows are the final ones, and whole
     prompts of the training rows are set aside to choose by.
 
@@ -68,9 +68,9 @@ def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> Co
     data, seed = config.data, config.trainer.seed
     _refuse_no_evaluation(config)
     first = prepare_data(data, tokenizer, vocab_size, seed)
-    test_path = config.compare.test_path
+    test_path = data.test_path
     if test_path is not None:
-        other = replace(data, eval_path=test_path)
+        other = replace(data, eval_path=test_path, test_path=None)
         final = _evaluation_rows(other, first.prompt_format, tokenizer, vocab_size, seed)
         train, dev = first.train, first.eval
         sources = {"dev": _source(data, data.eval_path), "test": test_path}
@@ -144,7 +144,7 @@ def split_by_question(
         raise DataError(
             f"{len(groups)} prompts cannot be split into rows to train on and rows to choose by",
             where="data.path",
-            fix="add rows, or set compare.test_path",
+            fix="add rows, or set data.test_path",
         )
     wanted = min(len(groups) - 1, max(1, round(fraction * len(groups))))
     chosen = {n for place in shuffled(len(groups), seed, 2)[:wanted] for n in groups[place]}

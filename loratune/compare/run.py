@@ -50,11 +50,7 @@ def compare(config: RunConfig, options: Options) -> tuple[Comparison, Path]:
         Interrupted: on SIGINT; what is finished is kept.
     """
     bench, plan, store = prepare(config, options)
-    if options.retry:
-        _forget_failures(plan, store)
-    with _helpers(config, options, store):
-        number, count = options.part
-        do_all(bench, plan, store, first=(number - 1) / count, tell=say)
+    share_work(config, options, bench, plan, store)
     comparison = assemble(config, options, bench, plan, store)
     files.write_json(store.path / RESULT, comparison.to_dict())
     files.write_text(store.path / MARKDOWN, tables.markdown(comparison))
@@ -84,6 +80,8 @@ def prepare(config: RunConfig, options: Options) -> tuple[Workbench, ComparisonP
     plan = ComparisonPlan(fingerprint(task), contests, seeds)
     path = config.out or f"outputs/{config.name}/compare-{fingerprint(task)[:8]}"
     store = Store.open(Path(path), task)
+    if options.retry:
+        _forget_failures(plan, store)
     for note in bench.rows.notes:
         say(f"note: {note}")
     missing = len(plan.open_work(store))
@@ -122,8 +120,8 @@ def _task(config: RunConfig, bench: Workbench) -> dict[str, Any]:
         kept["compare"].pop(key, None)
     kept["trainer"].pop("threads", None)
     kept["trainer"].pop("seed", None)
-    kept["data"] |= {"path": None, "eval_path": None}
-    kept["compare"] |= {"test_path": None, "heldout_path": None}
+    kept["data"] |= {"path": None, "eval_path": None, "test_path": None}
+    kept["compare"]["heldout_path"] = None
     return {
         "recipe": redact(kept),
         "base": bench.base.fingerprint,
@@ -132,6 +130,15 @@ def _task(config: RunConfig, bench: Workbench) -> dict[str, Any]:
         "device": bench.base.device.type,
         "loratune": package_versions().get("loratune"),
     }
+
+
+def share_work(
+    config: RunConfig, options: Options, bench: Workbench, plan: ComparisonPlan, store: Store
+) -> None:
+    """Do every open piece here, with as many other processes as the options ask for."""
+    number, count = options.part
+    with _helpers(config, options, store):
+        do_all(bench, plan, store, first=(number - 1) / count, tell=say)
 
 
 def _forget_failures(plan: ComparisonPlan, store: Store) -> None:

@@ -62,8 +62,8 @@ def _try(
             result = _result(bench, work)
         seconds = time.perf_counter() - started
         store.write(work.piece, {**result, SECONDS: seconds})
-    done = min(total, len(store.finished()))
-    tell(f"[{done}/{total}] {work.title}: {_outcome(result)} ({seconds:.1f} s)")
+    done = len(store.finished())
+    tell(f"[{done}/{max(done, total)}] {work.title}: {_outcome(result)} ({seconds:.1f} s)")
     return True
 
 

@@ -257,12 +257,10 @@ class ExportConfig:
 class CompareConfig:
     """How ``compare`` and ``tune`` search, and what they measure on."""
 
-    test_path: str | None = None
-    """Rows of the final numbers; null takes the evaluation rows and searches on training rows."""
     heldout_path: str | None = None
     """Text rows that forgetting is measured on; null leaves it out."""
     dev_fraction: float = 0.2
-    """Share of the training prompts that the search is judged by while ``test_path`` is null."""
+    """Training prompts set aside to search by, as a share, while ``data.test_path`` is null."""
     steps: int | None = None
     """Optimizer steps of every training; null takes ``trainer.steps``."""
     lr_points: int = 7
