@@ -9,25 +9,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from loratune import files
 from loratune.config.schema import Dtype, MergeConfig
 from loratune.drift import fact_changes, refuse
 from loratune.errors import MergeError
-from loratune.fingerprint import combine_hashes, tensors_fingerprint
+from loratune.fingerprint import tensors_fingerprint
 from loratune.merge_proof import LogitsProof, prove_logits, wants_logits
-from loratune.merging import ModuleProof, merged_weight
-from loratune.offline_adapter import OfflineAdapter, attach, is_zero, tensor_name, weight_source
+from loratune.merge_plan import MergePlan
+from loratune.merge_writer import write_merged
+from loratune.merging import ModuleProof
+from loratune.offline_adapter import OfflineAdapter, is_zero
 from loratune.peft_format import AdapterFolder
 from loratune.provenance import package_versions
-from loratune.safetensors_writer import ITEM_BYTES, SafetensorsWriter, TensorPlan
-from loratune.weights import INDEX, SINGLE, TensorEntry, mapped, tensor_entries, tensor_hash
+from loratune.weights import INDEX, SINGLE, TensorEntry
 
 REPORT = "merge_report.json"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMES = {Dtype.float32: "F32", Dtype.float16: "F16", Dtype.bfloat16: "BF16"}
 _COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
 _NOT_COPIED = (INDEX, REPORT, "config.json", "adapter_config.json", "loratune.json")
 
@@ -70,149 +66,6 @@ class MergeReport:
         return max(self.modules, key=lambda proof: proof.residual)
 
 
-class _Merge:
-    """One merge in progress; the public face is ``merge``."""
-
-    def __init__(
-        self, adapters: Sequence[AdapterFolder], base_folder: Path, config: MergeConfig
-    ) -> None:
-        self.base_folder, self.config = base_folder, config
-        self.entries = tensor_entries(base_folder)
-        self.offline = [attach(base_folder, adapter) for adapter in adapters]
-        self.unties = any(offline.unties for offline in self.offline)
-        self.changed = self._changed_modules()
-        self.saved = self._saved_tensors()
-        self.proofs: list[ModuleProof] = []
-        self.base_hashes: dict[str, str] = {}
-        self.merged_hashes: dict[str, str] = {}
-        self.merged_entries: dict[str, TensorEntry] = {}
-
-    def _changed_modules(self) -> dict[str, str]:
-        """Output tensor name to module, for every adapted weight."""
-        changed: dict[str, str] = {}
-        for offline in self.offline:
-            for module in offline.wrapped.adapters:
-                source = weight_source(offline, self.entries, module)
-                is_tied_head = offline.tied and module == offline.output_head
-                changed[f"{module}.weight" if is_tied_head else source] = module
-        return changed
-
-    def _saved_tensors(self) -> dict[str, Tensor]:
-        """Output tensor name to trained value, for modules trained in full."""
-        saved: dict[str, Tensor] = {}
-        for offline in self.offline:
-            for module, layer in offline.wrapped.saved_modules.items():
-                for key, value in layer.trained_module.state_dict().items():
-                    wanted = f"{module}.{key}"
-                    name = tensor_name(self.entries, wanted, offline.prefix) or wanted
-                    if name in saved:
-                        raise MergeError(
-                            "two adapters both trained this module in full", where=module
-                        )
-                    saved[name] = value.detach()
-        return saved
-
-    def outputs(self) -> list[tuple[str, TensorEntry]]:
-        """Every tensor to write: its name and the base tensor it comes from, in file order."""
-        written = [(name, entry) for name, entry in self.entries.items()]
-        first = self.offline[0]
-        head = f"{first.output_head}.weight"
-        if self.unties and head not in self.entries:
-            source = weight_source(first, self.entries, first.output_head)
-            written.append((head, self.entries[source]))
-        missing = sorted((self.changed.keys() | self.saved.keys()) - {name for name, _ in written})
-        if missing:
-            raise MergeError(f"the base has no tensor '{missing[0]}'", where=str(self.base_folder))
-        return written
-
-    def out_dtype(self, entry: TensorEntry) -> str:
-        """safetensors dtype of an output tensor; only floating ones are converted."""
-        if self.config.dtype is Dtype.auto or entry.dtype not in _DTYPES:
-            return entry.dtype
-        return _NAMES[self.config.dtype]
-
-    def write(self, target: Path) -> dict[str, str]:
-        """Write every shard; return tensor name to file name."""
-        weight_map: dict[str, str] = {}
-        outputs = self.outputs()
-        files_in_order = list(dict.fromkeys(entry.file for entry in self.entries.values()))
-        extra = outputs[len(self.entries) :]
-        for file in files_in_order:
-            own = [item for item in outputs[: len(self.entries)] if item[1].file == file]
-            own += extra if file == files_in_order[-1] else []
-            self._write_file(target / file.name, file, own)
-            weight_map.update({name: file.name for name, _ in own})
-        return weight_map
-
-    def _write_file(self, path: Path, source: Path, items: list[tuple[str, TensorEntry]]) -> None:
-        plans = [self._plan(name, entry) for name, entry in items]
-        offset = 0
-        needed = dict.fromkeys([source, *(entry.file for _, entry in items)])
-        with _mapped_files(needed) as contents, files.storage_errors(path):
-            with SafetensorsWriter(path, plans, {"format": "pt"}) as writer:
-                for (name, entry), plan in zip(items, plans, strict=True):
-                    content = contents[entry.file]
-                    self.base_hashes.setdefault(entry.name, tensor_hash(entry, content))
-                    self._write_tensor(writer, name, entry, content)
-                    end = offset + plan.size
-                    self.merged_entries[name] = TensorEntry(
-                        name, path, plan.dtype, plan.shape, offset, end
-                    )
-                    offset = end
-
-    def _plan(self, name: str, entry: TensorEntry) -> TensorPlan:
-        dtype = self.out_dtype(entry)
-        size = entry.end - entry.begin
-        if dtype != entry.dtype:
-            size = size // ITEM_BYTES[entry.dtype] * ITEM_BYTES[dtype]
-        return TensorPlan(name, dtype, entry.shape, size)
-
-    def _write_tensor(
-        self, writer: SafetensorsWriter, name: str, entry: TensorEntry, content: memoryview
-    ) -> None:
-        dtype = self.out_dtype(entry)
-        with content[entry.begin : entry.end] as view:
-            if name not in self.changed and name not in self.saved and dtype == entry.dtype:
-                writer.write(view)
-                self.merged_hashes[name] = self.base_hashes[entry.name]
-                return
-            result = self._new_value(name, entry, view).contiguous()
-        data = result.view(torch.uint8).reshape(-1).numpy().data
-        self.merged_hashes[name] = files.sha256_bytes(data)
-        writer.write(data)
-
-    def _new_value(self, name: str, entry: TensorEntry, view: memoryview) -> Tensor:
-        dtype = _DTYPES.get(self.out_dtype(entry))
-        if dtype is None:
-            raise MergeError(f"weights of type {entry.dtype} cannot be merged", where=name)
-        if name in self.saved:
-            return self.saved[name].reshape(entry.shape).to(dtype)
-        # A copy: a mapped file is read-only, which torch's views are not.
-        stored = torch.frombuffer(bytearray(view), dtype=_DTYPES[entry.dtype]).view(entry.shape)
-        if name not in self.changed:
-            return stored.to(dtype)
-        module = self.changed[name]
-        layers = [o.wrapped.adapters[module] for o in self.offline if module in o.wrapped.adapters]
-        merged, proof = merged_weight(stored, layers, dtype)
-        self.proofs.append(proof)
-        return merged
-
-
-class _mapped_files:  # noqa: N801  used like a function
-    """Several mapped files at once."""
-
-    def __init__(self, paths: Mapping[Path, None]) -> None:
-        from contextlib import ExitStack
-
-        self._paths, self._stack = paths, ExitStack()
-
-    def __enter__(self) -> dict[Path, memoryview]:
-        return {path: self._stack.enter_context(mapped(path)) for path in self._paths}
-
-    def __exit__(self, *details: object) -> None:
-        self._stack.close()
-
-
 def merge(
     adapters: Sequence[AdapterFolder],
     base_folder: Path,
@@ -241,35 +94,34 @@ def merge(
     """
     started = time.perf_counter()
     _refuse_merged_before(adapters, base_folder)
-    work = _Merge(adapters, base_folder, config)
-    _refuse_no_effect(work.offline)
-    needed = sum(entry.end - entry.begin for entry in work.entries.values())
+    plan = MergePlan(adapters, base_folder, config.dtype)
+    _refuse_no_effect(plan.offline)
+    needed = sum(entry.end - entry.begin for entry in plan.entries.values())
     _refuse_small_disk(out, needed)
     with files.published_folder(out) as target:
-        weight_map = work.write(target)
-        base = combine_hashes(work.entries, work.base_hashes)
-        facts = {"base": base, "tokenizer": tokenizer}
+        written = write_merged(plan, target)
+        facts = {"base": written.base, "tokenizer": tokenizer}
         drift = [line for a in adapters for line in _check_binding(a, facts, allow_drift)]
-        _write_index(target, weight_map, work.merged_entries)
-        _write_config(base_folder, target, config.dtype, unties=work.unties)
+        _write_index(target, written.entries)
+        _write_config(base_folder, target, config.dtype, unties=plan.unties)
         _copy_side_files(base_folder, target)
         logits = None
         if wants_logits(config.verify, adapters, needed):
             logits = prove_logits(base_folder, adapters[0], target)
         report = MergeReport(
-            base=base,
+            base=written.base,
             adapters=[tensors_fingerprint(adapter.tensors) for adapter in adapters],
             tokenizer=tokenizer,
-            merged=combine_hashes(work.merged_entries, work.merged_hashes),
+            merged=written.merged,
             dtype="base" if config.dtype is Dtype.auto else str(config.dtype),
-            untied=work.unties,
-            modules=work.proofs,
+            untied=plan.unties,
+            modules=written.proofs,
             logits=logits,
-            delta_kept=_overall_kept(work.proofs),
+            delta_kept=_overall_kept(written.proofs),
             seconds=time.perf_counter() - started,
             drift=drift,
             versions=package_versions(),
-            files=_described_files(target),
+            files=_described_files(target, written.hashes),
         )
         _refuse_lost(report, config)
         files.write_sealed_json(target / REPORT, {"format": 1, **asdict(report)})
@@ -316,7 +168,9 @@ def _refuse_small_disk(out: Path, needed: int) -> None:
     free = files.free_bytes(out)
     if free < needed:
         raise StorageError(
-            f"not enough disk: {needed:,} bytes needed, {free:,} free", where=str(out), fix="out=DIR"
+            f"not enough disk: {needed:,} bytes needed, {free:,} free",
+            where=str(out),
+            fix="out=DIR",
         )
 
 
@@ -335,15 +189,12 @@ def _overall_kept(proofs: Sequence[ModuleProof]) -> float:
     return kept / whole if whole else 1.0
 
 
-def _write_index(
-    target: Path, weight_map: Mapping[str, str], entries: Mapping[str, TensorEntry]
-) -> None:
+def _write_index(target: Path, entries: Mapping[str, TensorEntry]) -> None:
+    weight_map = {name: entry.file.name for name, entry in entries.items()}
     if set(weight_map.values()) == {SINGLE}:
         return
     size = sum(entry.end - entry.begin for entry in entries.values())
-    files.write_json(
-        target / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(weight_map)}
-    )
+    files.write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def _write_config(base_folder: Path, target: Path, dtype: Dtype, *, unties: bool) -> None:
@@ -364,9 +215,13 @@ def _copy_side_files(base_folder: Path, target: Path) -> None:
                 shutil.copyfile(path, target / path.name)
 
 
-def _described_files(target: Path) -> dict[str, dict[str, Any]]:
+def _described_files(target: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """sha256 and size of every file; the shards were hashed while they were written."""
     return {
-        path.name: {"sha256": files.sha256_file(path), "bytes": path.stat().st_size}
+        path.name: {
+            "sha256": known.get(path.name) or files.sha256_file(path),
+            "bytes": path.stat().st_size,
+        }
         for path in sorted(target.iterdir())
         if path.is_file()
     }
