@@ -1,0 +1,167 @@
+"""One check and its result; the checks that every kind of folder shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loratune import files
+from loratune.errors import LoratuneError, MergeError, raise_together
+
+# What a loader would read, or could be made to run: such a file must have been published with
+# the rest.  A README or a licence added later does no harm.
+_LOADED = {
+    ".safetensors", ".json", ".jinja", ".model", ".txt", ".bin", ".pt", ".pth", ".ckpt", ".pkl",
+    ".py", ".so", ".gguf",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        item: a file, tensor or module, relative to the verified folder.
+        what: what was compared.
+        problem: what differs; empty if nothing does.
+        note: why it could not be checked; empty if it was.
+        error: kind of error that a problem is.
+    """
+
+    item: str
+    what: str
+    problem: str = ""
+    note: str = ""
+    error: type[LoratuneError] = MergeError
+
+    @property
+    def status(self) -> str:
+        """``differs``, ``not checked`` or ``ok``."""
+        return "differs" if self.problem else "not checked" if self.note else "ok"
+
+    def within(self, folder: str) -> Check:
+        """The same check seen from the folder above."""
+        return Check(f"{folder}/{self.item}", self.what, self.problem, self.note, self.error)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Every check of one folder.
+
+    Attributes:
+        kind: what the folder is.
+        folder: the folder.
+        checks: in the order in which they were made.
+    """
+
+    kind: str
+    folder: Path
+    checks: Sequence[Check]
+
+    @property
+    def problems(self) -> list[Check]:
+        """The checks that failed."""
+        return [check for check in self.checks if check.problem]
+
+    def raise_problems(self) -> None:
+        """Raise every failed check at once, each as the kind of error it is.
+
+        Raises:
+            LoratuneError: exit code 7, or 6 where only checkpoints are damaged.
+        """
+        raise_together(
+            check.error(
+                f"{check.what}: {check.problem}", where=str(self.folder / check.item), fix=_FIX
+            )
+            for check in self.problems
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {
+            "kind": self.kind,
+            "folder": str(self.folder),
+            "ok": not self.problems,
+            "checks": [
+                {
+                    "item": check.item,
+                    "what": check.what,
+                    "status": check.status,
+                    "detail": check.problem or check.note,
+                }
+                for check in self.checks
+            ],
+        }
+
+
+_FIX = "restore it from a copy, or make it again; do not use it as it is"
+
+
+def sealed(folder: Path, name: str, error: type[LoratuneError]) -> tuple[dict[str, Any], Check]:
+    """A sealed JSON file, and the check of its seal; empty where the seal is broken."""
+    path, problem, value = folder / name, "", dict[str, Any]()
+    try:
+        if path.is_symlink():
+            problem = "is a link"
+        else:
+            value = files.read_sealed_json(path)
+    except FileNotFoundError:
+        problem = "is missing"
+    except (OSError, ValueError, AttributeError, RecursionError):
+        problem = "was changed after it was published"
+    return value, Check(name, "seal", problem, error=error)
+
+
+def file_checks(
+    folder: Path, recorded: Mapping[str, Any], own: str, error: type[LoratuneError]
+) -> list[Check]:
+    """Size and sha256 of every file recorded; then files that were never published.
+
+    Args:
+        folder: where they lie.
+        recorded: name to ``{"sha256": ..., "bytes": ...}`` or to the sha256 alone.
+        own: the file that records them.
+        error: kind of error that a problem is.
+    """
+    checks = [
+        Check(name, "sha256 and size", _file_problem(folder, name, entry), error=error)
+        for name, entry in sorted(recorded.items())
+    ]
+    for path in sorted(folder.iterdir()):
+        if path.name not in recorded and path.name != own and path.suffix in _LOADED:
+            checks.append(Check(path.name, "published files", "was never published", error=error))
+    return checks
+
+
+def _file_problem(folder: Path, name: str, entry: Any) -> str:
+    path = folder / name
+    if name != Path(name).name or path.is_symlink():
+        return "leads elsewhere"
+    if not path.is_file():
+        return "is missing"
+    recorded = entry if isinstance(entry, Mapping) else {"sha256": entry}
+    size = path.stat().st_size
+    if "bytes" in recorded and recorded["bytes"] != size:
+        return f"has {size:,} bytes instead of {recorded['bytes']:,}"
+    try:
+        return "" if files.sha256_file(path) == recorded.get("sha256") else "its bytes differ"
+    except OSError as reason:
+        return f"cannot be read: {reason.strerror}"
+
+
+def compared(
+    item: str, what: str, recorded: Any, now: Any, error: type[LoratuneError] = MergeError
+) -> Check:
+    """Whether a fingerprint is the recorded one; nothing recorded is no problem."""
+    if recorded is None:
+        return Check(item, what, note="nothing was recorded")
+    problem = "" if recorded == now else f"{str(recorded)[:12]} → {str(now)[:12]}"
+    return Check(item, what, problem, error=error)
+
+
+def refused(item: str, what: str, error: LoratuneError) -> Check:
+    """A check that could not be made because what it needs is unusable."""
+    place = f" ({error.where})" if error.where else ""
+    return Check(item, what, f"{error.cause}{place}")

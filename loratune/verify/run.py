@@ -1,0 +1,92 @@
+"""Checkpoints, and runs with everything that lies in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loratune import files
+from loratune.checkpoint import MANIFEST, damage, published_checkpoints
+from loratune.errors import CheckpointError, LoratuneError
+from loratune.peft_config import CONFIG as ADAPTER_CONFIG
+from loratune.peft_format import TENSORS
+from loratune.run_dir import RunDir
+from loratune.run_record import SUMMARY
+from loratune.stages.export import CERTIFICATE
+from loratune.stages.merge import REPORT
+from loratune.verify.adapter import base_checks, check_adapter, check_export
+from loratune.verify.base import Base
+from loratune.verify.checks import Check, file_checks, sealed
+from loratune.verify.merged import check_merged
+from loratune.verify.tensors import file_fingerprint, unfit_names
+
+_ADAPTER = "adapter.safetensors"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, damaged or not."""
+    return (folder / MANIFEST).exists() or folder.name.startswith("step_")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or what is left of one."""
+    run = RunDir(folder)
+    return any(path.exists() for path in (run.recipe, run.checkpoints, run.adapter, run.merged))
+
+
+def check_checkpoint(folder: Path, base: Base | None = None) -> list[Check]:
+    """A checkpoint's manifest, every file, and its adapter's values."""
+    problem = damage(folder)
+    if problem:
+        return [Check(".", "manifest and files", problem, error=CheckpointError)]
+    manifest = files.read_sealed_json(folder / MANIFEST)
+    checks = [Check(MANIFEST, "seal")]
+    checks += file_checks(folder, manifest["files"], MANIFEST, CheckpointError)
+    names = unfit_names(folder / _ADAPTER) if (folder / _ADAPTER).exists() else []
+    problem = f"'{names[0]}' is not" if names else ""
+    checks.append(Check(_ADAPTER, "finite, not empty", problem, error=CheckpointError))
+    if base is not None:
+        checks += base_checks(manifest, base, ".", CheckpointError)
+    return checks
+
+
+def check_run(folder: Path, base: Base | None = None) -> list[Check]:
+    """Every checkpoint, the adapter, the merged model, the export, and the run's own records."""
+    run = RunDir(folder)
+    checks = _record_checks(folder)
+    for path in published_checkpoints(run.checkpoints):
+        place = f"{run.checkpoints.name}/{path.name}"
+        checks += [check.within(place) for check in check_checkpoint(path, base)]
+    if run.adapter.is_dir():
+        checks += [check.within(run.adapter.name) for check in check_adapter(run.adapter, base)]
+    if (run.merged / REPORT).exists():
+        given = _merged_from(run) if base is not None else []
+        checks += [c.within(run.merged.name) for c in check_merged(run.merged, base, given)]
+    elif run.merged.exists():
+        checks.append(Check(run.merged.name, "certificate", f"{REPORT} is missing"))
+    if (run.export / CERTIFICATE).exists():
+        checks += [c.within(run.export.name) for c in check_export(run.export, base)]
+    elif (run.export / ADAPTER_CONFIG).exists():
+        checks.append(Check(run.export.name, "certificate", f"{CERTIFICATE} is missing"))
+    return checks
+
+
+def _record_checks(folder: Path) -> list[Check]:
+    """The files that the finished run sealed; an unfinished run has sealed none."""
+    if not (folder / SUMMARY).exists():
+        note = "the run is not finished: its records are not sealed yet"
+        return [Check(SUMMARY, "seal", note=note)]
+    summary, seal = sealed(folder, SUMMARY, CheckpointError)
+    recorded: dict[str, Any] = summary.get("files") or {}
+    checks = file_checks(folder, recorded, SUMMARY, CheckpointError)
+    return [seal, *(check for check in checks if check.what != "published files")]
+
+
+def _merged_from(run: RunDir) -> list[Path]:
+    """The run's adapter, if the merged model says that it was made from it alone."""
+    try:
+        adapters = files.read_sealed_json(run.merged / REPORT).get("adapters")
+        own = file_fingerprint(run.adapter / TENSORS)
+    except (OSError, ValueError, LoratuneError):
+        return []
+    return [run.adapter] if adapters == [own] else []
