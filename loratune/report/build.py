@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loratune import __version__, files
-from loratune.errors import ConfigError
+from loratune.errors import ConfigError, StorageError
 from loratune.report.page import render
 
 REPORT = "report.html"
@@ -64,6 +64,22 @@ def write_run_report(folder: Path, out: Path | None = None) -> Path:
     from loratune.report.run_page import run_page
 
     return _write(out or folder / REPORT, render(run_page(read_run(folder), _footer())))
+
+
+def finished_report(folder: Path) -> Path:
+    """The page of a run that has just been published whole.
+
+    Raises:
+        StorageError: if the page cannot be made; the run itself is complete, and the error says so.
+    """
+    try:
+        return write_run_report(folder)
+    except Exception as error:  # whatever it is, nobody may believe that the run was lost
+        raise StorageError(
+            f"the run is complete and saved, but its report could not be written: {error}",
+            where=str(folder),
+            fix=f"write it again: loratune report {folder}",
+        ) from error
 
 
 def write_comparison_report(folder: Path, out: Path | None = None) -> Path:

@@ -59,7 +59,8 @@ def _cards(comparison: Comparison, judged: Verdict) -> tuple[tuple[str, str], ..
     rows = comparison.rows
     return (
         ("to choose", judged.choice or "none"),
-        ("not told from the best", ", ".join(judged.tied) or "none"),
+        ("lowest loss", judged.best or "none"),
+        ("not told from the lowest", ", ".join(judged.tied) or "none"),
         ("seeds a variant", str(len(comparison.seeds))),
         (f"test rows, {rows.prompts:,} prompts", f"{rows.test:,}"),
         ("steps each", f"{comparison.steps:,}"),

@@ -6,7 +6,7 @@ from loratune.console import console, is_interactive, printable, say
 from loratune.training.health_line import HealthLine
 
 _PLAIN_LINES = 20
-_PLAIN_WIDTH = 118
+_PLAIN_WIDTH = 140
 _NARROW = 100
 """Columns below which the live line does without a bar."""
 
