@@ -181,13 +181,20 @@ def newest_verified(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def quarantine(path: Path) -> None:
-    """Move a damaged checkpoint out of the way; it is neither counted nor deleted."""
+def quarantine(path: Path, label: str = "damaged") -> None:
+    """Move a checkpoint out of the way; it is neither counted nor deleted."""
     number = 0
-    while (target := path.with_name(f"damaged-{path.name}-{number}")).exists():
+    while (target := path.with_name(f"{label}-{path.name}-{number}")).exists():
         number += 1
     with files.storage_errors(path):
         path.rename(target)
+
+
+def set_aside_later(folder: Path, step: int) -> None:
+    """A run that goes on from an earlier checkpoint must not meet the later ones again."""
+    for path in published_checkpoints(folder):
+        if step_of(path) > step:
+            quarantine(path, "damaged" if damage(path) else "superseded")
 
 
 def rotate(folder: Path, keep: int, protected: Iterable[int]) -> list[Path]:

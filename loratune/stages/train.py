@@ -15,6 +15,7 @@ from loratune.checkpoint import (
     load_checkpoint,
     rotate,
     save_checkpoint,
+    set_aside_later,
 )
 from loratune.config.schema import TrainerConfig
 from loratune.data.batches import BatchPlan, shard
@@ -124,7 +125,7 @@ class _Loop:
 
     def run(self) -> bool:
         """Train to the end; return whether evaluations stopped it early."""
-        self._forget_later_records()
+        self._tidy()
         watch = guards.GradientWatch(self.progress.seen_gradient, self.progress.watched_steps)
         self.model.train()
         with StopRequest() as stop:
@@ -135,11 +136,13 @@ class _Loop:
                 self._stop_if_asked(stop)
         return self._is_stale()
 
-    def _forget_later_records(self) -> None:
-        """Drop what a killed start wrote of the steps that come now."""
+    def _tidy(self) -> None:
+        """Drop what an earlier start wrote of the steps that come now."""
         if processes.is_main():
             for path in (self.run_dir.metrics, self.run_dir.timings):
                 self.run_dir.truncate_after(path, self.progress.step)
+            set_aside_later(self.run_dir.checkpoints, self.progress.step)
+            self._rotate()
 
     def _step(self, watch: guards.GradientWatch) -> None:
         step = self.progress.step
@@ -218,9 +221,12 @@ class _Loop:
             folder, step = self.run_dir.checkpoints, self.progress.step
             self.run_dir.sync(self.run_dir.metrics)  # its lines belong to the checkpoint
             save_checkpoint(folder, step, tensors, self.progress.as_dict(), self.facts)
-            keep = {self.progress.best_step, step}
-            rotate(folder, self.config.keep_checkpoints, keep)
+            self._rotate()
         processes.barrier()
+
+    def _rotate(self) -> None:
+        keep = {self.progress.best_step, self.progress.step}
+        rotate(self.run_dir.checkpoints, self.config.keep_checkpoints, keep)
 
     def _refuse_disagreement(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """All processes hold the same adapter, or nobody knows which one to save."""
