@@ -15,6 +15,8 @@ COMMANDS = {
     "compare": "try the variants on one task: search, several seeds, intervals, costs",
     "tune": "find the learning rate of one variant and write a recipe with it",
     "recipes": "ls, show NAME, copy NAME",
+    "verify": "check a run, adapter, merge, export or checkpoint again, from its files alone",
+    "doctor": "check the installation: versions, offline use, determinism, every variant",
 }
 
 HELP = """loratune {version}: fine-tune causal language models with LoRA, LoRA-FA, LoRA+ and VeRA.

@@ -13,7 +13,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from loratune.cli import COMMANDS
 from loratune.cli.hydra_shims import quick_hydra
@@ -22,8 +22,12 @@ from loratune.config.convert import register_schemas, to_run_config
 from loratune.config.hydra_words import prepare_overrides
 from loratune.config.overrides import check_overrides
 from loratune.config.recipe_files import check_recipe_files
+from loratune.config.secrets import redact_text
 from loratune.config.user_recipes import builtin_recipes, register_user_recipes, user_recipe_folders
-from loratune.errors import LoratuneError, raise_together
+from loratune.errors import Interrupted, LoratuneError, Preempted, raise_together
+
+_STOPPED = (KeyboardInterrupt, Interrupted, Preempted)
+"""What ends a whole sweep, not one job of it."""
 
 HELP_TEMPLATE = """loratune {command}: {summary}
 
@@ -32,6 +36,7 @@ usage: loratune {command} [group=choice ...] [key=value ...]
 Groups, and what to choose from (your ./recipes folder adds to them):
 
 $APP_CONFIG_GROUPS
+
 Settings and their values now (override any as key=value):
 
 $CONFIG
@@ -45,8 +50,7 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
 
     Args:
         command: name of the subcommand.
-        module: has ``Config`` (a ``RunConfig``) and ``run(config, overrides)``; ``OPTIONAL`` lists
-            (group, key) that a recipe demands and this command can do without.
+        module: has ``Config`` (a ``RunConfig``) and ``run(config, overrides)``.
         arguments: the words after the subcommand.
 
     Raises:
@@ -61,13 +65,18 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
     register_schemas(module.Config)
     _register_help(command)
     failures: list[BaseException] = []
+    here = os.getpid()
 
     def task(composed: DictConfig) -> None:
         # Raised later: Hydra would print the overrides, secrets and all, beside the error.
+        if any(isinstance(failure, _STOPPED) for failure in failures):
+            return
         try:
             _run_task(composed, module)
         except (Exception, KeyboardInterrupt) as error:
-            failures.append(error)
+            failures.append(_named(error))
+            if os.getpid() != here:  # a launcher's own process: nobody would look at the list
+                raise
 
     with (
         _hydra_environment(command, [*_sweep_folder(arguments), *words]),
@@ -79,16 +88,34 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
             )(task)()
         except LoratuneError:
             raise
+        except SystemExit as stop:  # after --help
+            if stop.code:
+                raise
         except Exception as error:
             raise translate_composition_error(error) from error
+    _raise_failures(failures)
+
+
+def _raise_failures(failures: list[BaseException]) -> None:
+    """One error for all failed jobs; the others' results stay."""
+    told = [failure for failure in failures if isinstance(failure, LoratuneError)]
     for failure in failures:
-        raise failure
+        if failure not in told:
+            raise failure
+    raise_together(told)
+
+
+def _named(error: BaseException) -> BaseException:
+    """The error, saying which job of a sweep it was."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN or not isinstance(error, LoratuneError):
+        return error
+    words = redact_text(" ".join(HydraConfig.get().overrides.task))
+    for one in getattr(error, "errors", [error]):
+        one.where = f"{one.where}; job {HydraConfig.get().job.num} ({words})".lstrip("; ")
+    return error
 
 
 def _run_task(composed: DictConfig, module: ModuleType) -> None:
-    for group, key in getattr(module, "OPTIONAL", ()):
-        if OmegaConf.is_missing(composed[group], key):
-            composed[group][key] = None
     raise_together(check_composed(composed))
     config = to_run_config(composed, module.Config)
     hydra_config = HydraConfig.get()

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from loratune.plan.counts import VariantTable
     from loratune.published import PublishedRow
 
-OPTIONAL = (("data", "path"),)
-"""Settings that a recipe demands and counting does not need."""
-
 
 @dataclass(kw_only=True)
 class Config(RunConfig):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from loratune.cli.recorded import recorded_recipe
-from loratune.config.schema import RunConfig
+from loratune.config.schema import RunConfig, Stage
+from loratune.errors import ConfigError
 
 Config = RunConfig
 
@@ -16,6 +17,7 @@ def run(config: RunConfig, overrides: list[str]) -> None:
     Under torchrun (or a cluster that sets its variables) this process is one of several.
     """
     config = recorded_recipe(config, overrides)
+    check_rows(config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
         from loratune.launch import join
 
@@ -30,6 +32,18 @@ def run(config: RunConfig, overrides: list[str]) -> None:
     from loratune import pipeline
 
     pipeline.run(config)
+
+
+def check_rows(config: RunConfig) -> None:
+    """Rows that nobody named are missed before torch is imported.
+
+    Raises:
+        ConfigError: if the recipe trains and names none.
+    """
+    if Stage.train in config.stages and config.data.path is None:
+        raise ConfigError(
+            "there are no rows to train on", where="data.path", fix="set data.path=FILE"
+        )
 
 
 def _check_folder(config: RunConfig) -> None:

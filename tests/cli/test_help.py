@@ -1,0 +1,95 @@
+"""Help, versions, and Hydra's own flags."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import loratune as package
+from loratune.cli import COMMANDS, main
+
+
+def called(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["loratune", *words])
+    capsys.readouterr()
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("help",)])
+def test_the_help_names_every_command(words, monkeypatch, capsys):
+    code, out, _ = called(monkeypatch, capsys, *words)
+    assert code == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in out
+
+
+def test_the_version_is_the_packages(monkeypatch, capsys):
+    assert called(monkeypatch, capsys, "--version") == (0, f"{package.__version__}\n", "")
+
+
+def test_python_m_is_the_same_program(tmp_path):
+    command = [sys.executable, "-m", "loratune", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (result.returncode, result.stdout) == (0, f"{package.__version__}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_table_exists_and_helps(command, loratune):
+    module = import_module(f"loratune.cli.commands.{command.replace('-', '_')}")
+    code, out, err = loratune(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"loratune {command}: ")
+    if hasattr(module, "Config"):
+        assert "adapter: lora, lora_fa, lora_plus, vera" in out
+        assert "schema/adapter" not in out
+
+
+def test_a_misspelt_command_is_recognised(loratune):
+    code, _, err = loratune("tarin")
+    assert code == 2
+    assert err == "error[2] no command 'tarin'; loratune; did you mean 'train'?\n"
+
+
+def test_cfg_job_prints_what_would_run_and_runs_nothing(loratune):
+    code, out, _ = loratune("train", "recipe=smoke", "adapter=vera", "--cfg", "job")
+    assert code == 0
+    assert "name: smoke" in out and "variant: vera" in out
+    assert not list(Path().iterdir())
+
+
+def test_info_says_where_values_come_from(loratune):
+    code, out, _ = loratune("train", "recipe=smoke", "--info", "defaults")
+    assert code == 0
+    assert "trainer/smoke" in out and "recipe/smoke" in out
+    code, out, _ = loratune("train", "--info", "searchpath")
+    assert code == 0 and "main" in out
+
+
+def test_a_config_dir_adds_recipes(composed, tmp_path):
+    folder = tmp_path / "elsewhere" / "trainer"
+    folder.mkdir(parents=True)
+    (folder / "long.yaml").write_text("steps: 1234\n", encoding="utf-8")
+    config = composed("trainer=long", "--config-dir", str(folder.parent))
+    assert config.trainer.steps == 1234
+
+
+def test_own_rows_need_two_words(composed):
+    config = composed("data=local", "data.path=rows.jsonl")
+    assert config.data.path == "rows.jsonl"
+    assert config.data.split_by == "prompt"
+
+
+def test_own_rows_without_a_path_say_which_word_is_missing(loratune):
+    code, _, err = loratune("train", "data=local")
+    assert code == 2
+    assert err == "error[2] there are no rows to train on; data.path; set data.path=FILE\n"
