@@ -73,19 +73,24 @@ def _gained(run: RunRecords) -> str:
             step, loss = min(losses, key=lambda pair: pair[1])
             return f"Best evaluation loss {significant(loss)} nats per token, at step {int(step)}."
         return "Nothing was evaluated: this run says nothing about quality."
-    rows = run.evaluation.get("rows", 0)
+    rows = _rows(run)
     if not base:
         shown = significant(adapted["loss"])
-        return f"On {rows:,} evaluation rows the loss is {shown} nats per token."
+        return f"On {rows} the loss is {shown} nats per token."
     verb = "fell" if adapted["loss"] < base["loss"] else "did not fall: it went"
     text = (
-        f"On {rows:,} evaluation rows the loss {verb} from {significant(base['loss'])} (base) to "
+        f"On {rows} the loss {verb} from {significant(base['loss'])} (base) to "
         f"{significant(adapted['loss'])} nats per token"
     )
     if adapted.get("exact_match") is not None:
         before, after = percent(base.get("exact_match")), percent(adapted["exact_match"])
         text += f", and exact answers went from {before} to {after}"
     return text + "."
+
+
+def _rows(run: RunRecords) -> str:
+    kind = "test" if run.setting("data.test_path") else "evaluation"
+    return f"{run.evaluation.get('rows', 0):,} {kind} rows"
 
 
 def _sureness(run: RunRecords) -> str:
@@ -102,6 +107,11 @@ def _sureness(run: RunRecords) -> str:
         texts.append(
             "One run is one seed: to choose between variants, use loratune compare, which repeats "
             "seeds and tests the differences."
+        )
+    if adapted and run.history.values("eval/loss") and not run.setting("data.test_path"):
+        texts.append(
+            "The same rows chose the best step, so these scores are a little too good; "
+            "data.test_path keeps others aside."
         )
     if run.data.get("overlap"):
         texts.append("Training and evaluation rows overlap, so these scores are too good.")
