@@ -40,6 +40,7 @@ from loratune.resume import (
     resumed_run_folder,
 )
 from loratune.run_dir import RunDir, recipe_record
+from loratune.run_record import write_summary
 from loratune.stages.evaluate import Evaluation, evaluate, evaluation_loss
 from loratune.stages.export import export
 from loratune.stages.load import BaseModel, load
@@ -52,9 +53,11 @@ from loratune.trackers import check_trackers, open_trackers
 from loratune.training import processes
 from loratune.training.advice import Setup, summary_lines
 from loratune.training.history import History
+from loratune.training.record import Tracker
 from loratune.training.memory import memory_errors
-from loratune.training.signals import StopAtOnce
+from loratune.training.forward import checkpoint_activations
 from loratune.training.sharding import shard_base
+from loratune.training.signals import StopAtOnce
 from loratune.training.state import seed_everything
 from loratune.variant_report import report_variants
 
@@ -236,7 +239,7 @@ class _Run:
             data.train, plan, data.pad_id, config.data.packing, config.data.max_length
         )
         if config.trainer.gradient_checkpointing:
-            self._checkpoint_gradients()
+            checkpoint_activations(self.wrapped.model)
         if config.launch.shard:
             shard_base(self.wrapped.model)
         if config.trainer.compile:
@@ -252,7 +255,7 @@ class _Run:
             facts=self.facts,
             checkpoint=self.checkpoint,
             evaluate=self._evaluation_closure(),
-            trackers=open_trackers(config, self.run_dir) if processes.is_main() else (),
+            trackers=self._trackers(),
         )
         loss = "" if result.loss is None else f", loss {result.loss:.4f}"
         self._say(f"trained {result.steps} steps in {result.seconds:.1f} s{loss}")
@@ -261,9 +264,11 @@ class _Run:
             self._say(line)
         return result
 
-    def _checkpoint_gradients(self) -> None:
-        model: Any = self.wrapped.model
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    def _trackers(self) -> list[Tracker]:
+        if not processes.is_main():
+            return []
+        step = self.checkpoint.step if self.checkpoint else 0
+        return open_trackers(self.config, self.run_dir, step)
 
     def _describe_plan(self, plan: BatchPlan) -> None:
         trainer = self.config.trainer
@@ -354,7 +359,7 @@ class _Run:
             "training": asdict(summary.training) if summary.training else None,
             "stages": [str(stage) for stage in self.config.stages],
         }
-        files.write_json(self.run_dir.summary, record)
+        write_summary(self.run_dir.path, record)
         self.run_dir.link_latest(self.config.name)
         self._say(f"everything lies in {self.run_dir.path}")
         self._say(f"report: {finished_report(self.run_dir.path)}")

@@ -65,6 +65,8 @@ def _trainable_copy(module: nn.Module) -> nn.Module:
     import copy
 
     trained = copy.deepcopy(module).float()
+    if next(trained.parameters()).is_meta:  # a base of names and shapes; the values come later
+        trained = trained.to_empty(device="cpu")
     return trained.requires_grad_(True)
 
 

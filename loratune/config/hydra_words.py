@@ -13,7 +13,8 @@ from loratune.config.user_recipes import parse_flags
 def prepare_overrides(arguments: Sequence[str], schema: type = RunConfig) -> list[str]:
     """The words for Hydra: settings first, then flags; ``+`` and ``++`` are ours to add.
 
-    Hydra closes free mappings (``data.columns.prompt=question`` fails), refuses ``+key`` for a key
+    Hydra closes free mappings (``data.columns.prompt=question`` and ``data.columns={prompt: q}``
+    fail), refuses ``+key`` for a key
     that exists, settings after a flag (``-m trainer.lr=1,2 --cfg job name=x``), and null for a
     group (``recipe=null``, which is the start anyway); all of them work after this.  Call it when
     ``check_overrides`` found nothing.
@@ -33,5 +34,5 @@ def _prepared(word: str, root: Setting) -> str:
     path = tuple(key.split("."))
     if word.startswith("~") or names_hydra(key) or find(root, path) is None:
         return word
-    parent = find(root, path[:-1])
-    return f"++{bare}" if len(path) > 1 and parent is not None and parent.free else bare
+    inside = [find(root, path[:-1]), find(root, path)] if len(path) > 1 else []
+    return f"++{bare}" if any(setting is not None and setting.free for setting in inside) else bare

@@ -18,10 +18,11 @@ PEFT_ABOUT_ITSELF = [
     pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*ensure_weight_tying.*:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Specified to not (save|load) vera_A:UserWarning"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
 ]
-"""What PEFT warns about that is right here: Conv1D, tied weights, a base that has no hub name."""
+"""What PEFT warns about that is right here: Conv1D, tied weights, seeds instead of matrices."""
 
 
 def peft_model(model: nn.Module, config: Any, seed: int | None = None) -> Any:
