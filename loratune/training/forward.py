@@ -34,6 +34,19 @@ def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return inputs
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Recompute every block's activations in the backward pass instead of keeping them.
+
+    The non-reentrant form: it needs no input that requires a gradient, so adapters in the first
+    block get theirs.
+    """
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.2x
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
 def attention_of(model: nn.Module) -> str:
     """Name of the attention implementation a transformers model runs."""
     return str(getattr(getattr(model, "config", None), "_attn_implementation", "eager"))

@@ -1,0 +1,132 @@
+"""Padding, packing and gradient checkpointing change the cost of a batch, never its loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+)
+
+import loratune
+from loratune.adapters.registry import variant_names
+from loratune.data.collate import collate, collate_packed
+from loratune.data.encoded_rows import EncodedRow
+from loratune.loss import LanguageModelHead
+from loratune.training.forward import (
+    batch_loss,
+    block_diagonal_mask,
+    checkpoint_activations,
+)
+
+VOCAB = 32
+FAMILIES = {
+    "opt": OPTConfig(
+        vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32,
+        max_position_embeddings=64, word_embed_proj_dim=16, dropout=0.0,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=64, attn_pdrop=0.0,
+        resid_pdrop=0.0, embd_pdrop=0.0,
+    ),
+    "llama": LlamaConfig(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=28, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    ),
+}  # fmt: skip
+
+
+def build(config: PretrainedConfig, attention: str = "sdpa"):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+def rows() -> list[EncodedRow]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for number in range(7):
+        length = 4 + (number * 5) % 9
+        ids = torch.randint(3, VOCAB, (length,), generator=generator).tolist()
+        made.append(EncodedRow(ids, ((2, length),), 2, f"rows:{number}"))
+    return made
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_packed_and_single_rows_have_the_same_loss(family: str, attention: str) -> None:
+    head = LanguageModelHead(build(FAMILIES[family], attention).eval())
+    made = rows()
+    with torch.no_grad():
+        single = sum(float(batch_loss(head, collate([row], 1)).total) for row in made)
+        padded = float(batch_loss(head, collate(made, 1)).total)
+        packed = float(batch_loss(head, collate_packed(made, 1, 20)).total)
+    assert padded == pytest.approx(single, rel=1e-5)
+    assert packed == pytest.approx(single, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_row_cannot_see_its_neighbours(family: str) -> None:
+    model = build(FAMILIES[family]).eval()
+    head = LanguageModelHead(model)
+    made = rows()
+    before = collate_packed(made, 1, 60, range(len(made)))
+    first = before.row_ids[0]
+    changed = [
+        row if number == first else EncodedRow([3] * len(row), row.spans, 2, row.source)
+        for number, row in enumerate(made)
+    ]
+    after = collate_packed(changed, 1, 60, range(len(made)))
+    assert after.row_ids == before.row_ids
+    only_first = [
+        batch.labels.masked_fill((batch.segment_ids != 0) | (batch.position_ids < 0), -100)
+        for batch in (before, after)
+    ]
+    losses = []
+    with torch.no_grad():
+        for batch, labels in zip((before, after), only_first, strict=True):
+            mask = block_diagonal_mask(batch.segment_ids, torch.float32)
+            inputs = {"attention_mask": mask, "position_ids": batch.position_ids}
+            row = torch.where(torch.arange(len(labels)) == 0, 1, 0)[:, None].bool()
+            losses.append(head(batch.input_ids, labels.masked_fill(~row, -100), **inputs).total)
+    assert torch.equal(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("variant", variant_names())
+def test_gradient_checkpointing_changes_no_gradient(variant: str, packing: bool) -> None:
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        wrapped = loratune.wrap(build(FAMILIES["llama"]), variant, targets="all-linear", rank=4)
+        model = wrapped.model.train()
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+        if checkpointing:
+            checkpoint_activations(model)
+        batch = collate_packed(rows(), 1, 20) if packing else collate(rows(), 1)
+        batch_loss(LanguageModelHead(model), batch).total.backward()
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(plain, checkpointed, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", variant_names())
+def test_a_bf16_base_keeps_fp32_adapters_and_learns(variant: str) -> None:
+    model = build(FAMILIES["llama"]).to(torch.bfloat16)
+    wrapped = loratune.wrap(model, variant, targets="all-linear", rank=4)
+    optimizer = loratune.optimizer(wrapped, lr=2e-2)
+    head, batch = LanguageModelHead(model.train()), collate(rows(), 1)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = batch_loss(head, batch).total / batch.supervised
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert all(p.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
+    assert losses[-1] < losses[0]
