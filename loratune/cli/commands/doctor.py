@@ -1,0 +1,56 @@
+"""``loratune doctor``: examine the installation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratune.cli.words import split_words
+from loratune.errors import ConfigError, LoratuneError, raise_together
+
+if TYPE_CHECKING:
+    from loratune.doctor import Finding
+
+HELP = """usage: loratune doctor [format=table|json]
+
+Examines the installation in under a minute: package versions against known advisories, the
+machine, loading without a network, three training steps of every variant, two runs with the
+same bytes, and a merge that proves itself.
+
+Exit code 0 if nothing failed."""
+
+
+def run(arguments: list[str]) -> None:
+    """Print every finding as it is made; raise what failed."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(HELP)
+        return
+    plain, values = split_words(arguments, ("format",))
+    form = values.get("format", "table")
+    if plain or form not in ("table", "json"):
+        fix = "loratune doctor [format=table|json]"
+        raise ConfigError("these words mean nothing here", where=" ".join(arguments), fix=fix)
+    from loratune.doctor import diagnose
+
+    findings = []
+    for finding in diagnose():
+        findings.append(finding)
+        if form == "table":
+            _show(finding)
+    if form == "json":
+        from loratune import files
+
+        print(files.to_json([finding.to_dict() for finding in findings]), end="")
+    raise_together(_failure(finding) for finding in findings if finding.status == "fail")
+
+
+def _show(finding: Finding) -> None:
+    from loratune.console import say
+
+    fix = f"  → {finding.fix}" if finding.fix else ""
+    say(f"{finding.status:<5} {finding.name:<18} {finding.detail}{fix}")
+
+
+def _failure(finding: Finding) -> LoratuneError:
+    error = LoratuneError(finding.detail, where=finding.name, fix=finding.fix)
+    error.exit_code = finding.code
+    return error

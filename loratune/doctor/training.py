@@ -1,0 +1,128 @@
+"""Three steps of every variant on the embedded model: it learns, it repeats, it merges."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loratune import files
+from loratune.adapters.registry import config_class, variant_names
+from loratune.config.convert import to_plain
+from loratune.config.schema import (
+    DataConfig,
+    Dtype,
+    MergeConfig,
+    ModelConfig,
+    Precision,
+    TargetsConfig,
+    TrainerConfig,
+    Verify,
+)
+from loratune.data.collate import collate
+from loratune.data.prepare import prepare_data
+from loratune.doctor.finding import Finding, examine
+from loratune.errors import MergeError, TrainingError
+from loratune.fingerprint import tensors_fingerprint
+from loratune.loss import LanguageModelHead
+from loratune.optim import make_optimizer
+from loratune.peft_format import read_adapter, write_adapter
+from loratune.stages.load import BaseModel, load
+from loratune.stages.merge import merge
+from loratune.stages.wrap import wrap
+from loratune.surgery import WrappedModel, adapter_state
+from loratune.training.state import seed_everything
+from loratune.training.step import train_step
+from loratune.verify import verify
+
+STEPS = 3
+_ROWS = 8
+_TRAINER = TrainerConfig(steps=STEPS, batch_size=_ROWS, lr_scale=10)
+
+
+@dataclass(frozen=True)
+class ShortRun:
+    """Three steps on one batch.
+
+    Attributes:
+        base: the model.
+        wrapped: the model with its trained adapter.
+        losses: before every step.
+        adapter: fingerprint of the trained adapter.
+    """
+
+    base: BaseModel
+    wrapped: WrappedModel
+    losses: list[float]
+    adapter: str
+
+
+def check_training() -> list[Finding]:
+    """Overfit, determinism and merge, one finding each and per variant."""
+    findings = []
+    for variant in variant_names():
+        findings.append(examine(f"learns {variant}", lambda name=variant: _learns(name)))
+    findings.append(examine("determinism", _repeats, "set trainer.threads=1"))
+    findings.append(examine("merge", _merges))
+    return findings
+
+
+def short_run(variant: str, device: str = "cpu", dropout: float = 0.0) -> ShortRun:
+    """Train a fresh adapter for three steps on the same eight rows."""
+    base = load(ModelConfig(path="builtin:demo-opt", device=device), Precision.fp32)
+    data_config = DataConfig(path="builtin:train", limit=_ROWS, max_length=64)
+    data = prepare_data(data_config, base.tokenizer, base.vocab_size, seed=0)
+    config = config_class(variant)(dropout=dropout)
+    wrapped = wrap(base.model, config, TargetsConfig(), seed=0)
+    seed_everything(0)
+    head, optimizer = (
+        LanguageModelHead(wrapped.model),
+        make_optimizer(wrapped.model, config, _TRAINER),
+    )
+    batch = collate(data.train, data.pad_id, range(len(data.train))).to(base.device)
+    wrapped.model.train()
+    losses = [train_step(head, [batch], optimizer, 1.0, step).loss for step in range(STEPS)]
+    wrapped.model.eval()
+    return ShortRun(base, wrapped, losses, tensors_fingerprint(adapter_state(wrapped)))
+
+
+def _learns(variant: str) -> str:
+    losses = short_run(variant, "auto").losses
+    shown = " → ".join(f"{loss:.3f}" for loss in losses)
+    if losses[-1] >= losses[0]:
+        raise TrainingError(f"the loss does not fall: {shown}", fix="report it with `pip list`")
+    return f"loss {shown}"
+
+
+def _repeats() -> str:
+    first, second = (short_run("lora", dropout=0.1).adapter for _ in range(2))
+    if first != second:
+        raise TrainingError(
+            f"two equal runs differ: {first[:12]} → {second[:12]}", fix="set trainer.threads=1"
+        )
+    return f"{STEPS} steps twice: the same bytes ({first[:12]})"
+
+
+def _merges() -> str:
+    done = short_run("lora")
+    with tempfile.TemporaryDirectory(prefix="loratune-doctor-") as place:
+        adapter, merged = Path(place) / "adapter", Path(place) / "merged"
+        facts: dict[str, Any] = {
+            "variant": "lora",
+            "adapter": _settings(done.wrapped),
+            "base": done.base.fingerprint,
+            "tokenizer": done.base.tokenizer_fingerprint,
+        }
+        with files.published_folder(adapter) as target:
+            write_adapter(target, done.wrapped, facts, done.base.name)
+        how = MergeConfig(dtype=Dtype.float32, verify=Verify.logits)
+        report = merge([read_adapter(adapter)], done.base.folder, merged, how)
+        result = verify(merged, done.base.folder, [adapter])
+    if result.problems or report.logits is None:
+        raise MergeError("the merged model does not verify", fix="report it with `pip list`")
+    return f"logits differ by {report.logits.max_difference:.1e}; {len(result.checks)} checks pass"
+
+
+def _settings(wrapped: WrappedModel) -> dict[str, Any]:
+    return {key: value for key, value in to_plain(wrapped.config).items() if key != "variant"}
