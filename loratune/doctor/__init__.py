@@ -1,4 +1,4 @@
-"""``loratune doctor``: is this installation safe, complete and exact?
+"""Whether this installation is safe, complete and exact.
 
 Versions against advisories, the machine, offline use, and three steps of training with every
 variant: under a minute on two cores.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def check_training() -> list[Finding]:
     """Overfit, determinism and merge, one finding each and per variant."""
     findings = []
     for variant in variant_names():
-        findings.append(examine(f"learns {variant}", lambda name=variant: _learns(name)))
+        findings.append(examine(f"learns {variant}", partial(_learns, variant)))
     findings.append(examine("determinism", _repeats, "set trainer.threads=1"))
     findings.append(examine("merge", _merges))
     return findings
@@ -76,10 +77,8 @@ def short_run(variant: str, device: str = "cpu", dropout: float = 0.0) -> ShortR
     config = config_class(variant)(dropout=dropout)
     wrapped = wrap(base.model, config, TargetsConfig(), seed=0)
     seed_everything(0)
-    head, optimizer = (
-        LanguageModelHead(wrapped.model),
-        make_optimizer(wrapped.model, config, _TRAINER),
-    )
+    head = LanguageModelHead(wrapped.model)
+    optimizer = make_optimizer(wrapped.model, config, _TRAINER)
     batch = collate(data.train, data.pad_id, range(len(data.train))).to(base.device)
     wrapped.model.train()
     losses = [train_step(head, [batch], optimizer, 1.0, step).loss for step in range(STEPS)]
@@ -117,7 +116,13 @@ def _merges() -> str:
         with files.published_folder(adapter) as target:
             write_adapter(target, done.wrapped, facts, done.base.name)
         how = MergeConfig(dtype=Dtype.float32, verify=Verify.logits)
-        report = merge([read_adapter(adapter)], done.base.folder, merged, how)
+        report = merge(
+            [read_adapter(adapter)],
+            done.base.folder,
+            merged,
+            how,
+            tokenizer=done.base.tokenizer_fingerprint,
+        )
         result = verify(merged, done.base.folder, [adapter])
     if result.problems or report.logits is None:
         raise MergeError("the merged model does not verify", fix="report it with `pip list`")
