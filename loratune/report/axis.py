@@ -47,6 +47,7 @@ def make_axis(
     log: bool | None = None,
     unit: str = "",
     from_zero: bool = False,
+    padding: float = 0.0,
 ) -> Axis:
     """A scale that shows every finite value.
 
@@ -56,6 +57,7 @@ def make_axis(
         log: whether it is logarithmic; ``None`` decides by the values' spread.
         unit: ``bytes`` or ``count`` for short ticks.
         from_zero: whether a linear scale starts at zero.
+        padding: share of the spread to leave free on either side of a linear scale.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
@@ -66,6 +68,7 @@ def make_axis(
         return _log_axis(label, low, high, unit)
     if from_zero:
         low = min(low, 0.0)
+    low, high = low - padding * (high - low), high + padding * (high - low)
     if high == low:
         low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
     step = _nice_step((high - low) / 4.5)

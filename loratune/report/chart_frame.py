@@ -46,7 +46,7 @@ class Frame:
         self.left = 20 + max(30.0, max(text_width(up.show(tick)) for tick in up.ticks) + 8)
         self.right, self.top = WIDTH - 14, 8 + len(legend) * _LEGEND_ROW + 6
         self.bottom = self.top + plot
-        self.root = canvas(WIDTH, self.bottom + 44, label)
+        self.root = canvas(WIDTH, self.bottom + 46, label)
         self._draw_legend(legend)
         self._draw_axes()
 
@@ -85,12 +85,12 @@ class Frame:
             middle = min(max(x, half), WIDTH - half)
             add(grid, "line", x1=x, x2=x, y1=self.top, y2=self.bottom)
             if middle - half > shown_until:
-                add(self.root, "text", text, x=middle, y=self.bottom + 17, text_anchor="middle")
+                add(self.root, "text", text, x=middle, y=self.bottom + 20, text_anchor="middle")
                 shown_until = middle + half + 4
         for x2, y1 in ((self.right, self.bottom), (self.left, self.top)):
             add(self.root, "line", class_="axis", x1=self.left, x2=x2, y1=y1, y2=self.bottom)
         middle = (self.left + self.right) / 2
-        add(self.root, "text", self.across.label, x=middle, y=self.bottom + 36, class_="label",
+        add(self.root, "text", self.across.label, x=middle, y=self.bottom + 39, class_="label",
             text_anchor="middle")  # fmt: skip
         height = (self.top + self.bottom) / 2
         add(self.root, "text", self.up.label, x=12, y=height, class_="label", text_anchor="middle",

@@ -37,7 +37,7 @@ def interval_chart(
     axis = make_axis(across, values, log=False)
     bottom = _TOP + len(intervals) * _ROW
     spoken = "; ".join(f"{one.name}: {_text(one)}" for one in intervals)
-    root = canvas(WIDTH, bottom + 44, f"{title}. {spoken}.")
+    root = canvas(WIDTH, bottom + 46, f"{title}. {spoken}.")
 
     def x(value: float) -> float:
         return _LEFT + axis.place(value) * (_RIGHT - _LEFT)
@@ -48,9 +48,9 @@ def interval_chart(
         half = text_width(text) / 2
         middle = min(max(x(tick), half), WIDTH - half)
         add(grid, "line", x1=x(tick), x2=x(tick), y1=_TOP, y2=bottom)
-        add(root, "text", text, x=middle, y=bottom + 17, text_anchor="middle")
+        add(root, "text", text, x=middle, y=bottom + 20, text_anchor="middle")
     add(root, "line", class_="axis", x1=x(0), x2=x(0), y1=_TOP, y2=bottom)
-    add(root, "text", axis.label, x=WIDTH / 2, y=bottom + 36, class_="label", text_anchor="middle")
+    add(root, "text", axis.label, x=WIDTH / 2, y=bottom + 39, class_="label", text_anchor="middle")
     for number, one in enumerate(intervals):
         y = _TOP + number * _ROW + 34
         look = 0 if one.certain else 1

@@ -41,7 +41,8 @@ def line_chart(
         return None
     points = [point for one in drawn for point in one.points]
     heights = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
-    x_axis = make_axis(across, [p.x for p in points], log=log_across, unit=unit_across)
+    xs = [point.x for point in points]
+    x_axis = make_axis(across, xs, log=log_across, unit=unit_across, from_zero=True)
     y_axis = make_axis(up, heights, log=log_up)
     frame = Frame(_described(title, drawn, x_axis), x_axis, y_axis, drawn)
     for one in drawn:

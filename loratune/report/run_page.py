@@ -143,7 +143,7 @@ def _cards(run: RunRecords) -> list[tuple[str, str]]:
     if training.get("best_loss") is not None:
         cards.append(
             (
-                f"best evaluation loss, step {training['best_step']}",
+                f"lowest loss while evaluating, step {training['best_step']}",
                 significant(training["best_loss"]),
             )
         )
@@ -168,7 +168,7 @@ def _evaluation(run: RunRecords) -> Section:
         for label, key, form in _SCORES
         if any(scores.get(key) is not None for _, scores in shown)
     )
-    caption = f"{run.evaluation.get('rows', 0):,} rows, {adapted.get('tokens', 0):,} answer tokens"
+    caption = f"{_rows(run)}, {adapted.get('tokens', 0):,} answer tokens"
     table = Table(("", *(name for name, _ in shown)), rows, caption=caption)
     return Section("evaluation", "Evaluation", tables=(table,))
 

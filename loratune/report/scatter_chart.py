@@ -46,8 +46,10 @@ def scatter_chart(
     points = [(one.name, one.points[0].x, one.points[0].y) for one in drawn]
     heights = [v for s in drawn for p in s.points for v in (p.y, p.low, p.high) if v is not None]
     spread = max(x for _, x, _ in points) / max(min(x for _, x, _ in points), 1e-9)
-    x_axis = make_axis(across, [x for _, x, _ in points], log=spread >= 4, unit="bytes")
-    frame = Frame(_described(title, drawn), x_axis, make_axis(up, heights), ())
+    x_axis = make_axis(
+        across, [x for _, x, _ in points], log=spread >= 4, unit="bytes", padding=0.06
+    )
+    frame = Frame(_described(title, drawn), x_axis, make_axis(up, heights, padding=0.06), ())
     _draw_front(frame, undominated(points))
     places = _places(frame, [one.points[0] for one in drawn])
     for one, place in zip(drawn, places, strict=True):

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from loratune.console import printable
 
 FONT = 13.0
-_WIDTH_OF_A_CHARACTER = 0.58
+_WIDTH_OF_A_CHARACTER = 0.62
 
 
 def canvas(width: float, height: float, label: str) -> Element:

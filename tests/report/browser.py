@@ -79,9 +79,12 @@ class Browser:
         assert CHROMIUM is not None
         read, theirs_out = os.pipe()
         theirs_in, write = os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
-                 "--no-first-run", "--disable-dev-shm-usage", f"--user-data-dir={profile}"]  # fmt: skip
-        script = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        flags = [
+            "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
+            "--no-first-run", "--disable-dev-shm-usage", f"--user-data-dir={profile}",
+        ]  # fmt: skip
+        # The browser reads descriptor 3 and writes 4; sh cannot name descriptors above 9.
+        script = f'exec "$0" "$@" 3</proc/self/fd/{theirs_in} 4>/proc/self/fd/{theirs_out}'
         self._process = subprocess.Popen(
             ["sh", "-c", script, CHROMIUM, *flags],
             pass_fds=(theirs_in, theirs_out),
@@ -100,19 +103,22 @@ class Browser:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        self._send({"id": 0, "method": "Browser.close"})
         try:
+            self._send({"id": 0, "method": "Browser.close"})
             self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
+        except (OSError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()
         os.close(self._read)
         os.close(self._write)
 
     def open(self, address: str) -> Page:
-        """Load an address to the end."""
+        """Load a file:// address to the end."""
         target = self.command("Target.createTarget", {"url": "about:blank"})["targetId"]
         attached = self.command("Target.attachToTarget", {"targetId": target, "flatten": True})
         page = Page(self, attached["sessionId"])
@@ -120,9 +126,7 @@ class Browser:
             page.command(f"{domain}.enable")
         page.command("Page.navigate", url=address)
         deadline = time.monotonic() + _PATIENCE
-        while page.evaluate("document.readyState + location.protocol") in (
-            "completeabout:", "loadingfile:", "interactivefile:", "loadinghttp:", "interactivehttp:",
-        ):  # fmt: skip
+        while page.evaluate("document.readyState + location.protocol") != "completefile:":
             assert time.monotonic() < deadline, "the page did not load"
             time.sleep(0.05)
         return page
