@@ -246,15 +246,19 @@ def discard_folder(folder: Path) -> None:
 _LEFTOVER = re.compile(re.escape(TEMPORARY_PREFIX) + r"(old-.+|.+-\d+)")
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """What lies in a folder under the temporary names of this module."""
+    found = sorted(folder.glob(f"{TEMPORARY_PREFIX}*"))
+    return [path for path in found if _LEFTOVER.fullmatch(path.name)]
+
+
 def remove_leftovers(folder: Path) -> list[str]:
     """Remove what a killed process left under temporary names; return the names removed.
 
     Only for a folder that this process holds: nobody else may be writing there.
     """
     removed = []
-    for path in sorted(folder.glob(f"{TEMPORARY_PREFIX}*")):
-        if not _LEFTOVER.fullmatch(path.name):
-            continue
+    for path in leftovers(folder):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -19,6 +19,7 @@ from loratune.config.schema import ExportFormat, RunConfig, Stage
 from loratune.config.secrets import redact
 from loratune.console import say
 from loratune.continuing import adapter_to_continue
+from loratune.data.audit import audit
 from loratune.data.batches import BatchPlan
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.drift import fact_changes, refuse
@@ -52,10 +53,10 @@ from loratune.tables import evaluation_table, merge_lines, sample_table, show
 from loratune.trackers import check_trackers, open_trackers
 from loratune.training import processes
 from loratune.training.advice import Setup, summary_lines
-from loratune.training.history import History
-from loratune.training.record import Tracker
-from loratune.training.memory import memory_errors
 from loratune.training.forward import checkpoint_activations
+from loratune.training.history import History
+from loratune.training.memory import memory_errors
+from loratune.training.record import Tracker
 from loratune.training.sharding import shard_base
 from loratune.training.signals import StopAtOnce
 from loratune.training.state import seed_everything
@@ -95,7 +96,7 @@ def run(config: RunConfig) -> RunSummary | None:
         config.out = str(resumed_run_folder(str(config.resume)))
     if config.resume and config.out and is_complete(config, RunDir(Path(config.out))):
         if processes.is_main():
-            say(f"already complete: {config.out}")
+            _tidy_complete(RunDir(Path(config.out)))
         return None
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -105,6 +106,16 @@ def run(config: RunConfig) -> RunSummary | None:
 
     with _run_folder(config) as run_dir, memory_errors(size, _SMALLER):
         return _Run(config, run_dir).stages()
+
+
+def _tidy_complete(run_dir: RunDir) -> None:
+    """A complete run is left as it is, unless it was killed while its report was written."""
+    if files.leftovers(run_dir.path) or not run_dir.report.exists():
+        run_dir.hold()
+        files.remove_leftovers(run_dir.path)
+        finished_report(run_dir.path)
+        run_dir.release()
+    say(f"already complete: {run_dir.path}")
 
 
 @contextmanager
@@ -182,9 +193,19 @@ class _Run:
         data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed)
         for line in data.report.lines():
             self._say(line)
+        self._audit(data, tokenizer)
         self._say(f"base {config.model.path}")
         base = load(config.model, config.trainer.precision, tokenizer)
         return data, base
+
+    def _audit(self, data: PreparedData, tokenizer: Any) -> None:
+        """Say what is doubtful about the rows; stop at what would teach the wrong thing."""
+        if Stage.train not in self.config.stages:
+            return
+        found = audit(data, tokenizer, self.config.data)
+        found.raise_errors()
+        for finding in found.findings:
+            self._say(finding.line)
 
     def _wrap(self) -> WrappedModel:
         config = self.config
