@@ -14,6 +14,8 @@ COMMANDS = {
     "report": "one HTML page about a run, a comparison or several runs",
     "compare": "try the variants on one task: search, several seeds, intervals, costs",
     "tune": "find the learning rate of one variant and write a recipe with it",
+    "plan": "steps, memory, disk and time of a recipe before any weight is read; fit=24GB",
+    "preview": "the first rows as the model sees them, and an audit of all of them",
     "recipes": "ls, show NAME, copy NAME",
     "verify": "check a run, adapter, merge, export or checkpoint again, from its files alone",
     "doctor": "check the installation: versions, offline use, determinism, every variant",

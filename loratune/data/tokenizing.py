@@ -14,7 +14,8 @@ from loratune.errors import ModelError
 
 _ANCHOR = "\n"
 _PROBE = "a"
-_SPACE_MARKS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE write a space
+SPACE_MARKS = ("\u2581", "\u0120")
+"""How SentencePiece and byte-level BPE write a space."""
 
 
 class Tokenizer(Protocol):
@@ -134,6 +135,6 @@ class RowTokenizer:
         SentencePiece's Llama does: an answer encoded alone would begin with a space of its own.
         """
         tokens = self.tokenizer.convert_ids_to_tokens(self._ids([_PROBE])[0][:1])
-        if tokens and tokens[0] and tokens[0].startswith(_SPACE_MARKS):
+        if tokens and tokens[0] and tokens[0].startswith(SPACE_MARKS):
             return self._ids([_ANCHOR])[0]
         return []

@@ -1,0 +1,37 @@
+"""``loratune preview``: the first rows as the model sees them, and an audit of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loratune.cli.commands.evaluate import check_format
+from loratune.cli.commands.train import check_rows
+from loratune.config.schema import RunConfig
+from loratune.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class Config(RunConfig):
+    """A recipe, and how much of its data to show."""
+
+    rows: int = 3
+    """Training rows to show; all rows are audited."""
+    format: str = "table"
+    """table or json."""
+
+
+def run(config: Config, overrides: list[str]) -> None:
+    """Print the preview; stop with exit code 3 where ``train`` would stop."""
+    check_format(config.format, ("table", "json"))
+    if config.rows < 0:
+        raise ConfigError(f"{config.rows} is out of range", where="rows", fix="use >= 0")
+    check_rows(config)
+    from loratune.files import to_json
+    from loratune.preview import make_preview, show_preview
+
+    preview = make_preview(config, config.rows)
+    if config.format == "json":
+        print(to_json(preview.to_dict()), end="")
+    else:
+        show_preview(preview)
+    preview.audit.raise_errors()

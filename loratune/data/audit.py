@@ -1,0 +1,288 @@
+"""What is likely to be wrong with rows that can be trained on: found before a step is spent.
+
+An error would make every step teach the wrong thing, and stops a run; a warning is for a person
+to judge; a note is only worth knowing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from loratune.config.schema import DataConfig, RowFormat
+from loratune.data.encoded_rows import EncodedRow
+from loratune.data.prepare import PreparedData
+from loratune.data.report import SplitReport
+from loratune.data.tokenizing import SPACE_MARKS, RowTokenizer, Tokenizer
+from loratune.errors import DataError, raise_together
+
+LONGEST_SHOWN = 3
+SAMPLED = 500
+"""Rows whose texts are looked at, where looking at every row would take long."""
+
+
+class Severity(StrEnum):
+    """How much a finding matters."""
+
+    error = "error"
+    warning = "warning"
+    note = "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found.
+
+    Attributes:
+        name: stable, for programs.
+        message: what was found, one sentence.
+        where: ``file:line`` of the first case, or a setting.
+        fix: what to do about it.
+        rows: how many rows are concerned.
+    """
+
+    severity: Severity
+    name: str
+    message: str
+    where: str = ""
+    fix: str = ""
+    rows: int = 0
+
+    @property
+    def line(self) -> str:
+        """On one line."""
+        return f"{self.severity}: " + "; ".join(filter(None, (self.message, self.where, self.fix)))
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything found.
+
+    Attributes:
+        findings: the gravest first.
+        longest: ``(file:line, tokens)`` of the longest training rows, as they are trained on.
+    """
+
+    findings: tuple[Finding, ...]
+    longest: tuple[tuple[str, int], ...]
+
+    def of(self, severity: Severity) -> list[Finding]:
+        """The findings of one severity."""
+        return [finding for finding in self.findings if finding.severity is severity]
+
+    def raise_errors(self) -> None:
+        """Stop if anything found is an error.
+
+        Raises:
+            DataError: each of them.
+        """
+        raise_together(
+            DataError(found.message, where=found.where, fix=found.fix)
+            for found in self.of(Severity.error)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return asdict(self)
+
+
+def audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> Audit:
+    """Look for rows that teach nothing, twice, too much, or the wrong beginning and end.
+
+    Args:
+        data: the prepared rows; a side may be empty.
+        tokenizer: the base model's.
+        config: how the rows were prepared.
+    """
+    rows = RowTokenizer(tokenizer)
+    found = [
+        *_unsupervised(data.report.train),
+        *_doubled_start(data.train, rows),
+        *_endings(data.train, rows, config.max_length),
+        *_cut("training", data.report.train, config.max_length),
+        *_cut("evaluation", data.report.eval, config.max_length),
+        *_glued(data.train, tokenizer),
+        *_chat(data, tokenizer),
+        *_repeated(data.train),
+        *_shared(data),
+        *_empty(data.report.train),
+    ]
+    order = list(Severity)
+    found.sort(key=lambda finding: order.index(finding.severity))
+    longest = sorted(data.train, key=len, reverse=True)[:LONGEST_SHOWN]
+    return Audit(tuple(found), tuple((row.source, len(row)) for row in longest))
+
+
+def _unsupervised(report: SplitReport | None) -> Iterator[Finding]:
+    lost = report.dropped.get("no_target", 0) if report else 0
+    if report and lost:
+        severity = Severity.error if lost > report.kept else Severity.warning
+        yield Finding(
+            severity,
+            "no_labels",
+            f"{lost:,} of {report.rows:,} rows have no supervised token left: the prompt alone "
+            "fills data.max_length",
+            "data.max_length",
+            f"raise it: {_curve(report)}",
+            lost,
+        )
+
+
+def _cut(name: str, report: SplitReport | None, max_length: int) -> Iterator[Finding]:
+    if report and report.truncated:
+        yield Finding(
+            Severity.warning,
+            "truncated",
+            f"{report.truncated:,} of {report.rows:,} {name} rows lose their end at {max_length} "
+            f"tokens, {report.lost_target_tokens:,} supervised tokens with it, the end token too",
+            "data.max_length",
+            f"raise it: {_curve(report)}",
+            report.truncated,
+        )
+
+
+def _curve(report: SplitReport) -> str:
+    return ", ".join(f"{n} keeps {share}" for share, n in report.max_length_to_keep.items())
+
+
+def _doubled_start(rows: Sequence[EncodedRow], tokenizer: RowTokenizer) -> Iterator[Finding]:
+    start = tokenizer.start_ids
+    twice = [row for row in rows if start and row.input_ids[: 2 * len(start)] == start * 2]
+    if twice:
+        severity = Severity.error if 2 * len(twice) > len(rows) else Severity.warning
+        yield Finding(
+            severity,
+            "doubled_start",
+            f"{len(twice):,} of {len(rows):,} rows begin with the start token twice",
+            twice[0].source,
+            "remove it from the text or the chat template: it is added to every row",
+            len(twice),
+        )
+
+
+def _endings(
+    rows: Sequence[EncodedRow], tokenizer: RowTokenizer, max_length: int
+) -> Iterator[Finding]:
+    """Rows that do not end as generation stops; those that may have been cut do not count."""
+    whole = [row for row in rows if len(row) < max_length]
+    special = set(getattr(tokenizer.tokenizer, "all_special_ids", ())) | {tokenizer.end_id}
+    open_ended = [row for row in whole if row.input_ids[-1] not in special or not _ends(row)]
+    others = [row for row in whole if row.input_ids[-1] != tokenizer.end_id]
+    if open_ended:
+        severity = Severity.error if 2 * len(open_ended) > len(whole) else Severity.warning
+        yield Finding(
+            severity,
+            "no_end",
+            f"{len(open_ended):,} of {len(whole):,} rows do not teach the model to stop",
+            open_ended[0].source,
+            "close the assistant's turn with the end token in the chat template",
+            len(open_ended),
+        )
+    elif others:
+        [token] = tokenizer.tokenizer.convert_ids_to_tokens([others[0].input_ids[-1]])
+        [end] = tokenizer.tokenizer.convert_ids_to_tokens([tokenizer.end_id])
+        yield Finding(
+            Severity.warning,
+            "other_end",
+            f"{len(others):,} rows end with {token!r}, and generation stops at {end!r}",
+            others[0].source,
+            "make the template's closing token the tokenizer's eos_token",
+            len(others),
+        )
+
+
+def _ends(row: EncodedRow) -> bool:
+    return bool(row.spans) and row.spans[-1][1] == len(row)
+
+
+def _glued(rows: Sequence[EncodedRow], tokenizer: Tokenizer) -> Iterator[Finding]:
+    """Answers that begin without a space or a line after the prompt."""
+    sample = [row for row in rows[:SAMPLED] if row.prompt_length > 1]
+    glued = [row for row in sample if _letters_meet(row, tokenizer)]
+    if 2 * len(glued) > len(sample):
+        yield Finding(
+            Severity.note,
+            "glued",
+            f"{len(glued):,} of the first {len(sample):,} prompts end in a letter that the answer "
+            "follows without a space",
+            glued[0].source,
+            "end the prompt with a separator, for example data.template='{prompt}\\nAnswer: '",
+            len(glued),
+        )
+
+
+def _letters_meet(row: EncodedRow, tokenizer: Tokenizer) -> bool:
+    last, first = row.input_ids[row.prompt_length - 1 : row.prompt_length + 1]
+    [written] = tokenizer.convert_ids_to_tokens([first])  # decoding may drop a leading space
+    before, after = tokenizer.decode([last]), tokenizer.decode([first])
+    spaced = written.startswith(SPACE_MARKS)
+    return before[-1:].isalnum() and after[:1].isalnum() and not spaced
+
+
+def _chat(data: PreparedData, tokenizer: Tokenizer) -> Iterator[Finding]:
+    plain = data.prompt_format.format in (RowFormat.prompt, RowFormat.instruction)
+    if plain and tokenizer.chat_template:
+        yield Finding(
+            Severity.warning,
+            "chat_template_unused",
+            "the tokenizer has a chat template, and these rows are not conversations: the model "
+            "will not see the turn markers it was trained with",
+            "data.format",
+            "use rows with `messages`, or a base model that was not tuned for chat",
+            len(data.train),
+        )
+
+
+def _repeated(rows: Sequence[EncodedRow]) -> Iterator[Finding]:
+    seen: dict[int, EncodedRow] = {}
+    copies = [row for row in rows if seen.setdefault(_key(row.input_ids), row) is not row]
+    if copies:
+        severity = Severity.warning if 100 * len(copies) >= len(rows) else Severity.note
+        yield Finding(
+            severity,
+            "duplicates",
+            f"{len(copies):,} of {len(rows):,} training rows repeat an earlier row",
+            copies[0].source,
+            "remove them: repeated rows are learnt by heart",
+            len(copies),
+        )
+
+
+def _shared(data: PreparedData) -> Iterator[Finding]:
+    if data.report.overlap:
+        yield Finding(
+            Severity.warning,
+            "overlap",
+            f"{data.report.overlap:,} of {len(data.eval):,} evaluation rows are training rows too: "
+            "their scores say nothing about new rows",
+            "data.eval_path",
+            "evaluate on other rows",
+            data.report.overlap,
+        )
+    prompts = {_key(row.input_ids[: row.prompt_length]) for row in data.train}
+    asked = [row for row in data.eval if row.prompt_length > 1]
+    known = [row for row in asked if _key(row.input_ids[: row.prompt_length]) in prompts]
+    if len(known) > data.report.overlap:
+        yield Finding(
+            Severity.warning,
+            "shared_prompts",
+            f"{len(known):,} of {len(data.eval):,} evaluation rows have a prompt trained on",
+            known[0].source,
+            "split by prompt (data.split_by=prompt), or evaluate on other prompts",
+            len(known),
+        )
+
+
+def _empty(report: SplitReport | None) -> Iterator[Finding]:
+    blank = Counter(report.dropped if report else {})["empty"]
+    if report and blank:
+        message = f"{blank:,} of {report.rows:,} rows are blank and left out"
+        yield Finding(Severity.note, "empty", message, rows=blank)
+
+
+def _key(ids: Sequence[int]) -> int:
+    # A 64-bit hash in place of the ids: a million rows fit, and two of them hardly ever meet.
+    return hash(tuple(ids))

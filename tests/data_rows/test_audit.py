@@ -1,0 +1,150 @@
+"""Each finding of the audit, by injecting its cause; clean rows have none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loratune.base_model import load_tokenizer
+from loratune.config.schema import DataConfig
+from loratune.data.audit import Severity, audit
+from loratune.data.prepare import PreparedData, prepare_data
+from loratune.errors import DataError
+from loratune.model_source import assets
+
+ROWS = [{"prompt": f"Question: {n}?\n", "completion": f"Answer {n}."} for n in range(20)]
+OTHERS = [{"prompt": f"Question: {n}?\n", "completion": f"Answer {n}."} for n in range(90, 94)]
+
+
+@pytest.fixture
+def tokenizer():
+    return load_tokenizer(assets() / "demo-opt")
+
+
+def written(name: str, rows: list[dict]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return name
+
+
+def prepared(tokenizer, rows=ROWS, others=OTHERS, **settings) -> tuple[PreparedData, DataConfig]:
+    config = DataConfig(
+        path=written("train.jsonl", rows), eval_path=written("eval.jsonl", others), **settings
+    )
+    return prepare_data(config, tokenizer, 740, 0), config
+
+
+def names(data, tokenizer, config) -> dict[str, Severity]:
+    return {found.name: found.severity for found in audit(data, tokenizer, config).findings}
+
+
+def test_clean_rows_have_no_findings(tokenizer):
+    data, config = prepared(tokenizer)
+    assert audit(data, tokenizer, config).findings == ()
+
+
+def test_repeated_rows_are_counted_once_each_beyond_the_first(tokenizer):
+    data, config = prepared(tokenizer, rows=[*ROWS, ROWS[3], ROWS[3]])
+    [found] = audit(data, tokenizer, config).findings
+    assert (found.name, found.rows, found.where) == ("duplicates", 2, "train.jsonl:21")
+
+
+def test_an_evaluation_row_that_is_trained_on_is_an_overlap(tokenizer):
+    data, config = prepared(tokenizer, others=[*OTHERS, ROWS[0]])
+    assert names(data, tokenizer, config) == {"overlap": Severity.warning}
+
+
+def test_another_answer_to_a_prompt_that_is_trained_on_leaks_too(tokenizer):
+    leaked = {**ROWS[0], "completion": "Something else."}
+    data, config = prepared(tokenizer, others=[*OTHERS, leaked])
+    assert names(data, tokenizer, config) == {"shared_prompts": Severity.warning}
+
+
+def test_truncated_rows_name_the_length_that_keeps_them(tokenizer):
+    long = {"prompt": "Question: 1?\n", "completion": "word " * 50}
+    data, config = prepared(tokenizer, rows=[*ROWS, long], max_length=32)
+    [found] = audit(data, tokenizer, config).findings
+    whole = data.report.train.longest
+    assert (found.name, found.rows) == ("truncated", 1)
+    assert f"{whole} keeps 100%" in found.fix
+
+
+def test_a_few_rows_without_labels_warn_and_a_majority_stops(tokenizer):
+    blind = {"prompt": "word " * 60, "completion": "x"}
+    few, config = prepared(tokenizer, rows=[*ROWS, blind], max_length=32)
+    assert names(few, tokenizer, config)["no_labels"] is Severity.warning
+    audit(few, tokenizer, config).raise_errors()
+    most, config = prepared(tokenizer, rows=[*ROWS, *[blind] * 30], max_length=32)
+    with pytest.raises(DataError, match="30 of 50 rows have no supervised token"):
+        audit(most, tokenizer, config).raise_errors()
+
+
+def test_a_doubled_start_token_in_every_row_stops(tokenizer):
+    data, config = prepared(tokenizer)
+    start = tokenizer.bos_token_id
+    doubled = [
+        replace(row, input_ids=[start, *row.input_ids], spans=((a + 1, b + 1),))
+        for row in data.train
+        for a, b in row.spans
+    ]
+    data = replace(data, train=doubled)
+    assert names(data, tokenizer, config)["doubled_start"] is Severity.error
+
+
+def test_rows_without_an_end_token_stop(tokenizer):
+    data, config = prepared(tokenizer)
+    open_ended = [
+        replace(row, input_ids=row.input_ids[:-1], spans=((a, b - 1),))
+        for row in data.train
+        for a, b in row.spans
+    ]
+    data = replace(data, train=open_ended)
+    assert names(data, tokenizer, config)["no_end"] is Severity.error
+
+
+def test_a_chat_template_that_plain_rows_do_not_use_is_told(tokenizer):
+    data, config = prepared(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert names(data, tokenizer, config) == {"chat_template_unused": Severity.warning}
+
+
+def test_an_end_token_that_is_there_but_not_supervised_teaches_no_stopping(tokenizer):
+    data, config = prepared(tokenizer)
+    unseen = [
+        replace(row, input_ids=[*row.input_ids[:-1], 5, row.input_ids[-1]]) for row in data.train
+    ]
+    assert names(replace(data, train=unseen), tokenizer, config)["no_end"] is Severity.error
+
+
+def test_a_prompt_that_runs_into_its_answer_is_noted(tokenizer):
+    rows = [{"prompt": f"number {n} is", "completion": f"odd {n}"} for n in range(20)]
+    data, config = prepared(tokenizer, rows=rows)
+    assert names(data, tokenizer, config) == {"glued": Severity.note}
+
+
+def test_blank_rows_are_noted(tokenizer):
+    data, config = prepared(tokenizer, rows=[*ROWS, {"prompt": "", "completion": ""}])
+    assert names(data, tokenizer, config) == {"empty": Severity.note}
+
+
+def test_conversations_without_a_chat_template_are_refused(tokenizer):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(DataError, match="no chat template"):
+        prepared(tokenizer, rows=[{"messages": turns}], others=[{"messages": turns}])
+
+
+def test_a_template_that_ends_otherwise_than_generation_stops_is_told(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<pad>{% endfor %}"
+    )
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    turns = [
+        [{"role": "user", "content": f"a{n}"}, {"role": "assistant", "content": f"b{n}"}]
+        for n in range(10)
+    ]
+    rows = [{"messages": turn} for turn in turns]
+    data, config = prepared(tokenizer, rows=rows[:8], others=rows[8:])
+    found = {one.name: one for one in audit(data, tokenizer, config).findings}
+    assert "'<pad>'" in found["other_end"].message

@@ -1,0 +1,87 @@
+"""``loratune preview``: positions, not token ids, decide what is shown as supervised."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from loratune.cli.dispatch import dispatch
+from loratune.preview import ShownRow, ShownToken, row_text
+
+
+def shown(capsys, *words: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = dispatch("preview", list(words))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def rows_file(*rows: dict) -> str:
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return "data.path=rows.jsonl"
+
+
+def test_the_demo_rows_are_shown_with_answers_bracketed(capsys):
+    code, out, err = shown(capsys, "recipe=demo", "rows=1")
+    assert (code, err) == (0, "")
+    assert "Answer:⟦·Aye,·matey!" in out
+    assert "</s>⟧" in out and "⟪</s>⟫Question:" in out
+    assert "audit: nothing found" in out
+
+
+def test_json_says_of_every_token_what_it_is(capsys):
+    code, out, _ = shown(capsys, "recipe=demo", "rows=2", "format=json")
+    assert code == 0
+    content = json.loads(out)
+    first, second = content["rows"]
+    assert len(first["tokens"]) == len(second["tokens"]), "filled up as one batch"
+    kinds = [token["kind"] for token in first["tokens"]]
+    assert kinds[0] == "start" and "end" in kinds
+    supervised = "".join(t["text"] for t in first["tokens"] if t["kind"] == "supervised")
+    assert supervised.startswith(" Aye, matey!")
+    assert content["audit"]["findings"] == []
+    assert set(content["data"]["train"]["max_length_to_keep"]) == {"95%", "99%", "100%"}
+
+
+def test_no_model_weight_is_read(capsys, monkeypatch):
+    import loratune.stages.load
+    from loratune import base_model
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("weights were asked for")
+
+    monkeypatch.setattr(base_model, "load_model", refuse)
+    monkeypatch.setattr(loratune.stages.load, "load_model", refuse)
+    assert shown(capsys, "recipe=demo")[0] == 0
+
+
+def test_control_characters_of_a_row_stay_text(capsys):
+    path = rows_file({"prompt": "a\x1b[31mred\x07 [bold]x[/bold]", "completion": "b\r\u202e c"})
+    code, out, _ = shown(capsys, "data=local", path, "data.eval_fraction=0")
+    assert code == 0
+    assert "\x1b" not in out and "\x07" not in out and "\r" not in out and "\u202e" not in out
+    assert "[bold]" in out
+
+
+def test_white_space_is_made_visible():
+    tokens = [ShownToken(1, "a b", "context"), ShownToken(2, "\n\t", "supervised")]
+    assert row_text(ShownRow("x:1", tuple(tokens))).plain == "a·b⟦↵\n⇥⟧"
+
+
+def test_what_stops_train_stops_preview_after_it_was_shown(capsys):
+    blind = [{"prompt": "word " * 60, "completion": f"x{n}"} for n in range(9)]
+    path = rows_file({"prompt": "a\n", "completion": "b"}, *blind)
+    words = ("data=local", path, "data.eval_fraction=0", "data.max_length=32")
+    code, out, err = shown(capsys, *words)
+    assert code == 3
+    assert "row 1, rows.jsonl:1" in out
+    assert err.startswith("error[3] 9 of 10 rows have no supervised token left")
+    code = dispatch("train", [*words, "trainer.steps=1", "out=run"])
+    assert code == 3
+    assert capsys.readouterr().err.splitlines()[-1] == err.splitlines()[-1]
+    assert not Path("run").exists()
+
+
+def test_rows_nobody_named_are_missed_at_once(capsys):
+    code, _, err = shown(capsys, "data=local")
+    assert code == 2 and "set data.path=FILE" in err
