@@ -1,0 +1,242 @@
+"""Whole comparisons of the embedded model: complete, resumable, shared, honest about failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loratune.compare.options import Options, parse_part
+from loratune.compare.plan import ComparisonPlan
+from loratune.compare.result import Comparison
+from loratune.compare.run import compare, prepare
+from loratune.compare.store import Store
+from loratune.compare.work import do_all
+from loratune.compare.workbench import Workbench
+from loratune.config.schema import CompareConfig, RunConfig, TargetsConfig
+from loratune.errors import CheckpointError, ConfigError, TrainingError
+
+Make = Callable[..., RunConfig]
+TWO = Options(variants=["lora", "lora_fa"], seeds=2)
+
+
+def numbers(comparison: Comparison) -> list[Any]:
+    """Everything of a comparison that does not depend on the clock."""
+    return [
+        (v.label, v.lr, [t.loss for t in v.search], [(m.seed, m.order, m.loss) for m in v.members])
+        for v in comparison.variants
+    ] + [(d.metric, d.difference, d.p_holm) for d in comparison.differences]
+
+
+def files_below(path: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in path.glob("*/**/*.json") if p.is_file()}
+
+
+def test_a_comparison_says_everything_it_promises(tiny: Make) -> None:
+    heldout = CompareConfig(lr_points=2, rungs=2, heldout_path="builtin:dev")
+    config = tiny(compare=heldout)
+    found, folder = compare(config, TWO)
+    assert [v.label for v in found.variants] == ["lora", "lora_fa"]
+    assert found.seeds == [0, 1]
+    for variant in found.variants:
+        assert variant.lr in {trial.lr for trial in variant.search}
+        assert [member.seed for member in variant.members] == [0, 1]
+        assert variant.estimates.keys() == {
+            "loss", "exact_match", "token_accuracy", "forgetting", "step_seconds", "peak_bytes",
+            "steps_to_target", "seconds_to_target", "merge_residual",
+        }  # fmt: skip
+    orders = [[member.order for member in variant.members] for variant in found.variants]
+    assert orders[0] == orders[1]
+    assert {d.metric for d in found.differences} == {
+        "loss", "exact_match", "token_accuracy", "forgetting",
+    }  # fmt: skip
+    assert all(len(sample.answers) == 2 for sample in found.samples)
+    written = json.loads((folder / "comparison.json").read_text())
+    assert Comparison.from_dict(written) == found
+    assert (folder / "comparison.md").read_text().startswith("# Comparison tiny")
+
+
+def test_the_rate_chosen_has_the_lowest_dev_loss_of_the_last_rung(tiny: Make) -> None:
+    found, _ = compare(tiny(compare=CompareConfig(lr_points=3, rungs=2)), TWO)
+    for variant in found.variants:
+        last = [trial for trial in variant.search if trial.steps == 6 and trial.loss is not None]
+        assert variant.lr == min(last, key=lambda trial: trial.loss or 0.0).lr
+
+
+def test_giving_the_same_command_again_does_no_work_twice(tiny: Make) -> None:
+    first, folder = compare(tiny(), TWO)
+    before = files_below(folder)
+    second, _ = compare(tiny(), TWO)
+    assert files_below(folder) == before
+    assert numbers(first) == numbers(second)
+
+
+def test_more_seeds_are_added_to_those_there_are(tiny: Make) -> None:
+    _, folder = compare(tiny(), TWO)
+    before = files_below(folder)
+    more, _ = compare(tiny(), replace(TWO, seeds=3))
+    after = files_below(folder)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 2
+    assert all(len(variant.members) == 3 for variant in more.variants)
+
+
+def test_other_rows_or_settings_need_another_folder(tiny: Make) -> None:
+    config = tiny()
+    compare(config, TWO)
+    with pytest.raises(CheckpointError, match="another comparison: recipe"):
+        compare(replace(config, targets=TargetsConfig(modules=["k_proj"])), TWO)
+    with pytest.raises(CheckpointError, match="rows"):
+        compare(replace(config, data=replace(config.data, eval_path="builtin:terse_dev")), TWO)
+
+
+def _kill_when(folder: Path, pieces: int, task: Callable[[], object]) -> None:
+    """Run ``task`` in a child and kill it as soon as so many pieces are done."""
+    child = os.fork()
+    if child == 0:
+        try:
+            task()
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + 60
+    while len(files_below(folder)) < pieces and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("pieces", [3, 6, 8])
+def test_a_killed_comparison_continues_to_the_same_numbers(
+    tiny: Make, tmp_path: Path, pieces: int
+) -> None:
+    whole, _ = compare(tiny(out=str(tmp_path / "whole")), TWO)
+    config = tiny(out=str(tmp_path / "killed"))
+    _kill_when(tmp_path / "killed", pieces, lambda: compare(config, TWO))
+    kept = files_below(tmp_path / "killed")
+    assert len(kept) >= pieces
+    assert not (tmp_path / "killed" / "comparison.json").exists()
+    resumed, folder = compare(config, TWO)
+    after = files_below(folder)
+    assert {name: after[name] for name in kept} == kept
+    assert numbers(resumed) == numbers(whole)
+    assert not list(folder.rglob(".tmp-*"))
+
+
+def test_two_processes_share_the_work_and_agree(tiny: Make, tmp_path: Path) -> None:
+    alone, _ = compare(tiny(out=str(tmp_path / "alone")), TWO)
+    config = tiny(out=str(tmp_path / "shared"))
+    child = os.fork()
+    if child == 0:
+        try:
+            compare(config, replace(TWO, part=(2, 2)))
+        finally:
+            os._exit(0)
+    shared, folder = compare(config, replace(TWO, part=(1, 2)))
+    os.waitpid(child, 0)
+    assert numbers(shared) == numbers(alone)
+    assert len(files_below(folder)) == len(files_below(tmp_path / "alone"))
+
+
+def test_a_failed_member_is_kept_with_its_reason_and_the_others_count(tiny: Make) -> None:
+    config = tiny()
+    _, plan, store = prepare(config, TWO)
+    bench = Workbench(config)
+    train, calls = bench.member, []
+
+    def fails_once(settings: Any, seed: int) -> Any:
+        calls.append(seed)
+        if settings.variant == "lora" and seed == 1:
+            raise TrainingError("training diverged: the loss is nan", where="step 3")
+        return train(settings, seed)
+
+    bench.member = fails_once  # type: ignore[method-assign]
+    do_all(bench, plan, store)
+    found, _ = compare(config, TWO)
+    lora, frozen = found.variants
+    assert lora.members[1].reason == "training diverged: the loss is nan; step 3"
+    assert lora.members[1].loss is None
+    assert not lora.reason
+    assert lora.estimates["loss"].seeds == 1
+    assert frozen.estimates["loss"].seeds == 2
+    assert any("lora seed 1 failed: training diverged" in line for line in found.findings)
+    again, _ = compare(config, replace(TWO, retry=True))
+    assert not again.variants[0].members[1].reason
+    assert again.variants[0].estimates["loss"].seeds == 2
+
+
+def test_a_piece_whose_process_died_twice_is_given_up(tiny: Make) -> None:
+    config = tiny()
+    bench, plan, store = prepare(config, TWO)
+    [work, *_] = [work for work in plan.open_work(store) if work.piece.kind == "trials"]
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            with store.claim(work.piece):
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+    do_all(bench, plan, store)
+    result = store.read(work.piece)
+    assert result is not None
+    assert "its process died 2 times" in result["failed"]
+
+
+def test_a_variant_that_cannot_adapt_the_layers_is_named_and_the_others_stay(tiny: Make) -> None:
+    config = tiny(targets=TargetsConfig(modules=["embed_tokens"]))
+    found, _ = compare(config, TWO)
+    lora, frozen = found.variants
+    assert not lora.reason
+    assert "embed" in frozen.reason
+    assert any(
+        line.startswith("lora_fa failed: no learning rate was usable") for line in found.findings
+    )
+
+
+def test_nothing_but_failures_is_an_error_of_training(tiny: Make) -> None:
+    with pytest.raises(TrainingError, match="every training failed") as refused:
+        compare(tiny(), replace(TWO, lr_grid=[1e30]))
+    assert refused.value.exit_code == 5
+    assert len(refused.value.lines()) == 1
+
+
+def test_a_grid_without_a_usable_rate_is_refused_before_the_model_is_read(tiny: Make) -> None:
+    config = tiny(model=replace(tiny().model, path="/nowhere"))
+    with pytest.raises(ConfigError, match="rate"):
+        compare(config, replace(TWO, lr_grid=[]))
+    with pytest.raises(ConfigError, match="no way to match"):
+        compare(config, replace(TWO, match="size"))
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_an_impossible_part_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_part(text)
+
+
+def test_a_budget_sets_the_ranks_that_are_trained(tiny: Make) -> None:
+    _, plan, _ = prepare(tiny(), replace(TWO, match="trainable"))
+    ranks = {c.contender.label: c.contender.config.rank for c in plan.contests}
+    assert ranks == {"lora": 4, "lora_fa": 8}
+
+
+def test_a_plan_counts_the_pieces_that_are_done_in_the_end(tiny: Make) -> None:
+    config = replace(tiny(), compare=CompareConfig(lr_points=3, rungs=2))
+    options = replace(TWO, lr_grid=[1e-3, 2e-3, 4e-3])
+    bench, plan, store = prepare(config, options)
+    do_all(bench, plan, store)
+    assert isinstance(plan, ComparisonPlan)
+    assert isinstance(store, Store)
+    assert len(store.finished()) == plan.count()
+
+
+def test_adapters_are_gone_after_a_comparison(tiny: Make) -> None:
+    bench, plan, store = prepare(tiny(), TWO)
+    do_all(bench, plan, store)
+    names = [name for name, _ in bench.base.model.named_parameters()]
+    assert not any("lora" in name for name in names)

@@ -1,0 +1,190 @@
+"""A comparison in words and tables: what is shown is what was found, and data stays text."""
+
+from __future__ import annotations
+
+import csv as csv_reader
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from loratune.compare import tables
+from loratune.compare.result import (
+    BaseScores,
+    Comparison,
+    Costs,
+    Difference,
+    Estimate,
+    Member,
+    Rows,
+    Trial,
+    VariantResult,
+)
+from loratune.compare.words import difference_in_words, findings
+
+
+def variant(label: str, loss: float, trainable: int = 1000, **more: Any) -> VariantResult:
+    costs = Costs(
+        rank=8, trainable=trainable, frozen=0, percent_of_base=0.5, stored_bytes=4 * trainable,
+        optimizer_bytes=8 * trainable, activation_bytes_per_token=12.0,
+    )  # fmt: skip
+    estimates = {
+        "loss": Estimate(mean=loss, low=loss - 0.01, high=loss + 0.01, seeds=3, units=48),
+        "exact_match": Estimate(mean=0.5, low=-0.1, high=1.2, seeds=3, units=48),
+        "peak_bytes": Estimate(mean=2e6, low=None, high=None, seeds=3),
+    }
+    fields: dict[str, Any] = {
+        "lr": 1e-3, "estimates": estimates,
+        "members": [Member(seed=seed, loss=loss) for seed in range(3)],
+        "search": [Trial(lr=1e-3, lr_ratio=None, steps=60, loss=loss)],
+    }  # fmt: skip
+    return VariantResult(label=label, variant=label, adapter={}, costs=costs, **{**fields, **more})
+
+
+def difference(first: str, second: str, value: float, p: float) -> Difference:
+    return Difference(
+        metric="loss", first=first, second=second, difference=value, low=value - 0.01,
+        high=value + 0.01, p=p, p_holm=p, significant=p < 0.05, words="",
+    )  # fmt: skip
+
+
+def comparison(*variants: VariantResult, **more: Any) -> Comparison:
+    fields: dict[str, Any] = {
+        "name": "demo", "created": "2026-01-01T00:00:00Z", "seconds": 10.0, "match": "own",
+        "steps": 60, "seeds": [0, 1, 2], "target_loss": 0.1,
+        "base": BaseScores(path="builtin:demo-opt", fingerprint="f", parameters=900, loss=4.3),
+        "rows": Rows(train=96, dev=48, test=480, prompts=480),
+    }  # fmt: skip
+    return Comparison(variants=list(variants), **{**fields, **more})
+
+
+def test_a_difference_that_is_not_significant_says_so_in_words() -> None:
+    words = difference_in_words(difference("lora", "vera", -0.002, 0.4))
+    assert words.startswith("lora and vera: no significant difference in loss: -0.0020 (95 % CI")
+    assert "p 0.400 after Holm" in words
+
+
+def test_a_significant_difference_names_its_way() -> None:
+    assert difference_in_words(difference("lora", "vera", -0.2, 0.0004)).startswith(
+        "lora has a lower loss than vera: -0.2000"
+    )
+    assert "higher" in difference_in_words(difference("lora", "vera", 0.2, 0.01))
+
+
+def test_the_best_is_named_only_against_those_it_beats() -> None:
+    found = comparison(
+        variant("lora", 0.1, 4000), variant("vera", 0.101, 100), variant("lora_fa", 0.3),
+        differences=[
+            difference("lora", "vera", -0.001, 0.8),
+            difference("lora", "lora_fa", -0.2, 0.001),
+            difference("vera", "lora_fa", -0.199, 0.001),
+        ],
+    )  # fmt: skip
+    lines = findings(found)
+    assert lines[0] == "lora has the lowest loss, 0.1000; no significant difference from vera."
+    assert "Of these, vera trains the fewest numbers (100)" in " ".join(lines)
+
+
+def test_a_clear_winner_is_called_one() -> None:
+    found = comparison(
+        variant("lora", 0.1), variant("vera", 0.3),
+        differences=[difference("lora", "vera", -0.2, 0.001)],
+    )  # fmt: skip
+    assert "lora has the lowest loss, 0.1000, significantly so." in findings(found)
+
+
+def test_when_nothing_differs_nobody_is_named() -> None:
+    found = comparison(
+        variant("lora", 0.1), variant("vera", 0.11),
+        differences=[difference("lora", "vera", -0.01, 0.5)],
+    )  # fmt: skip
+    line = findings(found)[0]
+    assert line == "No significant difference in loss between any and the best (0.1000)."
+
+
+@pytest.mark.parametrize(("seeds", "word"), [([0], "One seed"), ([0, 1], "Two seeds")])
+def test_too_few_seeds_are_said(seeds: list[int], word: str) -> None:
+    assert any(line.startswith(word) for line in findings(comparison(variant("a", 1), seeds=seeds)))
+
+
+def test_failures_are_findings() -> None:
+    broken = variant("vera", 0.2, reason="no learning rate was usable: diverged", estimates={})
+    part = variant("lora", 0.1, members=[Member(seed=4, reason="out of memory")])
+    lines = findings(comparison(part, broken))
+    assert "vera failed: no learning rate was usable: diverged." in lines
+    assert any(line.startswith("lora seed 4 failed: out of memory") for line in lines)
+
+
+def test_a_failed_variant_has_a_row_without_numbers() -> None:
+    broken = variant("vera", 0.2, reason="diverged", estimates={}, lr=None, members=[])
+    grid = tables.quality_grid(comparison(variant("lora", 0.1), broken))
+    assert grid.rows[1][:3] == ("vera", 8, "failed")
+    assert set(grid.rows[1][3:]) == {"-"}
+
+
+def test_an_interval_of_a_share_stays_a_share() -> None:
+    grid = tables.quality_grid(comparison(variant("lora", 0.1)))
+    assert "50.0% [0.0%, 100.0%]" in grid.rows[0]
+    assert "0.1000 [0.0900, 0.1100]" in grid.rows[0]
+
+
+HOSTILE = "<script>alert(1)</script> | **x** [y](http://z) `c`\n# head \x1b[31m"
+
+
+def test_hostile_text_stays_text_in_markdown() -> None:
+    broken = variant("vera", 0.2, reason=HOSTILE, estimates={})
+    made = comparison(variant("lora", 0.1), broken, name=HOSTILE)
+    page = tables.markdown(replace(made, findings=findings(made)))
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert "\n# head" not in page
+    assert "[y](" not in page and "\\[y\\](http" in page
+    assert all(
+        line.count(" | ") == 7 for line in page.splitlines() if line.startswith("| vera | 8 | 0")
+    )
+
+
+def test_csv_keeps_every_number_and_every_column() -> None:
+    text = tables.csv(comparison(variant("lora", 0.1), variant("vera", 0.2, 77)))
+    rows = list(csv_reader.reader(io.StringIO(text)))
+    costs = next(row for row in rows if row[:1] == ["vera"] and "77" in row)
+    assert costs[2] == "77"
+    widths = {len(row) for row in rows if row}
+    assert len(widths) == 2
+
+
+def test_the_search_shows_each_rate_on_each_rung() -> None:
+    trials = [
+        Trial(lr=1e-3, lr_ratio=None, steps=30, loss=0.5),
+        Trial(lr=2e-3, lr_ratio=None, steps=30, loss=None, reason="diverged"),
+        Trial(lr=1e-3, lr_ratio=None, steps=60, loss=0.25),
+    ]
+    grid = tables.search_grid(comparison(variant("lora", 0.1, search=trials)))
+    assert grid.rows == (
+        ("lora", "0.001", "0.5000", "0.2500", "chosen"),
+        ("lora", "0.002", "failed", "", ""),
+    )
+
+
+def test_a_result_survives_the_file_format() -> None:
+    made = comparison(variant("lora", 0.1), differences=[difference("lora", "vera", -0.1, 0.01)])
+    assert Comparison.from_dict(made.to_dict()) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"version": 2}, "version"),
+        ({"format": "other"}, "loratune-comparison"),
+        ({"surprise": 1}, "surprise"),
+        ({"steps": "60"}, "60"),
+        ({"steps": True}, "True"),
+        ({"variants": [{"label": "x"}]}, "required"),
+        ({"base": None}, "BaseScores"),
+    ],
+)
+def test_a_file_that_is_no_comparison_is_refused(change: dict[str, Any], cause: str) -> None:
+    values = comparison(variant("lora", 0.1)).to_dict() | change
+    with pytest.raises(ValueError, match=cause):
+        Comparison.from_dict(values)
