@@ -20,8 +20,15 @@ def console() -> Console:
     """
     from rich.console import Console
 
+    class LastingConsole(Console):
+        """A reader that goes away (head, less) ends the output, never the run behind it."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120"))
-    return Console(markup=False, emoji=False, highlight=False, width=width)
+    return LastingConsole(markup=False, emoji=False, highlight=False, width=width)
 
 
 def is_interactive() -> bool:
