@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from loratune.report.numbers import byte_size, short_count
 
@@ -73,8 +74,8 @@ def make_axis(
         low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
     step = _nice_step((high - low) / 4.5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(round(number * step, 12) for number in range(first, last + 1))
-    return Axis(label, ticks[0], ticks[-1], False, ticks, _shower(unit))
+    ticks = tuple(float(f"{number * step:.12g}") for number in range(first, last + 1))
+    return Axis(label, ticks[0], ticks[-1], False, ticks, _shower(unit, ticks))
 
 
 def _nice_step(rough: float) -> float:
@@ -94,21 +95,25 @@ def _log_axis(label: str, low: float, high: float, unit: str) -> Axis:
     chosen = tuple(ticks[::stride]) if len(ticks) > 1 else (low * 1.15, high / 1.15)
     if chosen[0] == chosen[-1]:
         chosen = chosen[:1]
-    return Axis(f"{label}, log scale", low, high, True, chosen, _shower(unit))
+    return Axis(f"{label}, log scale", low, high, True, chosen, _shower(unit, chosen))
 
 
-def _shower(unit: str) -> Callable[[float], str]:
-    if unit == "bytes":
-        return byte_size
-    if unit == "count":
-        return short_count
-    return _plain
+def _shower(unit: str, ticks: Sequence[float]) -> Callable[[float], str]:
+    """How ticks are written: as short as tells them all apart."""
+    for digits in range(3, 12):
+        show = partial(_SHOWN.get(unit, _plain), digits=digits)
+        if len({show(tick) for tick in ticks}) == len(ticks):
+            break
+    return show
 
 
-def _plain(value: float) -> str:
+def _plain(value: float, digits: int) -> str:
     if abs(value) >= 10_000:
-        return short_count(value)
+        return short_count(value, digits)
     if value and abs(value) < 1e-3:
-        mantissa, _, exponent = f"{value:.0e}".partition("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:.4g}"
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.{digits}g}"
+
+
+_SHOWN: dict[str, Callable[..., str]] = {"bytes": byte_size, "count": short_count}

@@ -26,21 +26,21 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
-def byte_size(count: float | None) -> str:
+def byte_size(count: float | None, digits: int = 3) -> str:
     """Bytes with a decimal unit: 295 kB is 295,000 bytes."""
-    return "–" if count is None else _scaled(count, _BYTE_UNITS, " ")
+    return "–" if count is None else _scaled(count, _BYTE_UNITS, " ", digits)
 
 
-def short_count(count: float) -> str:
+def short_count(count: float, digits: int = 3) -> str:
     """A count with a unit: 74k."""
-    return _scaled(count, _COUNT_UNITS, "")
+    return _scaled(count, _COUNT_UNITS, "", digits)
 
 
-def _scaled(value: float, units: tuple[str, ...], gap: str) -> str:
+def _scaled(value: float, units: tuple[str, ...], gap: str, digits: int) -> str:
     place = 0
     while abs(value) >= 999.5 and place < len(units) - 1:
         value, place = value / 1000, place + 1
-    return f"{value:.3g}{gap if units[place] else ''}{units[place]}"
+    return f"{value:.{digits}g}{gap if units[place] else ''}{units[place]}"
 
 
 def duration(seconds: float | None) -> str:

@@ -1,0 +1,169 @@
+"""Drawings put values where their axes say."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import combinations
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import pytest
+
+from loratune.report.axis import make_axis
+from loratune.report.interval_chart import Interval, interval_chart
+from loratune.report.line_chart import line_chart
+from loratune.report.numbers import byte_size, duration, share_interval, significant
+from loratune.report.scatter_chart import scatter_chart, undominated
+from loratune.report.series import Point, Series, condensed
+
+
+def drawing(chart: object) -> Element:
+    return ElementTree.fromstring(str(chart.drawing))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_value_lies_between_the_ends_of_its_axis(seed: int) -> None:
+    source = random.Random(seed)
+    scale = 10.0 ** source.uniform(-9, 9)
+    values = [source.uniform(-1, 1) * scale for _ in range(5)]
+    for log in (None, False, True):
+        shown = [abs(v) for v in values] if log else values
+        axis = make_axis("x", shown, log=log)
+        places = [axis.place(value) for value in shown]
+        assert all(0 <= place <= 1 for place in places)
+        assert sorted(shown) == [shown[i] for i in sorted(range(5), key=places.__getitem__)]
+        assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+        assert 1 <= len(axis.ticks) <= 9
+        assert len({axis.show(tick) for tick in axis.ticks}) == len(axis.ticks)
+
+
+@pytest.mark.parametrize("values", [[], [0.0], [5.0], [-3.0, -3.0], [math.nan, 1.0], [1e-12]])
+def test_degenerate_values_still_give_an_axis(values: list[float]) -> None:
+    for log in (None, False, True):
+        axis = make_axis("x", values, log=log)
+        assert axis.low < axis.high
+
+
+def test_a_log_axis_has_equal_steps_for_equal_factors() -> None:
+    axis = make_axis("x", [1.0, 10.0, 100.0], log=True)
+    first, second, third = (axis.place(value) for value in (1.0, 10.0, 100.0))
+    assert second - first == pytest.approx(third - second)
+
+
+def test_a_wide_spread_of_losses_chooses_a_log_axis_by_itself() -> None:
+    assert make_axis("loss", [4.5, 0.009]).log
+    assert not make_axis("loss", [4.5, 0.9]).log
+    assert not make_axis("difference", [-4.5, 0.009]).log
+
+
+def test_a_curve_passes_through_its_points() -> None:
+    chart = line_chart(
+        "t", "steps", "loss", [Series("a", (Point(0, 0), Point(5, 1), Point(10, 2)))]
+    )
+    (path,) = drawing(chart).iter("polyline")
+    corners = [tuple(map(float, pair.split(","))) for pair in path.get("points", "").split()]
+    (x0, y0), (x1, y1), (x2, y2) = corners
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+    assert y2 < y0  # larger values stand higher
+
+
+def test_hover_names_every_series_at_its_place() -> None:
+    series = [Series("first", (Point(1, 2.5, 2, 3),)), Series("second", (Point(1, 7),), 1)]
+    titles = [e.text for e in drawing(line_chart("t", "steps", "loss", series)).iter("title")]
+    assert titles == ["steps: 1\nfirst: 2.5 (2 to 3)\nsecond: 7"]
+
+
+def test_every_series_has_a_look_of_its_own_without_colour() -> None:
+    dashes = {Series("", (), look).dash for look in range(6)}
+    assert len(dashes) == 6
+    series = [Series(str(n), (Point(n, n),), n, markers=True) for n in range(6)]
+    root = drawing(scatter_chart("t", "bytes", "loss", [_single(s) for s in series]))
+    marks = [e for e in root.iter() if "mark" in (e.get("class") or "").split()]
+    assert len({_outline(mark) for mark in marks}) == 6
+
+
+def _single(series: Series) -> Series:
+    return Series(
+        series.name, (Point(10.0**series.look, series.look + 1),), series.look, line=False
+    )
+
+
+def _corners(mark: Element) -> list[tuple[float, float]]:
+    pairs = (mark.get("points") or f"{mark.get('cx')},{mark.get('cy')}").split()
+    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in pairs)]
+
+
+def _centre(mark: Element) -> tuple[float, float]:
+    corners = _corners(mark)
+    return sum(x for x, _ in corners) / len(corners), sum(y for _, y in corners) / len(corners)
+
+
+def _outline(mark: Element) -> tuple[object, ...]:
+    """A mark's shape, wherever it lies."""
+    (left, top), *others = _corners(mark)
+    return mark.tag, *((round(x - left, 1), round(y - top, 1)) for x, y in others)
+
+
+def test_many_steps_are_condensed_to_means_with_their_range() -> None:
+    pairs = [(float(n), float(n % 2)) for n in range(6000)]
+    points = condensed(pairs)
+    assert len(points) == 60
+    assert all(p.y == pytest.approx(0.5) and (p.low, p.high) == (0, 1) for p in points)
+    assert condensed([(1.0, math.nan), (2.0, 3.0)]) == (Point(2.0, 3.0),)
+
+
+def test_the_front_keeps_what_nothing_beats_on_both() -> None:
+    points = [("a", 1, 9), ("b", 2, 5), ("c", 3, 6), ("d", 4, 1), ("e", 4, 2)]
+    assert [name for name, _, _ in undominated(points)] == ["a", "b", "d"]
+
+
+def test_points_of_equal_cost_and_loss_do_not_cover_each_other() -> None:
+    series = [
+        Series(str(n), (Point(100.0, loss),), n, line=False, markers=True)
+        for n, loss in enumerate([1.0, 1.0, 1.0, 2.0, 1.01])
+    ]
+    root = drawing(scatter_chart("t", "bytes", "loss", series))
+    marks = [m for m in root.iter() if "mark" in (m.get("class") or "").split()]
+    assert len(marks) == 5
+    for one, other in combinations([_centre(mark) for mark in marks], 2):
+        assert math.dist(one, other) > 10
+
+
+def test_intervals_not_told_from_zero_are_drawn_hollow() -> None:
+    chart = interval_chart(
+        "t", "d", [Interval("sure", 1, 0.5, 1.5, True), Interval("open", 1, -1, 3, False)]
+    )
+    groups = [e.get("class") for e in drawing(chart).iter("g") if e.find("title") is not None]
+    assert groups == ["point", "point open"]
+    assert interval_chart("t", "d", []) is None
+
+
+def test_nothing_to_draw_gives_no_chart() -> None:
+    assert line_chart("t", "x", "y", [Series("a", ())]) is None
+    assert scatter_chart("t", "x", "y", []) is None
+
+
+def test_a_shares_interval_agrees_with_its_definition() -> None:
+    """Wilson's bounds are where |p̂ − p| = z √(p (1 − p) / n)."""
+    for hits, trials in [(36, 48), (1, 7), (240, 300)]:
+        share = hits / trials
+        for bound in share_interval(hits, trials):
+            distance = 1.959964 * math.sqrt(bound * (1 - bound) / trials)
+            assert abs(share - bound) == pytest.approx(distance, rel=1e-5)
+    assert share_interval(0, 10)[0] == pytest.approx(0, abs=1e-12)
+    assert share_interval(10, 10)[1] == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shown", "wanted"),
+    [
+        (significant(4.25308), "4.253"), (significant(2.824e-07), "2.8e-07"),
+        (significant(0.0), "0"), (significant(None), "–"), (significant(294912), "294,912"),
+        (byte_size(294912), "295 kB"), (byte_size(999), "999 B"), (byte_size(999_999), "1 MB"),
+        (duration(13.59), "13.6 s"), (duration(431.0), "7 min 11 s"), (duration(7260), "2 h 1 min"),
+    ],
+)  # fmt: skip
+def test_numbers_read_as_people_write_them(shown: str, wanted: str) -> None:
+    assert shown == wanted
