@@ -36,7 +36,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise _storage_error(error, path) from error
     except Exception as error:  # safetensors reports a full disk as its own exception type
-        if type(error).__name__ != "SafetensorError" or "Error(" not in str(error):
+        said = str(error).lower()
+        if type(error).__name__ != "SafetensorError" or not ("i/o error" in said or "io(" in said):
             raise
         raise _storage_error(error, path) from error
 
@@ -45,7 +46,8 @@ def _storage_error(error: Exception, path: Path) -> StorageError:
     reason = getattr(error, "strerror", None) or str(error)
     number = getattr(error, "errno", None)
     fix = "choose a writable folder with out=DIR"
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space" in reason:
+    full = any(text in reason for text in ("No space", "File too large", "quota"))
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or full:
         fix = f"free some disk space ({free_bytes(path):,} bytes left); nothing saved was lost"
     return StorageError(f"cannot write: {reason}", where=str(path), fix=fix)
 

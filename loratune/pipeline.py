@@ -54,6 +54,7 @@ from loratune.trackers import check_trackers, open_trackers
 from loratune.training import processes
 from loratune.training.advice import Setup, summary_lines
 from loratune.training.forward import checkpoint_activations
+from loratune.training.guards import refuse_nothing_trainable
 from loratune.training.history import History
 from loratune.training.memory import memory_errors
 from loratune.training.record import Tracker
@@ -255,6 +256,7 @@ class _Run:
 
     def _train(self) -> TrainResult:
         config, data = self.config, self.data
+        refuse_nothing_trainable(self.wrapped.model)
         plan = BatchPlan.from_config([len(row) for row in data.train], config.data, config.trainer)
         rows = TrainingSet(
             data.train, plan, data.pad_id, config.data.packing, config.data.max_length

@@ -94,7 +94,7 @@ def _divergence(model: nn.Module, loss: float, where: str) -> TrainingError:
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     values = [name for name, p in trained if not _finite(p)]
     gradients = [name for name, p in trained if p.grad is not None and not _finite(p.grad)]
-    quantity = f"the loss is {loss}"
+    quantity = f"the loss is {loss}{_largest(trained)}"
     if values:
         quantity = f"parameter {values[0]} is not finite"
     elif math.isfinite(loss) and gradients:
@@ -103,6 +103,12 @@ def _divergence(model: nn.Module, loss: float, where: str) -> TrainingError:
     if where.startswith("step 1,") and not values:
         fix = "nothing was trained yet: the base model itself gives this on these rows"
     return TrainingError(f"training diverged: {quantity}", where=where, fix=fix)
+
+
+def _largest(trained: Sequence[tuple[str, Tensor]]) -> str:
+    sizes = {name: float(parameter.detach().abs().max()) for name, parameter in trained}
+    name = max(sizes, key=sizes.__getitem__)
+    return f" (largest trained value: {sizes[name]:.3g} in {name})"
 
 
 def _finite(tensor: Tensor) -> bool:

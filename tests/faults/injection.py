@@ -15,12 +15,14 @@ together.  `ACTION` is one of
     inf     likewise with infinity
     zero    return 0 instead of the call
     scale   return one and a half times the call's tensor result
+    closepipe
+            make stdout a pipe whose reader has gone
     memory, memoryerror
             ask for more memory than there can be, of torch or of Python
     nangrad
             make the gradient that flows into the call's result NaN
-    nanparameter
-            make one trained number NaN after the call
+    nanparameter, nudge
+            make one trained number NaN, or a little larger, after the call
     freeze, detach, idle
             after the call: nothing trains; the first block's output carries no gradient; the
             optimizer does nothing
@@ -82,9 +84,7 @@ class Wrapper:
 
         setattr(holder, attribute, wrapped)
 
-    def call(
-        self, name: str, original: Callable[..., Any], arguments: Any, options: Any
-    ) -> Any:
+    def call(self, name: str, original: Callable[..., Any], arguments: Any, options: Any) -> Any:
         """One call of a target."""
         self.calls += 1
         if self.action == "count":
@@ -120,6 +120,10 @@ class Wrapper:
             raise RuntimeError("injected")
         if action == "zero":
             return 0
+        if action == "closepipe":
+            reader, writer = os.pipe()
+            os.dup2(writer, 1)
+            os.close(reader)
         if action == "memory":
             import torch
 
@@ -156,6 +160,18 @@ def _spoil_parameter(result: Any) -> Any:
     return result
 
 
+def _nudge(result: Any) -> Any:
+    import gc
+
+    import torch
+
+    for parameter in (o for o in gc.get_objects() if isinstance(o, torch.nn.Parameter)):
+        if parameter.requires_grad:
+            parameter.data.view(-1)[0] += 1e-3
+            break
+    return result
+
+
 def _freeze(wrapped: Any) -> Any:
     wrapped.model.requires_grad_(False)
     return wrapped
@@ -182,6 +198,7 @@ AFTERWARDS: dict[str, Callable[[Any], Any]] = {
     "scale": lambda result: result * 1.5,
     "nangrad": _spoil_gradient,
     "nanparameter": _spoil_parameter,
+    "nudge": _nudge,
     "freeze": _freeze,
     "detach": _detach,
     "idle": _idle,

@@ -43,7 +43,7 @@ def halfway(session_bench: Bench) -> Path:
 
 def refused(bench: Bench, halfway: Path, name: str, *words: str) -> str:
     """The resume with these words is refused and changes nothing; what was said."""
-    run = bench.folder / name
+    run = bench.folder / f"run-{name}"
     shutil.copytree(halfway, run)
     before = tree(run)
     outcome = bench.train(run, *words, "resume=auto")
@@ -65,9 +65,7 @@ def test_every_change_of_the_recipe_stops_the_resume_and_is_named(
     in_parallel(change, CHANGES)
 
 
-def test_changed_rows_order_base_and_tokenizer_stop_the_resume(
-    bench: Bench, halfway: Path
-) -> None:
+def test_changed_rows_order_base_and_tokenizer_stop_the_resume(bench: Bench, halfway: Path) -> None:
     rows = bench.copy("train.jsonl")
     lines = rows.read_text().splitlines(keepends=True)
     rows.write_text("".join([lines[0].replace("q0", "Q0"), *lines[1:]]))

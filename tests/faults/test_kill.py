@@ -35,9 +35,7 @@ def undisturbed(session_bench: Bench) -> dict[str, str]:
     return result(session_bench.folder / "undisturbed")
 
 
-def kill_at_writes(
-    bench: Bench, short: tuple[dict[str, str], list[str]], numbers: range
-) -> None:
+def kill_at_writes(bench: Bench, short: tuple[dict[str, str], list[str]], numbers: range) -> None:
     """Kill a run at each of these writes, each followed by a start that must finish."""
     expected, writes = short
 

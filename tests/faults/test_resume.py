@@ -63,7 +63,12 @@ def test_a_resumed_run_has_those_bytes_at_every_step(bench: Bench, variant: str)
 
 
 def test_an_early_stopped_run_stays_stopped_when_resumed(bench: Bench) -> None:
-    words = ("trainer.eval_every=2", "trainer.early_stop_patience=1", "trainer.lr=3", "trainer.steps=40")
+    words = (
+        "trainer.eval_every=2",
+        "trainer.early_stop_patience=1",
+        "trainer.lr=3",
+        "trainer.steps=40",
+    )
     whole = bench.folder / "whole"
     done = bench.train(whole, *words)
     assert done.code == 0, done.err
@@ -87,7 +92,13 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-FILES = ("adapter.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", "manifest.json")
+FILES = (
+    "adapter.safetensors",
+    "optimizer.safetensors",
+    "rng.safetensors",
+    "state.json",
+    "manifest.json",
+)
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "truncated": truncate,
     "missing": Path.unlink,

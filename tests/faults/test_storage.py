@@ -140,5 +140,3 @@ def test_a_shard_that_cannot_be_written_leaves_no_model(bench: Bench) -> None:
     check_told(stopped, 8)
     assert list(out.parent.iterdir()) == []
     assert bench.loratune(*words).code == 0
-
-

@@ -1,0 +1,225 @@
+"""P05, P06, P08, P10, R01 and the signals with two processes (gloo)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from faults.conftest import Bench
+from faults.harness import Case, Outcome, differences, result
+from faults.tally import TALLY
+from faults.test_resume import cut
+from faults.verify import check_recovered, check_told, is_usable, verified_steps
+
+STEP = "loratune.stages.train.train_step"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start_ranks(bench: Bench, out: Path, *words: str, faults: tuple[str, ...] = ()) -> list[Case]:
+    """Two processes as torchrun would start them."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    return [
+        bench.start(
+            out, *words, faults=faults,
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+
+
+def run_ranks(bench: Bench, out: Path, *words: str, faults: tuple[str, ...] = ()) -> list[Outcome]:
+    return [case.wait() for case in start_ranks(bench, out, *words, faults=faults)]
+
+
+def run_both(bench: Bench, out: Path, *words: str) -> list[Outcome]:
+    outcomes = run_ranks(bench, out, *words)
+    assert [outcome.code for outcome in outcomes] == [0, 0], [o.err for o in outcomes]
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def whole(session_bench: Bench) -> Path:
+    run = session_bench.folder / "two-processes"
+    run_both(session_bench, run)
+    return run
+
+
+def test_two_processes_resume_to_the_same_bytes(bench: Bench, whole: Path) -> None:
+    for step in (3, 6, 9):  # within, and across the epochs of four steps
+        run = cut(whole, bench.folder / f"from{step}", step)
+        first, _ = run_both(bench, run, "resume=auto")
+        check_recovered(run, first, result(whole))
+        TALLY.add("resumes compared byte for byte")
+
+
+def test_two_processes_agree_with_one_to_rounding(bench: Bench) -> None:
+    from safetensors.torch import load_file
+
+    run_both(bench, bench.folder / "two", "adapter.dropout=0")
+    assert bench.train("one", "adapter.dropout=0").code == 0
+    one, two = (
+        load_file(bench.folder / name / "adapter" / "adapter_model.safetensors")
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for name in one:
+        assert (one[name] - two[name]).abs().max() < 1e-5, name
+    losses = [
+        [
+            json.loads(line)["train/loss"]
+            for line in (bench.folder / n / "metrics.jsonl").read_text().splitlines()
+        ]
+        for n in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_adapter_of_two_processes_is_complete(bench: Bench, whole: Path) -> None:
+    from safetensors.torch import load_file
+
+    assert bench.train("one").code == 0
+    one = load_file(bench.folder / "one" / "adapter" / "adapter_model.safetensors")
+    two = load_file(whole / "adapter" / "adapter_model.safetensors")
+    assert {name: tensor.shape for name, tensor in one.items()} == {
+        name: tensor.shape for name, tensor in two.items()
+    }
+    assert all(tensor.numel() and bool(tensor.any()) for tensor in two.values())
+
+
+def test_processes_that_disagree_are_stopped_before_anything_is_published(bench: Bench) -> None:
+    run = bench.folder / "run"
+    outcomes = run_ranks(bench, run, faults=(f"nudge@{STEP}:2#1",))
+    assert [outcome.code for outcome in outcomes] == [5, 5]
+    check_told(outcomes[0], 5, "different adapters", "step 3")
+    assert verified_steps(run) == []
+
+
+def test_another_number_of_processes_is_drift(bench: Bench, whole: Path) -> None:
+    run = cut(whole, bench.folder / "run", 6)
+    check_told(bench.train(run, "resume=auto"), 6, "processes: 2 → 1")
+
+
+def test_rank_0_killed_inside_a_save_ends_the_other_and_loses_nothing(
+    bench: Bench, whole: Path
+) -> None:
+    for number in (2, 4):
+        run = bench.folder / f"run{number}"
+        started = time.monotonic()
+        killed, other = run_ranks(
+            bench, run, faults=(f"kill@safetensors.torch.save_file:{number}#0",)
+        )
+        TALLY.add("kills at a write boundary")
+        assert killed.code == -signal.SIGKILL
+        check_told(other, 5, "another process of this run has ended")
+        assert time.monotonic() - started < 30
+        assert is_usable(run)
+        first, _ = run_both(bench, run, "resume=auto")
+        check_recovered(run, first, result(whole))
+
+
+def test_both_ranks_stop_at_the_same_step_when_one_is_told_to(bench: Bench, whole: Path) -> None:
+    run = bench.folder / "run"
+    for outcome in run_ranks(bench, run, faults=(f"term@{STEP}:5#1",)):
+        check_told(outcome, 75, "step 5")
+    TALLY.add("SIGTERM and SIGINT")
+    run_both(bench, run, "resume=auto")
+    extra = set(result(run)) - set(result(whole))
+    assert all("step_000005" in name for name in extra)
+    kept = {name: value for name, value in result(run).items() if name not in extra}
+    assert not differences(kept, result(whole))
+
+
+# -- the launcher itself -----------------------------------------------------------------------
+
+
+def workers_of(launcher: int) -> list[int]:
+    """Process ids of the launcher's two training processes, in order of rank."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == launcher and b"spawn_main" in command:
+            found.append((environment, int(folder.name)))
+    return sorted(pid for _, pid in found)
+
+
+def launched(bench: Bench, run: Path, *words: str) -> Case:
+    """`launch.nproc=2` in its own process; back when the second checkpoint is there."""
+    case = bench.start(
+        run, "launch.nproc=2", "trainer.steps=4000", "trainer.keep_checkpoints=2", *words
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not case.ended:
+        if len(list((run / "checkpoints").glob("step_*"))) >= 2:
+            break
+        time.sleep(0.02)
+    return case
+
+
+def test_a_killed_rank_ends_all_in_time_and_is_named(bench: Bench) -> None:
+    run = bench.folder / "run"
+    case = launched(bench, run)
+    victim = workers_of(case.pid)[-1]
+    killed = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    outcome = case.wait()
+    assert time.monotonic() - killed < 30
+    check_told(outcome, 5, "process 1", f"pid {victim}", "SIGKILL", f"resume={run}")
+    assert is_usable(run)
+    assert workers_of(case.pid) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_signal_to_the_launcher_saves_and_says_how_to_go_on(
+    bench: Bench, number: int, code: int
+) -> None:
+    run = bench.folder / "run"
+    case = launched(bench, run)
+    os.killpg(case.pid, number)  # a terminal and a scheduler tell the whole group
+    check_told(case.wait(), code, f"resume={run}", "saved")
+    TALLY.add("SIGTERM and SIGINT")
+    assert is_usable(run)
+    steps = max(
+        json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    )
+    assert verified_steps(run)[-1] == steps
+
+
+def test_what_stops_a_worker_is_told_once_with_its_code(bench: Bench) -> None:
+    rows = bench.folder / "bad.jsonl"
+    rows.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q"\n')
+    outcome = bench.train("run", "launch.nproc=2", f"data.path={rows}")
+    check_told(outcome, 3, "bad.jsonl:2")
+    assert outcome.err.count("error[3]") == 1, outcome.err
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_too(bench: Bench) -> None:
+    run = bench.folder / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(free_port()), "-m", "loratune", *bench.words(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert verified_steps(run) == [3, 6, 9, 12]
+    assert json.loads((run / "checkpoints/step_000003/manifest.json").read_text())["processes"] == 2
