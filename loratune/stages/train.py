@@ -34,7 +34,7 @@ from loratune.training.prefetch import Prefetch
 from loratune.training.record import Recorder, Tracker
 from loratune.training.signals import StopRequest, stopped
 from loratune.training.state import Progress, capture, load_adapter_state, restore
-from loratune.training.step import train_step
+from loratune.training.step import StepMetrics, train_step
 
 Evaluate = Callable[[], dict[str, float]]
 _LESS_MEMORY = "halve trainer.batch_size and double trainer.grad_accum_steps: the same result"
@@ -163,20 +163,23 @@ class _Loop:
         self.progress.tokens += metrics.supervised
         self.loss = metrics.loss
         if logged:
-            record = {
-                "train/loss": metrics.loss,
-                "train/grad_norm": metrics.grad_norm,
-                "train/lr": self.optimizer.param_groups[0]["lr"],
-                "train/tokens": float(self.progress.tokens),
-                **(self.health.after_step() if measured else {}),
-            }
-            self.recorder.step(
-                self.progress.step,
-                record,
-                tokens=metrics.tokens,
-                padded=metrics.padded,
-                dead=self.health.dead if measured else (),
-            )
+            self._record(metrics, self.health.after_step() if measured else {})
+
+    def _record(self, metrics: StepMetrics, health: dict[str, float]) -> None:
+        record = {
+            "train/loss": metrics.loss,
+            "train/grad_norm": metrics.grad_norm,
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/tokens": float(self.progress.tokens),
+            **health,
+        }
+        self.recorder.step(
+            self.progress.step,
+            record,
+            tokens=metrics.tokens,
+            padded=metrics.padded,
+            dead=self.health.dead if health else (),
+        )
 
     def _micro_batches(self, step: int) -> list[Batch]:
         """This process's share of a step, on the CPU."""
