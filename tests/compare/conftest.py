@@ -37,25 +37,26 @@ def rows(tmp_path: Path) -> Callable[[str, list[dict[str, Any]]], str]:
     return write
 
 
+def tiny_config(out: Path, **parts: Any) -> RunConfig:
+    """The demo cut down: two targets, few rows, few steps; keywords change parts of it."""
+    base: dict[str, Any] = {
+        "name": "tiny",
+        "model": ModelConfig(path="builtin:demo-opt", dtype=Dtype.float32),
+        "targets": TargetsConfig(modules=["q_proj", "v_proj"]),
+        "adapter": LoRAConfig(rank=4, lr=4e-3),
+        "data": DataConfig(
+            path="builtin:train", eval_path="builtin:dev", test_path="builtin:test",
+            limit=32, eval_limit=6, max_length=64,
+        ),
+        "trainer": TrainerConfig(steps=5, batch_size=4, precision=Precision.fp32, threads=1),
+        "evaluate": EvaluateConfig(max_new_tokens=3, generate_limit=4),
+        "compare": CompareConfig(lr_points=2, rungs=1),
+        "out": str(out),
+    }  # fmt: skip
+    return RunConfig(**{**base, **parts})
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> MakeConfig:
-    """The demo cut down: two targets, few rows, few steps; keywords change parts of it."""
-
-    def make(**parts: Any) -> RunConfig:
-        base: dict[str, Any] = {
-            "name": "tiny",
-            "model": ModelConfig(path="builtin:demo-opt", dtype=Dtype.float32),
-            "targets": TargetsConfig(modules=["q_proj", "v_proj"]),
-            "adapter": LoRAConfig(rank=4, lr=4e-3),
-            "data": DataConfig(
-                path="builtin:train", eval_path="builtin:dev", test_path="builtin:test",
-                limit=32, eval_limit=8, max_length=64,
-            ),
-            "trainer": TrainerConfig(steps=6, batch_size=4, precision=Precision.fp32, threads=1),
-            "evaluate": EvaluateConfig(max_new_tokens=4, generate_limit=4),
-            "compare": CompareConfig(lr_points=2, rungs=1),
-            "out": str(tmp_path / "out"),
-        }  # fmt: skip
-        return RunConfig(**{**base, **parts})
-
-    return make
+    """``tiny_config`` with a folder of the test's own."""
+    return lambda **parts: tiny_config(**{"out": tmp_path / "out", **parts})

@@ -140,9 +140,8 @@ def test_hostile_text_stays_text_in_markdown() -> None:
     assert "\x1b" not in page
     assert "\n# head" not in page
     assert "[y](" not in page and "\\[y\\](http" in page
-    assert all(
-        line.count(" | ") == 7 for line in page.splitlines() if line.startswith("| vera | 8 | 0")
-    )
+    [row] = [line for line in page.splitlines() if line.startswith("| vera | 8 | 0.001")]
+    assert row.count(" | ") == 6
 
 
 def test_csv_keeps_every_number_and_every_column() -> None:
