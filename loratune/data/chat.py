@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loratune.data.rendering import FIX, bounded, check_template
 from loratune.data.rows import Message
 from loratune.data.tokenizing import Tokenizer
-from loratune.errors import DataError
+from loratune.errors import DataError, SecurityError
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _SENTINEL = "sentinel-of-the-answer"
@@ -54,6 +55,7 @@ class ChatRenderer:
     """Conversations as text, under one chat template."""
 
     def __init__(self, tokenizer: Tokenizer, template: str) -> None:
+        check_template(template)
         self.tokenizer = tokenizer
         self.template = template
         self._stops = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
@@ -90,8 +92,17 @@ class ChatRenderer:
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
         options = {"tokenize": False, "add_generation_prompt": generation}
         try:
-            text = self.tokenizer.apply_chat_template(turns, chat_template=self.template, **options)
+            with bounded():
+                text = self.tokenizer.apply_chat_template(
+                    turns, chat_template=self.template, **options
+                )
+        except SecurityError as error:
+            error.where = source
+            raise
         except Exception as error:  # a template is a program of its own and may raise anything
+            if type(error).__name__ == "SecurityError":  # the sandbox's own
+                cause = f"the chat template reaches for the program: {error}"
+                raise SecurityError(cause, where=source, fix=FIX) from error
             reason = str(error).partition("\n")[0][:200]
             cause = f"the chat template raised {type(error).__name__}: {reason}"
             raise DataError(cause, where=source, fix="mend the row's turns") from error
@@ -144,12 +155,13 @@ class ChatRenderer:
 
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
         special = getattr(self.tokenizer, "special_tokens_map", {})
-        rendered: Any = render_jinja_template(
-            conversations=[turns],
-            chat_template=self.template,
-            return_assistant_tokens_mask=True,
-            **special,
-        )
+        with bounded():
+            rendered: Any = render_jinja_template(
+                conversations=[turns],
+                chat_template=self.template,
+                return_assistant_tokens_mask=True,
+                **special,
+            )
         text, found = rendered[0][0], rendered[1][0]
         spans = [(int(start), int(end)) for start, end in found]
         learnt = [(n, turn.content) for n, turn in enumerate(messages) if turn.role == "assistant"]
