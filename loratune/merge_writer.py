@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,20 +67,29 @@ class _Writer:
         path = self._target / source.name
         plans = [self._tensor_plan(name, entry) for name, entry in items]
         needed = [source, *(entry.file for _, entry in items)]
-        with _mapped_files(needed) as contents, files.storage_errors(path):
-            with SafetensorsWriter(path, plans, {"format": "pt"}) as writer:
-                offset = 0
-                for (name, entry), plan in zip(items, plans, strict=True):
-                    self._write_tensor(writer, name, entry, contents[entry.file])
-                    end = offset + plan.size
-                    self._entries[name] = TensorEntry(
-                        name, path, plan.dtype, plan.shape, offset, end
-                    )
-                    offset = end
-            for _, entry in items:  # the mapping must outlive the hashing
-                self._base[entry.name].result()
+        # The mapping must outlive the hashing beside it, also when a tensor is refused.
+        with (
+            _mapped_files(needed) as contents,
+            self._hashing_awaited(),
+            files.storage_errors(path),SafetensorsWriter(path, plans, {"format": "pt"}) as writer
+        ):
+            offset = 0
+            for (name, entry), plan in zip(items, plans, strict=True):
+                self._write_tensor(writer, name, entry, contents[entry.file])
+                end = offset + plan.size
+                self._entries[name] = TensorEntry(
+                    name, path, plan.dtype, plan.shape, offset, end
+                )
+                offset = end
         self._hashes[path.name] = writer.sha256
         self._flushes.append(self._helper.submit(files.sync_file, path))
+
+    @contextmanager
+    def _hashing_awaited(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            wait(self._base.values())
 
     def _tensor_plan(self, name: str, entry: TensorEntry) -> TensorPlan:
         dtype = self._plan.out_dtype(entry)

@@ -56,10 +56,10 @@ def _right_singular_vectors(weight: Tensor, rank: int) -> Tensor:
     """The ``rank`` directions of the input that ``weight`` (out, in) amplifies most, as rows.
 
     Each row's sign is fixed (largest component positive), so that the result does not depend on
-    the linear algebra library.
+    the linear algebra library.  A QR step in fp64 makes the rows orthonormal to fp32's last bits.
     """
     _, _, vectors = torch.linalg.svd(weight.float().cpu(), full_matrices=False)
-    rows = vectors[:rank]
+    rows = torch.linalg.qr(vectors[:rank].double().T).Q.T
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     signed: Tensor = rows * largest.sign()
     return signed

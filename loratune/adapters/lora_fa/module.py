@@ -9,7 +9,7 @@ from loratune.adapters.base import LayerPlan, OptimizerSettings
 from loratune.adapters.config import AdapterConfig
 from loratune.adapters.lora.module import LoRA
 from loratune.adapters.lora_fa.config import LoRAFAConfig
-from loratune.adapters.lora_fa.projection import ProjectedAdamW
+from loratune.adapters.lora_fa.projection import FrozenFactor, ProjectedAdamW
 from loratune.adapters.registry import register_adapter
 
 
@@ -34,7 +34,7 @@ class LoRAFA(LoRA):
             return super().make_optimizer(model, config, settings)
         groups = cls.param_groups(model, config, settings)
         factors = {
-            layer.lora_B: (layer.lora_A, layer.scaling)
+            layer.lora_B: FrozenFactor(layer.lora_A, layer.scaling, layer.shape.name)
             for layer in model.modules()
             if isinstance(layer, cls)
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,21 @@ def projected_gradient(grad: Tensor, lora_A: Tensor, scaling: float) -> Tensor:
     inverse = torch.linalg.pinv(gram + RIDGE * torch.eye(len(gram)).to(gram.device))
     projected: Tensor = (1 / scaling**2) * (grad @ inverse)
     return projected
+
+
+@dataclass(frozen=True)
+class FrozenFactor:
+    """What B's closed-form gradient needs to know of its layer.
+
+    Attributes:
+        lora_A: the frozen A, (r, in).
+        scaling: s of the layer.
+        name: the layer's, for the warning.
+    """
+
+    lora_A: Tensor
+    scaling: float
+    name: str = ""
 
 
 class GramFactor:
@@ -71,7 +87,7 @@ class ProjectedAdamW(torch.optim.Optimizer):
 
     Args:
         groups: parameter groups.
-        factors: B to its frozen A and its layer's scaling; other parameters take plain gradients.
+        factors: B to what is frozen beside it; other parameters take plain gradients.
         settings: learning rate, betas; eps defaults to the paper's 1e-6.
         kernel: ``reference`` follows PEFT to the bit, else the Cholesky solve.
     """
@@ -79,7 +95,7 @@ class ProjectedAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         groups: list[ParamGroup],
-        factors: Mapping[nn.Parameter, tuple[Tensor, float]],
+        factors: Mapping[nn.Parameter, FrozenFactor],
         settings: OptimizerSettings,
         kernel: Kernel,
     ) -> None:
@@ -94,16 +110,17 @@ class ProjectedAdamW(torch.optim.Optimizer):
         self._factors = dict(factors)
         self._grams: dict[nn.Parameter, GramFactor] = {}
         if kernel is not Kernel.reference:
-            self._grams = {B: GramFactor(A) for B, (A, _) in factors.items()}
+            self._grams = {B: GramFactor(f.lora_A, f.name) for B, f in factors.items()}
 
     def _gradient(self, parameter: nn.Parameter) -> Tensor:
         assert parameter.grad is not None
         if parameter not in self._factors:
             return parameter.grad
-        lora_A, scaling = self._factors[parameter]
+        known = self._factors[parameter]
         if parameter in self._grams:
-            return self._grams[parameter].solve(parameter.grad, scaling).to(parameter.dtype)
-        return projected_gradient(parameter.grad, lora_A, scaling).to(parameter.dtype)
+            return self._grams[parameter].solve(parameter.grad, known.scaling).to(parameter.dtype)
+        gradient = projected_gradient(parameter.grad, known.lora_A, known.scaling)
+        return gradient.to(parameter.dtype)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
