@@ -160,13 +160,21 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str | None:
-    """The commit measured, marked where the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+    """The last commit of the package, marked where its files differ from it."""
+    commit = _git("log", "-1", "--format=%h", "--abbrev=10", "--", "loratune")
+    if not commit:
         return None
-    return done.stdout.strip() or None
+    return f"{commit}+changes" if _git("status", "--porcelain", "--", "loratune") else commit
+
+
+def _git(*words: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
 
 
 def write_result(name: str, options: Options, content: Mapping[str, Any]) -> Path:

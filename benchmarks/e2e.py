@@ -60,7 +60,9 @@ FP32 = [
 ]
 BF16 = [
     Contender("loratune, bf16", "loratune", "bf16"),
-    Contender("TRL + PEFT, bf16, as shipped", "trl", "bf16 autocast", as_shipped=True, same_order=False),
+    Contender(
+        "TRL + PEFT, bf16, as shipped", "trl", "bf16 autocast", as_shipped=True, same_order=False
+    ),
     Contender("TRL + PEFT, bf16, best padded", "trl", "bf16 weights"),
     Contender("TRL + PEFT, bf16, packing", "trl", "bf16 weights", packing=True, same_order=False),
     Contender("Trainer + PEFT, bf16", "trainer", "bf16 weights"),
@@ -220,7 +222,7 @@ def take_turns(
         else:
             worker.end()
             common.say(f"  {contender.name} failed:\n{worker.log.read_text()[-1500:]}")
-    for number in range(1, len(plan)):
+    for number in range(1, len(plan) if workers else 0):
         first = number % len(workers)
         for worker in workers[first:] + workers[:first]:
             worker.release()

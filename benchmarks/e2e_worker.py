@@ -135,9 +135,7 @@ def _base(job: dict[str, Any]) -> Any:
 def _lora() -> Any:
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-    )
+    return LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
 def _adapted(job: dict[str, Any]) -> Any:
@@ -151,9 +149,7 @@ def _adapted(job: dict[str, Any]) -> Any:
 def _trl(job: dict[str, Any], dataset: Any, tokenizer: Any) -> Any:
     from trl import SFTConfig, SFTTrainer
 
-    config = SFTConfig(
-        packing=job["packing"], max_length=job["max_length"], **_settings(job)
-    )
+    config = SFTConfig(packing=job["packing"], max_length=job["max_length"], **_settings(job))
     options: dict[str, Any] = {"args": config, "train_dataset": dataset}
     if job["as_shipped"]:
         return SFTTrainer(_base(job), processing_class=tokenizer, peft_config=_lora(), **options)

@@ -67,7 +67,7 @@ def sharing_weights(base: nn.Module) -> Any:
 
 
 def ours(base: nn.Module, variant: str, **settings: Any) -> Any:
-    """loratune's adapters on all linear layers, B (or λ_b) made non-zero as in mid-training."""
+    """Loratune's adapters on all linear layers, B (or λ_b) made non-zero as in mid-training."""
     targets = settings.pop("targets", "all_linear")
     wrapped = wrap(sharing_weights(base), variant, targets=targets, **settings)
     _perturb(wrapped.model, ("lora_B", "vera_lambda_b"))

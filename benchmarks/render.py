@@ -1,0 +1,315 @@
+"""Render docs/performance.md from benchmarks/results/*.json and the prose of page.md.
+
+usage: python -m benchmarks.render
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import common
+from benchmarks.goals import GOALS, MIB, Results, named
+
+TEMPLATE = Path(__file__).parent / "page.md"
+PAGE = common.REPOSITORY / "docs" / "performance.md"
+NONE = "*Not measured yet.*"
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+
+def read_results(folder: Path = common.RESULTS) -> Results:
+    """Every result file there is."""
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
+
+
+def render(template: str, results: Results) -> str:
+    """The page: every ``{{place}}`` of the template filled from the results."""
+
+    def fill(match: re.Match[str]) -> str:
+        try:
+            return PLACES[match[1]](results)
+        except KeyError as missing:
+            if match[1] not in PLACES or missing.args[0] not in common_names():
+                raise
+            return NONE
+
+    return _PLACE.sub(fill, template)
+
+
+def common_names() -> set[str]:
+    """Benchmarks that may not have run."""
+    return {"step", "e2e", "scaling", "merge", "startup", "cuda"}
+
+
+def write_page() -> Path:
+    """Render and write; returns the page's path."""
+    PAGE.parent.mkdir(exist_ok=True)
+    page = render(TEMPLATE.read_text(encoding="utf-8"), read_results())
+    PAGE.write_text(page, encoding="utf-8")
+    return PAGE
+
+
+# -- building blocks -----------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table, first column left, the others right."""
+    marks = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, marks, *rows])
+
+
+def number(value: float) -> str:
+    """Two decimals below 10, one below 100, none above."""
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:,.{1 if abs(value) < 100 else 0}f}"
+
+
+def spread(values: Mapping[str, float], factor: float = 1.0) -> str:
+    """Median with quartiles."""
+    median, q1, q3 = (number(values[key] * factor) for key in ("median", "q1", "q3"))
+    return f"{median} ({q1}–{q3})"
+
+
+def mib(count: float) -> str:
+    """Bytes in MiB."""
+    return f"{count / MIB:,.2f}" if count < 10 * MIB else f"{count / MIB:,.0f}"
+
+
+# -- places --------------------------------------------------------------------------------
+
+
+def goals(results: Results) -> str:
+    """The figures to reach beside what was measured."""
+    rows = []
+    for goal in GOALS:
+        value = goal.measured(results)
+        sign = "≤" if goal.at_most else "≥"
+        limit = f"{sign} {goal.limit:g}{goal.unit}"
+        shown = "not measured" if value is None else f"{number(value)}{goal.unit}"
+        verdict = "" if value is None else ("yes" if goal.is_met(value) else "**no**")
+        rows.append([goal.name, limit, shown, verdict])
+    return table(["", "goal", "measured", "met"], rows)
+
+
+def where(results: Results) -> str:
+    """Machine, date and versions of the results."""
+    lines = []
+    for name, record in results.items():
+        own = record["machine"]
+        flags = f" ({', '.join(own['cpu_flags'])})" if own["cpu_flags"] else ""
+        cpu = f"{own['cpu']}{flags}, {own['threads']} of {own['cores']} cores"
+        place = f"{record['device']}; {cpu}" if "device" in record else cpu
+        versions = ", ".join(
+            f"{package} {version}"
+            for package, version in record["versions"].items()
+            if package not in ("python", "loratune")
+        )
+        lines.append([name, record["date"], record["revision"] or "", place, versions])
+    head = ["benchmark", "date", "loratune at", "machine", "versions"]
+    return table(head, lines) if lines else NONE
+
+
+def step_table(key: str) -> Callable[[Results], str]:
+    """Step times of one of step.json's tables."""
+
+    def place(results: Results) -> str:
+        rows = results["step"]["tables"][key]["rows"]
+        return table(
+            ["one step", "seconds", "step / floor", "AdamW, ms"],
+            [
+                [
+                    row["name"],
+                    spread(row["seconds"]),
+                    spread(row["ratio"]),
+                    number(row["optimizer_seconds"] * 1e3) if "optimizer_seconds" in row else "",
+                ]
+                for row in rows
+            ],
+        )
+
+    return place
+
+
+def saved(results: Results) -> str:
+    """Saved bytes by candidate, dtype and dropout."""
+    rows = results["step"]["saved"]
+    cases = list(dict.fromkeys((row["dtype"], row["dropout"]) for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    by_key = {(row["name"], row["dtype"], row["dropout"]): row["bytes"] for row in rows}
+    head = ["MiB beyond the floor", *(f"{dtype}, dropout {p:g}" for dtype, p in cases)]
+    lines = [[name, *(mib(by_key[name, *case]) for case in cases)] for name in names]
+    return table(head, lines)
+
+
+def e2e_table(group: str) -> Callable[[Results], str]:
+    """Training on rows, one group of contenders."""
+
+    def place(results: Results) -> str:
+        rows = results["e2e"]["groups"][group]
+        own = rows[0]["rows_per_second"]
+        return table(
+            ["", "rows/s", "tokens/s", "s a step", "fill", "peak MiB", f"{rows[0]['name']} is"],
+            [
+                [
+                    row["name"],
+                    number(row["rows_per_second"]),
+                    f"{row['tokens_per_second']:,.0f}",
+                    spread(row["step_seconds"]),
+                    f"{row['fill']:.0%}",
+                    mib(row["peak_bytes"]),
+                    f"{own / row['rows_per_second']:.2f} ×",
+                ]
+                for row in rows
+            ],
+        )
+
+    return place
+
+
+def losses(results: Results) -> str:
+    """Loss curves on the same rows from the same start, beside loratune's fp32."""
+    groups = results["e2e"]["groups"]
+    reference = groups["fp32"][0]["losses"]
+    lines = []
+    seen = set()
+    for row in [*groups["fp32"], *groups["bf16"]]:
+        if not row["same_order"] or row["name"] in seen:
+            continue
+        seen.add(row["name"])
+        own = row["losses"]
+        apart = max(abs(a - b) for a, b in zip(own, reference, strict=True))
+        lines.append([row["name"], f"{own[0]:.4f}", f"{own[-1]:.4f}", f"{apart:.1e}"])
+    return table(["same rows, same start", "first loss", "last loss", "largest difference"], lines)
+
+
+def scaling(results: Results) -> str:
+    """Ratios and saved bytes at every point."""
+    points = results["scaling"]["points"]
+    names = [row["name"] for row in points[0]["rows"][1:]]
+    head = ["", "floor, s", *(f"{name}, ratio" for name in names), *(f"{n}, MiB" for n in names)]
+    lines = []
+    for point in points:
+        floor, *rows = point["rows"]
+        lines.append(
+            [
+                f"{point['varies']} {point[point['varies']]}",
+                number(floor["seconds"]["median"]),
+                *(number(row["ratio"]["median"]) for row in rows),
+                *(mib(row["saved_bytes"]) for row in rows),
+            ]
+        )
+    return table(head, lines)
+
+
+def merging(results: Results) -> str:
+    """Merge times and memory."""
+    return table(
+        ["", "s of work", "/ copy", "s with imports", "peak MB"],
+        [
+            [
+                row["name"],
+                spread(row["seconds"]),
+                spread(row["ratio"]),
+                number(row["process_seconds"]["median"]),
+                f"{row['peak_bytes'] / 1e6:,.0f}",
+            ]
+            for row in results["merge"]["rows"]
+        ],
+    )
+
+
+def merge_size(results: Results) -> str:
+    """What was merged."""
+    settings = results["merge"]["settings"]
+    largest = settings["largest_shard"] / 1e6
+    size = f"{settings['bytes'] / 1e9:.2f} GB in {settings['files']} files"
+    return f"{size}, the largest {largest:,.0f} MB"
+
+
+def starting(results: Results) -> str:
+    """Start-up times."""
+    rows = results["startup"]["rows"]
+    return table(["", "seconds"], [[row["name"], spread(row["seconds"])] for row in rows])
+
+
+def cuda(results: Results) -> str:
+    """The CUDA table, or that there is none."""
+    if "cuda" not in results:
+        return (
+            "| one step | ms | step / floor | peak GiB |\n|---|---:|---:|---:|\n\n"
+            "*No CUDA device was at hand: this table is empty until `python -m benchmarks.cuda` "
+            "runs on one.*"
+        )
+    record = results["cuda"]
+    rows = [
+        [
+            row["name"],
+            spread(row["seconds"], 1e3),
+            spread(row["ratio"]),
+            f"{row['peak_bytes'] / 2**30:.2f}",
+        ]
+        for row in record["rows"]
+    ]
+    failed = [f"{item['name']}: {item['reason']}" for item in record["failures"]]
+    notes = "".join(f"\n\nNot measured: {line}." for line in failed)
+    head = ["one step", "ms", "step / floor", "peak GiB"]
+    return f"On one {record['device']}:\n\n{table(head, rows)}{notes}"
+
+
+def ratio_of(table_key: str, name: str) -> Callable[[Results], str]:
+    """A step ratio within a sentence."""
+
+    def place(results: Results) -> str:
+        rows = results["step"]["tables"][table_key]["rows"]
+        return number(named(rows, name)["ratio"]["median"])
+
+    return place
+
+
+def rate_ratio(group: str, own: str, other: str) -> Callable[[Results], str]:
+    """A ratio of rates within a sentence."""
+
+    def place(results: Results) -> str:
+        rows = results["e2e"]["groups"][group]
+        return number(named(rows, own)["rows_per_second"] / named(rows, other)["rows_per_second"])
+
+    return place
+
+
+def rows_source(results: Results) -> str:
+    """Which rows were trained on."""
+    return str(results["e2e"]["settings"]["rows"])
+
+
+PLACES: dict[str, Callable[[Results], str]] = {
+    "goals": goals,
+    "where": where,
+    "step_short": step_table("short"),
+    "step_half": step_table("half"),
+    "step_long": step_table("long"),
+    "saved": saved,
+    "e2e_fp32": e2e_table("fp32"),
+    "e2e_bf16": e2e_table("bf16"),
+    "losses": losses,
+    "scaling": scaling,
+    "merging": merging,
+    "merge_size": merge_size,
+    "starting": starting,
+    "cuda": cuda,
+    "rows_source": rows_source,
+    "lora_ratio": ratio_of("short", "loratune LoRA"),
+    "own_head_ratio": ratio_of("short", "loratune LoRA, own loss head"),
+    "peft_ratio": ratio_of("short", "PEFT LoRA"),
+    "against_best": rate_ratio("fp32", "loratune, fp32", "TRL + PEFT, fp32, best padded"),
+    "against_trainer": rate_ratio("fp32", "loratune, fp32", "Trainer + PEFT, fp32"),
+}
+
+
+if __name__ == "__main__":
+    write_page()
+    sys.stdout.write(f"wrote {PAGE.name}\n")

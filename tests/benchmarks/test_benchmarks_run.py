@@ -1,0 +1,129 @@
+"""The benchmark scripts run at micro size, and the page says what their results say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from support.peft_oracle import PEFT_ABOUT_ITSELF
+
+import loratune
+
+REPOSITORY = Path(loratune.__file__).resolve().parent.parent
+pytestmark = [
+    *PEFT_ABOUT_ITSELF,
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated.*:FutureWarning"),
+]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Modules of benchmarks/, which is no part of the installed package."""
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(f"benchmarks.{name}")
+
+    return module
+
+
+@pytest.fixture
+def run(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run one benchmark at micro size and return what it wrote."""
+
+    def one(name: str, *words: str) -> dict[str, Any]:
+        options = ["--size", "micro", "--threads", "1", "--results", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", [name, *options, *words])
+        benchmark(name).main()
+        record: dict[str, Any] = json.loads((tmp_path / f"{name}.json").read_text())
+        return record
+
+    return one
+
+
+def test_step_times_every_variant_and_counts_what_it_saves(run: Any) -> None:
+    record = run("step")
+    rows = {row["name"]: row for row in record["tables"]["short"]["rows"]}
+    assert rows["floor"]["ratio"]["median"] == 1.0
+    assert {f"loratune {v}" for v in ("LoRA", "LoRA-FA", "LoRA+", "VeRA")} <= set(rows)
+    assert all(row["seconds"]["median"] > 0 and row["seconds"]["n"] == 2 for row in rows.values())
+    fa = [row for row in record["saved"] if row["name"] == "loratune LoRA-FA"]
+    numbers = record["rank_numbers"]["lora_fa"]
+    assert {row["bytes"] for row in fa} == {numbers * 4, numbers * 2}
+    assert record["machine"]["threads"] == 1 and record["versions"]["torch"]
+
+
+def test_scaling_varies_one_size_at_a_time(run: Any) -> None:
+    points = run("scaling")["points"]
+    ranks = [point for point in points if point["varies"] == "rank"]
+    narrow, wide = ([row["saved_bytes"] for row in point["rows"]] for point in ranks)
+    assert len({point["length"] for point in ranks}) == 1
+    assert narrow[0] == wide[0] == 0 and narrow[2] * 2 == wide[2]  # floor; LoRA-FA: r numbers
+
+
+def test_training_takes_turns_on_rows_of_its_own_without_shared_data(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LORATUNE_SHARED", str(tmp_path / "nothing"))
+    record = run("e2e", "--only", "loratune, fp32")
+    [row] = record["groups"]["fp32"]
+    assert "written by the script" in record["settings"]["rows"]
+    assert len(row["losses"]) == 3 and row["rows_per_second"] > 0
+    assert 0 < row["fill"] <= 1 and row["peak_bytes"] > 1 << 20
+
+
+def test_the_cuda_script_runs_its_candidates(run: Any) -> None:
+    record = run("cuda", "--device", "cpu")
+    assert not record["failures"]
+    assert {"floor", "PEFT LoRA", "loratune LoRA-FA, checkpointing"} <= {
+        row["name"] for row in record["rows"]
+    }
+
+
+@pytest.mark.slow
+def test_training_against_the_others_gives_the_same_losses(run: Any) -> None:
+    groups = run("e2e")["groups"]
+    same = {row["name"]: row["losses"] for row in groups["fp32"] if row["same_order"]}
+    ours = same.pop("loratune, fp32")
+    assert {"TRL + PEFT, fp32, best padded", "Trainer + PEFT, fp32"} <= set(same)
+    for losses in same.values():
+        assert losses == pytest.approx(ours, abs=2e-3)
+    assert len(groups["fp32"]) == 6 and len(groups["bf16"]) == 5
+
+
+@pytest.mark.slow
+def test_merge_and_startup_run_in_processes_of_their_own(run: Any) -> None:
+    names = [row["name"] for row in run("merge")["rows"]]
+    assert names[0] == "copy, hash, sync" and "loratune merge, all linear layers" in names
+    assert all(row["seconds"]["median"] > 0 for row in run("startup")["rows"])
+
+
+def test_the_page_is_what_the_renderer_makes_of_the_results(benchmark: Any) -> None:
+    render = benchmark("render")
+    results = render.read_results()
+    assert {record["size"] for record in results.values()} <= {"full"}
+    page = render.render(render.TEMPLATE.read_text(encoding="utf-8"), results)
+    assert page == render.PAGE.read_text(encoding="utf-8"), "run python -m benchmarks.render"
+    assert "{{" not in page
+
+
+def test_a_page_without_results_says_so(benchmark: Any) -> None:
+    render = benchmark("render")
+    page = render.render(render.TEMPLATE.read_text(encoding="utf-8"), {})
+    assert "No CUDA device was at hand" in page
+    assert page.count(render.NONE) > 5 and "not measured" in page
+
+
+def test_goals_are_judged_on_unrounded_numbers(benchmark: Any) -> None:
+    goals = benchmark("goals")
+    by_name = {goal.name: goal for goal in goals.GOALS}
+    lora = by_name["LoRA r16, step / floor"]
+    assert lora.is_met(1.10) and not lora.is_met(1.104)
+    assert lora.measured({}) is None
+    rows = by_name["rows/s against TRL + PEFT as shipped, both fp32"]
+    assert rows.is_met(2.5) and not rows.is_met(2.499)
