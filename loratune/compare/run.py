@@ -29,7 +29,7 @@ from loratune.config.convert import run_fields, to_plain
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.console import say
-from loratune.errors import LoratuneError, TrainingError
+from loratune.errors import Interrupted, LoratuneError, TrainingError
 from loratune.optim import learning_rate
 from loratune.provenance import package_versions, provenance
 
@@ -137,8 +137,12 @@ def share_work(
 ) -> None:
     """Do every open piece here, with as many other processes as the options ask for."""
     number, count = options.part
-    with _helpers(config, options, store):
-        do_all(bench, plan, store, first=(number - 1) / count, tell=say)
+    try:
+        with _helpers(config, options, store):
+            do_all(bench, plan, store, first=(number - 1) / count, tell=say)
+    except KeyboardInterrupt:
+        fix = "give the same command again: what is finished is kept"
+        raise Interrupted("interrupted", where=str(store.path), fix=fix) from None
 
 
 def _forget_failures(plan: ComparisonPlan, store: Store) -> None:
@@ -176,7 +180,8 @@ def _helpers(config: RunConfig, options: Options, store: Store) -> Iterator[None
 
 def _help(config: RunConfig, options: Options, number: int) -> None:
     """Work of one more process; its output is the folder."""
-    with contextlib.suppress(LoratuneError, KeyboardInterrupt), contextlib.redirect_stdout(None):
+    silent = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  lives as long as the process
+    with contextlib.suppress(LoratuneError, KeyboardInterrupt), contextlib.redirect_stdout(silent):
         bench, plan, store = prepare(config, options)
         do_all(bench, plan, store, first=number / options.processes)
 

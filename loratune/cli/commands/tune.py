@@ -10,7 +10,6 @@ from loratune.config.schema import RunConfig
 from loratune.config.user_recipes import UserRecipes
 from loratune.errors import ConfigError, raise_together
 
-
 _OF_THE_SEARCH = (
     "recipe=", "adapter=", "out=", "compare.", "lr_grid=", "ratio_grid=", "processes=", "retry=",
     "trainer.lr=", "trainer.lr_scale=", "adapter.lr=", "adapter.lr_ratio=",
