@@ -19,12 +19,19 @@ MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 
 
 def both_models(
-    base: nn.Module, peft_config: Any, variant: str, targets: Any, **settings: Any
+    base: nn.Module,
+    peft_config: Any,
+    variant: str,
+    targets: Any,
+    *,
+    check: bool = True,
+    **settings: Any,
 ) -> tuple[Any, WrappedModel]:
-    """The same base adapted by PEFT and by loratune from the same seed; their starts must agree."""
+    """The same base adapted by PEFT and by loratune from the same seed; starts must agree."""
     theirs = peft_model(copy.deepcopy(base), peft_config, SEED)
     ours = our_model(copy.deepcopy(base), variant, targets, seed=SEED, **settings)
-    compare(our_parameters(ours), peft_parameters(theirs), "start")
+    if check:
+        compare(our_parameters(ours), peft_parameters(theirs), "start")
     return theirs, ours
 
 
@@ -48,8 +55,8 @@ def train_both(
     before = {name: tensor.detach().clone() for name, tensor in our_own.items()}
     losses = []
     for step in range(steps):
-        their_loss = _backward(theirs, their_optimizer, step)
-        our_loss = _backward(ours.model, our_optimizer, step)
+        their_loss = one_backward(theirs, their_optimizer, step)
+        our_loss = one_backward(ours.model, our_optimizer, step)
         T0.check(our_loss, their_loss, f"loss of step {step}")
         compare(_gradients(our_own), _gradients(their_parameters), f"gradients of step {step}")
         their_optimizer.step()
@@ -61,10 +68,11 @@ def train_both(
     return losses
 
 
-def _backward(model: Any, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
+def one_backward(model: Any, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
+    """The loss of one batch, with gradients; the same dropout masks whoever computes it."""
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    torch.manual_seed(100 + step)  # the same dropout masks for both
+    torch.manual_seed(100 + step)
     ids = token_ids(step)
     loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
     loss.backward()
