@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from .world import Tensors, World, refused
 
-
 WEIGHTS = "model.safetensors"
 
 
