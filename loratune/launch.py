@@ -44,7 +44,7 @@ def launch(config: RunConfig) -> None:
         LoratuneError: what stopped a process, or which process died of what.
     """
     config.out = str(run_folder(config))  # chosen here, so that its name is known afterwards
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _quieten()
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -64,10 +64,20 @@ def launch(config: RunConfig) -> None:
         _end_as(error.sigval, Path(config.out))
 
 
+def _quieten() -> None:
+    """What torch logs about processes that end is said by our own error, in one line."""
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Processes that are killed leave semaphores to Python's tracker, which frees and reports them.
+    ignored = "ignore:resource_tracker:UserWarning"
+    known = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{known},{ignored}" if known else ignored
+
+
 @record_error
 def worker(values: dict[str, Any]) -> None:
     """One process of a run that ``launch`` started."""
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _quieten()
     try:
         join(from_plain(values, RunConfig))
     except LoratuneError as error:

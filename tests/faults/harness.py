@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -69,10 +70,8 @@ class Case:
 
     def signal(self, number: int) -> None:
         """Send it a signal; one that has ended gets none."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     def wait_until(self, path: Path) -> None:
         """Wait until the case has made `path`, or has ended."""

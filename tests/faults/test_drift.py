@@ -1,4 +1,4 @@
-"""R02, P08: whatever differs from what was saved stops the resume, and is really applied if allowed."""
+"""R02, P08: what differs from what was saved stops the resume, or is allowed and really applied."""
 
 from __future__ import annotations
 

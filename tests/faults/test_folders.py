@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
 from pathlib import Path
 
-import pytest
-
 from faults.conftest import Bench
-from faults.harness import differences, in_parallel, result, tree
+from faults.harness import differences, result, tree
 from faults.test_resume import cut, flip
 from faults.verify import check_told, is_usable, verified_steps
 

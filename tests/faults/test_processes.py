@@ -189,7 +189,11 @@ def test_a_killed_rank_ends_all_in_time_and_is_named(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 75, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, id="SIGINT", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_to_the_launcher_saves_and_says_how_to_go_on(
     bench: Bench, number: int, code: int
@@ -206,6 +210,7 @@ def test_a_signal_to_the_launcher_saves_and_says_how_to_go_on(
     assert verified_steps(run)[-1] == steps
 
 
+@pytest.mark.slow
 def test_what_stops_a_worker_is_told_once_with_its_code(bench: Bench) -> None:
     rows = bench.folder / "bad.jsonl"
     rows.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q"\n')

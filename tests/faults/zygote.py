@@ -22,7 +22,7 @@ def warm() -> None:
 
     torch.set_num_threads(1)
     import torch.distributed
-    import transformers.models.opt.modeling_opt
+    import transformers.models.opt.modeling_opt  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
     import loratune.cli.commands.export

@@ -1,0 +1,290 @@
+"""C10: no key is dead.  Every setting, changed alone, changes what the run does or is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from faults.conftest import Bench
+from faults.harness import Outcome, in_parallel, tree
+from faults.tally import TALLY
+from loratune.adapters.registry import config_class, variant_names
+from loratune.config.schema import RunConfig
+
+
+def leaves(schema: type[Any], prefix: str = "") -> Iterator[str]:
+    """Every key; a variant's own as `adapter[NAME].KEY`."""
+    hints = typing.get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        kind = hints[item.name]
+        if item.name == "adapter":
+            for name in variant_names():
+                yield from leaves(config_class(name), f"adapter[{name}].")
+        elif dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            yield from leaves(kind, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One value for a key, in a recipe where the key means something.
+
+    Attributes:
+        words: the changed key.
+        within: what both the plain and the changed run say besides.
+        calls: a function whose calls tell the two apart where their bytes need not.
+    """
+
+    words: tuple[str, ...]
+    within: tuple[str, ...] = ()
+    calls: str = ""
+
+
+def m(*words: str, within: tuple[str, ...] = (), calls: str = "") -> Mutation:
+    return Mutation(words, within, calls)
+
+
+EVALUATED = ("stages=[train,evaluate]",)
+MERGED = ("stages=[train,merge]",)
+SPLIT = ("data.eval_path=null", "data.eval_fraction=0.25", "trainer.eval_every=2")
+
+MUTATIONS: dict[str, Mutation] = {
+    "name": m("name=other"),
+    "model.path": m("model.path={base2}"),
+    "model.revision": m("model.revision=main"),
+    "model.dtype": m("model.dtype=bfloat16", within=("trainer.precision=auto",)),
+    "model.device": m("model.device=cuda"),
+    "model.attention": m(
+        "model.attention=eager", calls="torch.nn.functional.scaled_dot_product_attention"
+    ),
+    "targets.modules": m("targets.modules=[fc1]"),
+    "targets.exclude": m("targets.exclude=[v_proj]"),
+    "targets.layers": m("targets.layers=[0]"),
+    "targets.modules_to_save": m("targets.modules_to_save=[final_layer_norm]"),
+    "data.path": m("data.path={rows}"),
+    "data.eval_path": m("data.eval_path={rows}", within=EVALUATED),
+    "data.test_path": m("data.test_path={rows}", within=EVALUATED),
+    "data.format": m("data.format=text"),
+    "data.columns": m("+data.columns.prompt=completion"),
+    "data.template": m("data.template='Q: {{prompt}} A: '"),
+    "data.max_length": m("data.max_length=16"),
+    "data.overlong": m("data.overlong=drop", within=("data.max_length=16",)),
+    "data.eval_fraction": m("data.eval_fraction=0.5", within=SPLIT),
+    "data.split_by": m("data.split_by=prompt", within=("data.path={repeated}", *SPLIT)),
+    "data.limit": m("data.limit=9"),
+    "data.eval_limit": m("data.eval_limit=2", within=EVALUATED),
+    "data.group_by_length": m("data.group_by_length=false"),
+    "data.packing": m("data.packing=true"),
+    "trainer.steps": m("trainer.steps=5"),
+    "trainer.epochs": m("trainer.epochs=2", within=("trainer.steps=null", "trainer.epochs=1")),
+    "trainer.batch_size": m("trainer.batch_size=3"),
+    "trainer.grad_accum_steps": m("trainer.grad_accum_steps=3"),
+    "trainer.lr": m("trainer.lr=0.02"),
+    "trainer.lr_scale": m("trainer.lr_scale=3", within=("trainer.lr=null",)),
+    "trainer.schedule": m("trainer.schedule=cosine"),
+    "trainer.warmup_steps": m("trainer.warmup_steps=2"),
+    "trainer.weight_decay": m("trainer.weight_decay=0.5"),
+    "trainer.betas": m("trainer.betas=[0.5,0.9]"),
+    "trainer.eps": m("trainer.eps=0.1"),
+    "trainer.clip_norm": m("trainer.clip_norm=0.01"),
+    "trainer.eval_every": m("trainer.eval_every=1"),
+    "trainer.save_every": m("trainer.save_every=1"),
+    "trainer.keep_checkpoints": m("trainer.keep_checkpoints=1"),
+    "trainer.early_stop_patience": m(
+        "trainer.early_stop_patience=1",
+        within=("trainer.eval_every=1", "trainer.lr=3", "trainer.steps=12"),
+    ),
+    "trainer.precision": m("trainer.precision=bf16"),
+    "trainer.gradient_checkpointing": m(
+        "trainer.gradient_checkpointing=true", calls="loratune.pipeline.checkpoint_activations"
+    ),
+    "trainer.compile": m("trainer.compile=true", calls="torch.compile"),
+    "trainer.seed": m("trainer.seed=1"),
+    "trainer.log_every": m("trainer.log_every=2"),
+    "trainer.threads": m("trainer.threads=1", calls="torch.set_num_threads"),
+    "evaluate.batch_size": m(
+        "evaluate.batch_size=1", within=EVALUATED, calls="loratune.training.forward.collate"
+    ),
+    "evaluate.generate": m("evaluate.generate=true", within=EVALUATED),
+    "evaluate.generate_limit": m(
+        "evaluate.generate_limit=2", within=(*EVALUATED, "evaluate.generate=true")
+    ),
+    "evaluate.max_new_tokens": m(
+        "evaluate.max_new_tokens=1", within=(*EVALUATED, "evaluate.generate=true")
+    ),
+    "evaluate.base": m("evaluate.base=false", within=EVALUATED),
+    "merge.dtype": m("merge.dtype=bfloat16", within=MERGED),
+    "merge.verify": m("merge.verify=weights", within=MERGED),
+    "merge.shard_size": m("merge.shard_size=10KB", within=MERGED),
+    "merge.min_delta_kept": m(
+        "merge.min_delta_kept=0.999999", within=(*MERGED, "merge.dtype=bfloat16")
+    ),
+    "export.format": m("export.format=portable", within=("stages=[train,export]",)),
+    "launch.nproc": m("launch.nproc=2"),
+    "launch.shard": m("launch.shard=true"),
+    "stages": m("stages=[train,merge]"),
+    "out": m("out=elsewhere"),
+    "resume": m("resume=auto", within=("out=done",)),
+    "adapter_path": m("adapter_path={adapter}"),
+    "trackers": m("trackers=[tensorboard]"),
+    "adapter.variant": m("adapter=lora_fa"),
+    "adapter.rank": m("adapter.rank=3"),
+    "adapter.alpha": m("adapter.alpha=7"),
+    "adapter.dropout": m("adapter.dropout=0.5"),
+    "adapter.lr": m("adapter.lr=0.05", within=("trainer.lr=null",)),
+    "adapter.kernel": m(
+        "adapter.kernel=reference", calls="loratune.adapters.kernels.choose.use_fused"
+    ),
+    "adapter.rank_pattern": m("+adapter.rank_pattern.q_proj=4"),
+    "adapter.alpha_pattern": m("+adapter.alpha_pattern.q_proj=9"),
+    "adapter.init": m("adapter.init=gaussian"),
+    "adapter.rslora": m("adapter.rslora=true"),
+    "adapter.projected": m("adapter.projected=true"),
+    "adapter.lr_ratio": m("adapter.lr_ratio=4"),
+    "adapter.embedding_lr": m(
+        "adapter.embedding_lr=0.5", within=("targets.modules=[q_proj,embed_tokens]",)
+    ),
+    "adapter.projection_seed": m("adapter.projection_seed=1"),
+    "adapter.d_initial": m("adapter.d_initial=0.2"),
+    "adapter.save_projection": m("adapter.save_projection=false"),
+}
+ELSEWHERE = {
+    "model.architecture": "count-params without the model",
+    "data.split": "sources with several splits, which come from the hub",
+    "compare.heldout_path": "compare",
+    "compare.dev_fraction": "compare",
+    "compare.steps": "compare",
+    "compare.lr_points": "tune",
+    "compare.lr_factor": "tune",
+    "compare.rungs": "tune",
+    "compare.target_loss": "compare",
+    "allow_drift": "resumes that differ (R02)",
+}
+"""Keys that a plain `train` does not read, and what does; their tests lie there."""
+
+
+def mutation_of(leaf: str) -> tuple[str, Mutation]:
+    """Variant and mutation of a key."""
+    if not leaf.startswith("adapter["):
+        return "lora", MUTATIONS[leaf]
+    variant, _, key = leaf.removeprefix("adapter[").partition("].")
+    mutation = MUTATIONS[f"adapter.{key}"]
+    if key == "variant" and variant == "lora_fa":
+        mutation = m("adapter=lora")
+    return variant, mutation
+
+
+def test_every_key_of_the_schema_has_a_mutation_here() -> None:
+    plain = {leaf for leaf in leaves(RunConfig) if not leaf.startswith("adapter[")}
+    own = {"adapter." + leaf.partition("].")[2] for leaf in leaves(RunConfig)} - {"adapter."}
+    assert plain | own == set(MUTATIONS) | set(ELSEWHERE)
+
+
+@dataclass
+class Liveness:
+    """Runs a recipe and a mutation of it, and says whether they differ."""
+
+    bench: Bench
+    known: dict[tuple[str, ...], tuple[Outcome, dict[str, str]]] = field(default_factory=dict)
+    runs: Iterator[int] = field(default_factory=itertools.count)
+
+    def unchanged(self, words: tuple[str, ...], calls: str) -> tuple[Outcome, dict[str, str]]:
+        """As `observe`, once for the same words."""
+        key = (*words, calls)
+        if key not in self.known:
+            self.known[key] = self.observe(words, calls)
+        return self.known[key]
+
+    def observe(self, words: tuple[str, ...], calls: str) -> tuple[Outcome, dict[str, str]]:
+        """What a run does, without what merely repeats its recipe or the time."""
+        folder = self.bench.folder / f"case{next(self.runs)}"
+        folder.mkdir()
+        given = {word.lstrip("+").partition("=")[0] for word in words}
+        defaults = ("trainer.steps=4", "trainer.save_every=2")
+        extra = [word for word in defaults if word.partition("=")[0] not in given]
+        everything = self.bench.words("run", *extra, *words)
+        faults = [f"count@{calls}"] if calls else []
+        outcome = self.bench.loratune(*everything, cwd=folder, faults=faults)
+        seen = {n: v for n, v in tree(folder).items() if not n.endswith(REPEATING)}
+        for path in folder.rglob("loratune.json"):
+            values = json.loads(path.read_text())
+            seen["prompt_format"] = json.dumps(values.get("prompt_format"))
+        for path in folder.rglob("merge_report.json"):
+            seen["logits proof"] = str(json.loads(path.read_text())["logits"] is not None)
+        return outcome, seen
+
+
+REPEATING = (
+    "recipe.yaml", "manifest.json", "provenance.json", "report.html", "timings.jsonl",
+    "loratune.json", "merge_report.json", "summary.json", "data.json", ".lock", "certificate.json",
+)  # fmt: skip
+
+
+def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> None:
+    places = {
+        "base2": bench.shared / "base2",
+        "rows": bench.shared / "eval.jsonl",
+        "repeated": bench.folder / "repeated.jsonl",
+        "adapter": bench.folder / "before" / "adapter",
+    }
+    lines = (bench.shared / "train.jsonl").read_text().splitlines(keepends=True)
+    places["repeated"].write_text("".join(lines[:6] + lines[:6]))
+    assert bench.train("before", "adapter.dropout=0", "trainer.steps=4").code == 0
+    live = Liveness(bench)
+    dead: list[str] = []
+
+    def mutate(leaf: str) -> None:
+        variant, mutation = mutation_of(leaf)
+        within = tuple(word.format(**places) for word in mutation.within)
+        words = tuple(word.format(**places) for word in mutation.words)
+        first = words[0].partition("=")[0]
+        within = (*(() if first == "adapter" else (f"adapter={variant}",)), *within)
+        changed = {word.lstrip("+").partition("=")[0] for word in words}
+        kept = tuple(word for word in within if word.partition("=")[0] not in changed)
+        reference = within if first != "adapter" else (f"adapter={variant}", *within)
+        plain, before = live.unchanged(reference, mutation.calls)
+        assert plain.code == 0, f"{leaf}: {plain.err}"
+        outcome, after = live.observe((*kept, *words), mutation.calls)
+        TALLY.add("keys mutated")
+        refused = outcome.code == 2 or (leaf == "launch.shard" and outcome.code in (2, 4, 5))
+        is_dead = not refused and before == after and len(plain.calls) == len(outcome.calls)
+        TALLY.add("keys without effect", int(is_dead))
+        if is_dead or outcome.has_traceback:
+            dead.append(f"{leaf} ({outcome.code}: {outcome.last})")
+
+    in_parallel(mutate, [leaf for leaf in leaves(RunConfig) if leaf not in ELSEWHERE])
+    assert dead == []
+
+
+@pytest.mark.parametrize("variant", variant_names())
+def test_optimizer_groups_carry_the_recipes_numbers(variant: str) -> None:
+    import torch
+    from support.tiny_models import tiny_opt
+
+    from loratune.config.schema import TargetsConfig, TrainerConfig
+    from loratune.optim import make_optimizer
+    from loratune.stages.wrap import wrap
+
+    torch.manual_seed(0)
+    config = config_class(variant)()
+    wrapped = wrap(tiny_opt(), config, TargetsConfig(), 0)
+    trainer = TrainerConfig(lr=0.03, weight_decay=0.07, betas=[0.8, 0.95], eps=1e-5)
+    groups = make_optimizer(wrapped.model, config, trainer).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(
+        [p for p in wrapped.model.parameters() if p.requires_grad]
+    )
+    ratio = getattr(config, "lr_ratio", 1)
+    for group in groups:
+        assert group["lr"] in (0.03, 0.03 * ratio)
+        assert tuple(group["betas"]) == (0.8, 0.95)
+        assert group["eps"] == 1e-5
+        assert group["weight_decay"] == 0.07
