@@ -12,6 +12,8 @@ RISEN = 1.02
 """Evaluation loss over its best from which a rise counts."""
 JUMP = 3.0
 """Training loss over the median of the ten steps before from which it is a jump."""
+TOO_FAR = 3.0
+"""‖Δθ‖/‖θ‖ of the first step above which it threw away what the adapter began with."""
 BARELY = 0.03
 """Share by which a loss must fall to count as learning."""
 LOW_FILL = 0.7
@@ -106,6 +108,30 @@ def _eval_rising(history: History) -> Advice | None:
 
 
 def _rate_too_high(history: History, setup: Setup) -> Advice | None:
+    what = _leap(history) or _jumps(history)
+    if what is None:
+        return None
+    if setup.lr_ratio is not None and setup.lr_ratio > 1:
+        return Advice(
+            "ratio_too_high",
+            f"{what}. B learns {setup.lr_ratio:g} times as fast as A: lower adapter.lr_ratio "
+            "(8 or 4), or the learning rate (trainer.lr_scale).",
+        )
+    return Advice(
+        "rate_too_high",
+        f"{what}: the learning rate is too high. Divide it by three (trainer.lr_scale), or add "
+        "trainer.warmup_steps.",
+    )
+
+
+def _leap(history: History) -> str | None:
+    first = next(iter(history.values("health/update_ratio")), 0.0)
+    if first <= TOO_FAR:
+        return None
+    return f"The first measured step moved the adapter by {first:.2g} times its own size"
+
+
+def _jumps(history: History) -> str | None:
     losses = history.values("train/loss")
     if len(losses) < FEW_STEPS:
         return None
@@ -119,22 +145,9 @@ def _rate_too_high(history: History, setup: Setup) -> Advice | None:
     ended, started = mean(losses[-tenth:]), mean(losses[:3])
     if len(jumps) < 2 and ended <= started * 1.2:
         return None
-    what = (
-        f"Training loss ended above its start ({started:.4g} to {ended:.4g})"
-        if ended > started * 1.2
-        else f"Training loss jumped {len(jumps)} times, first at record {jumps[0] + 1}"
-    )
-    if setup.lr_ratio is not None and setup.lr_ratio > 1:
-        return Advice(
-            "ratio_too_high",
-            f"{what}. B learns {setup.lr_ratio:g} times as fast as A: lower adapter.lr_ratio "
-            "(8 or 4), or the learning rate (trainer.lr_scale).",
-        )
-    return Advice(
-        "rate_too_high",
-        f"{what}: the learning rate is too high. Divide it by three (trainer.lr_scale), or add "
-        "trainer.warmup_steps.",
-    )
+    if ended > started * 1.2:
+        return f"Training loss ended above its start ({started:.4g} to {ended:.4g})"
+    return f"Training loss jumped {len(jumps)} times, first at record {jumps[0] + 1}"
 
 
 def _rate_too_low(history: History) -> Advice | None:

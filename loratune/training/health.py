@@ -22,7 +22,7 @@ NORM = "health/norm/"
 
 
 class HealthMonitor:
-    """Measures a training at every ``every``-th step.
+    """Measures a training at its first and at every ``every``-th step.
 
     Args:
         wrapped: the model with its adapters.
@@ -40,11 +40,17 @@ class HealthMonitor:
             self._modules[name] = [p for p in saved.parameters() if p.requires_grad]
         self._kinds = _kinds(wrapped)
         self._trained = [tensor for tensors in self._modules.values() for tensor in tensors]
+        self._frozen = [
+            tensor
+            for adapter in wrapped.adapters.values()
+            for tensor in adapter.adapter_tensors().values()
+            if not tensor.requires_grad
+        ]
         self._before: list[Tensor] = []
 
     def due(self, step: int) -> bool:
         """Whether the step with this number (from 1) is measured."""
-        return step % self.every == 0
+        return step == 1 or step % self.every == 0
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -56,13 +62,14 @@ class HealthMonitor:
         """Measure; gradients must still be there.
 
         Returns:
-            ``health/update_norm`` ‖Δθ‖, ``health/update_ratio`` ‖Δθ‖/‖θ‖, ``health/dead_modules``,
+            ``health/update_norm`` ‖Δθ‖; ``health/update_ratio`` ‖Δθ‖/‖θ‖ with θ the layers' whole
+            adapters before the step, what is frozen in them too; ``health/dead_modules``;
             ``health/norm/NAME`` the Frobenius norm of every kind of adapter tensor over all
-            layers, and ``health/norm_ratio`` ‖B‖/‖A‖ where the adapter has such a pair.
+            layers; and ``health/norm_ratio`` ‖B‖/‖A‖ where the adapter has such a pair.
         """
+        size = _norm([*self._before, *self._frozen])
         moved = _norm(a - b for a, b in zip(self._trained, self._before, strict=True))
         self._before = []
-        size = _norm(self._trained)
         self.dead = self._without_gradient()
         norms = {kind: _norm(tensors) for kind, tensors in self._kinds.items()}
         measured = {
