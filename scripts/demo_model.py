@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from demo_world import documents
@@ -23,8 +23,11 @@ END_ID = 2
 _TOKENIZER_DOCUMENTS = 20_000
 _IGNORED_LABEL = -100
 
+Documents = Callable[[int], Iterator[str]]
+"""Seed to an endless stream of documents."""
 
-def train_tokenizer() -> PreTrainedTokenizerFast:
+
+def train_tokenizer(texts: Documents = documents) -> PreTrainedTokenizerFast:
     """A byte-level BPE set up as OPT's: the same special ids, ``</s>`` put before every text.
 
     OPT uses ``</s>`` (id 2) for the start and the end of a text and never ``<s>``.
@@ -38,7 +41,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = itertools.islice(documents(PRETRAINING_SEED), _TOKENIZER_DOCUMENTS)
+    text = itertools.islice(texts(PRETRAINING_SEED), _TOKENIZER_DOCUMENTS)
     tokenizer.train_from_iterator(text, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="</s> $A",
@@ -78,10 +81,12 @@ def build_model(vocabulary_size: int) -> OPTForCausalLM:
     return OPTForCausalLM(config)
 
 
-def packed_rows(tokenizer: PreTrainedTokenizerFast, row_tokens: int) -> Iterator[list[int]]:
+def packed_rows(
+    tokenizer: PreTrainedTokenizerFast, row_tokens: int, texts: Documents = documents
+) -> Iterator[list[int]]:
     """Rows ``</s> document </s> document </s> <pad> ...`` of whole documents only."""
     row = [END_ID]
-    for document in documents(PRETRAINING_SEED):
+    for document in texts(PRETRAINING_SEED):
         tokens = [*tokenizer.encode(document, add_special_tokens=False), END_ID]
         if len(row) + len(tokens) > row_tokens:
             yield row + [PAD_ID] * (row_tokens - len(row))
@@ -91,7 +96,12 @@ def packed_rows(tokenizer: PreTrainedTokenizerFast, row_tokens: int) -> Iterator
         row += tokens
 
 
-def pretrain(model: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
+def pretrain(
+    model: OPTForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    texts: Documents = documents,
+) -> None:
     """Train ``model`` in place with AdamW, linear warm-up and a cosine to zero."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -101,7 +111,7 @@ def pretrain(model: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: i
         pct_start=WARMUP_SHARE,
         cycle_momentum=False,
     )
-    rows = packed_rows(tokenizer, ROW_TOKENS)
+    rows = packed_rows(tokenizer, ROW_TOKENS, texts)
     started = time.perf_counter()
     model.train()
     for step in range(1, steps + 1):
