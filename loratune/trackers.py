@@ -97,7 +97,10 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """Logs to trackio's database in ``trackio/`` of the run folder, or in ``TRACKIO_DIR``."""
+    """Logs to trackio's database, in ``TRACKIO_DIR`` or else in ``trackio/`` of the run folder.
+
+    trackio has one database a process, so the runs of a sweep share the first run's.
+    """
 
     def __init__(self, run: TrackedRun) -> None:
         os.environ.setdefault("TRACKIO_DIR", str((run.run_dir.path / "trackio").resolve()))
