@@ -18,6 +18,7 @@ from loratune.patterns import fitting_keys
 from loratune.targets import block_of, find_targets
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 _BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -79,6 +80,7 @@ def measure_activations(
     config: AdapterConfig,
     *,
     tokens: int = 64,
+    dtype: torch.dtype | None = None,
 ) -> ActivationReport:
     """Run one block forward with and without adapters and compare what autograd keeps.
 
@@ -87,6 +89,7 @@ def measure_activations(
         targets: which layers; a selection of blocks is ignored.
         config: the variant, dropout included.
         tokens: length of the one sequence.
+        dtype: number format of the base; fp32 by default.
 
     Raises:
         ModelError: if the targets match nothing in one block, or it cannot be built.
@@ -98,9 +101,9 @@ def measure_activations(
     cut = replace(targets, layers=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _one_block(architecture, cut)
+        model = one_block(architecture, cut).to(dtype or torch.float32)
         base = _keep(model, {}, tokens)
-        fitting = _fitting(model, cut, config)
+        fitting = without_other_blocks(model, cut, config)
         wrapped = wrap_model(model, fitting, cut, seed=0, strict=False)
         for adapter in wrapped.adapters.values():
             adapter.train()
@@ -112,7 +115,7 @@ def measure_activations(
     )
 
 
-def _one_block(architecture: Architecture, targets: TargetsConfig) -> nn.Module:
+def one_block(architecture: Architecture, targets: TargetsConfig) -> nn.Module:
     """The model with its first block only, frozen, in evaluation mode (no dropout of its own)."""
     from loratune.measure import build_model
 
@@ -127,7 +130,9 @@ def _one_block(architecture: Architecture, targets: TargetsConfig) -> nn.Module:
     return build_model(numbers).eval().requires_grad_(False)
 
 
-def _fitting(model: nn.Module, targets: TargetsConfig, config: AdapterConfig) -> AdapterConfig:
+def without_other_blocks(
+    model: nn.Module, targets: TargetsConfig, config: AdapterConfig
+) -> AdapterConfig:
     """``config`` without the rank and alpha patterns of other blocks."""
     from loratune.surgery import layer_shapes
 

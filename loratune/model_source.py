@@ -31,10 +31,11 @@ def is_hub_id(path: str) -> bool:
     )
 
 
-def model_folder(path: str, revision: str | None = None) -> Path:
+def model_folder(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The local folder of a base model; a hub id is fetched into the hub's own cache.
 
-    Only safetensors, JSON and tokenizer files are fetched: never code, never pickles.
+    Only safetensors, JSON and tokenizer files are fetched: never code, never pickles; without
+    ``weights`` the safetensors stay where they are too.
 
     Raises:
         ModelError: if it is not there and cannot be fetched.
@@ -53,7 +54,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
                 "the model folder does not exist", where=str(folder), fix=_close(folder)
             )
         return folder
-    return _fetch(path, revision)
+    return _fetch(path, revision, _FILES if weights else _FILES[1:])
 
 
 def _close(folder: Path) -> str:
@@ -61,12 +62,12 @@ def _close(folder: Path) -> str:
     return did_you_mean(folder.name, siblings) or "set model.path to a folder or a hub id"
 
 
-def _fetch(path: str, revision: str | None) -> Path:
+def _fetch(path: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     offline = bool(os.environ.get("HF_HUB_OFFLINE"))
     try:
-        folder = snapshot_download(path, revision=revision, allow_patterns=_FILES)
+        folder = snapshot_download(path, revision=revision, allow_patterns=patterns)
     except Exception as error:  # the hub client raises a dozen kinds, all meaning "not here"
         reason = "the hub is switched off (HF_HUB_OFFLINE)" if offline else type(error).__name__
         raise ModelError(

@@ -100,7 +100,7 @@ def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
         LoratuneError: rows or a tokenizer that cannot be used at all.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    folder = model_folder(config.model.path, config.model.revision)
+    folder = model_folder(config.model.path, config.model.revision, weights=False)
     numbers = read_model_config(folder)
     tokenizer = load_tokenizer(folder)
     vocabulary = int(numbers.get("vocab_size") or len(tokenizer))

@@ -1,0 +1,137 @@
+"""How fast this machine is on the recipe's own layers: one block, random weights, a few seconds."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from loratune.activations import one_block, without_other_blocks
+from loratune.architectures import Architecture
+from loratune.config.schema import RunConfig
+from loratune.loss.supervised import supervised_loss
+from loratune.plan.memory import hidden_size, vocabulary
+from loratune.plan.workload import MicroBatch
+from loratune.surgery import wrap_model
+from loratune.targets import block_of
+
+OPERATIONS = 5e10
+"""Multiply-adds that one calibrating pass may cost: seconds on a slow machine."""
+_SMALL_HEAD = 8192
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds on this machine.
+
+    Attributes:
+        block: forward and backward of one block, per token.
+        head: loss and its gradient, per supervised token, over the whole vocabulary.
+        tokens: how many tokens were run at once.
+    """
+
+    block: float
+    head: float
+    tokens: int
+
+
+def calibrate(
+    architecture: Architecture,
+    config: RunConfig,
+    batch: MicroBatch,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Speed:
+    """Time one adapted block and a slice of the head.
+
+    Args:
+        architecture: the base model.
+        config: the recipe: targets and variant.
+        batch: a usual micro-batch; a cut of it is run if it would take long.
+        dtype: of the base.
+        device: where the recipe would run.
+    """
+    sequences, length = _affordable(architecture, batch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        cut = replace(config.targets, layers=None)
+        model = one_block(architecture, cut).to(dtype)
+        variant = without_other_blocks(model, cut, config.adapter)
+        wrap_model(model, variant, cut, seed=0, strict=False)
+        model = model.to(device)
+        words = min(vocabulary(architecture), int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]
+        ids = torch.randint(4, max(5, words), (sequences, length), device=device)
+        backbone = model.base_model
+        assert isinstance(backbone, torch.nn.Module)
+
+        def block() -> None:
+            hidden = backbone(input_ids=ids, use_cache=False)[0]
+            hidden.float().sum().backward()
+
+        head = _head_step(architecture, dtype, device)
+        seconds, head_seconds = _timed(block, device), _timed(head, device)
+    scale = vocabulary(architecture) / min(vocabulary(architecture), _SMALL_HEAD)
+    tokens = sequences * length
+    return Speed(seconds / tokens, head_seconds / _ROWS * scale, tokens)
+
+
+def _head_step(
+    architecture: Architecture, dtype: torch.dtype, device: torch.device
+) -> Callable[[], None]:
+    words, width = min(vocabulary(architecture), _SMALL_HEAD), hidden_size(architecture)
+    head = torch.nn.Linear(width, words, bias=False, device=device, dtype=dtype)
+    head.requires_grad_(False)
+    hidden = torch.randn(_ROWS, width, device=device, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, words, (_ROWS,), device=device)
+
+    def step() -> None:
+        supervised_loss(hidden, head, targets).total.backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def _affordable(architecture: Architecture, batch: MicroBatch) -> tuple[int, int]:
+    """Sequences and length of the trial, so that one pass stays within ``OPERATIONS``."""
+    inside = [layer for layer in architecture.layers if block_of(layer.name) == 0]
+    weights = sum(layer.in_features * layer.out_features for layer in inside) or 1
+    most = max(16, int(OPERATIONS / (2 * weights)))
+    length = max(2, min(batch.length, most, 512))
+    return max(1, min(batch.sequences, most // length)), length
+
+
+def _timed(action: Callable[[], None], device: torch.device) -> float:
+    """The faster of two runs, after one that warms up."""
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now, its libraries included; 0 where nobody says."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory free on the device, or on this machine; ``None`` where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        [line] = [line for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError):
+        return None
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,110 @@
+"""Choose micro-batch, gradient checkpointing and length so that a run fits into given memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loratune.config.schema import RunConfig
+from loratune.errors import ConfigError
+from loratune.plan.memory import ERROR_BAR
+from loratune.plan.workload import Rows, Workload, divided, read_workload_rows, workload
+
+if TYPE_CHECKING:
+    from loratune.plan.estimate import Setting
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_SHARES = ("99%", "95%")
+
+
+def parse_size(text: str) -> int:
+    """``24GB``, ``512MiB`` or plain bytes.
+
+    Raises:
+        ConfigError: if it is no size above 0.
+    """
+    parsed = re.fullmatch(r"(\d*\.?\d+)\s*([A-Za-z]*)", text.strip())
+    if parsed is None or parsed[2].upper() not in _UNITS:
+        raise ConfigError(f"'{text}' is not a size", where="fit", fix="use fit=24GB or fit=900MiB")
+    size = int(float(parsed[1]) * _UNITS[parsed[2].upper()])
+    if size < 1:
+        raise ConfigError(f"'{text}' allows nothing", where="fit", fix="use fit=24GB")
+    return size
+
+
+def fitted(
+    config: RunConfig, rows: Rows, work: Workload, setting: Setting, limit: int
+) -> tuple[RunConfig, Rows, Workload, tuple[str, ...]]:
+    """The recipe changed as little as fits, with the words that change it so.
+
+    Smaller micro-batches with more accumulation come first: they change no result.  Then blocks
+    recompute their activations, a third more time.  Then the longest rows are cut.
+
+    Args:
+        config: the recipe.
+        rows: its rows.
+        work: its batches.
+        setting: what decides its memory.
+        limit: bytes, the error bar included.
+
+    Raises:
+        ConfigError: if nothing fits.
+    """
+    smallest = None
+    for candidate, words in _candidates(config, work):
+        changed = any(word.startswith("data.max_length=") for word in words)
+        read = read_workload_rows(candidate) if changed else rows
+        shaped = workload(candidate, read)
+        memory = setting.memory(candidate, shaped)
+        if memory.peak * (1 + ERROR_BAR) <= limit:
+            return candidate, read, shaped, tuple(words)
+        smallest = memory if smallest is None or memory.peak < smallest.peak else smallest
+    assert smallest is not None
+    need = smallest.peak * (1 + ERROR_BAR)
+    fix = "use a smaller base, or model.dtype=bfloat16 if it is loaded in fp32"
+    if smallest.fixed * (1 + ERROR_BAR) < limit:
+        fix = "lower data.max_length further"
+    raise ConfigError(
+        f"nothing fits into {limit / 1e9:.3g} GB: at least {need / 1e9:.3g} GB are needed",
+        where="fit",
+        fix=fix,
+    )
+
+
+def _candidates(config: RunConfig, work: Workload) -> Iterator[tuple[RunConfig, list[str]]]:
+    """Recipes with the same rows per step, the least changed first."""
+    for length in _lengths(config, work):
+        data = replace(config.data, max_length=length)
+        for recompute in sorted({config.trainer.gradient_checkpointing, True}):
+            for size, accumulation in divided(config.trainer):
+                trainer = replace(
+                    config.trainer,
+                    batch_size=size,
+                    grad_accum_steps=accumulation,
+                    gradient_checkpointing=recompute,
+                )
+                changed = replace(config, data=data, trainer=trainer)
+                yield changed, _words(config, changed)
+
+
+def _lengths(config: RunConfig, work: Workload) -> list[int]:
+    """The recipe's own length, then those that keep fewer rows whole."""
+    own = config.data.max_length
+    keep = work.report.train.max_length_to_keep if work.report and work.report.train else {}
+    shorter = [keep[share] for share in _SHARES if keep.get(share, own) < own]
+    return list(dict.fromkeys([own, *sorted(shorter, reverse=True)]))
+
+
+def _words(before: RunConfig, after: RunConfig) -> list[str]:
+    pairs = [
+        ("trainer.batch_size", before.trainer.batch_size, after.trainer.batch_size),
+        ("trainer.grad_accum_steps", before.trainer.grad_accum_steps,
+         after.trainer.grad_accum_steps),
+        ("trainer.gradient_checkpointing", before.trainer.gradient_checkpointing,
+         after.trainer.gradient_checkpointing),
+        ("data.max_length", before.data.max_length, after.data.max_length),
+    ]  # fmt: skip
+    return [f"{key}={str(new).lower()}" for key, old, new in pairs if old != new]

@@ -1,0 +1,98 @@
+"""Which file, or the command line, each value of a composed recipe came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loratune.config.convert import run_fields, to_plain
+from loratune.config.schema import RunConfig
+from loratune.config.secrets import redact
+from loratune.config.settings import GROUPS
+from loratune.config.user_recipes import builtin_recipes
+from loratune.config.variant_settings import recipe_file
+from loratune.config.yaml_reader import parse, plain, read_text
+
+COMMAND_LINE = "command line"
+DEFAULT = "default"
+_ORDER = ("model", "targets", "adapter", "data", "trainer", "recipe")
+
+
+@dataclass(frozen=True)
+class SourcedValue:
+    """One setting: dotted key, value, and where it was set."""
+
+    key: str
+    value: Any
+    source: str
+
+
+def sourced_values(
+    config: RunConfig,
+    given: Set[str],
+    choices: Mapping[str, str | None],
+    folders: Sequence[Path] = (),
+) -> list[SourcedValue]:
+    """Every setting of the recipe with its source.
+
+    Args:
+        config: as composed.
+        given: keys that the command line sets.
+        choices: group to the file chosen in it.
+        folders: the user's recipe folders.
+    """
+    files = [
+        (path, _flat(values, "" if group == "recipe" else f"{group}."))
+        for group in _ORDER
+        for path, values in _chain(group, choices.get(group), folders)
+    ]
+    settings = _flat(redact(run_fields(to_plain(config))), "")
+    return [SourcedValue(key, value, _source(key, given, files)) for key, value in settings.items()]
+
+
+def _source(key: str, given: Set[str], files: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    parts = key.split(".")
+    names = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    # `adapter=vera` chooses a file, whose values are the file's; `name=x` is a value.
+    if any(name in given and name not in GROUPS for name in names):
+        return COMMAND_LINE
+    for path, values in reversed(files):
+        if any(name in values for name in names):
+            return _shown(path)
+    return DEFAULT
+
+
+def _chain(
+    group: str, name: str | None, folders: Sequence[Path], depth: int = 0
+) -> list[tuple[Path, dict[str, Any]]]:
+    """A group's file and those of the same group that its defaults name, in merging order."""
+    path = recipe_file(group, name, folders) if name else None
+    if path is None or depth > 10:
+        return []
+    node = parse(read_text(path, str(path)), str(path))
+    values = plain(node) if node is not None else {}
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for entry in [*values.pop("defaults", []), "_self_"]:
+        if entry == "_self_":
+            found = [*[item for item in found if item[0] != path], (path, values)]
+        elif isinstance(entry, str) and not entry.startswith("/"):
+            found += _chain(group, entry.partition("@")[0], folders, depth + 1)
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(path: Path) -> str:
+    """A file as one would open it, the package's own by their place in the recipes."""
+    root = builtin_recipes()
+    return path.relative_to(root).as_posix() if root in path.parents else str(path)

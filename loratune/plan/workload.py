@@ -1,0 +1,146 @@
+"""What a recipe computes: steps, tokens, and the largest micro-batch it will meet."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from loratune.config.schema import DataConfig, RowFormat, RunConfig, TrainerConfig
+from loratune.data.audit import Audit, audit
+from loratune.data.batches import BatchPlan
+from loratune.data.encoded_rows import EncodedRow
+from loratune.data.packing import pack
+from loratune.data.prepare import PreparedData
+from loratune.data.report import DataReport
+from loratune.errors import ModelError
+from loratune.preview import read_prepared
+
+STEPS_LOOKED_AT = 2000
+"""Steps whose batches are laid out; a longer run repeats what they look like."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The shape of one micro-batch.
+
+    Attributes:
+        sequences: how many; ``length``: tokens of the longest, to which the others are filled up.
+        supervised: tokens that the head runs on.
+    """
+
+    sequences: int
+    length: int
+    supervised: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed, padding included."""
+        return self.sequences * self.length
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A whole run.
+
+    Attributes:
+        steps: optimizer steps.
+        epochs: passes over the rows; ``None`` where the rows are not known.
+        tokens: tokens computed in all training steps, padding included.
+        supervised: tokens learnt in them.
+        largest: the micro-batch with the most tokens.
+        evaluation_tokens: tokens of one pass over the evaluation rows.
+        report: what became of the rows, where they could be read.
+        audit: what was found in them.
+        assumed: why rows were assumed, or an empty string.
+    """
+
+    steps: int
+    epochs: float | None
+    tokens: int
+    supervised: int
+    largest: MicroBatch
+    evaluation_tokens: int = 0
+    report: DataReport | None = None
+    audit: Audit | None = None
+    assumed: str = ""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The recipe's rows, or why there are none to look at."""
+
+    data: PreparedData | None
+    tokenizer: Any = None
+    reason: str = ""
+
+
+def read_workload_rows(config: RunConfig) -> Rows:
+    """The rows as training gets them; a model that is not here leaves them unread.
+
+    Raises:
+        LoratuneError: rows that cannot be used.
+    """
+    if config.data.path is None:
+        return Rows(None, reason="no rows are named (data.path)")
+    try:
+        data, tokenizer = read_prepared(config)
+    except ModelError as error:
+        return Rows(None, reason=f"the tokenizer is not here ({error.cause})")
+    return Rows(data, tokenizer)
+
+
+def workload(config: RunConfig, rows: Rows) -> Workload:
+    """Lay out the batches as training would, or assume rows of ``data.max_length`` tokens.
+
+    Raises:
+        DataError: if the recipe makes no step.
+    """
+    if rows.data is None:
+        return _assumed(config, rows.reason)
+    data = rows.data
+    plan = BatchPlan.from_config([len(row) for row in data.train], config.data, config.trainer)
+    looked_at = min(plan.total_steps, STEPS_LOOKED_AT)
+    batches = [
+        _shape([data.train[number] for number in numbers], config.data)
+        for step in range(looked_at)
+        for numbers in plan.micro_batches(step)
+    ]
+    share = plan.total_steps / looked_at
+    return Workload(
+        plan.total_steps,
+        plan.total_steps / plan.steps_per_epoch,
+        round(share * sum(batch.tokens for batch in batches)),
+        round(share * sum(batch.supervised for batch in batches)),
+        max(batches, key=lambda batch: batch.tokens),
+        sum(map(len, data.eval)),
+        data.report,
+        audit(data, rows.tokenizer, config.data),
+    )
+
+
+def _shape(rows: list[EncodedRow], data: DataConfig) -> MicroBatch:
+    lengths = [len(row) for row in rows]
+    if data.packing:
+        lengths = [
+            sum(lengths[place] for place in places) for places in pack(lengths, data.max_length)
+        ]
+    return MicroBatch(len(lengths), max(lengths), sum(row.supervised for row in rows))
+
+
+def _assumed(config: RunConfig, reason: str) -> Workload:
+    trainer, length = config.trainer, config.data.max_length
+    batch = MicroBatch(trainer.batch_size, length, trainer.batch_size * length)
+    steps = trainer.steps or 0
+    tokens = steps * trainer.grad_accum_steps * batch.tokens
+    full = f"{reason}: every row is taken to have data.max_length={length} tokens"
+    if config.data.format is not RowFormat.text:
+        full += ", all of them supervised"
+    return Workload(steps, None, tokens, tokens, batch, assumed=full)
+
+
+def divided(trainer: TrainerConfig) -> list[tuple[int, int]]:
+    """(batch_size, grad_accum_steps) with the same rows per step, the largest batches first."""
+    rows = trainer.batch_size * trainer.grad_accum_steps
+    sizes = [n for n in range(trainer.batch_size, 0, -1) if rows % n == 0]
+    return [(size, math.ceil(rows / size)) for size in sizes]
