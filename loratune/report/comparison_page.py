@@ -18,6 +18,12 @@ from loratune.report.numbers import byte_size, duration, percent, significant
 from loratune.report.page import Folded, Page, Section, Table, facts_table
 
 
+_PAIRED = (
+    "Variants are compared on the same prompts and seeds, pair by pair. So two variants whose own "
+    "intervals overlap can still differ surely: the interval of the difference decides, not theirs."
+)
+
+
 def comparison_page(comparison: Comparison, footer: str) -> Page:
     """The page of a comparison."""
     judged = verdict(comparison)
@@ -36,6 +42,7 @@ def comparison_page(comparison: Comparison, footer: str) -> Page:
             Section(
                 "differences",
                 "How sure the differences are",
+                text=(_PAIRED,) if comparison.differences else (),
                 findings=tuple(comparison.findings),
                 charts=difference_charts(comparison),
                 folded=_difference_details(comparison),
@@ -92,7 +99,8 @@ def _quality_table(comparison: Comparison, judged: Verdict) -> Table:
     ]
     base = comparison.base
     exact, accuracy = percent(base.exact_match), percent(base.token_accuracy)
-    rows.append(("base, unadapted", "", significant(base.loss), "", exact, accuracy, "0"))
+    forgotten = "–" if base.heldout_loss is None else "0"
+    rows.append(("base, unadapted", "", significant(base.loss), "", exact, accuracy, forgotten))
     return Table(
         columns,
         tuple(rows),

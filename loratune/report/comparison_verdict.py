@@ -68,6 +68,8 @@ def verdict(comparison: Comparison) -> Verdict:
     sentences += _unseen_sentences(comparison, best, choice)
     sentences += _worse_sentences(comparison, best, worse)
     sentences += _exact_match_sentences(comparison, choice)
+    if comparison.base.loss is not None:
+        sentences.append(f"The base without any adapter: {significant(comparison.base.loss)}.")
     return Verdict(
         best.label, tied, tuple(worse), choice.label, tuple(sentences),
         tuple(_cautions(comparison, untested)),
@@ -124,8 +126,8 @@ def _worse_sentences(comparison: Comparison, best: VariantResult, worse: list[st
         low, high = sorted((abs(test.low), abs(test.high)))
         sentences.append(
             f"{label} is significantly worse than {best.label}, by "
-            f"{significant(abs(test.difference))} nats per token (95 % interval "
-            f"{significant(low)} to {significant(high)}, p = {significant(test.p_holm, 2)} "
+            f"{significant(abs(test.difference), 3)} nats per token (95 % interval "
+            f"{significant(low, 3)} to {significant(high, 3)}, p = {significant(test.p_holm, 2)} "
             "after Holm's correction)."
         )
     return sentences

@@ -59,7 +59,7 @@ def scatter_chart(
         (s.name, byte_size(s.points[0].x), significant(s.points[0].y), _range(s.points[0]))
         for s in drawn
     )
-    columns = ("variant", across.partition(",")[0], up, "interval")
+    columns = ("", across.partition(",")[0], up, "interval")
     return Chart(title, to_markup(frame.root), note, columns, rows)
 
 
