@@ -17,7 +17,6 @@ from loratune.report.comparison_verdict import Verdict, difference, verdict
 from loratune.report.numbers import byte_size, duration, percent, significant
 from loratune.report.page import Folded, Page, Section, Table, facts_table
 
-
 _PAIRED = (
     "Variants are compared on the same prompts and seeds, pair by pair. So two variants whose own "
     "intervals overlap can still differ surely: the interval of the difference decides, not theirs."

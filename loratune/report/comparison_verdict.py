@@ -123,7 +123,9 @@ def _worse_sentences(comparison: Comparison, best: VariantResult, worse: list[st
     for label in worse:
         test = difference(comparison, best.label, label, "loss")
         assert test is not None
-        low, high = sorted((abs(test.low), abs(test.high)))
+        low, high = test.low, test.high
+        if test.first == best.label:
+            low, high = -high, -low
         sentences.append(
             f"{label} is significantly worse than {best.label}, by "
             f"{significant(abs(test.difference), 3)} nats per token (95 % interval "

@@ -53,6 +53,12 @@ def test_few_seeds_and_few_prompts_are_named_as_weaknesses() -> None:
     assert verdict(comparison()).cautions == ()
 
 
+@pytest.mark.parametrize("losses", [{"lora": 0.4, "vera": 0.6}, {"vera": 0.6, "lora": 0.4}])
+def test_how_much_worse_is_given_with_its_interval(losses: dict[str, float]) -> None:
+    text = " ".join(verdict(comparison(losses)).sentences)
+    assert "worse than lora, by 0.2 nats per token (95 % interval 0.17 to 0.23, p = " in text
+
+
 def test_a_better_exact_match_of_another_variant_is_not_kept_back() -> None:
     whole = comparison({"lora": 0.40, "lora_fa": 0.42}, significant_gap=0.01)
     quiet = [replace(d, significant=False) if d.metric == "loss" else d for d in whole.differences]
