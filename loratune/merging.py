@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +36,8 @@ class ModuleProof:
 
 
 PROBE_TOLERANCE = 1e-4
+BLOCK = 1 << 16
+"""Elements that are summed and proved at a time: the intermediate results stay in the cache."""
 
 
 @torch.no_grad()
@@ -51,25 +55,61 @@ def merged_weight(
         MergeError: if the result is not finite or does not prove itself.
     """
     name = adapters[0].shape.name
-    base = weight.float()
     deltas = [adapter.delta_weight().float() for adapter in adapters]
     probe_error = max(_probe(a, d) for a, d in zip(adapters, deltas, strict=True))
     delta = deltas[0] if len(deltas) == 1 else torch.stack(deltas).sum(dim=0)
-    if delta.shape != base.shape:
+    if delta.shape != weight.shape:
         raise MergeError(
-            f"the base weight is {list(base.shape)}, the correction {list(delta.shape)}", where=name
+            f"the base weight is {list(weight.shape)}, the correction {list(delta.shape)}",
+            where=name,
         )
-    merged = (base + delta).to(dtype)
-    if not bool(torch.isfinite(merged).all()):
-        raise MergeError("the merged weight is NaN or infinite", where=name, fix="merge.dtype=float32")
-    moved = merged.float() - base
-    norm = float(delta.norm())
-    error = moved - delta
-    _refuse_beyond_rounding(error, merged, base, delta, name)
-    squared = float((delta.double() ** 2).sum())
-    kept = float((moved.double() * delta.double()).sum()) / squared if squared else 1.0
-    residual = float(error.norm()) / norm if norm else 0.0
+    merged = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    size = BLOCK if weight.device.type == "cpu" else max(1, weight.numel())
+    flat = (weight.reshape(-1), delta.reshape(-1), merged.view(-1))
+    blocks = zip(*(torch.split(tensor, size) for tensor in flat), strict=True)
+    parts = [_merge_block(base, change, out) for base, change, out in blocks]
+    total = _Block(*(sum(values) for values in zip(*parts, strict=True)))
+    _judge(total, name)
+    norm = math.sqrt(total.delta_squared)
+    kept = total.moved_delta / total.delta_squared if norm else 1.0
+    residual = math.sqrt(total.error_squared) / norm if norm else 0.0
     return merged, ModuleProof(name, norm, residual, kept, probe_error)
+
+
+class _Block(NamedTuple):
+    """What one block adds to the proof: sums over its elements, the last one a count."""
+
+    delta_squared: float
+    error_squared: float
+    moved_delta: float
+    beyond_rounding: float
+
+
+def _merge_block(weight: Tensor, delta: Tensor, out: Tensor) -> _Block:
+    """Write W + ΔW of one block to ``out`` and compare what was written with what was meant."""
+    base = weight.float()
+    out.copy_(base + delta)
+    merged = out.float()  # may be `out` itself
+    moved = merged - base
+    error = moved - delta
+    # Within the rounding of the two sums, and of numbers below the normal ones.
+    step, single = torch.finfo(out.dtype).eps, torch.finfo(torch.float32).eps
+    bound = merged.abs().mul_(step).add_(torch.finfo(out.dtype).smallest_normal)
+    bound.add_(base.abs(), alpha=2 * single).add_(delta.abs(), alpha=2 * single)
+    sums = torch.stack([torch.dot(delta, delta), torch.dot(error, error), torch.dot(moved, delta)])
+    beyond = float((error.abs_() > bound).any())
+    delta_squared, error_squared, moved_delta = sums.tolist()
+    return _Block(delta_squared, error_squared, moved_delta, beyond)
+
+
+def _judge(total: _Block, name: str) -> None:
+    # A single NaN or infinity in W' makes a sum one.
+    if not all(math.isfinite(value) for value in total):
+        raise MergeError(
+            "the merged weight is NaN or infinite", where=name, fix="merge.dtype=float32"
+        )
+    if total.beyond_rounding:
+        raise MergeError("W' − W differs from ΔW beyond rounding", where=name)
 
 
 def _probe(adapter: Adapter, delta: Tensor) -> float:
@@ -81,16 +121,3 @@ def _probe(adapter: Adapter, delta: Tensor) -> float:
             where=adapter.shape.name,
         )
     return error
-
-
-def _refuse_beyond_rounding(
-    error: Tensor, merged: Tensor, base: Tensor, delta: Tensor, name: str
-) -> None:
-    """Every element of W' must be W + ΔW to within the rounding of the two sums."""
-    step, single = torch.finfo(merged.dtype).eps, torch.finfo(torch.float32).eps
-    bound = merged.float().abs() * step + (base.abs() + delta.abs()) * (2 * single)
-    bound += torch.finfo(merged.dtype).smallest_normal
-    if bool((error.abs() > bound).any()):
-        raise MergeError(
-            f"W' − W differs from ΔW by {float(error.abs().max()):.2g}, beyond rounding", where=name
-        )

@@ -72,7 +72,7 @@ class LoRA(Adapter):
         )
 
     def delta_weight(self) -> Tensor:
-        delta = torch.mm(self.lora_B, self.lora_A) * self.scaling
+        delta = torch.mm(self.lora_B, self.lora_A).mul_(self.scaling)
         return delta if self.shape.kind is LayerKind.linear else delta.T
 
     def low_rank_factors(self) -> tuple[Tensor, Tensor]:
