@@ -134,7 +134,8 @@ class SeveralErrors(LoratuneError):
         self.exit_code = gravest.exit_code
 
     def lines(self) -> list[str]:
-        return [line for error in self.errors for line in error.lines()]
+        ordered = sorted(self.errors, key=lambda error: error.exit_code)  # the gravest last
+        return [line for error in ordered for line in error.lines()]
 
     def __reduce__(self) -> tuple[type, tuple[list[LoratuneError]]]:
         """Errors cross process borders (sweeps in processes of their own)."""

@@ -392,6 +392,16 @@ def _check_compare(compare: CompareConfig) -> list[ConfigError]:
     return errors
 
 
+def _is_folder_name(name: str) -> bool:
+    """Whether a name stays in its folder and can be shown: it may come from anybody's recipe."""
+    return (
+        0 < len(name) <= 100
+        and name.isprintable()
+        and not set(name) & {"/", "\\"}
+        and name[0] != "."
+    )
+
+
 def _check_whole(config: RunConfig) -> list[ConfigError]:
     errors = []
     trains = Stage.train in config.stages
@@ -426,6 +436,9 @@ def _check_whole(config: RunConfig) -> list[ConfigError]:
                 fix="add train to stages, or set adapter_path=DIR",
             )
         )
+    if not _is_folder_name(config.name):
+        fix = "use a plain name: no /, no leading dot, at most 100 characters"
+        errors.append(ConfigError(f"{config.name!r} cannot name a folder", where="name", fix=fix))
     if config.launch.nproc < 1:
         errors.append(_out_of_range("launch.nproc", config.launch.nproc, "use >= 1"))
     return errors
