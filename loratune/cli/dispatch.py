@@ -14,8 +14,8 @@ from loratune.errors import ConfigError, LoratuneError, StorageError, did_you_me
 def dispatch(command: str, arguments: Sequence[str]) -> int:
     """Run ``command`` with ``arguments``; return the exit code.
 
-    Every ``LoratuneError`` becomes its lines on stderr, the gravest last; anything else is a bug
-    and keeps its traceback.
+    Every ``LoratuneError`` becomes its lines on stderr, the gravest last; anything else is a bug,
+    exit code 1, and keeps its traceback.
     """
     try:
         _run(command, list(arguments))
@@ -30,12 +30,17 @@ def dispatch(command: str, arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        print("error[5] out of memory; lower trainer.batch_size or data.max_length", file=sys.stderr)
+        print(
+            "error[5] out of memory; lower trainer.batch_size or data.max_length", file=sys.stderr
+        )
         return 5
     except OSError as error:
         place = str(error.filename or "")
         _print_error(StorageError(error.strerror or str(error), where=place))
         return StorageError.exit_code
+    except Exception:
+        _print_bug()
+        return 1
     return 0
 
 
@@ -56,7 +61,19 @@ def _run(command: str, arguments: list[str]) -> None:
 
 
 def _print_error(error: LoratuneError) -> None:
+    from loratune.config.secrets import redact_text
     from loratune.console import printable
 
     for line in error.lines():
-        print(printable(line), file=sys.stderr)
+        print(printable(redact_text(line)), file=sys.stderr)
+
+
+def _print_bug() -> None:
+    """The traceback of a bug, without the secrets that its message may hold."""
+    import traceback
+
+    from loratune.config.secrets import redact_text
+    from loratune.console import printable
+
+    print(printable(redact_text(traceback.format_exc())), file=sys.stderr, end="")
+    print("error[1] this is a bug of loratune; please report the lines above", file=sys.stderr)
