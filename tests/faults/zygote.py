@@ -7,8 +7,10 @@ cases therefore run at the same time where a test asks for that.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -25,12 +27,11 @@ def warm() -> None:
     import transformers.models.opt.modeling_opt  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    import loratune.cli.commands.export
-    import loratune.cli.commands.merge
-    import loratune.cli.commands.train
-    import loratune.cli.hydra_app
-    import loratune.launch
-    import loratune.pipeline  # noqa: F401
+    import loratune
+
+    for module in pkgutil.walk_packages(loratune.__path__, "loratune."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def serve() -> None:
