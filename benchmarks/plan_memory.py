@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +38,25 @@ COMMON += ["stages=[train]", "trainer.warmup_steps=0"]
 E2E = ["recipe=e2e", "data.eval_fraction=0", "data.limit=400"]
 
 
-def cases(folder: Path) -> list[tuple[str, list[str]]]:
-    found: list[tuple[str, list[str]]] = [
-        ("demo, lora, fp32", ["recipe=demo"]),
-        ("demo, vera, fp32, batch 64", ["recipe=demo", "adapter=vera", "trainer.batch_size=64"]),
-    ]
+def cases(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    yield "demo, lora, fp32", ["recipe=demo"]
+    yield "demo, vera, fp32, batch 64", ["recipe=demo", "adapter=vera", "trainer.batch_size=64"]
     rows = SHARED / "data" / "e2e" / "train.jsonl"
     if not (SHARED / "make_model.py").is_file() or not rows.is_file():
-        return found
+        return
     for shape in ("opt-125m", "llama-150m"):
         path = folder / shape
         command = [sys.executable, str(SHARED / "make_model.py"), shape, str(path)]
         subprocess.run(command, check=True, capture_output=True)
         base = [*E2E, f"model.path={path}", f"data.path={rows}"]
         fp32 = [*base, "trainer.precision=fp32"]
-        found += [
-            (f"{shape}, lora q,v, fp32, batch 8", fp32),
-            (f"{shape}, lora all, fp32, batch 16",
-             [*fp32, "targets=all_linear", "trainer.batch_size=16"]),
-            (f"{shape}, lora_fa all, fp32, batch 16",
-             [*fp32, "targets=all_linear", "adapter=lora_fa", "trainer.batch_size=16"]),
-            (f"{shape}, lora all, fp32, batch 16, recomputed",
-             [*fp32, "targets=all_linear", "trainer.batch_size=16",
-              "trainer.gradient_checkpointing=true"]),
-            (f"{shape}, lora all, bf16, batch 16",
-             [*base, "trainer.precision=bf16", "targets=all_linear", "trainer.batch_size=16"]),
-        ]  # fmt: skip
-    return found
+        wide = ["targets=all_linear", "trainer.batch_size=16"]
+        yield f"{shape}, lora q,v, fp32, batch 8", fp32
+        yield f"{shape}, lora all, fp32, batch 16", [*fp32, *wide]
+        yield f"{shape}, lora_fa all, fp32, batch 16", [*fp32, *wide, "adapter=lora_fa"]
+        recomputed = "trainer.gradient_checkpointing=true"
+        yield f"{shape}, lora all, fp32, batch 16, recomputed", [*fp32, *wide, recomputed]
+        yield f"{shape}, lora all, bf16, batch 16", [*base, *wide, "trainer.precision=bf16"]
 
 
 def run(code: str, words: list[str], cwd: Path) -> dict[str, Any]:
@@ -105,9 +98,10 @@ def measure(name: str, words: list[str], folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULT
+    target.parent.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        results = []
         for case, words in cases(folder):
             results.append(measure(case, words, folder))
             last = results[-1]
@@ -116,6 +110,10 @@ def main() -> None:
                 f"measured {last['measured'] / 1e6:8.0f} MB, error {last['error']:+.1%}",
                 flush=True,
             )
+            write(target, results)
+
+
+def write(target: Path, results: list[dict[str, Any]]) -> None:
     record = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
@@ -123,7 +121,6 @@ def main() -> None:
         "largest_error": max(abs(result["error"]) for result in results),
         "results": results,
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

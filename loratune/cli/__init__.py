@@ -10,13 +10,13 @@ COMMANDS = {
     "generate": "answer a prompt or a file of rows, base beside adapted",
     "merge": "write base + adapter as one plain model, with proof",
     "export": "write an adapter for other tools: peft, merged, portable, lora, compact",
+    "recipes": "list, show and copy recipe files: ls, show NAME, copy NAME",
+    "preview": "the first rows as the model sees them, and an audit of all of them",
+    "plan": "steps, memory, disk and time of a recipe before any weight is read; fit=24GB",
     "count-params": "compare the variants' parameters, bytes and budgets",
-    "report": "one HTML page about a run, a comparison or several runs",
     "compare": "try the variants on one task: search, several seeds, intervals, costs",
     "tune": "find the learning rate of one variant and write a recipe with it",
-    "plan": "steps, memory, disk and time of a recipe before any weight is read; fit=24GB",
-    "preview": "the first rows as the model sees them, and an audit of all of them",
-    "recipes": "ls, show NAME, copy NAME",
+    "report": "one HTML page about a run, a comparison or several runs",
     "verify": "check a run, adapter, merge, export or checkpoint again, from its files alone",
     "doctor": "check the installation: versions, offline use, determinism, every variant",
 }
@@ -27,7 +27,8 @@ usage: loratune COMMAND [key=value ...]
 
 {commands}
 
-Every command takes --help, --cfg job (show the composed recipe) and -m (sweep).
+Every command takes --help; those with a recipe also --cfg job (show it composed), --info defaults
+(where it comes from) and -m (sweep: key=a,b,c).  Completion: eval "$(loratune -sc install=bash)"
 Start with:  loratune train recipe=demo
 """
 

@@ -22,6 +22,7 @@ from loratune.config.convert import register_schemas, to_run_config
 from loratune.config.hydra_words import prepare_overrides
 from loratune.config.overrides import check_overrides
 from loratune.config.recipe_files import check_recipe_files
+from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact_text
 from loratune.config.user_recipes import builtin_recipes, register_user_recipes, user_recipe_folders
 from loratune.errors import Interrupted, LoratuneError, Preempted, raise_together
@@ -33,7 +34,7 @@ HELP_TEMPLATE = """loratune {command}: {summary}
 
 usage: loratune {command} [group=choice ...] [key=value ...]
 
-Groups, and what to choose from (your ./recipes folder adds to them):
+{own}Groups, and what to choose from (your ./recipes folder adds to them):
 
 $APP_CONFIG_GROUPS
 
@@ -63,7 +64,7 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
     words = prepare_overrides(arguments, module.Config)
     register_user_recipes(folders)
     register_schemas(module.Config)
-    _register_help(command)
+    _register_help(command, module.Config, arguments)
     failures: list[BaseException] = []
     here = os.getpid()
 
@@ -124,8 +125,19 @@ def _run_task(composed: DictConfig, module: ModuleType) -> None:
     module.run(config, list(hydra_config.overrides.task))
 
 
-def _register_help(command: str) -> None:
-    template = HELP_TEMPLATE.format(command=command, summary=COMMANDS[command])
+def _register_help(command: str, config: type[RunConfig], arguments: list[str]) -> None:
+    own = ""
+    if any(word in ("-h", "--help") for word in arguments):
+        from loratune.cli.settings_help import own_settings
+
+        own = own_settings(config)
+    template = HELP_TEMPLATE.format(
+        command=command,
+        summary=COMMANDS[command],
+        own=f"Settings of this command:\n\n{own}\n\n" if own else "",
+    ).replace("$", "$$")
+    for name in ("APP_CONFIG_GROUPS", "CONFIG"):
+        template = template.replace(f"$${name}", f"${name}")
     node = {"app_name": f"loratune {command}", "header": "", "footer": "", "template": template}
     ConfigStore.instance().store(group="hydra/help", name="loratune", node=node)
 
