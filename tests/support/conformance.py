@@ -142,8 +142,9 @@ def _marks(function: ast.FunctionDef, file: str) -> list[Proof]:
 def table() -> str:
     """The conformance table in Markdown."""
     rows = ["| case | behaviour | class | proved by |", "|---|---|---|---|"]
+    found = proofs()
     for number, title in TITLES.items():
-        own = [proof for proof in proofs() if proof.case == number]
+        own = [proof for proof in found if proof.case == number]
         classes = sorted({p.tolerance for p in own} | {t for _, t in ELSEWHERE.get(number, [])})
         tests = [f"`{proof.test}`" for proof in own]
         tests += [f"`{file}`" for file, _ in ELSEWHERE.get(number, [])]
