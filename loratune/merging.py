@@ -67,7 +67,8 @@ def merged_weight(
     size = BLOCK if weight.device.type == "cpu" else max(1, weight.numel())
     flat = (weight.reshape(-1), delta.reshape(-1), merged.view(-1))
     blocks = zip(*(torch.split(tensor, size) for tensor in flat), strict=True)
-    parts = [_merge_block(base, change, out) for base, change, out in blocks]
+    room = [torch.empty(min(size, weight.numel()), device=weight.device) for _ in range(3)]
+    parts = [_merge_block(base, change, out, room) for base, change, out in blocks]
     total = _Block(*(sum(values) for values in zip(*parts, strict=True)))
     _judge(total, name)
     norm = math.sqrt(total.delta_squared)
@@ -77,7 +78,7 @@ def merged_weight(
 
 
 class _Block(NamedTuple):
-    """What one block adds to the proof: sums over its elements, the last one a count."""
+    """What one block adds to the proof: sums over its elements, and whether it failed."""
 
     delta_squared: float
     error_squared: float
@@ -85,21 +86,26 @@ class _Block(NamedTuple):
     beyond_rounding: float
 
 
-def _merge_block(weight: Tensor, delta: Tensor, out: Tensor) -> _Block:
-    """Write W + ΔW of one block to ``out`` and compare what was written with what was meant."""
-    base = weight.float()
-    out.copy_(base + delta)
-    merged = out.float()  # may be `out` itself
-    moved = merged - base
-    error = moved - delta
+def _merge_block(weight: Tensor, delta: Tensor, out: Tensor, room: Sequence[Tensor]) -> _Block:
+    """Write W + ΔW of one block to ``out`` and compare what was written with what was meant.
+
+    ``room`` are three fp32 tensors of the block's size: fresh ones would cost more than the sums.
+    """
+    base, merged, error = (tensor[: weight.numel()] for tensor in room)
+    base.copy_(weight)
+    out.copy_(torch.add(base, delta, out=merged))
+    merged.copy_(out)
+    torch.sub(merged, base, out=error)
+    moved_delta = torch.dot(error, delta)  # so far W' − W
+    error.sub_(delta)
+    sums = torch.stack([torch.dot(delta, delta), torch.dot(error, error), moved_delta]).tolist()
     # Within the rounding of the two sums, and of numbers below the normal ones.
     step, single = torch.finfo(out.dtype).eps, torch.finfo(torch.float32).eps
-    bound = merged.abs().mul_(step).add_(torch.finfo(out.dtype).smallest_normal)
-    bound.add_(base.abs(), alpha=2 * single).add_(delta.abs(), alpha=2 * single)
-    sums = torch.stack([torch.dot(delta, delta), torch.dot(error, error), torch.dot(moved, delta)])
-    beyond = float((error.abs_() > bound).any())
-    delta_squared, error_squared, moved_delta = sums.tolist()
-    return _Block(delta_squared, error_squared, moved_delta, beyond)
+    bound = merged.abs_().mul_(step).add_(torch.finfo(out.dtype).smallest_normal)
+    bound.add_(base.abs_(), alpha=2 * single)
+    bound.add_(torch.abs(delta, out=base), alpha=2 * single)
+    beyond = float(error.abs_().sub_(bound).max()) > 0
+    return _Block(sums[0], sums[1], sums[2], beyond)
 
 
 def _judge(total: _Block, name: str) -> None:
