@@ -74,7 +74,8 @@ class ComparisonPlan:
                 work += [self.trial(contest.contender, *trial) for trial in open_trials]
             else:
                 members += [m for m in self.members(contest, store) if store.read(m.piece) is None]
-        return work + members
+        # All variants of one seed before the next: what is there at any time can be compared.
+        return work + sorted(members, key=lambda member: member.seed)
 
     def results(self, contest: Contest, store: Store) -> Results:
         """The finished trials of one contender."""

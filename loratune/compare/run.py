@@ -32,12 +32,13 @@ from loratune.console import say
 from loratune.errors import Interrupted, LoratuneError, TrainingError
 from loratune.optim import learning_rate
 from loratune.provenance import package_versions, provenance
+from loratune.report.build import write_comparison_report
 
 _NOT_THE_TASK = (
     "name", "out", "resume", "launch", "trackers", "stages", "merge", "export", "allow_drift",
     "adapter", "adapter_path",
 )  # fmt: skip
-_NOT_A_RESULT = ("target_loss", "lr_points", "lr_factor", "rungs")
+_NOT_A_RESULT = ("target_loss", "seeds", "lr_points", "lr_factor", "rungs")
 
 
 def compare(config: RunConfig, options: Options) -> tuple[Comparison, Path]:
@@ -54,6 +55,7 @@ def compare(config: RunConfig, options: Options) -> tuple[Comparison, Path]:
     comparison = assemble(config, options, bench, plan, store)
     files.write_json(store.path / RESULT, comparison.to_dict())
     files.write_text(store.path / MARKDOWN, tables.markdown(comparison))
+    write_comparison_report(store.path)
     _refuse_nothing(comparison, store.path)
     return comparison, store.path
 

@@ -24,12 +24,12 @@ def quality_grid(comparison: Comparison) -> Grid:
     target = comparison.target_loss
     reached = NOTHING if target is None else f"{target:.3f}"
     columns = (
-        "variant", "rank", "lr", *(f"{metric.name} [95 % CI]" for metric in measured),
+        "variant", "lr", *(f"{metric.name} [95 % CI]" for metric in measured),
         f"steps to dev loss {reached}", "seconds to it",
     )  # fmt: skip
     rows: list[tuple[Cell, ...]] = [
         (
-            variant.label, variant.costs.rank, _rate(variant),
+            variant.label, _rate(variant),
             *(_with_interval(variant, metric.key) for metric in measured),
             _plain(variant, "steps_to_target", "{:.1f}"),
             _plain(variant, "seconds_to_target", "{:.2f}"),
@@ -43,7 +43,7 @@ def quality_grid(comparison: Comparison) -> Grid:
         NOTHING if value is None else metric.shown(value)
         for metric, value in zip(measured, values, strict=True)
     ]
-    rows.append(("(base, untrained)", NOTHING, NOTHING, *cells, NOTHING, NOTHING))
+    rows.append(("(base)", NOTHING, *cells, NOTHING, NOTHING))
     rows_used = comparison.rows
     title = (
         f"{comparison.name}: {rows_used.test:,} final rows, {comparison.steps:,} steps, "
@@ -80,7 +80,7 @@ def difference_grid(comparison: Comparison, metrics: tuple[str, ...] = _SHOWN_PA
             BY_KEY[one.metric].name,
             f"{one.first} - {one.second}",
             BY_KEY[one.metric].signed(one.difference),
-            f"{BY_KEY[one.metric].signed(one.low)} to {BY_KEY[one.metric].signed(one.high)}",
+            BY_KEY[one.metric].span(one.low, one.high),
             p_value(one.p_holm),
             "significant" if one.significant else "no significant difference",
         )

@@ -28,6 +28,11 @@ class Metric:
     shown: Callable[[float], str]
     signed: Callable[[float], str]
 
+    def span(self, low: float, high: float) -> str:
+        """An interval of differences; its unit once."""
+        unit = " points" if self.signed is _points else ""
+        return f"{self.signed(low).removesuffix(unit)} to {self.signed(high)}"
+
 
 def _points(value: float) -> str:
     return f"{100 * value:+.1f} points"
@@ -47,7 +52,7 @@ def difference_in_words(one: Difference) -> str:
     metric = BY_KEY[one.metric]
     numbers = (
         f"{metric.signed(one.difference)} "
-        f"(95 % CI {metric.signed(one.low)} to {metric.signed(one.high)}, "
+        f"(95 % CI {metric.span(one.low, one.high)}, "
         f"p {p_value(one.p_holm)} after Holm)"
     )
     if not one.significant:

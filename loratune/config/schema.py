@@ -263,6 +263,8 @@ class CompareConfig:
     """Training prompts set aside to search by, as a share, while ``data.test_path`` is null."""
     steps: int | None = None
     """Optimizer steps of every training; null takes ``trainer.steps``."""
+    seeds: int = 3
+    """Final trainings of each variant; more of them narrow the intervals."""
     lr_points: int = 7
     """Learning rates tried for each variant, around its own."""
     lr_factor: float = 2.0
@@ -380,7 +382,7 @@ def _check_compare(compare: CompareConfig) -> list[ConfigError]:
     if not 0 < compare.dev_fraction < 1:
         fix = "use a number between 0 and 1: without dev rows nothing can be chosen"
         errors.append(_out_of_range("compare.dev_fraction", compare.dev_fraction, fix))
-    for key in ("lr_points", "rungs"):
+    for key in ("seeds", "lr_points", "rungs"):
         if not 1 <= getattr(compare, key) <= 64:
             errors.append(_out_of_range(f"compare.{key}", getattr(compare, key), "use 1 to 64"))
     if not (math.isfinite(compare.lr_factor) and compare.lr_factor > 1):

@@ -77,6 +77,7 @@ def test_a_comparison_says_everything_it_promises(
     written = json.loads((folder / "comparison.json").read_text())
     assert Comparison.from_dict(written) == found
     assert (folder / "comparison.md").read_text().startswith("# Comparison tiny")
+    assert "lora_fa" in (folder / "report.html").read_text()
 
 
 def test_the_rate_chosen_has_the_lowest_dev_loss_of_the_last_rung(tiny: Make) -> None:

@@ -27,8 +27,8 @@ class Config(RunConfig):
     """all, or a list of names and settings: [lora,vera] or [lora,{variant:lora,rank:16}]."""
     match: str = "own"
     """own ranks, the recipe's rank, or its trainable numbers or bytes (or trainable:589824)."""
-    seeds: int = 3
-    """Final trainings of each variant, seeds from trainer.seed on."""
+    seeds: int | None = None
+    """Final trainings of each variant, from trainer.seed on; null takes compare.seeds."""
     lr_grid: list[float] | None = None
     """Learning rates to try; null takes compare.lr_points rates around each variant's own."""
     ratio_grid: list[float] | None = None
@@ -56,7 +56,7 @@ def run(config: Config, overrides: list[str]) -> None:
     if config.format == "table":
         from loratune.console import say
 
-        say(f"everything lies in {folder}; loratune report {folder} draws it")
+        say(f"everything lies in {folder}: report.html, comparison.md, comparison.json")
 
 
 def quiet_profiler() -> None:
@@ -67,9 +67,10 @@ def quiet_profiler() -> None:
 def _options(config: Config, given: set[str]) -> Options:
     from loratune.compare.options import Options, parse_part
 
+    seeds = config.compare.seeds if config.seeds is None else config.seeds
     errors = [
         ConfigError(f"{value} is out of range", where=key, fix="use 1 to 1000")
-        for key, value in [("seeds", config.seeds), ("processes", config.processes)]
+        for key, value in [("seeds", seeds), ("processes", config.processes)]
         if not 1 <= value <= 1000
     ]
     part = parse_part(config.part)
@@ -81,7 +82,7 @@ def _options(config: Config, given: set[str]) -> Options:
     return Options(
         variants=config.variants,
         match=config.match,
-        seeds=config.seeds,
+        seeds=seeds,
         lr_grid=config.lr_grid,
         ratio_grid=config.ratio_grid,
         processes=config.processes,
