@@ -57,7 +57,7 @@ def _single(
 
 def _norms(run: RunRecords) -> Chart | None:
     prefix = "health/norm/"
-    keys = sorted({key for row in run.history.metrics for key in row if key.startswith(prefix)})
+    keys = sorted(key for key in run.history.quantities() if key.startswith(prefix))
     series = [
         Series(
             f"‖{key.removeprefix(prefix)}‖", condensed(run.history.pairs(key)), number, markers=True

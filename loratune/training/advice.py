@@ -62,12 +62,14 @@ class Advice:
 
 def advise(history: History, setup: Setup) -> list[Advice]:
     """Everything that is off, the gravest first."""
+    too_high = _rate_too_high(history, setup)
     found = [
+        too_high,
         _dead_modules(history),
         _eval_rising(history),
-        _rate_too_high(history, setup) or _rate_too_low(history),
+        None if too_high else _rate_too_low(history),
         _still_falling(history),
-        _often_clipped(history, setup),
+        None if too_high else _often_clipped(history, setup),
         _low_fill(history, setup),
     ]
     return [one for one in found if one is not None]
@@ -119,8 +121,8 @@ def _rate_too_high(history: History, setup: Setup) -> Advice | None:
         )
     return Advice(
         "rate_too_high",
-        f"{what}: the learning rate is too high. Divide it by three (trainer.lr_scale), or add "
-        "trainer.warmup_steps.",
+        f"{what}: the learning rate is too high. Divide it by three to ten (trainer.lr_scale), or "
+        "search it with loratune tune.",
     )
 
 

@@ -17,7 +17,7 @@ from loratune.surgery import WrappedModel
 MEASUREMENTS = 30
 """About how often a training is measured; never more often than every tenth step."""
 DEAD_BELOW = 1e-7
-"""A module's gradient norm over the largest module's, below which it counts as none."""
+"""A module's gradient norm over the median module's, up to which it counts as none."""
 NORM = "health/norm/"
 
 
@@ -83,16 +83,18 @@ class HealthMonitor:
 
     def _without_gradient(self) -> list[str]:
         names = [name for name, tensors in self._modules.items() if tensors]
-        norms = [
-            _squares(p.grad for p in self._modules[name] if p.grad is not None) for name in names
-        ]
-        if not norms:
+        if not names:
             return []
-        values = torch.stack([norm.cpu() for norm in norms]).sqrt().tolist()
-        largest = max(values)
+        device = self._trained[0].device
+        squares = [
+            _squares(p.grad for p in self._modules[name] if p.grad is not None).to(device)
+            for name in names
+        ]
+        values = torch.stack(squares).sqrt().tolist()
+        usual = sorted(values)[len(values) // 2]
         return [
             name for name, value in zip(names, values, strict=True)
-            if value <= DEAD_BELOW * largest
+            if value <= DEAD_BELOW * usual
         ]  # fmt: skip
 
 

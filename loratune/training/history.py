@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,21 @@ class History:
 
     def pairs(self, key: str) -> list[tuple[int, float]]:
         """Step and finite value of one quantity, in order."""
-        return [
-            (row["step"], float(row[key]))
-            for rows in (self.metrics, self.timings)
-            for row in rows
-            if _is_number(row.get(key))
-        ]
+        return self._columns.get(key, [])
+
+    def quantities(self) -> list[str]:
+        """Every quantity that has a finite value."""
+        return list(self._columns)
+
+    @cached_property
+    def _columns(self) -> dict[str, list[tuple[int, float]]]:
+        columns: dict[str, list[tuple[int, float]]] = {}
+        for rows in (self.metrics, self.timings):
+            for row in rows:
+                for key, value in row.items():
+                    if _is_number(value):
+                        columns.setdefault(key, []).append((row["step"], float(value)))
+        return columns
 
     def values(self, key: str) -> list[float]:
         """The values alone."""
