@@ -20,13 +20,14 @@ LAYERS: list[set[str]] = [
     {
         "architectures", "patterns", "target_patterns", "target_errors", "targets", "surgery",
         "parameters", "parameter_tables", "budget", "rounding", "published", "measure",
-        "activations", "peft_format", "config", "run_dir", "run_record", "checkpoint", "fingerprint", "weights",
+        "activations", "adapter_checks", "peft_config", "peft_format", "config", "run_dir",
+        "run_record", "checkpoint", "fingerprint", "weights",
         "model_source", "base_model", "drift", "provenance", "safetensors_writer",
         "offline_adapter", "merging", "merge_plan", "merge_writer", "compact", "export_forms",
         "library",
     },
     {
-        "data", "optim", "loss", "training", "generation", "stages", "merge_proof", "resume",
+        "data", "optim", "loss", "training", "generation", "stages", "merge_proof", "export_proof", "resume",
         "continuing", "variant_report",
     },
     {

@@ -202,9 +202,9 @@ def test_rows_cannot_command_the_terminal(world: World) -> None:
     rows = [{"prompt": f"{n} {RAW} ", "completion": f"{RAW} {n}"} for n in range(8)]
     path = world.rows("".join(json.dumps(row) + "\n" for row in rows))
     outcome = world.train(
-        f"data.path={path}", f"data.eval_path={path}", "data.test_path=null", "stages=[train,evaluate]",
-        "evaluate.generate=true", "evaluate.max_new_tokens=2", "data.max_length=256",
-        "trainer.batch_size=2",
+        f"data.path={path}", f"data.eval_path={path}", "data.test_path=null",
+        "stages=[train,evaluate]", "evaluate.generate=true", "evaluate.max_new_tokens=2",
+        "data.max_length=256", "trainer.batch_size=2",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert "\\x1b" in outcome.out and "owned" in outcome.out, "the samples are shown, as text"
