@@ -27,7 +27,8 @@ LAYERS: list[set[str]] = [
         "library",
     },
     {
-        "data", "optim", "loss", "training", "generation", "stages", "merge_proof", "export_proof", "resume",
+        "data", "optim", "loss", "training", "generation", "stages", "merge_proof", "export_proof",
+        "resume",
         "continuing", "variant_report",
     },
     {
