@@ -223,7 +223,7 @@ class Liveness:
         return outcome, seen
 
 
-ALLOWED = {"merge.min_delta_kept": (7,), "resume": (6,), "trackers": (0, 2)}
+ALLOWED = {"data.format": (3,), "merge.min_delta_kept": (7,), "resume": (6,), "trackers": (0, 2)}
 """Exit codes of mutations that are meant to stop the run."""
 REPEATING = (
     "recipe.yaml", "manifest.json", "provenance.json", "report.html", "timings.jsonl",
