@@ -99,14 +99,17 @@ def loratune_merge(base: Path, adapter: Path, out: Path) -> Callable[[], None]:
 
 
 def loratune_verify(base: Path, adapter: Path, out: Path) -> Callable[[], None]:
-    """``loratune verify`` of what ``merge`` wrote."""
-    return _command("verify", f"path={out}", f"model.path={base}", f"adapter_path={adapter}")
+    """``loratune verify`` of what ``merge`` wrote: all hashes, and the merge computed again."""
+    return _command("verify", str(out), f"model.path={base}", f"adapter_path={adapter}")
 
 
 def _command(*words: str) -> Callable[[], None]:
-    import transformers  # noqa: F401  part of the imports, not of the work
+    # Part of the imports, not of the work.
+    import hydra  # noqa: F401
+    import transformers  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, OPTForCausalLM  # noqa: F401
 
-    from loratune import later_stages  # noqa: F401
+    from loratune import later_stages, verify  # noqa: F401
     from loratune.cli import main
 
     def work() -> None:
