@@ -257,7 +257,7 @@ def main() -> None:
     options = common.options_of(arguments)
     micro = options.is_micro
     shape = models.Shape(32, 64, 2, 2, vocabulary=2000) if micro else models.OPT_125M
-    steps, warmup = arguments.steps or (3 if micro else 17), 1 if micro else 2
+    steps, warmup = arguments.steps or (3 if micro else 12), 1 if micro else 2
     groups = {}
     with tempfile.TemporaryDirectory(prefix="loratune-bench-") as folder:
         work = Path(folder)

@@ -73,7 +73,7 @@ def main() -> None:
     middle = Point(rank=4, length=8, batch=2, layers=1) if micro else MIDDLE
     table = []
     for size, point in points(MICRO_VALUES if micro else VALUES, middle):
-        rows = measure(point, shape, rounds=1 if micro else 7)
+        rows = measure(point, shape, rounds=1 if micro else 5)
         table.append({"varies": size, **asdict(point), "rows": rows})
         ratios = ", ".join(f"{row['name']} {row['ratio']['median']:.2f}" for row in rows[1:])
         common.say(f"{size} {getattr(point, size)}: {ratios}")

@@ -72,7 +72,7 @@ MEASURED: dict[str, Callable[[], float]] = {
 
 def main() -> None:
     options = common.parse(__doc__)
-    rounds = 1 if options.is_micro else 7
+    rounds = 1 if options.is_micro else 5
     seconds: dict[str, list[float]] = {name: [] for name in MEASURED}
     for number in range(-1 if not options.is_micro else 0, rounds):
         for name, measure in MEASURED.items():

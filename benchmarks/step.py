@@ -37,7 +37,7 @@ class Plan:
     long_rounds: int
 
 
-FULL = Plan(models.OPT_125M, 4, 32, 128, 16, 256, 11, 5)
+FULL = Plan(models.OPT_125M, 4, 32, 128, 16, 256, 9, 3)
 MICRO = Plan(models.MICRO, 2, 4, 8, 4, 8, 2, 1)
 Build = Callable[..., Any]
 
@@ -71,7 +71,7 @@ def builders(plan: Plan) -> dict[str, Build]:
     }
 
 
-VERA = ["loratune VeRA", "loratune VeRA, reference kernel", "PEFT VeRA"]
+VERA = ["loratune VeRA", "PEFT VeRA"]
 NO_REFERENCE = [
     "loratune LoRA",
     "loratune LoRA-FA",
