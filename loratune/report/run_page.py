@@ -6,11 +6,12 @@ import shlex
 from collections import Counter
 from typing import Any
 
-from loratune.report.numbers import byte_size, duration, percent, share_interval, significant
+from loratune.report.numbers import byte_size, duration, percent, significant
 from loratune.report.page import Folded, Page, Section, Table, facts_table
 from loratune.report.parameter_section import parameter_section
 from loratune.report.records import RunRecords
 from loratune.report.run_charts import curve_charts
+from loratune.report.run_verdict import scored_rows, verdict
 from loratune.training.advice import Setup, advise
 
 _SCORES = (
@@ -48,85 +49,6 @@ def run_page(run: RunRecords, footer: str) -> Page:
 
 def _advice(run: RunRecords) -> list[str]:
     return [one.text for one in advise(run.history, Setup.of(run.recipe))]
-
-
-def verdict(run: RunRecords) -> list[str]:
-    """What the run came to, in sentences, and how sure that is."""
-    return [text for text in (_trained(run), _gained(run), _sureness(run), _merged(run)) if text]
-
-
-def _trained(run: RunRecords) -> str:
-    rows = (run.data.get("train") or {}).get("kept")
-    steps = (run.summary.get("training") or {}).get("steps")
-    steps = steps or max((row["step"] for row in run.history.metrics), default=0)
-    source = run.setting("data.path", "its rows")
-    amount = f" ({rows:,} rows)" if isinstance(rows, int) else ""
-    done = "" if run.summary else " The run is not complete."
-    return f"Trained for {steps:,} steps on {source}{amount}.{done}"
-
-
-def _gained(run: RunRecords) -> str:
-    adapted, base = run.evaluation.get("adapted"), run.evaluation.get("base")
-    if not adapted:
-        losses = run.history.pairs("eval/loss")
-        if losses:
-            step, loss = min(losses, key=lambda pair: pair[1])
-            return f"Best evaluation loss {significant(loss)} nats per token, at step {int(step)}."
-        return "Nothing was evaluated: this run says nothing about quality."
-    rows = _rows(run)
-    if not base:
-        shown = significant(adapted["loss"])
-        return f"On {rows} the loss is {shown} nats per token."
-    verb = "fell" if adapted["loss"] < base["loss"] else "did not fall: it went"
-    text = (
-        f"On {rows} the loss {verb} from {significant(base['loss'])} (base) to "
-        f"{significant(adapted['loss'])} nats per token"
-    )
-    if adapted.get("exact_match") is not None:
-        before, after = percent(base.get("exact_match")), percent(adapted["exact_match"])
-        text += f", and exact answers went from {before} to {after}"
-    return text + "."
-
-
-def _rows(run: RunRecords) -> str:
-    kind = "test" if run.setting("data.test_path") else "evaluation"
-    return f"{run.evaluation.get('rows', 0):,} {kind} rows"
-
-
-def _sureness(run: RunRecords) -> str:
-    adapted = run.evaluation.get("adapted") or {}
-    share, prompts = adapted.get("exact_match"), adapted.get("prompts") or 0
-    texts = []
-    if share is not None and prompts:
-        low, high = share_interval(share * prompts, prompts)
-        texts.append(
-            f"With {prompts:,} prompts, the 95 % interval of exact match is "
-            f"{low:.0%} to {high:.0%}."
-        )
-    if adapted:
-        texts.append(
-            "One run is one seed: to choose between variants, use loratune compare, which repeats "
-            "seeds and tests the differences."
-        )
-    if adapted and run.history.values("eval/loss") and not run.setting("data.test_path"):
-        texts.append(
-            "The same rows chose the best step, so these scores are a little too good; "
-            "data.test_path keeps others aside."
-        )
-    if run.data.get("overlap"):
-        texts.append("Training and evaluation rows overlap, so these scores are too good.")
-    return " ".join(texts)
-
-
-def _merged(run: RunRecords) -> str:
-    modules = run.merge.get("modules") or []
-    if not modules:
-        return ""
-    worst = max(module["residual"] for module in modules)
-    return (
-        f"The merged model was proved: W′ − W equals ΔW to {worst:.1e} of ΔW in the worst of "
-        f"{len(modules)} modules."
-    )
 
 
 def _cards(run: RunRecords) -> list[tuple[str, str]]:
@@ -168,7 +90,7 @@ def _evaluation(run: RunRecords) -> Section:
         for label, key, form in _SCORES
         if any(scores.get(key) is not None for _, scores in shown)
     )
-    caption = f"{_rows(run)}, {adapted.get('tokens', 0):,} answer tokens"
+    caption = f"{scored_rows(run)}, {adapted.get('tokens', 0):,} answer tokens"
     table = Table(("", *(name for name, _ in shown)), rows, caption=caption)
     return Section("evaluation", "Evaluation", tables=(table,))
 
