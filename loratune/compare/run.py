@@ -34,6 +34,8 @@ from loratune.optim import learning_rate
 from loratune.provenance import package_versions, provenance
 from loratune.report.build import write_comparison_report
 
+MEASURED = 2
+"""Raised whenever a piece measures something else than before: old pieces then do not count."""
 _NOT_THE_TASK = (
     "name", "out", "resume", "launch", "trackers", "stages", "merge", "export", "allow_drift",
     "adapter", "adapter_path",
@@ -131,6 +133,7 @@ def _task(config: RunConfig, bench: Workbench) -> dict[str, Any]:
         "split_seed": config.trainer.seed,
         "device": bench.base.device.type,
         "loratune": package_versions().get("loratune"),
+        "measured": MEASURED,
     }
 
 
