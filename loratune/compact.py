@@ -74,5 +74,7 @@ def regenerated(offline: OfflineAdapter, recipe: Mapping[str, Any]) -> dict[str,
             fix="export format=peft keeps them",
         )
     model = meta_model(offline.base_folder)
-    wrapped = wrap_model(model, folder.config, folder.targets, seed=int(recipe["seed"]), strict=False)
+    wrapped = wrap_model(
+        model, folder.config, folder.targets, seed=int(recipe["seed"]), strict=False
+    )
     return adapter_state(wrapped)
