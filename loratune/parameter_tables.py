@@ -147,7 +147,8 @@ def to_rich(grid: Grid) -> Table:
     share = _LINE // len(grid.columns) - 3
     for column, name in enumerate(grid.columns):
         right = _is_numeric(grid, column)
-        # Headers wrap where a line is short; a number, or a word of text, (up to a fair share of the line) never does.
+        # Headers wrap where a line is short; a number never does, nor does a word of text up to
+        # its fair share of the line.
         cells = [_text(row[column]) for row in grid.rows]
         widest = max((len(part) for cell in cells for part in cell.split(" ")), default=0)
         table.add_column(
@@ -159,6 +160,17 @@ def to_rich(grid: Grid) -> Table:
     for row in grid.rows:
         table.add_row(*(Text(_text(cell)) for cell in row))
     return table
+
+
+def transposed(grid: Grid) -> Grid:
+    """Rows as columns, named by their first cells: for a terminal too narrow for the table."""
+    names = tuple(str(row[0]) for row in grid.rows)
+    rows = tuple(
+        (name, *(row[column] for row in grid.rows))
+        for column, name in enumerate(grid.columns)
+        if column
+    )
+    return Grid(grid.title, ("", *names), rows)
 
 
 def report_json(report: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:

@@ -23,7 +23,7 @@ _FROM, _TO = "Groups, and what to choose from", "Flags:"
 
 
 def help_of(command: str) -> str:
-    """What `loratune COMMAND --help` prints, without the listings of recipes and of their settings."""
+    """What `loratune COMMAND --help` prints, without the listings of a recipe."""
     from loratune.cli.dispatch import dispatch
 
     output = io.StringIO()

@@ -172,7 +172,7 @@ def _unusual(configs: Sequence[AdapterConfig], folders: Sequence[Path]) -> list[
     return [
         f"{c.variant} at rank {c.rank}: its own recipe uses {usual[c.variant]}"
         for c in configs
-        if max(c.rank, usual[c.variant]) >= 8 * min(c.rank, usual[c.variant])
+        if max(c.rank, usual[c.variant]) >= 16 * min(c.rank, usual[c.variant])
     ]
 
 

@@ -44,12 +44,16 @@ def test_the_table_names_its_denominators_and_counts_shared_matrices_once(loratu
         assert f"│ {variant} " in out
 
 
-def test_a_narrow_terminal_never_hides_the_variants(loratune, monkeypatch):
+def test_a_narrow_terminal_gets_every_number_with_variants_as_columns(loratune, monkeypatch):
     from loratune.console import console
 
-    monkeypatch.setattr(console(), "_width", 80, raising=False)
+    console.cache_clear()
+    monkeypatch.setenv("COLUMNS", "85")
     _, out, _ = loratune("count-params", "model=llama_3_8b", "rank=64")
-    assert "lora_plus" in out
+    console.cache_clear()
+    assert "lora_plus" in out and "% of base + adapter" in out
+    assert "1,342,177,280" in out
+    assert max(len(line) for line in out.splitlines() if not line.startswith("- ")) <= 85
 
 
 def test_csv_is_a_table_a_program_reads(loratune):

@@ -48,7 +48,7 @@ def test_every_command_of_the_table_exists_and_helps(command, loratune):
     module = import_module(f"loratune.cli.commands.{command.replace('-', '_')}")
     code, out, err = loratune(command, "--help")
     assert (code, err) == (0, "")
-    assert out.startswith(f"loratune {command}: ")
+    assert f"loratune {command}" in out.splitlines()[0]
     if hasattr(module, "Config"):
         assert "adapter: lora, lora_fa, lora_plus, vera" in out
         assert "schema/adapter" not in out

@@ -137,7 +137,7 @@ def _published_lines(rows: list[PublishedRow]) -> Iterator[str]:
 
 
 def _print_grids(grids: list[Grid], form: str, notes: tuple[str, ...]) -> None:
-    from loratune.parameter_tables import to_csv, to_markdown, to_rich
+    from loratune.parameter_tables import to_csv, to_markdown, to_rich, transposed
 
     if form == "csv":
         print("\n".join(to_csv(grid) for grid in grids), end="")
@@ -148,6 +148,10 @@ def _print_grids(grids: list[Grid], form: str, notes: tuple[str, ...]) -> None:
         from loratune.console import console, say
 
         for grid in grids:
-            console().print(to_rich(grid))
+            table = to_rich(grid)
+            room = console().options.update_width(1000)  # measuring never answers more than that
+            if console().measure(table, options=room).minimum > console().width:
+                table = to_rich(transposed(grid))
+            console().print(table)
         for note in notes:
             say(f"- {note}")
