@@ -112,7 +112,7 @@ MUTATIONS: dict[str, Mutation] = {
     "trainer.log_every": m("trainer.log_every=2"),
     "trainer.threads": m("trainer.threads=1", calls="torch.set_num_threads"),
     "evaluate.batch_size": m(
-        "evaluate.batch_size=1", within=EVALUATED, calls="loratune.training.forward.collate"
+        "evaluate.batch_size=1", within=EVALUATED, calls="loratune.stages.evaluate.collate"
     ),
     "evaluate.generate": m("evaluate.generate=true", within=EVALUATED),
     "evaluate.generate_limit": m(
@@ -213,7 +213,10 @@ class Liveness:
         extra = [word for word in defaults if word.partition("=")[0] not in given]
         everything = self.bench.words("run", *extra, *words)
         faults = [f"count@{calls}"] if calls else []
-        outcome = self.bench.loratune(*everything, cwd=folder, faults=faults)
+        # torch.compile is called and seen; what it would compile is not waited for.
+        outcome = self.bench.loratune(
+            *everything, cwd=folder, faults=faults, environment={"TORCHDYNAMO_DISABLE": "1"}
+        )
         seen = {n: v for n, v in tree(folder).items() if not n.endswith(REPEATING)}
         for path in folder.rglob("loratune.json"):
             values = json.loads(path.read_text())
@@ -255,7 +258,9 @@ def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> 
         reference = within if first != "adapter" else (f"adapter={variant}", *within)
         calls = mutation.calls.replace("KERNEL", "vera" if variant == "vera" else "lora")
         plain, before = live.unchanged(reference, calls)
-        assert plain.code == 0, f"{leaf}: {plain.err}"
+        if plain.code != 0:
+            dead.append(f"{leaf}: the plain run failed: {plain.last}")
+            return
         outcome, after = live.observe((*kept, *words), calls)
         TALLY.add("keys mutated")
         same = before == after and len(plain.calls) == len(outcome.calls)
