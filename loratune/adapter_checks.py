@@ -9,6 +9,9 @@ from torch import Tensor
 
 from loratune.errors import LoratuneError, ModelError
 
+LISTED = 64
+"""Names in one message: every tensor of a small adapter, never a screenful of a large one."""
+
 
 def unfit_tensors(tensors: Mapping[str, Tensor], where: str) -> list[LoratuneError]:
     """What no adapter may hold: nothing at all, and empty, non-floating or non-finite tensors."""
@@ -36,11 +39,11 @@ def unfit_tensors(tensors: Mapping[str, Tensor], where: str) -> list[LoratuneErr
 
 
 def _counted(names: Sequence[str]) -> str:
-    """``tensor 'a' is``, or ``16 tensors ('a', 'b', ...) are``."""
+    """``tensor 'a' is``, or ``3 tensors ('a', 'b', 'c') are``; a very long list is cut."""
     if len(names) == 1:
         return f"tensor '{names[0]}' is"
-    listed = ", ".join(f"'{name}'" for name in names[:2])
-    return f"{len(names)} tensors ({listed}{', ...' if len(names) > 2 else ''}) are"
+    listed = ", ".join(f"'{name}'" for name in names[:LISTED])
+    return f"{len(names)} tensors ({listed}{', ...' if len(names) > LISTED else ''}) are"
 
 
 def misfits(

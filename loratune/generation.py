@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from loratune.data.batches import evaluation_batches
+from loratune.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ def _generated(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling, pad_id: int
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     device = next(model.parameters()).device
-    options = _options(tokenizer, sampling, pad_id)
     lengths = [len(prompt) for prompt in prompts]
     for places in evaluation_batches(lengths, sampling.batch_size):
         width = max(lengths[place] for place in places)
+        room = _room(model, width, sampling.max_new_tokens)
+        options = _options(tokenizer, sampling, pad_id, room)
         ids = [[pad_id] * (width - lengths[p]) + list(prompts[p]) for p in places]
         mask = [[0] * (width - lengths[p]) + [1] * lengths[p] for p in places]
         written = model.generate(
@@ -61,12 +63,29 @@ def _generated(
         yield places, [_until_end(row, tokenizer) for row in written[:, width:].tolist()]
 
 
-def _options(tokenizer: Any, sampling: Sampling, pad_id: int) -> dict[str, Any]:
+def _room(model: Any, width: int, wanted: int) -> int:
+    """New tokens that fit behind prompts of ``width`` tokens: models know only so many positions.
+
+    Raises:
+        DataError: if the prompt alone fills them.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    room = wanted if positions is None else min(wanted, positions - width)
+    if room < 1:
+        raise DataError(
+            f"a prompt of {width} tokens leaves no room for an answer",
+            where=f"the model has {positions} positions",
+            fix="shorten the prompt",
+        )
+    return room
+
+
+def _options(tokenizer: Any, sampling: Sampling, pad_id: int, room: int) -> dict[str, Any]:
     from transformers import GenerationConfig
 
     sampled = sampling.temperature > 0
     config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=room,
         do_sample=sampled,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad_id,

@@ -25,7 +25,7 @@ from loratune.data.prepare import PreparedData, prepare_data
 from loratune.drift import fact_changes, refuse
 from loratune.loss import LanguageModelHead
 from loratune.measure import measure_model
-from loratune.model_source import model_folder, read_model_config
+from loratune.model_source import BUILTIN, model_folder, read_model_config
 from loratune.optim import describe_groups, learning_rate, make_optimizer
 from loratune.parameter_tables import to_rich, variant_grid
 from loratune.parameters import ParameterReport
@@ -372,9 +372,7 @@ class _Run:
                 self._merge(adapter)
             return
         files.discard_folder(self.run_dir.export)
-        export(
-            adapter, self.base.folder, self.run_dir.export, form, self.config.merge.verify
-        )
+        export(adapter, self.base.folder, self.run_dir.export, form, self.config.merge.verify)
         self._say(f"exported {form}: {self.run_dir.export}")
 
     def _finish(self, summary: RunSummary) -> None:
@@ -400,9 +398,19 @@ def to_plain_adapter(wrapped: WrappedModel) -> dict[str, Any]:
 
 def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> PreparedData:
     """The rows of the final evaluation: those that chose nothing, where the recipe names any."""
-    if config.data.test_path is None:
+    if config.data.test_path is None or _is_demos_alone(config.data.test_path, config):
         return data
     test = replace(config.data, path=None, eval_path=config.data.test_path, test_path=None)
     return prepare_data(
         test, base.tokenizer, base.vocab_size, config.trainer.seed, prompt_format=data.prompt_format
     )
+
+
+def _is_demos_alone(path: str, config: RunConfig) -> bool:
+    """Whether the test rows are the embedded demo's although the training rows are the user's."""
+    stranger = path.startswith(BUILTIN) and not str(config.data.path).startswith(BUILTIN)
+    if stranger and processes.is_main():
+        say(
+            f"note: data.test_path={path} belongs to the demo; the evaluation rows are used instead"
+        )
+    return stranger

@@ -32,6 +32,7 @@ from loratune.stages.load import BaseModel, load
 from loratune.stages.train import TrainingSet
 from loratune.surgery import WrappedModel, unwrap_model, wrap_model
 from loratune.targets import block_of, find_targets
+from loratune.training.forward import checkpoint_activations
 from loratune.training.step import train_step
 
 SEARCH_SEED_OFFSET = 1000
@@ -85,10 +86,7 @@ class Workbench:
             self.architecture.layers, config.targets, config.adapter, self.architecture.family
         ).shapes
         if config.trainer.gradient_checkpointing:
-            model: Any = self.base.model
-            model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            checkpoint_activations(self.base.model)
         self._units = units(self.rows.test)
         texts = range(len(self.rows.heldout))
         self._heldout_units = [list(texts[n : n + TEXTS_A_UNIT]) for n in texts[::TEXTS_A_UNIT]]
