@@ -85,7 +85,7 @@ class VeRAConfig(AdapterConfig):
         return count.stored if self.save_projection else count.trainable
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
-        """out + r trained; the frozen matrices are shared, so no layer owns them."""
+        """Out + r trained; the frozen matrices are shared, so no layer owns them."""
         return AdapterCount(trainable=shape.out_features + rank, frozen=0)
 
     def count(self, layers: Sequence[tuple[LayerShape, int]]) -> AdapterCount:

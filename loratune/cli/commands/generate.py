@@ -49,7 +49,9 @@ def run(config: Config, overrides: list[str]) -> None:
 
 def _check_sampling(config: Config) -> None:
     if config.max_new_tokens < 1:
-        raise ConfigError(f"{config.max_new_tokens} is too small", where="max_new_tokens", fix=">= 1")
+        raise ConfigError(
+            f"{config.max_new_tokens} is too small", where="max_new_tokens", fix=">= 1"
+        )
     if not config.temperature >= 0:
         raise ConfigError(f"{config.temperature} is negative", where="temperature", fix=">= 0")
     if not 0 < config.top_p <= 1:
