@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds after which a case that has not ended is a hang."""
 
 

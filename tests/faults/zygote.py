@@ -20,10 +20,7 @@ from typing import Any
 
 def warm() -> None:
     """Import what a run imports, so that a forked case starts at once; compute nothing."""
-    import torch
-
-    torch.set_num_threads(1)
-    import torch.distributed
+    import torch.distributed  # noqa: F401  one thread by OMP_NUM_THREADS: pools are not forked
     import transformers.models.opt.modeling_opt  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
