@@ -101,7 +101,7 @@ def test_twenty_runs_killed_at_random_go_on_to_the_same_bytes(
 def test_two_hundred_runs_killed_at_random_go_on_to_the_same_bytes(
     bench: Bench, undisturbed: dict[str, str]
 ) -> None:
-    kill_at_random(bench, undisturbed, kills=260, seed=4)
+    kill_at_random(bench, undisturbed, kills=215, seed=4)
 
 
 def test_a_run_killed_five_times_in_a_row_ends_with_the_same_bytes(
