@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loratune.errors import ModelError, SecurityError, did_you_mean, raise_together
+from loratune.errors import ConfigError, ModelError, SecurityError, did_you_mean, raise_together
 from loratune.weights import inside, leads_out
 
 BUILTIN = "builtin:"
@@ -39,7 +39,14 @@ def model_folder(path: str, revision: str | None = None, *, weights: bool = True
 
     Raises:
         ModelError: if it is not there and cannot be fetched.
+        ConfigError: if a revision of a local folder is asked for.
     """
+    if revision is not None and not is_hub_id(path):
+        raise ConfigError(
+            "model.revision has no effect on a local model",
+            where=f"model.revision={revision}",
+            fix="remove it, or set model.path to a hub id",
+        )
     if path.startswith(BUILTIN):
         folder = assets() / path.removeprefix(BUILTIN)
         if not folder.is_dir() or Path(path.removeprefix(BUILTIN)).name != folder.name:

@@ -239,8 +239,6 @@ class MergeConfig:
     """Number format of the merged weights; auto keeps the base's."""
     verify: Verify = Verify.auto
     """weights proves each module; logits also compares whole-model outputs; auto if it fits."""
-    shard_size: str = "5GB"
-    """Largest file of the merged model; shards of the base are kept as they are."""
     min_delta_kept: float = 0.0
     """Refuse the merge if rounding leaves less than this share of the correction."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ MERGED = ("stages=[train,merge]",)
 SPLIT = ("data.eval_path=null", "data.eval_fraction=0.25", "trainer.eval_every=2")
 
 MUTATIONS: dict[str, Mutation] = {
-    "name": m("name=other"),
+    "name": m("name=other", within=("out=null",)),
     "model.path": m("model.path={base2}"),
     "model.revision": m("model.revision=main"),
     "model.dtype": m("model.dtype=bfloat16", within=("trainer.precision=auto",)),
@@ -79,7 +80,7 @@ MUTATIONS: dict[str, Mutation] = {
     "data.max_length": m("data.max_length=16"),
     "data.overlong": m("data.overlong=drop", within=("data.max_length=16",)),
     "data.eval_fraction": m("data.eval_fraction=0.5", within=SPLIT),
-    "data.split_by": m("data.split_by=prompt", within=("data.path={repeated}", *SPLIT)),
+    "data.split_by": m("data.split_by=row", within=("data.path={repeated}", *SPLIT)),
     "data.limit": m("data.limit=9"),
     "data.eval_limit": m("data.eval_limit=2", within=EVALUATED),
     "data.group_by_length": m("data.group_by_length=false"),
@@ -124,10 +125,7 @@ MUTATIONS: dict[str, Mutation] = {
     "evaluate.base": m("evaluate.base=false", within=EVALUATED),
     "merge.dtype": m("merge.dtype=bfloat16", within=MERGED),
     "merge.verify": m("merge.verify=weights", within=MERGED),
-    "merge.shard_size": m("merge.shard_size=10KB", within=MERGED),
-    "merge.min_delta_kept": m(
-        "merge.min_delta_kept=0.999999", within=(*MERGED, "merge.dtype=bfloat16")
-    ),
+    "merge.min_delta_kept": m("merge.min_delta_kept=2", within=(*MERGED, "merge.dtype=bfloat16")),
     "export.format": m("export.format=portable", within=("stages=[train,export]",)),
     "launch.nproc": m("launch.nproc=2"),
     "launch.shard": m("launch.shard=true"),
@@ -216,7 +214,11 @@ class Liveness:
         outcome = self.bench.loratune(
             *everything, cwd=folder, faults=faults, environment={"TORCHDYNAMO_DISABLE": "1"}
         )
-        seen = {n: v for n, v in tree(folder).items() if not n.endswith(REPEATING)}
+        seen = {
+            STAMP.sub("TIME", name): value
+            for name, value in tree(folder).items()
+            if not name.endswith((*REPEATING, "latest"))
+        }
         for path in folder.rglob("loratune.json"):
             values = json.loads(path.read_text())
             seen["prompt_format"] = json.dumps(values.get("prompt_format"))
@@ -227,6 +229,8 @@ class Liveness:
 
 ALLOWED = {"data.format": (3,), "merge.min_delta_kept": (7,), "resume": (6,), "trackers": (0, 2)}
 """Exit codes of mutations that are meant to stop the run."""
+STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-[0-9a-f]+")
+"""Name of a run folder that was not chosen: its time and a random part."""
 REPEATING = (
     "recipe.yaml", "manifest.json", "provenance.json", "report.html", "timings.jsonl",
     "loratune.json", "merge_report.json", "summary.json", "data.json", ".lock", "certificate.json",
