@@ -32,11 +32,18 @@ class Options:
         size: ``full`` for numbers worth keeping, ``micro`` to see that the script works.
         results: folder that gets ``NAME.json``.
         threads: CPU threads.
+        clock: ``wall``, or ``cpu`` seconds of this process for a machine that others share (one
+            thread then: threads that wait for each other count as work).
     """
 
     size: str
     results: Path
     threads: int
+    clock: str = "wall"
+
+    def now(self) -> float:
+        """The chosen clock, in seconds."""
+        return time.process_time() if self.clock == "cpu" else time.perf_counter()
 
     @property
     def is_micro(self) -> bool:
@@ -46,7 +53,8 @@ class Options:
     def arguments(self) -> list[str]:
         """The command line that gives these options."""
         folder = str(self.results.resolve())
-        return ["--size", self.size, "--results", folder, "--threads", str(self.threads)]
+        words = ["--size", self.size, "--results", folder, "--threads", str(self.threads)]
+        return [*words, "--clock", self.clock]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -55,12 +63,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--size", choices=["full", "micro"], default="full")
     found.add_argument("--results", type=Path, default=RESULTS)
     found.add_argument("--threads", type=int, default=min(THREADS, os.cpu_count() or 1))
+    found.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     return found
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
     """The parsed options."""
-    return Options(arguments.size, arguments.results, arguments.threads)
+    threads = 1 if arguments.clock == "cpu" else arguments.threads
+    return Options(arguments.size, arguments.results, threads, arguments.clock)
 
 
 def parse(description: str | None) -> Options:
@@ -90,7 +100,10 @@ class Spread:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every candidate in every round.
 
@@ -103,10 +116,10 @@ def interleaved(
         first = number % len(names)
         gc.collect()
         for name in names[first:] + names[:first]:
-            started = time.perf_counter()
+            started = now()
             candidates[name]()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(now() - started)
     return seconds
 
 
@@ -185,6 +198,7 @@ def write_result(name: str, options: Options, content: Mapping[str, Any]) -> Pat
         "size": options.size,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "revision": revision(),
+        "clock": options.clock,
         "machine": machine(options.threads),
         "versions": versions(),
         **content,

@@ -196,7 +196,7 @@ def take_turns(
     work: Path,
     runs: Path,
     plan: list[dict[str, int]],
-    threads: int,
+    options: common.Options,
 ) -> list[Worker]:
     """All steps of all contenders, round-robin; those that fail are left out and named."""
     runs.mkdir()
@@ -213,7 +213,8 @@ def take_turns(
             "out": str(folder),
             "plan": plan,
             "steps": len(plan),
-            "threads": threads,
+            "threads": options.threads,
+            "clock": options.clock,
         }
         worker = Worker(contender, job, runs / f"{folder.name}.log")
         if worker.read():  # its first step
@@ -267,7 +268,7 @@ def main() -> None:
         for group, contenders in {"fp32": FP32, "bf16": BF16}.items():
             common.say(group)
             chosen = [c for c in contenders if arguments.only in c.name]
-            workers = take_turns(chosen, work, work / group, plan, options.threads)
+            workers = take_turns(chosen, work, work / group, plan, options)
             groups[group] = [row_of(worker, warmup) for worker in workers]
             for row in groups[group]:
                 common.say(f"  {row['name']}: {row['rows_per_second']:.2f} rows/s")

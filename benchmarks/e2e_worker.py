@@ -22,18 +22,19 @@ from benchmarks.memory import own_peak_bytes
 class Gate:
     """Where a trainer waits between two steps."""
 
-    def __init__(self, channel: TextIO) -> None:
+    def __init__(self, channel: TextIO, clock: str) -> None:
         self._channel = channel
-        self._released = time.perf_counter()
+        self._now = time.process_time if clock == "cpu" else time.perf_counter
+        self._released = self._now()
 
     def wait(self, **facts: Any) -> None:
         """Report the step that just ended, then wait for the next word."""
-        seconds = time.perf_counter() - self._released
+        seconds = self._now() - self._released
         report = {"seconds": seconds, "peak_bytes": own_peak_bytes(), **facts}
         print(json.dumps(report), file=self._channel, flush=True)
         if not sys.stdin.readline():
             os._exit(0)  # the driver has what it wanted
-        self._released = time.perf_counter()
+        self._released = self._now()
 
 
 def run_loratune(job: dict[str, Any], gate: Gate) -> None:
@@ -169,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the trainers print goes to the log
-    gate = Gate(channel)
+    gate = Gate(channel, job["clock"])
     (run_loratune if job["kind"] == "loratune" else run_hugging_face)(job, gate)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,18 +24,19 @@ def saved_bytes(model: nn.Module, input_ids: Tensor) -> int:
     owned = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
+        # Nothing is handed back, as no backward pass comes: a node that keeps its own output
+        # through a hook would never be freed.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in owned:
             kept[storage.data_ptr()] = storage  # holding it keeps its address from being used again
-        return tensor
 
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     handle = embedding.register_forward_hook(
         lambda _module, _inputs, output: output.detach().requires_grad_()
     )
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
             output = model(input_ids=input_ids, use_cache=False).logits
     finally:
         handle.remove()
@@ -43,16 +45,26 @@ def saved_bytes(model: nn.Module, input_ids: Tensor) -> int:
 
 
 def own_peak_bytes() -> int:
-    """The largest resident set this process has had."""
+    """The largest resident set this program has had.
+
+    ``ru_maxrss`` alone would begin with that of the process it was forked from.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A child process that ended well: wall time, peak resident memory, standard output."""
+    """A child process that ended well: wall and CPU time, standard output."""
 
     seconds: float
-    peak_bytes: int
+    cpu_seconds: float
     output: str
 
 
@@ -80,4 +92,5 @@ def run_measured(
     process.stdout.close()
     if process.returncode != expect:
         raise RuntimeError(f"{command[:4]} ended with {process.returncode}:\n{output[-3000:]}")
-    return Finished(seconds, usage.ru_maxrss * 1024, output)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Finished(seconds, cpu, output)

@@ -12,14 +12,13 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import common, models
-from benchmarks.memory import run_measured
+from benchmarks.memory import own_peak_bytes, run_measured
 
 OPT_1_3B = models.Shape(hidden=2048, inner=8192, layers=24, heads=32)
 TARGETS = {"all linear layers": "all_linear", "q and v": "attention_qv"}
@@ -145,32 +144,35 @@ KINDS = {
 }
 
 
-def work_alone(kind: str, paths: list[Path], threads: int) -> None:
+def work_alone(kind: str, paths: list[Path], options: common.Options) -> None:
     """What a candidate's process does: import, then time the work."""
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     work = KINDS[kind](*paths)
-    started = time.perf_counter()
+    started = options.now()
     work()
-    print("seconds", time.perf_counter() - started)
+    print("seconds", options.now() - started, own_peak_bytes())
 
 
 # -- the parent ----------------------------------------------------------------------------
 
 
-def measure(kind: str, base: Path, adapter: Path, out: Path, threads: int) -> dict[str, float]:
+def measure(
+    kind: str, base: Path, adapter: Path, out: Path, options: common.Options
+) -> dict[str, float]:
     """Run one candidate and return its times and peak memory."""
     os.sync()  # what others left to be written is not this one's time
     words = [sys.executable, "-m", "benchmarks.merge", "--worker", kind]
-    words += ["--threads", str(threads), "--paths", str(base), str(adapter), str(out)]
-    environment = {"PYTHONPATH": str(common.REPOSITORY), "OMP_NUM_THREADS": str(threads)}
+    words += [*options.arguments(), "--paths", str(base), str(adapter), str(out)]
+    environment = {"PYTHONPATH": str(common.REPOSITORY), "OMP_NUM_THREADS": str(options.threads)}
     done = run_measured(words, environment)
     [line] = [line for line in done.output.splitlines() if line.startswith("seconds ")]
+    _, seconds, peak = line.split()
     return {
-        "seconds": float(line.split()[1]),
-        "process_seconds": done.seconds,
-        "peak_bytes": float(done.peak_bytes),
+        "seconds": float(seconds),
+        "process_seconds": done.cpu_seconds if options.clock == "cpu" else done.seconds,
+        "peak_bytes": float(peak),
     }
 
 
@@ -182,7 +184,7 @@ def has_verify() -> bool:
 
 
 def rounds_of(
-    base: Path, adapters: Path, work: Path, rounds: int, threads: int
+    base: Path, adapters: Path, work: Path, rounds: int, options: common.Options
 ) -> dict[str, list[dict[str, float]]]:
     """All candidates in turn, ``rounds`` times, after a first one that fills the page cache."""
     found: dict[str, list[dict[str, float]]] = {}
@@ -203,7 +205,7 @@ def rounds_of(
             if not is_check:
                 shutil.rmtree(out, ignore_errors=True)
             try:
-                values = measure(kind, base, adapter, out, threads)
+                values = measure(kind, base, adapter, out, options)
             except RuntimeError as error:
                 if not is_check:
                     raise
@@ -235,12 +237,13 @@ def rows_of(found: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     found = common.parser(__doc__)
+    found.add_argument("--rounds", type=int, default=3)
     found.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     found.add_argument("--paths", type=Path, nargs=3, help=argparse.SUPPRESS)
     arguments = found.parse_args()
     options = common.options_of(arguments)
     if arguments.worker:
-        work_alone(arguments.worker, arguments.paths, options.threads)
+        work_alone(arguments.worker, arguments.paths, options)
         return
     shape = models.MICRO if options.is_micro else OPT_1_3B
     if options.is_micro:
@@ -252,8 +255,8 @@ def main() -> None:
         write_adapters(adapters, shape, 4 if options.is_micro else 16, base)
         shards = sorted(path.stat().st_size for path in base.glob("*.safetensors"))
         common.say(f"base: {sum(shards) / 1e9:.2f} GB in {len(shards)} files")
-        rounds = 1 if options.is_micro else 3
-        results = rounds_of(base, adapters, Path(folder), rounds, options.threads)
+        rounds = 1 if options.is_micro else arguments.rounds
+        results = rounds_of(base, adapters, Path(folder), rounds, options)
         settings = {"bytes": sum(shards), "files": len(shards), "largest_shard": shards[-1]}
     common.write_result("merge", options, {"settings": settings, "rows": rows_of(results)})
 

@@ -96,6 +96,18 @@ def goals(results: Results) -> str:
     return table(["", "goal", "measured", "met"], rows)
 
 
+def clock_note(results: Results) -> str:
+    """Says which benchmarks were timed on a machine that others used."""
+    shared = [name for name, record in results.items() if record.get("clock") == "cpu"]
+    if not shared:
+        return "Seconds are wall time."
+    return (
+        f"While {', '.join(shared)} ran, other work had the machine too: seconds there are **CPU "
+        "seconds of one thread**, which preemption does not stretch, though crowded caches and "
+        "memory do.  The other seconds are wall time."
+    )
+
+
 def where(results: Results) -> str:
     """Machine, date and versions of the results."""
     lines = []
@@ -118,7 +130,10 @@ def step_table(key: str) -> Callable[[Results], str]:
     """Step times of one of step.json's tables."""
 
     def place(results: Results) -> str:
-        rows = results["step"]["tables"][key]["rows"]
+        found = results["step"]["tables"].get(key)
+        if found is None:
+            return NONE
+        rows = found["rows"]
         return table(
             ["one step", "seconds", "step / floor", "AdamW, ms"],
             [
@@ -265,7 +280,9 @@ def ratio_of(table_key: str, name: str) -> Callable[[Results], str]:
     """A step ratio within a sentence."""
 
     def place(results: Results) -> str:
-        rows = results["step"]["tables"][table_key]["rows"]
+        rows = results["step"]["tables"].get(table_key, {"rows": []})["rows"]
+        if not rows:
+            return NONE
         return number(named(rows, name)["ratio"]["median"])
 
     return place
@@ -288,6 +305,7 @@ def rows_source(results: Results) -> str:
 
 PLACES: dict[str, Callable[[Results], str]] = {
     "goals": goals,
+    "clock_note": clock_note,
     "where": where,
     "step_short": step_table("short"),
     "step_half": step_table("half"),

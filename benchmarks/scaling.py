@@ -49,7 +49,9 @@ def points(values: dict[str, list[int]], middle: Point) -> list[tuple[str, Point
     ]
 
 
-def measure(point: Point, shape: models.Shape, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    point: Point, shape: models.Shape, rounds: int, now: Callable[[], float]
+) -> list[dict[str, Any]]:
     """Times and saved bytes of every variant at one point."""
     shape = replace(shape, layers=point.layers)
     base = models.frozen_opt(shape)
@@ -57,7 +59,7 @@ def measure(point: Point, shape: models.Shape, rounds: int) -> list[dict[str, An
     built = {name: models.ours(base, v, rank=point.rank) for v, name in VARIANTS.items()}
     steps: dict[str, Callable[[], object]] = {FLOOR: models.floor_step(base, ids)}
     steps |= {name: models.adapter_step(model, ids) for name, model in built.items()}
-    rows = common.timing_rows(common.interleaved(steps, rounds), FLOOR)
+    rows = common.timing_rows(common.interleaved(steps, rounds, now=now), FLOOR)
     least = saved_bytes(base, ids)
     for row in rows:
         model = built.get(row["name"])
@@ -73,7 +75,7 @@ def main() -> None:
     middle = Point(rank=4, length=8, batch=2, layers=1) if micro else MIDDLE
     table = []
     for size, point in points(MICRO_VALUES if micro else VALUES, middle):
-        rows = measure(point, shape, rounds=1 if micro else 5)
+        rows = measure(point, shape, rounds=1 if micro else 5, now=options.now)
         table.append({"varies": size, **asdict(point), "rows": rows})
         ratios = ", ".join(f"{row['name']} {row['ratio']['median']:.2f}" for row in rows[1:])
         common.say(f"{size} {getattr(point, size)}: {ratios}")

@@ -7,18 +7,18 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks import common
-from benchmarks.memory import run_measured
+from benchmarks.memory import Finished, run_measured
 
 SCRIPT = "from loratune.cli import main; main()"
 """What the installed ``loratune`` script runs."""
 FIRST_STEP = """
 import json, sys, time
 import torch, transformers
-imported = time.time()
+imported, worked = time.time(), time.process_time()
 from loratune.cli import main
 out = sys.argv[1]
 sys.argv = ["loratune", "train", "recipe=smoke", "stages=[train]", "trainer.steps=1", "out=" + out]
@@ -27,40 +27,48 @@ try:
 except SystemExit as end:
     assert not end.code, end.code
 with open(out + "/timings.jsonl") as lines:
-    print("seconds", json.loads(next(iter(lines)))["time"] - imported)
+    first = json.loads(next(iter(lines)))["time"]
+print("seconds", first - imported, time.process_time() - worked)
 """
 
 
-def command(*words: str) -> Callable[[], float]:
-    """Wall time of a loratune command, interpreter start included."""
-    return lambda: run_measured([sys.executable, "-c", SCRIPT, *words]).seconds
+Measure = Callable[[], Finished]
 
 
-def config_error() -> float:
-    """Wall time until a misspelt key is named."""
+def command(*words: str) -> Measure:
+    """A loratune command, interpreter start included."""
+    return lambda: run_measured([sys.executable, "-c", SCRIPT, *words])
+
+
+def config_error() -> Finished:
+    """Until a misspelt key is named."""
     words = ["train", "recipe=smoke", "adapter.rnak=8"]
     done = run_measured([sys.executable, "-c", SCRIPT, *words], expect=2)
     assert "did you mean" in done.output
-    return done.seconds
+    return done
 
 
-def bare_imports() -> float:
-    """Wall time of importing torch and transformers, for comparison."""
-    return run_measured([sys.executable, "-c", "import torch, transformers"]).seconds
+def bare_imports() -> Finished:
+    """Importing torch and transformers, for comparison."""
+    return run_measured([sys.executable, "-c", "import torch, transformers"])
 
 
-def first_step() -> float:
-    """From torch and transformers imported to the first optimizer step recorded."""
+def first_step() -> Finished:
+    """From torch and transformers imported to the first optimizer step recorded.
+
+    CPU time is that of the whole command after the imports, saving included.
+    """
     folder = Path(tempfile.mkdtemp(prefix="loratune-bench-"))
     try:
         done = run_measured([sys.executable, "-c", FIRST_STEP, str(folder / "run")])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     [line] = [line for line in done.output.splitlines() if line.startswith("seconds ")]
-    return float(line.split()[1])
+    _, seconds, cpu_seconds = line.split()
+    return replace(done, seconds=float(seconds), cpu_seconds=float(cpu_seconds))
 
 
-MEASURED: dict[str, Callable[[], float]] = {
+MEASURED: dict[str, Measure] = {
     "loratune --help": command("--help"),
     "loratune train --help": command("train", "--help"),
     "loratune count-params model=opt_125m": command("count-params", "model=opt_125m"),
@@ -76,8 +84,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in MEASURED}
     for number in range(-1 if not options.is_micro else 0, rounds):
         for name, measure in MEASURED.items():
-            value = measure()
+            done = measure()
             if number >= 0:  # the first round fills the page cache
+                value = done.cpu_seconds if options.clock == "cpu" else done.seconds
                 seconds[name].append(value)
     rows = [
         {"name": name, "seconds": asdict(common.Spread.of(values))}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,7 +83,14 @@ NO_REFERENCE = [
 
 
 def timed(
-    plan: Plan, base: Any, names: list[str], batch: int, rounds: int, *, own_head: bool = False
+    plan: Plan,
+    base: Any,
+    names: list[str],
+    batch: int,
+    rounds: int,
+    now: Callable[[], float],
+    *,
+    own_head: bool = False,
 ) -> dict[str, Any]:
     """Step times of the named candidates on ``batch`` rows, as a table."""
     ids = models.token_ids(plan.shape, batch, plan.length)
@@ -93,7 +100,7 @@ def timed(
     steps |= {name: models.adapter_step(model, ids) for name, model in built.items()}
     if own_head:
         steps["loratune LoRA, own loss head"] = own_head_step(built["loratune LoRA"], ids)
-    seconds = common.interleaved(steps, rounds)
+    seconds = common.interleaved(steps, rounds, now=now)
     for name, values in seconds.items():
         common.say(f"  {name}: {common.Spread.of(values).median:.3f} s")
     rows = common.timing_rows(seconds, FLOOR)
@@ -157,24 +164,33 @@ def _name(base: Any) -> str:
 
 
 def main() -> None:
-    options = common.parse(__doc__)
+    found = common.parser(__doc__)
+    found.add_argument("--brief", action="store_true", help="fewer candidates and rounds")
+    arguments = found.parse_args()
+    options = common.options_of(arguments)
     plan = MICRO if options.is_micro else FULL
+    names = list(builders(plan))
+    if arguments.brief:
+        plan, names = replace(plan, rounds=3, long_rounds=1), NO_REFERENCE
     torch.set_num_threads(options.threads)
     base = models.frozen_opt(plan.shape)
     half = models.frozen_opt(plan.shape, torch.bfloat16)
-    everything = list(builders(plan))
-    common.say(f"fp32, {plan.batch} x {plan.length} tokens")
-    tables = {"short": timed(plan, base, everything, plan.batch, plan.rounds, own_head=True)}
-    common.say(f"bf16, {plan.batch} x {plan.length} tokens")
-    tables["half"] = timed(plan, half, NO_REFERENCE, plan.batch, plan.rounds)
-    common.say(f"fp32, {plan.long_batch} x {plan.length} tokens")
-    tables["long"] = timed(plan, base, VERA, plan.long_batch, plan.long_rounds)
+    tables: dict[str, Any] = {}
     content = {
         "settings": {"rank": plan.rank, "vera_rank": plan.vera_rank, "shape": vars(plan.shape)},
         "tables": tables,
         "rank_numbers": rank_numbers(plan),
         "saved": saved(plan, {torch.float32: base, torch.bfloat16: half}),
     }
+    common.write_result("step", options, content)  # what is there should a later part be cut off
+    common.say(f"fp32, {plan.batch} x {plan.length} tokens")
+    tables["short"] = timed(plan, base, names, plan.batch, plan.rounds, options.now, own_head=True)
+    common.write_result("step", options, content)
+    common.say(f"bf16, {plan.batch} x {plan.length} tokens")
+    tables["half"] = timed(plan, half, NO_REFERENCE, plan.batch, plan.rounds, options.now)
+    common.write_result("step", options, content)
+    common.say(f"fp32, {plan.long_batch} x {plan.length} tokens")
+    tables["long"] = timed(plan, base, VERA, plan.long_batch, plan.long_rounds, options.now)
     common.write_result("step", options, content)
 
 
