@@ -62,7 +62,9 @@ MUTATIONS: dict[str, Mutation] = {
     "name": m("name=other", within=("out=null",)),
     "model.path": m("model.path={base2}"),
     "model.revision": m("model.revision=main"),
-    "model.dtype": m("model.dtype=bfloat16", within=("trainer.precision=auto",)),
+    "model.dtype": m(
+        "model.dtype=bfloat16", within=("trainer.precision=auto", "model.dtype=float32")
+    ),
     "model.device": m("model.device=cuda"),
     "model.attention": m(
         "model.attention=eager", calls="torch.nn.functional.scaled_dot_product_attention"
