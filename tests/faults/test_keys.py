@@ -133,7 +133,6 @@ MUTATIONS: dict[str, Mutation] = {
     "launch.shard": m("launch.shard=true"),
     "stages": m("stages=[train,merge]"),
     "out": m("out=elsewhere"),
-    "resume": m("resume=auto", within=("out=done",)),
     "adapter_path": m("adapter_path={adapter}"),
     "trackers": m("trackers=[tensorboard]"),
     "adapter.variant": m("adapter=lora_fa"),
@@ -160,6 +159,7 @@ MUTATIONS: dict[str, Mutation] = {
 ELSEWHERE = {
     "model.architecture": "count-params without the model",
     "data.split": "sources with several splits, which come from the hub",
+    "resume": "a run that was stopped (R01)",
     "allow_drift": "resumes that differ (R02)",
 }
 """Keys that a plain `train` does not read, and what does; their tests lie there."""
@@ -229,7 +229,7 @@ class Liveness:
         return outcome, seen
 
 
-ALLOWED = {"data.format": (3,), "merge.min_delta_kept": (7,), "resume": (6,), "trackers": (0, 2)}
+ALLOWED = {"data.format": (3,), "merge.min_delta_kept": (7,)}
 """Exit codes of mutations that are meant to stop the run."""
 STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-[0-9a-f]+")
 """Name of a run folder that was not chosen: its time and a random part."""
