@@ -259,12 +259,13 @@ def main() -> None:
     micro = options.is_micro
     shape = models.Shape(32, 64, 2, 2, vocabulary=2000) if micro else models.OPT_125M
     steps, warmup = arguments.steps or (3 if micro else 12), 1 if micro else 2
-    groups = {}
+    groups: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="loratune-bench-") as folder:
         work = Path(folder)
         source = write_rows(work / "rows.jsonl")
         write_model(work / "model", shape)
         plan = encode(work, shape.vocabulary, steps)
+        settings = {"rows": source, "steps": steps - warmup, "batch": BATCH, "rank": 8}
         for group, contenders in {"fp32": FP32, "bf16": BF16}.items():
             common.say(group)
             chosen = [c for c in contenders if arguments.only in c.name]
@@ -272,8 +273,7 @@ def main() -> None:
             groups[group] = [row_of(worker, warmup) for worker in workers]
             for row in groups[group]:
                 common.say(f"  {row['name']}: {row['rows_per_second']:.2f} rows/s")
-    settings = {"rows": source, "steps": steps - warmup, "batch": BATCH, "rank": 8}
-    common.write_result("e2e", options, {"settings": settings, "groups": groups})
+            common.write_result("e2e", options, {"settings": settings, "groups": groups})
 
 
 if __name__ == "__main__":

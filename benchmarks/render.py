@@ -21,10 +21,11 @@ _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def read_results(folder: Path = common.RESULTS) -> Results:
-    """Every result file there is."""
+    """The page's result files, as far as they exist."""
     return {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("*.json"))
+        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in sorted(common_names())
+        if (folder / f"{name}.json").is_file()
     }
 
 
@@ -98,7 +99,8 @@ def goals(results: Results) -> str:
 
 def clock_note(results: Results) -> str:
     """Says which benchmarks were timed on a machine that others used."""
-    shared = [name for name, record in results.items() if record.get("clock") == "cpu"]
+    timed = {name: record for name, record in results.items() if record.get("tables") != {}}
+    shared = [name for name, record in timed.items() if record.get("clock") == "cpu"]
     if not shared:
         return "Seconds are wall time."
     return (
@@ -165,7 +167,9 @@ def e2e_table(group: str) -> Callable[[Results], str]:
     """Training on rows, one group of contenders."""
 
     def place(results: Results) -> str:
-        rows = results["e2e"]["groups"][group]
+        rows = results["e2e"]["groups"].get(group)
+        if not rows:
+            return NONE
         own = rows[0]["rows_per_second"]
         return table(
             ["", "rows/s", "tokens/s", "s a step", "fill", "peak MiB", f"{rows[0]['name']} is"],
@@ -192,7 +196,7 @@ def losses(results: Results) -> str:
     reference = groups["fp32"][0]["losses"]
     lines = []
     seen = set()
-    for row in [*groups["fp32"], *groups["bf16"]]:
+    for row in [*groups["fp32"], *groups.get("bf16", [])]:
         if not row["same_order"] or row["name"] in seen:
             continue
         seen.add(row["name"])

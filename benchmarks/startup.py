@@ -79,8 +79,11 @@ MEASURED: dict[str, Measure] = {
 
 
 def main() -> None:
-    options = common.parse(__doc__)
-    rounds = 1 if options.is_micro else 5
+    found = common.parser(__doc__)
+    found.add_argument("--rounds", type=int, default=5)
+    arguments = found.parse_args()
+    options = common.options_of(arguments)
+    rounds = 1 if options.is_micro else arguments.rounds
     seconds: dict[str, list[float]] = {name: [] for name in MEASURED}
     for number in range(-1 if not options.is_micro else 0, rounds):
         for name, measure in MEASURED.items():

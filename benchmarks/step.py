@@ -7,6 +7,7 @@ more shows what loratune's own loss head makes of it.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -166,6 +167,7 @@ def _name(base: Any) -> str:
 def main() -> None:
     found = common.parser(__doc__)
     found.add_argument("--brief", action="store_true", help="fewer candidates and rounds")
+    found.add_argument("--keep-saved", action="store_true", help="saved bytes as counted before")
     arguments = found.parse_args()
     options = common.options_of(arguments)
     plan = MICRO if options.is_micro else FULL
@@ -175,12 +177,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     base = models.frozen_opt(plan.shape)
     half = models.frozen_opt(plan.shape, torch.bfloat16)
+    bases = {torch.float32: base, torch.bfloat16: half}
+    earlier = options.results / "step.json"
+    # Counts are exact and need no second time.
+    before = json.loads(earlier.read_text()) if arguments.keep_saved else None
     tables: dict[str, Any] = {}
     content = {
         "settings": {"rank": plan.rank, "vera_rank": plan.vera_rank, "shape": vars(plan.shape)},
         "tables": tables,
         "rank_numbers": rank_numbers(plan),
-        "saved": saved(plan, {torch.float32: base, torch.bfloat16: half}),
+        "saved": before["saved"] if before else saved(plan, bases),
     }
     common.write_result("step", options, content)  # what is there should a later part be cut off
     common.say(f"fp32, {plan.batch} x {plan.length} tokens")
