@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from loratune.adapters.registry import variant_names
-from loratune.cli.commands.count_params import Config as CountConfig
 from loratune.config.overrides import check_overrides
 from loratune.config.schema import RunConfig
 from loratune.config.user_recipes import builtin_recipes, group_options
 from loratune.config.variant_settings import variant_settings
 
 RECIPES = sorted(builtin_recipes().rglob("*.yaml"))
-SCHEMAS = {"count-params": CountConfig, "train": RunConfig}
+
+
+def schema_of(command: str) -> type[RunConfig]:
+    """The settings of a subcommand."""
+    module = import_module(f"loratune.cli.commands.{command.replace('-', '_')}")
+    return module.Config
 
 
 def named(path: Path) -> str:
@@ -42,7 +47,7 @@ def test_a_recipe_file_opens_with_a_command_that_parses(path):
     found = commands(path)
     assert found, "the file opens with the command that runs it"
     for _, command, *words in found:
-        assert check_overrides(words, SCHEMAS[command]) == []
+        assert check_overrides(words, schema_of(command)) == []
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_a_recipe_file_opens_with_a_command_that_parses(path):
 )
 def test_the_command_in_a_recipe_composes(words, composed):
     _, command, *rest = words
-    config = composed(*rest, command=command, schema=SCHEMAS[command])
+    config = composed(*rest, command=command, schema=schema_of(command))
     assert config.adapter.variant in variant_names()
 
 
