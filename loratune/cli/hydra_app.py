@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -144,14 +145,20 @@ def _register_help(command: str, config: type[RunConfig], arguments: list[str]) 
 
 @contextmanager
 def _hydra_environment(command: str, arguments: list[str]) -> Iterator[None]:
-    """Hydra reads ``sys.argv`` and the environment; both are as before afterwards."""
+    """Hydra reads ``sys.argv`` and the environment, and ``--info`` turns its debug log on.
+
+    All of it is as before afterwards.
+    """
     argv, environment = sys.argv, dict(os.environ)
+    handlers, level = list(logging.root.handlers), logging.root.level
     sys.argv = ["loratune", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that we can explain
     os.environ["HYDRA_MAIN_MODULE"] = f"loratune_{command.replace('-', '_')}"
     try:
         yield
     finally:
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
         sys.argv = argv
         os.environ.clear()
         os.environ.update(environment)
