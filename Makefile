@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test test-slow check format bench clean
+.PHONY: help setup demo compare test test-faults test-slow check format bench clean
 
 help: ## list the chores
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,7 +24,10 @@ compare: setup ## compare the four variants on the demo (under ten minutes)
 	$(BIN)/loratune compare recipe=demo
 
 test: setup ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --ignore tests/faults --ignore tests/faults_security
+
+test-faults: setup ## run the fault suites: kills, full disks, drift, hostile input (wants an idle machine)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" tests/faults tests/faults_security
 
 test-slow: setup ## run the tests that take minutes, among them 200 random kills
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
