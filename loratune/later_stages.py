@@ -101,10 +101,16 @@ def evaluate_adapter(config: EvaluateCommand, folder: Path, given: set[str]) -> 
     kept = adapter.facts.get("prompt_format")
     prompt_format = PromptFormat.from_dict(kept) if kept and "data.template" not in given else None
     data = prepare_data(
-        data_config, base.tokenizer, base.vocab_size, config.trainer.seed, prompt_format=prompt_format
+        data_config,
+        base.tokenizer,
+        base.vocab_size,
+        config.trainer.seed,
+        prompt_format=prompt_format,
     )
     if not data.eval:
-        raise ConfigError("no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE")
+        raise ConfigError(
+            "no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE"
+        )
     head = LanguageModelHead(wrapped.model)
     result = evaluate(wrapped, head, base.tokenizer, data, config.evaluate)
     if config.format == "json":
@@ -177,7 +183,11 @@ def generate(config: GenerateCommand, folder: Path, given: set[str]) -> None:
     questions, ids = _questions(config, adapter, base.tokenizer)
     pad_id = RowTokenizer(base.tokenizer).pad_id
     sampling = Sampling(
-        config.max_new_tokens, config.temperature, config.top_p, config.evaluate.batch_size, config.seed
+        config.max_new_tokens,
+        config.temperature,
+        config.top_p,
+        config.evaluate.batch_size,
+        config.seed,
     )
     adapted = generate_answers(wrapped.model, base.tokenizer, ids, sampling, pad_id)
     before: list[str | None] = [None] * len(ids)

@@ -71,15 +71,14 @@ class _Writer:
         with (
             _mapped_files(needed) as contents,
             self._hashing_awaited(),
-            files.storage_errors(path),SafetensorsWriter(path, plans, {"format": "pt"}) as writer
+            files.storage_errors(path),
+            SafetensorsWriter(path, plans, {"format": "pt"}) as writer,
         ):
             offset = 0
             for (name, entry), plan in zip(items, plans, strict=True):
                 self._write_tensor(writer, name, entry, contents[entry.file])
                 end = offset + plan.size
-                self._entries[name] = TensorEntry(
-                    name, path, plan.dtype, plan.shape, offset, end
-                )
+                self._entries[name] = TensorEntry(name, path, plan.dtype, plan.shape, offset, end)
                 offset = end
         self._hashes[path.name] = writer.sha256
         self._flushes.append(self._helper.submit(files.sync_file, path))

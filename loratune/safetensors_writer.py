@@ -30,7 +30,9 @@ class SafetensorsWriter:
         sha256: hex digest of the whole file, once closed.
     """
 
-    def __init__(self, path: Path, plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: Path, plans: Sequence[TensorPlan], metadata: Mapping[str, str]
+    ) -> None:
         self._file: BinaryIO = path.open("wb")
         self._digest = hashlib.sha256()
         self._left = [plan.size for plan in plans]
@@ -41,7 +43,10 @@ class SafetensorsWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self._file.close()
         self.sha256 = self._digest.hexdigest()

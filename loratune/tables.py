@@ -68,7 +68,8 @@ def merge_lines(report: MergeReport) -> list[str]:
         lines.append(
             f"logits of the merged model against base + adapter: largest difference "
             f"{report.logits.max_difference:.1e} (logits up to {report.logits.max_logit:.3g}), "
-            f"same first choice on {report.logits.top1_agreement:.1%} of {report.logits.tokens} tokens"
+            f"same first choice on {report.logits.top1_agreement:.1%} of "
+            f"{report.logits.tokens} tokens"
         )
     if report.untied:
         lines.append("input embedding and head were tied; the merged model has one copy each")
@@ -82,7 +83,5 @@ def show(table: Table) -> None:
 
 def metrics_line(name: str, metrics: Metrics) -> str:
     """Scores on one line."""
-    pairs = [
-        f"{label} {_formatted(getattr(metrics, key), form)}" for label, key, form in _SCORES
-    ]
+    pairs = [f"{label} {_formatted(getattr(metrics, key), form)}" for label, key, form in _SCORES]
     return f"{name}: " + ", ".join(pairs)

@@ -127,8 +127,7 @@ def _measure(
     ids = [prompt.prompt_ids for prompt in prompts]
     answers = generate_answers(wrapped.model, tokenizer, ids, sampling, data.pad_id)
     exact = sum(
-        answer.strip() in prompt.references
-        for answer, prompt in zip(answers, prompts, strict=True)
+        answer.strip() in prompt.references for answer, prompt in zip(answers, prompts, strict=True)
     )
     metrics = Metrics(
         loss=loss,

@@ -14,8 +14,8 @@ from loratune.config.schema import Dtype, MergeConfig
 from loratune.drift import fact_changes, refuse
 from loratune.errors import MergeError
 from loratune.fingerprint import tensors_fingerprint
-from loratune.merge_proof import LogitsProof, prove_logits, wants_logits
 from loratune.merge_plan import MergePlan
+from loratune.merge_proof import LogitsProof, prove_logits, wants_logits
 from loratune.merge_writer import write_merged
 from loratune.merging import ModuleProof
 from loratune.offline_adapter import OfflineAdapter, is_zero

@@ -36,7 +36,7 @@ def llama() -> nn.Module:
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=32,
-        )  # fmt: skip
+        )
     ).eval()
 
 
