@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -23,7 +24,7 @@ def stopped(number: int, step: int, run: Path) -> LoratuneError:
     return Preempted(f"preempted at step {step}, saved", fix=command)
 
 
-class _Handlers:
+class _Handlers(ABC):
     """Inside the block, ``receive`` handles the signals instead of ending the process."""
 
     def __init__(self) -> None:
@@ -44,9 +45,9 @@ class _Handlers:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @abstractmethod
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
-        raise NotImplementedError
 
 
 class StopRequest(_Handlers):
