@@ -24,9 +24,9 @@ compare: setup ## compare the four variants on the demo (under ten minutes)
 	$(BIN)/loratune compare recipe=demo
 
 test: setup ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --ignore tests/faults --ignore tests/faults_security
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
 
-test-faults: setup ## run the fault suites: kills, full disks, drift, hostile input (wants an idle machine)
+test-faults: setup ## run the fault suites alone: kills, full disks, drift, hostile input
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" tests/faults tests/faults_security
 
 test-slow: setup ## run the tests that take minutes, among them 200 random kills

@@ -78,9 +78,11 @@ def run_case(request: dict[str, Any]) -> None:
     code = 1
     try:
         import injection
+        import torch
 
         from loratune.cli import main
 
+        torch.set_num_threads(1)  # see `_forget_parent` in support/forked.py
         for fault in request["faults"]:
             injection.install(fault, folder)
         sys.argv = ["loratune", *request["words"]]

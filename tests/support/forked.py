@@ -154,10 +154,14 @@ def _forget_parent() -> None:
     """What earlier tests left in this process must not reach the command."""
     import warnings
 
+    import torch
     from hydra.core.global_hydra import GlobalHydra
 
     from loratune.console import console
 
+    # A fork replaces torch's thread pool at its next use.  Here, that use is this line: left to the
+    # threads that load a model's tensors, one of them may meet the pool while another swaps it.
+    torch.set_num_threads(1)
     GlobalHydra.instance().clear()
     console.cache_clear()
     warnings.resetwarnings()
