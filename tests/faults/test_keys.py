@@ -239,14 +239,16 @@ REPEATING = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> None:
     places = {
         "base2": bench.shared / "base2",
-        "rows": bench.shared / "eval.jsonl",
+        "rows": bench.folder / "other.jsonl",
         "repeated": bench.folder / "repeated.jsonl",
         "adapter": bench.folder / "before" / "adapter",
     }
     lines = (bench.shared / "train.jsonl").read_text().splitlines(keepends=True)
+    places["rows"].write_text("".join(lines[9:14]))
     places["repeated"].write_text("".join(lines[:6] + lines[:6]))
     assert bench.train("before", "adapter.dropout=0", "trainer.steps=4").code == 0
     live = Liveness(bench)
