@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from loratune.config.schema import Dtype
 from loratune.errors import MergeError
+from loratune.mapped_tensors import DTYPES, tensor_in
 from loratune.merging import ModuleProof, merged_weight
 from loratune.offline_adapter import attach, tensor_name, weight_source
 from loratune.peft_format import AdapterFolder
 from loratune.weights import TensorEntry, tensor_entries
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MERGED = {name: DTYPES[name] for name in ("F32", "F16", "BF16")}
 _NAMES = {Dtype.float32: "F32", Dtype.float16: "F16", Dtype.bfloat16: "BF16"}
 
 
@@ -84,7 +84,7 @@ class MergePlan:
 
     def out_dtype(self, entry: TensorEntry) -> str:
         """Safetensors dtype of an output tensor; only floating ones are converted."""
-        if self._dtype is Dtype.auto or entry.dtype not in DTYPES:
+        if self._dtype is Dtype.auto or entry.dtype not in _MERGED:
             return entry.dtype
         return _NAMES[self._dtype]
 
@@ -98,16 +98,20 @@ class MergePlan:
     ) -> tuple[Tensor, ModuleProof | None]:
         """The new value of a tensor that is not copied, and its proof if it was merged.
 
+        Args:
+            name: of the output tensor.
+            entry: the base tensor it comes from.
+            content: the bytes of that tensor's file.
+
         Raises:
             MergeError: a dtype that cannot be merged, or a proof that fails.
         """
-        dtype = DTYPES.get(self.out_dtype(entry))
+        dtype = _MERGED.get(self.out_dtype(entry))
         if dtype is None:
             raise MergeError(f"weights of type {entry.dtype} cannot be merged", where=name)
         if name in self._saved:
             return self._saved[name].reshape(entry.shape).to(dtype), None
-        # A copy: a mapped file is read-only, which torch's views are not.
-        stored = torch.frombuffer(bytearray(content), dtype=DTYPES[entry.dtype]).view(entry.shape)
+        stored = tensor_in(entry, content)
         if name not in self._changed:
             return stored.to(dtype), None
         module = self._changed[name]

@@ -1,11 +1,11 @@
-"""Write a merge shard by shard: one tensor in memory at a time, every byte hashed on the way."""
+"""Write a merge shard by shard: a few tensors in memory at a time, every byte hashed on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from loratune.fingerprint import combine_hashes
 from loratune.merge_plan import MergePlan
 from loratune.merging import ModuleProof
 from loratune.safetensors_writer import ITEM_BYTES, SafetensorsWriter, TensorPlan
+from loratune.tensor_threads import in_order, tensor_threads
 from loratune.weights import TensorEntry, mapped, tensor_hash
 
 
@@ -37,27 +38,44 @@ class WrittenModel:
     hashes: dict[str, str]
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A tensor ready to be written.
+
+    Attributes:
+        data: its bytes.
+        base: sha256 of the base's bytes; ``None`` if another tensor took it.
+        merged: sha256 of ``data``; ``None`` if it is the base's.
+        proof: of a merged weight.
+    """
+
+    data: memoryview
+    base: str | None
+    merged: str | None
+    proof: ModuleProof | None
+
+
 def write_merged(plan: MergePlan, target: Path) -> WrittenModel:
     """Write every shard of a merge into an existing folder.
 
-    While one thread writes, a second hashes what was read and flushes what was written.
+    Some threads hash, merge and prove the next tensors while this one writes the last.
 
     Raises:
         MergeError: if a module does not prove itself.
         StorageError: if the disk refuses.
     """
-    with ThreadPoolExecutor(max_workers=1) as helper:
-        writer = _Writer(plan, target, helper)
+    with tensor_threads() as pool:
+        writer = _Writer(plan, target, pool)
         for source, items in plan.outputs().items():
             writer.write_file(source, items)
         return writer.finish()
 
 
 class _Writer:
-    def __init__(self, plan: MergePlan, target: Path, helper: ThreadPoolExecutor) -> None:
-        self._plan, self._target, self._helper = plan, target, helper
-        self._base: dict[str, Future[str]] = {}
-        self._merged: dict[str, str | Future[str]] = {}
+    def __init__(self, plan: MergePlan, target: Path, pool: ThreadPoolExecutor) -> None:
+        self._plan, self._target, self._pool = plan, target, pool
+        self._base: dict[str, str] = {}
+        self._merged: dict[str, str] = {}
         self._entries: dict[str, TensorEntry] = {}
         self._proofs: list[ModuleProof] = []
         self._hashes: dict[str, str] = {}
@@ -66,29 +84,20 @@ class _Writer:
     def write_file(self, source: Path, items: list[tuple[str, TensorEntry]]) -> None:
         path = self._target / source.name
         plans = [self._tensor_plan(name, entry) for name, entry in items]
-        needed = [source, *(entry.file for _, entry in items)]
-        # The mapping must outlive the hashing beside it, also when a tensor is refused.
+        made = in_order(self._pool, self._jobs(items))
         with (
-            _mapped_files(needed) as contents,
-            self._hashing_awaited(),
             files.storage_errors(path),
             SafetensorsWriter(path, plans, {"format": "pt"}) as writer,
         ):
             offset = 0
-            for (name, entry), plan in zip(items, plans, strict=True):
-                self._write_tensor(writer, name, entry, contents[entry.file])
+            for (name, entry), plan, tensor in zip(items, plans, made, strict=True):
+                writer.write(tensor.data)
+                self._note(name, entry, tensor)
                 end = offset + plan.size
                 self._entries[name] = TensorEntry(name, path, plan.dtype, plan.shape, offset, end)
                 offset = end
         self._hashes[path.name] = writer.sha256
-        self._flushes.append(self._helper.submit(files.sync_file, path))
-
-    @contextmanager
-    def _hashing_awaited(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            wait(self._base.values())
+        self._flushes.append(self._pool.submit(files.sync_file, path))
 
     def _tensor_plan(self, name: str, entry: TensorEntry) -> TensorPlan:
         dtype = self._plan.out_dtype(entry)
@@ -97,41 +106,38 @@ class _Writer:
             size = size // ITEM_BYTES[entry.dtype] * ITEM_BYTES[dtype]
         return TensorPlan(name, dtype, entry.shape, size)
 
-    def _write_tensor(
-        self, writer: SafetensorsWriter, name: str, entry: TensorEntry, content: memoryview
-    ) -> None:
-        if entry.name not in self._base:
-            self._base[entry.name] = self._helper.submit(tensor_hash, entry, content)
-        with content[entry.begin : entry.end] as view:
-            if self._plan.is_copied(name, entry):
-                self._merged[name] = self._base[entry.name]
-                writer.write(view)
-                return
-            result, proof = self._plan.value(name, entry, view)
+    def _jobs(self, items: list[tuple[str, TensorEntry]]) -> Iterator[Callable[[], _Made]]:
+        contents = {file: mapped(file) for file in {entry.file for _, entry in items}}
+        hashed = set(self._base)
+        for name, entry in items:
+            is_new = entry.name not in hashed
+            hashed.add(entry.name)
+            yield partial(self._make, name, entry, contents[entry.file], hashes_base=is_new)
+
+    def _make(
+        self, name: str, entry: TensorEntry, content: memoryview, *, hashes_base: bool
+    ) -> _Made:
+        base = tensor_hash(entry, content) if hashes_base else None
+        if self._plan.is_copied(name, entry):
+            return _Made(content[entry.begin : entry.end], base, None, None)
+        result, proof = self._plan.value(name, entry, content)
         data = result.contiguous().view(torch.uint8).reshape(-1).numpy().data
-        self._merged[name] = files.sha256_bytes(data)
-        writer.write(data)
-        if proof is not None:
-            self._proofs.append(proof)
+        return _Made(data, base, files.sha256_bytes(data), proof)
+
+    def _note(self, name: str, entry: TensorEntry, tensor: _Made) -> None:
+        if tensor.base is not None:
+            self._base[entry.name] = tensor.base
+        self._merged[name] = tensor.merged or self._base[entry.name]
+        if tensor.proof is not None:
+            self._proofs.append(tensor.proof)
 
     def finish(self) -> WrittenModel:
         for flush in self._flushes:
             flush.result()
-        base = {name: future.result() for name, future in self._base.items()}
-        merged = {
-            name: value if isinstance(value, str) else value.result()
-            for name, value in self._merged.items()
-        }
         return WrittenModel(
-            combine_hashes(self._plan.entries, base),
-            combine_hashes(self._entries, merged),
+            combine_hashes(self._plan.entries, self._base),
+            combine_hashes(self._entries, self._merged),
             self._proofs,
             self._entries,
             self._hashes,
         )
-
-
-@contextmanager
-def _mapped_files(paths: list[Path]) -> Iterator[dict[Path, memoryview]]:
-    with ExitStack() as stack:
-        yield {path: stack.enter_context(mapped(path)) for path in dict.fromkeys(paths)}

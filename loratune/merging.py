@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from loratune.adapters.base import Adapter
+from loratune.delta_blocks import DeltaBlocks, row_slices
 from loratune.errors import MergeError
-from loratune.offline_adapter import probe_outputs
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ BLOCK = 1 << 16
 """Elements that are summed and proved at a time: the intermediate results stay in the cache."""
 
 
-@torch.no_grad()
 def merged_weight(
     weight: Tensor, adapters: Sequence[Adapter], dtype: torch.dtype
 ) -> tuple[Tensor, ModuleProof]:
@@ -54,30 +53,88 @@ def merged_weight(
     Raises:
         MergeError: if the result is not finite or does not prove itself.
     """
-    name = adapters[0].shape.name
-    deltas = [adapter.delta_weight().float() for adapter in adapters]
-    probe_error = max(_probe(a, d) for a, d in zip(adapters, deltas, strict=True))
-    delta = deltas[0] if len(deltas) == 1 else torch.stack(deltas).sum(dim=0)
-    if delta.shape != weight.shape:
-        raise MergeError(
-            f"the base weight is {list(weight.shape)}, the correction {list(delta.shape)}",
-            where=name,
-        )
     merged = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    size = BLOCK if weight.device.type == "cpu" else max(1, weight.numel())
-    flat = (weight.reshape(-1), delta.reshape(-1), merged.view(-1))
-    blocks = zip(*(torch.split(tensor, size) for tensor in flat), strict=True)
-    room = [torch.empty(min(size, weight.numel()), device=weight.device) for _ in range(3)]
-    parts = [_merge_block(base, change, out, room) for base, change, out in blocks]
-    total = _Block(*(sum(values) for values in zip(*parts, strict=True)))
-    _judge(total, name)
-    norm = math.sqrt(total.delta_squared)
-    kept = total.moved_delta / total.delta_squared if norm else 1.0
-    residual = math.sqrt(total.error_squared) / norm if norm else 0.0
-    return merged, ModuleProof(name, norm, residual, kept, probe_error)
+    return merged, _walk(weight, adapters, merged, writes=True)
 
 
-class _Block(NamedTuple):
+def prove_weight(weight: Tensor, adapters: Sequence[Adapter], merged: Tensor) -> ModuleProof:
+    """Prove a weight that was merged before: it must be W + Σ ΔW, within one rounding.
+
+    Raises:
+        MergeError: if it is not.
+    """
+    return _walk(weight, adapters, merged, writes=False)
+
+
+@torch.no_grad()
+def _walk(
+    weight: Tensor, adapters: Sequence[Adapter], merged: Tensor, *, writes: bool
+) -> ModuleProof:
+    name = adapters[0].shape.name
+    corrections = [DeltaBlocks(adapter) for adapter in adapters]
+    for correction in corrections:
+        if correction.shape != weight.shape:
+            raise MergeError(
+                f"the base weight is {list(weight.shape)}, the correction {list(correction.shape)}",
+                where=name,
+            )
+    room = _Room(weight, corrections)
+    parts = []
+    for rows in row_slices(weight.shape[0], weight.shape[1], room.elements):
+        delta = room.delta(rows, corrections)
+        base, total, error = room.of(delta)
+        base.copy_(weight[rows])
+        if writes:
+            merged[rows] = torch.add(base, delta, out=total)
+        total.copy_(merged[rows])
+        parts.append(_prove_block(base, delta, total, error, merged.dtype))
+    whole = _Sums(*(sum(values) for values in zip(*parts, strict=True)))
+    probe_error = max(correction.probe_error for correction in corrections)
+    _judge(whole, probe_error, name)
+    norm = math.sqrt(whole.delta_squared)
+    kept = whole.moved_delta / whole.delta_squared if norm else 1.0
+    residual = math.sqrt(whole.error_squared) / norm if norm else 0.0
+    return ModuleProof(name, norm, residual, kept, probe_error)
+
+
+class _Room:
+    """Memory for one block's intermediate results, used again for every block.
+
+    Fresh tensors would cost more than the sums: the system clears every page it hands out.
+    """
+
+    def __init__(self, weight: Tensor, corrections: Sequence[DeltaBlocks]) -> None:
+        rows, self._columns = weight.shape
+        on_cpu = weight.device.type == "cpu"
+        self.elements = max(BLOCK if on_cpu else rows * self._columns, self._columns)
+        self._summed = [self._new(torch.float32, weight.device) for _ in range(4)]
+        self._single = [self._new(one.dtype, one.device) for one in corrections]
+
+    def _new(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(self.elements, dtype=dtype, device=device)
+
+    def delta(self, rows: slice, corrections: Sequence[DeltaBlocks]) -> Tensor:
+        """``rows`` of Σ ΔW in fp32."""
+        count = rows.stop - rows.start
+        total = self._block(self._summed[0], count)
+        for number, (correction, room) in enumerate(zip(corrections, self._single, strict=True)):
+            single = self._block(room, count)
+            correction.block(rows, single)
+            if len(corrections) == 1 and single.dtype is torch.float32:
+                return single.to(total.device)
+            total = total.copy_(single) if number == 0 else total.add_(single.to(total.device))
+        return total
+
+    def of(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Three fp32 tensors of a block's shape."""
+        first, second, third = (self._block(room, len(delta)) for room in self._summed[1:])
+        return first, second, third
+
+    def _block(self, room: Tensor, count: int) -> Tensor:
+        return room[: count * self._columns].view(count, self._columns)
+
+
+class _Sums(NamedTuple):
     """What one block adds to the proof: sums over its elements, and whether it failed."""
 
     delta_squared: float
@@ -86,44 +143,44 @@ class _Block(NamedTuple):
     beyond_rounding: float
 
 
-def _merge_block(weight: Tensor, delta: Tensor, out: Tensor, room: Sequence[Tensor]) -> _Block:
-    """Write W + ΔW of one block to ``out`` and compare what was written with what was meant.
+def _prove_block(
+    base: Tensor, delta: Tensor, merged: Tensor, error: Tensor, dtype: torch.dtype
+) -> _Sums:
+    """Compare what was written with what was meant; all but ``delta`` are written over.
 
-    ``room`` are three fp32 tensors of the block's size: fresh ones would cost more than the sums.
+    Args:
+        base: W in fp32.
+        delta: Σ ΔW in fp32.
+        merged: W' as it is stored, in fp32.
+        error: room for a block.
+        dtype: in which W' is stored.
     """
-    base, merged, error = (tensor[: weight.numel()] for tensor in room)
-    base.copy_(weight)
-    out.copy_(torch.add(base, delta, out=merged))
-    merged.copy_(out)
     torch.sub(merged, base, out=error)
-    moved_delta = torch.dot(error, delta)  # so far W' − W
+    flat, meant = error.view(-1), delta.view(-1)
+    moved_delta = torch.dot(flat, meant)  # so far W' − W
     error.sub_(delta)
-    sums = torch.stack([torch.dot(delta, delta), torch.dot(error, error), moved_delta]).tolist()
-    # Within the rounding of the two sums, and of numbers below the normal ones.
-    step, single = torch.finfo(out.dtype).eps, torch.finfo(torch.float32).eps
-    bound = merged.abs_().mul_(step).add_(torch.finfo(out.dtype).smallest_normal)
-    bound.add_(base.abs_(), alpha=2 * single)
-    bound.add_(torch.abs(delta, out=base), alpha=2 * single)
-    beyond = float(error.abs_().sub_(bound).max()) > 0
-    return _Block(sums[0], sums[1], sums[2], beyond)
+    sums = [torch.dot(meant, meant), torch.dot(flat, flat), moved_delta]
+    # Within the rounding of W', of numbers below the normal ones, and of the two fp32 sums.
+    step, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
+    beyond = error.abs_().add_(merged.abs_(), alpha=-step)
+    values = torch.stack([*sums, beyond.max()]).tolist()
+    least = torch.finfo(dtype).smallest_normal
+    if values[-1] > least:  # seldom: only then do the two sums' own roundings matter
+        torch.abs(delta, out=merged).add_(base.abs_())
+        values[-1] = float(beyond.sub_(merged, alpha=2 * single).max())
+    return _Sums(values[0], values[1], values[2], values[3] > least)
 
 
-def _judge(total: _Block, name: str) -> None:
+def _judge(whole: _Sums, probe_error: float, name: str) -> None:
+    if not probe_error <= PROBE_TOLERANCE:
+        raise MergeError(
+            f"the merged correction is not the adapter's: outputs differ by {probe_error:.2g}",
+            where=name,
+        )
     # A single NaN or infinity in W' makes a sum one.
-    if not all(math.isfinite(value) for value in total):
+    if not all(math.isfinite(value) for value in whole):
         raise MergeError(
             "the merged weight is NaN or infinite", where=name, fix="merge.dtype=float32"
         )
-    if total.beyond_rounding:
+    if whole.beyond_rounding:
         raise MergeError("W' − W differs from ΔW beyond rounding", where=name)
-
-
-def _probe(adapter: Adapter, delta: Tensor) -> float:
-    difference, scale = probe_outputs(adapter, delta)
-    error = difference / scale if scale else difference
-    if not error <= PROBE_TOLERANCE:
-        raise MergeError(
-            f"the merged correction is not the adapter's: outputs differ by {error:.2g}",
-            where=adapter.shape.name,
-        )
-    return error

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from loratune.adapters.base import Adapter
-from loratune.adapters.config import LayerKind
 from loratune.errors import MergeError, ModelError, refused_as
 from loratune.model_source import read_model_config
 from loratune.peft_format import AdapterFolder, wrap_for_loading
@@ -120,21 +118,3 @@ def weight_source(offline: OfflineAdapter, entries: dict[str, Any], module: str)
 def is_zero(adapter: Adapter) -> bool:
     """Whether a layer's correction is exactly nothing."""
     return not bool(adapter.delta_weight().any())
-
-
-def probe_outputs(adapter: Adapter, delta_weight: torch.Tensor) -> tuple[float, float]:
-    """Largest difference, and scale, between two independent ways to the correction's output.
-
-    The layer's own ``delta(x)`` on random inputs against ``x ΔWᵀ``: a sign, a transpose or a
-    scaling lost on the way to the merged weight shows here.
-    """
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        if adapter.shape.kind is LayerKind.embedding:
-            ids = torch.randint(0, adapter.shape.in_features, (8,), generator=generator)
-            expected, got = adapter.delta(ids), delta_weight[ids]
-        else:
-            x = torch.randn(8, adapter.shape.in_features, generator=generator)
-            oriented = delta_weight if adapter.shape.kind is LayerKind.linear else delta_weight.T
-            expected, got = adapter.delta(x), nn.functional.linear(x, oriented)
-    return float((expected - got).abs().max()), float(expected.abs().max())

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,21 +203,18 @@ def leads_out(folder: Path, path: Path) -> bool:
     return not (target.is_relative_to(home) or cached)
 
 
-@contextmanager
-def mapped(file: Path) -> Iterator[memoryview]:
-    """The bytes of a file, mapped read-only."""
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as m:
-        view = memoryview(m)
-        try:
-            yield view
-        finally:
-            view.release()
+def mapped(file: Path) -> memoryview:
+    """The bytes of a file, read as they are needed, until the last view of them is dropped.
+
+    The mapping is copy-on-write, so a tensor may lie in it: nothing done to it reaches the file.
+    """
+    with file.open("rb") as stream:
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
 def tensor_hash(entry: TensorEntry, content: memoryview) -> str:
     """Hex sha256 of one tensor's bytes in the mapped file."""
-    with content[entry.begin : entry.end] as view:
-        return hashlib.sha256(view).hexdigest()
+    return hashlib.sha256(content[entry.begin : entry.end]).hexdigest()
 
 
 def hash_tensors(entries: dict[str, TensorEntry]) -> dict[str, str]:
@@ -226,7 +222,8 @@ def hash_tensors(entries: dict[str, TensorEntry]) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for file in dict.fromkeys(entry.file for entry in entries.values()):
         of_file = [entry for entry in entries.values() if entry.file == file]
-        with mapped(file) as content, ThreadPoolExecutor(max_workers=2) as pool:
-            results = pool.map(lambda entry: tensor_hash(entry, content), of_file)
+        hash_one = partial(tensor_hash, content=mapped(file))
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            results = pool.map(hash_one, of_file)
             hashes.update(zip((entry.name for entry in of_file), results, strict=True))
     return hashes

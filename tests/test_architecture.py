@@ -23,8 +23,8 @@ LAYERS: list[set[str]] = [
         "activations", "adapter_checks", "peft_config", "peft_format", "config", "run_dir",
         "run_record", "checkpoint", "fingerprint", "weights",
         "model_source", "base_model", "drift", "provenance", "safetensors_writer",
-        "offline_adapter", "merging", "merge_plan", "merge_writer", "compact", "export_forms",
-        "library",
+        "offline_adapter", "delta_blocks", "mapped_tensors", "merging", "merge_plan",
+        "tensor_threads", "merge_writer", "compact", "export_forms", "library",
     },
     {
         "data", "optim", "loss", "training", "generation", "stages", "merge_proof", "export_proof",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.config import AdapterConfig, Kernel, LayerShape
+from loratune.adapters.config import AdapterConfig, Kernel, LayerKind, LayerShape
 from loratune.errors import ModelError
 
 ParamGroup = dict[str, Any]
@@ -77,12 +77,22 @@ class Adapter(nn.Module, ABC):
         """The correction for input ``x``: (..., in) → (..., out), token ids for an embedding."""
 
     @abstractmethod
+    def factors(self) -> tuple[Tensor, Tensor, float]:
+        """A (r, in), B (out, r) and the scale s of the correction s · (B A).
+
+        The scale is apart because it is multiplied last, as PEFT does: that decides the last bit.
+        """
+
     def delta_weight(self) -> Tensor:
         """ΔW in the base weight's own layout, in the adapter's dtype."""
+        A, B, scale = self.factors()
+        delta = torch.mm(B, A).mul_(scale)
+        return delta if self.shape.kind is LayerKind.linear else delta.T
 
-    @abstractmethod
     def low_rank_factors(self) -> tuple[Tensor, Tensor]:
         """A (r, in) and B (out, r) whose product B A is the whole correction, scaling included."""
+        A, B, scale = self.factors()
+        return A, B * scale
 
     @abstractmethod
     def adapter_tensors(self) -> dict[str, Tensor]:

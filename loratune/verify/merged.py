@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from loratune.errors import LoratuneError, MergeError
 from loratune.fingerprint import combine_hashes
+from loratune.mapped_tensors import DTYPES, read_one
+from loratune.merging import prove_weight
 from loratune.offline_adapter import OfflineAdapter, attach, tensor_name, weight_source
 from loratune.peft_format import TENSORS, read_adapter
 from loratune.stages.merge import REPORT
+from loratune.tensor_threads import in_order, tensor_threads
 from loratune.verify.base import Base
 from loratune.verify.checks import Check, compared, file_checks, refused, sealed
-from loratune.verify.tensors import DTYPES, file_fingerprint, read_one
+from loratune.verify.tensors import file_fingerprint
 from loratune.weights import TensorEntry, hash_tensors, tensor_entries
 
 
@@ -114,7 +118,7 @@ def _recompute(
     merged: Mapping[str, TensorEntry],
     adapters: Sequence[Path],
 ) -> list[Check]:
-    """Every tensor of the merged model, computed again from base and adapters, bit for bit."""
+    """Every tensor of the merged model, computed again from base and adapters, within one rounding."""
     try:
         prints = [file_fingerprint(folder / TENSORS) for folder in adapters]
         if prints != list(report.get("adapters", [])):
@@ -129,34 +133,33 @@ def _recompute(
     return [Check(".", "adapters"), Check(".", what, problem)]
 
 
-@torch.no_grad()
 def _differing(
     entries: dict[str, TensorEntry],
     merged: Mapping[str, TensorEntry],
     offline: Sequence[OfflineAdapter],
 ) -> list[str]:
-    layers = _layers(entries, offline)
-    trained = _trained(entries, offline)
-    differing = []
-    for name, entry in merged.items():
-        if entry.dtype not in DTYPES:
-            continue
-        found = read_one(entry)
+    layers, trained = _layers(entries, offline), _trained(entries, offline)
+
+    def is_equal(name: str) -> bool:
+        found = read_one(merged[name])
         if name in trained:
-            expected = trained[name].reshape(found.shape)
-        else:
-            source, modules = layers.get(name, (name, []))
-            if source not in entries:
-                differing.append(name)
-                continue
-            expected = read_one(entries[source])
-            deltas = [o.wrapped.adapters[m].delta_weight().float() for o, m in modules]
-            if deltas:
-                delta = deltas[0] if len(deltas) == 1 else torch.stack(deltas).sum(dim=0)
-                expected = expected.float() + delta
-        if not torch.equal(expected.to(found.dtype), found):
-            differing.append(name)
-    return differing
+            return torch.equal(trained[name].detach().reshape(found.shape).to(found.dtype), found)
+        source, modules = layers.get(name, (name, []))
+        if source not in entries:
+            return False
+        base = read_one(entries[source])
+        if not modules:
+            return torch.equal(base.to(found.dtype), found)
+        try:
+            prove_weight(base, [one.wrapped.adapters[module] for one, module in modules], found)
+        except MergeError:
+            return False
+        return True
+
+    names = [name for name, entry in merged.items() if entry.dtype in DTYPES]
+    with tensor_threads() as pool:
+        equal = in_order(pool, (partial(is_equal, name) for name in names))
+        return [name for name, is_same in zip(names, equal, strict=True) if not is_same]
 
 
 def _layers(

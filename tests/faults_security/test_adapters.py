@@ -167,8 +167,8 @@ def wrong_delta() -> None:
 
     layer = adapter_class("lora").build.__self__
     for kind in {layer, *layer.__subclasses__()}:
-        real = kind.delta_weight
-        kind.delta_weight = lambda self, real=real: real(self) * 1.01
+        real = kind.factors
+        kind.factors = lambda self, real=real: (*real(self)[:2], real(self)[2] * 1.01)
 
 
 def test_wrong_merge_arithmetic_is_caught_before_anything_is_published(world: World) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -71,12 +70,8 @@ class LoRA(Adapter):
             transposed=self.shape.kind is LayerKind.conv1d,
         )
 
-    def delta_weight(self) -> Tensor:
-        delta = torch.mm(self.lora_B, self.lora_A).mul_(self.scaling)
-        return delta if self.shape.kind is LayerKind.linear else delta.T
-
-    def low_rank_factors(self) -> tuple[Tensor, Tensor]:
-        return self.lora_A, self.lora_B * self.scaling
+    def factors(self) -> tuple[Tensor, Tensor, float]:
+        return self.lora_A, self.lora_B, self.scaling
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         if self.shape.kind is LayerKind.embedding:

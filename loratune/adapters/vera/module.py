@@ -111,16 +111,10 @@ class VeRA(Adapter):
             transposed=self.shape.kind is LayerKind.conv1d,
         )
 
-    def delta_weight(self) -> Tensor:
+    def factors(self) -> tuple[Tensor, Tensor, float]:
         vera_A, vera_B = self._sliced
         lambda_b = (self.vera_lambda_b * self.scaling).unsqueeze(-1)
-        delta = (lambda_b * vera_B) @ (self.vera_lambda_d.unsqueeze(-1) * vera_A)
-        return delta if self.shape.kind is LayerKind.linear else delta.T
-
-    def low_rank_factors(self) -> tuple[Tensor, Tensor]:
-        vera_A, vera_B = self._sliced
-        scaled = (self.vera_lambda_b * self.scaling)[:, None]
-        return self.vera_lambda_d[:, None] * vera_A, scaled * vera_B
+        return self.vera_lambda_d.unsqueeze(-1) * vera_A, lambda_b * vera_B, 1.0
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"vera_lambda_b": self.vera_lambda_b, "vera_lambda_d": self.vera_lambda_d}

@@ -17,7 +17,7 @@ Checks a merged model, an export, an adapter, a checkpoint, or a run folder with
 seals, sizes, sha256 of every file, fingerprints of the tensors.
 
   model.path=BASE     also compare with the base model's weights
-  adapter_path=DIR    also compute the merge again from base and adapter, bit for bit
+  adapter_path=DIR    also prove the merge again from base and adapter, to one rounding
 
 Exit code 0 if everything is as it was published, 7 if not (6 for checkpoints)."""
 
