@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from loratune.compare.choice import KEPT_SHARE, choose
 from loratune.compare.result import Comparison, Difference, VariantResult
 
 
@@ -71,10 +72,23 @@ def p_value(p: float) -> str:
 def findings(comparison: Comparison) -> list[str]:
     """What to choose and how sure that is, then what limits it."""
     good = [variant for variant in comparison.variants if "loss" in variant.estimates]
-    lines = [line for key in ("loss", "exact_match") for line in _best(comparison, good, key)]
+    lines = _choice(comparison)
+    lines += [line for key in ("loss", "exact_match") for line in _best(comparison, good, key)]
     lines += _cheapest(comparison, good)
     lines += _failures(comparison)
     return lines + _limits(comparison)
+
+
+def _choice(comparison: Comparison) -> list[str]:
+    found = choose(comparison)
+    if found is None or len(comparison.variants) < 2:
+        return []
+    if found.chosen is found.best:
+        return [f"Choose {found.best.label}: it has the lowest loss."]
+    return [
+        f"Choose {found.chosen.label}: the cheapest that keeps {KEPT_SHARE:.0%} of what "
+        f"{found.best.label} gained."
+    ]
 
 
 def _best(comparison: Comparison, good: Sequence[VariantResult], key: str) -> list[str]:

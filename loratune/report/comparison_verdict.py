@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loratune.compare.result import Comparison, Difference, VariantResult
+from loratune.compare.choice import KEPT_SHARE, Choice, choose, difference, most_lost
+from loratune.compare.result import Comparison, VariantResult
 from loratune.report.numbers import byte_size, significant
 
 FEW_SEEDS = 3
@@ -17,9 +19,9 @@ class Verdict:
 
     Attributes:
         best: label of the lowest mean loss; ``None`` if nothing was measured.
-        tied: labels that the test does not tell from it, cheapest first.
+        tied: labels that are as good, or that the test does not tell from it.
         worse: labels that are significantly worse than it.
-        choice: the one to choose: the cheapest among the best and the tied.
+        choice: the one to choose: the cheapest that is shown to be as good.
         sentences: the answer.
         cautions: what weakens it.
     """
@@ -32,53 +34,32 @@ class Verdict:
     cautions: tuple[str, ...]
 
 
-def loss_of(variant: VariantResult) -> float | None:
-    """Its mean loss on the final rows."""
-    estimate = variant.estimates.get("loss")
-    return None if estimate is None else estimate.mean
-
-
-def ranked(comparison: Comparison) -> list[VariantResult]:
-    """The variants that have a loss, the lowest first."""
-    measured = [variant for variant in comparison.variants if loss_of(variant) is not None]
-    return sorted(measured, key=lambda variant: loss_of(variant) or 0.0)
-
-
-def difference(comparison: Comparison, one: str, other: str, metric: str) -> Difference | None:
-    """The test of two variants in one metric, whichever came first."""
-    pair = {one, other}
-    found = (d for d in comparison.differences if d.metric == metric)
-    return next((d for d in found if {d.first, d.second} == pair), None)
-
-
 def verdict(comparison: Comparison) -> Verdict:
-    """Judge by loss on the final rows; among equals by what the adapter stores and optimizes."""
-    order = ranked(comparison)
-    if not order:
+    """The choice in sentences, and what weakens it."""
+    found = choose(comparison)
+    if found is None:
         sentence = "No variant finished, so there is nothing to choose between."
         return Verdict(None, (), (), None, (sentence,), tuple(_failures(comparison)))
-    best = order[0]
-    tests = {v.label: difference(comparison, best.label, v.label, "loss") for v in order[1:]}
-    worse = [label for label, test in tests.items() if test is not None and test.significant]
-    equal = [v for v in order if v.label not in worse]
-    choice = min(equal, key=_cost)
-    tied = tuple(v.label for v in sorted(equal, key=_cost) if v.label != best.label)
-    untested = [label for label, test in tests.items() if test is None]
-    sentences = [_choice_sentence(best, choice, tied)]
-    sentences += _unseen_sentences(comparison, best, choice)
+    best, chosen = found.best, found.chosen
+    tied = _labels([*found.as_good, *found.undecided])
+    worse = _labels(found.worse)
+    untested = [
+        label for label in tied if difference(comparison, best.label, label, "loss") is None
+    ]
+    sentences = [_choice_sentence(found)]
+    sentences += _undecided_sentences(comparison, found)
     sentences += _worse_sentences(comparison, best, worse)
-    sentences += _exact_match_sentences(comparison, choice)
+    sentences += _exact_match_sentences(comparison, chosen)
     if comparison.base.loss is not None:
         sentences.append(f"The base without any adapter: {significant(comparison.base.loss)}.")
     return Verdict(
-        best.label, tied, tuple(worse), choice.label, tuple(sentences),
+        best.label, tied, worse, chosen.label, tuple(sentences),
         tuple(_cautions(comparison, untested)),
     )  # fmt: skip
 
 
-def _cost(variant: VariantResult) -> tuple[int, float]:
-    costs = variant.costs
-    return costs.stored_bytes + costs.optimizer_bytes, loss_of(variant) or 0.0
+def _labels(variants: Sequence[VariantResult]) -> tuple[str, ...]:
+    return tuple(variant.label for variant in variants)
 
 
 def _loss_words(variant: VariantResult) -> str:
@@ -90,35 +71,48 @@ def _loss_words(variant: VariantResult) -> str:
     return words
 
 
-def _choice_sentence(best: VariantResult, choice: VariantResult, tied: tuple[str, ...]) -> str:
-    if not tied:
+def _choice_sentence(found: Choice) -> str:
+    best, chosen = found.best, found.chosen
+    if chosen is best:
         return f"Choose {best.label}: it has the lowest loss, {_loss_words(best)}."
-    lowest = f"{best.label} has the lowest loss, {_loss_words(best)}"
-    others = _listed(tied)
-    verb = "is" if len(tied) == 1 else "are"
     small = (
-        f"{byte_size(choice.costs.stored_bytes)} stored, {byte_size(choice.costs.optimizer_bytes)}"
+        f"{byte_size(chosen.costs.stored_bytes)} stored, {byte_size(chosen.costs.optimizer_bytes)}"
     )
-    cheapest = f"the cheapest of them ({small} of optimizer state)"
-    same = f"{others} {verb} not significantly different from it"
-    return f"Choose {choice.label}: {lowest}; {same}, and {choice.label} is {cheapest}."
+    return (
+        f"Choose {chosen.label}: {best.label} has the lowest loss, {_loss_words(best)}; "
+        f"{_listed(_labels(found.as_good))} {_verb(found.as_good)} as good (by the 95 % interval, "
+        f"{KEPT_SHARE:.0%} of what training gained is kept), and {chosen.label} is the cheapest "
+        f"({small} of optimizer state)."
+    )
 
 
-def _unseen_sentences(
-    comparison: Comparison, best: VariantResult, choice: VariantResult
-) -> list[str]:
-    """How much worse the choice may be although no difference was found."""
-    test = difference(comparison, best.label, choice.label, "loss")
-    if test is None:
+def _undecided_sentences(comparison: Comparison, found: Choice) -> list[str]:
+    """How much worse each may be although no difference was found."""
+    tests = {v.label: difference(comparison, found.best.label, v.label, "loss")
+             for v in found.undecided}  # fmt: skip
+    most = [
+        f"{label} may have up to {significant(most_lost(test, label), 2)} nats per token more loss"
+        for label, test in tests.items()
+        if test is not None
+    ]
+    if not most:
         return []
-    most = test.high if test.first == choice.label else -test.low
+    names = [label for label, test in tests.items() if test is not None]
     return [
-        f"That no difference was found does not prove that there is none: the 95 % interval allows "
-        f"{choice.label} up to {significant(max(most, 0.0), 2)} nats per token more loss."
+        f"{_listed(names)} {'is' if len(names) == 1 else 'are'} not significantly different from "
+        f"{found.best.label}, which does not prove that there is no difference: by the 95 % "
+        f"interval, {_listed(most)}. Rows and seeds decide; as good would be "
+        f"{significant(found.margin, 2)}."
     ]
 
 
-def _worse_sentences(comparison: Comparison, best: VariantResult, worse: list[str]) -> list[str]:
+def _verb(variants: Sequence[VariantResult]) -> str:
+    return "is" if len(variants) == 1 else "are"
+
+
+def _worse_sentences(
+    comparison: Comparison, best: VariantResult, worse: Sequence[str]
+) -> list[str]:
     sentences = []
     for label in worse:
         test = difference(comparison, best.label, label, "loss")

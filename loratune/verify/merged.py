@@ -118,7 +118,7 @@ def _recompute(
     merged: Mapping[str, TensorEntry],
     adapters: Sequence[Path],
 ) -> list[Check]:
-    """Every tensor of the merged model, computed again from base and adapters, within one rounding."""
+    """Every tensor of the merged model, proved again from base and adapters."""
     try:
         prints = [file_fingerprint(folder / TENSORS) for folder in adapters]
         if prints != list(report.get("adapters", [])):
