@@ -31,6 +31,12 @@ with open(out + "/timings.jsonl") as lines:
 print("seconds", first - imported, time.process_time() - worked)
 """
 
+BARE_HYDRA = """
+import hydra
+@hydra.main(version_base=None, config_path=None)
+def app(config): pass
+app()
+"""
 
 Measure = Callable[[], Finished]
 
@@ -46,6 +52,13 @@ def config_error() -> Finished:
     done = run_measured([sys.executable, "-c", SCRIPT, *words], expect=2)
     assert "did you mean" in done.output
     return done
+
+
+def bare_hydra() -> Finished:
+    """A ``hydra.main`` application with an empty configuration: the floor of every subcommand."""
+    with tempfile.TemporaryDirectory(prefix="loratune-bench-") as folder:
+        words = [f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+        return run_measured([sys.executable, "-c", BARE_HYDRA, *words])
 
 
 def bare_imports() -> Finished:
@@ -73,6 +86,7 @@ MEASURED: dict[str, Measure] = {
     "loratune train --help": command("train", "--help"),
     "loratune count-params model=opt_125m": command("count-params", "model=opt_125m"),
     "a misspelt key is named": config_error,
+    "an empty hydra.main application": bare_hydra,
     "import torch, transformers": bare_imports,
     "first step of recipe=smoke, after those imports": first_step,
 }
