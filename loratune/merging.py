@@ -160,15 +160,11 @@ def _prove_block(
     moved_delta = torch.dot(flat, meant)  # so far W' − W
     error.sub_(delta)
     sums = [torch.dot(meant, meant), torch.dot(flat, flat), moved_delta]
-    # Within the rounding of W', of numbers below the normal ones, and of the two fp32 sums.
-    step, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
-    beyond = error.abs_().add_(merged.abs_(), alpha=-step)
+    # W + ΔW is rounded twice, to fp32 and to W's dtype, which eps · |W'| bounds.  Taking W away
+    # again adds nothing: either the difference is exact, or |W'| > |ΔW| leaves room for it.
+    beyond = error.abs_().add_(merged.abs_(), alpha=-torch.finfo(dtype).eps)
     values = torch.stack([*sums, beyond.max()]).tolist()
-    least = torch.finfo(dtype).smallest_normal
-    if values[-1] > least:  # seldom: only then do the two sums' own roundings matter
-        torch.abs(delta, out=merged).add_(base.abs_())
-        values[-1] = float(beyond.sub_(merged, alpha=2 * single).max())
-    return _Sums(values[0], values[1], values[2], values[3] > least)
+    return _Sums(*values[:3], values[3] > torch.finfo(dtype).smallest_normal)
 
 
 def _judge(whole: _Sums, probe_error: float, name: str) -> None:
