@@ -163,8 +163,8 @@ def _prove_block(
     # W + ΔW is rounded twice, to fp32 and to W's dtype, which eps · |W'| bounds.  Taking W away
     # again adds nothing: either the difference is exact, or |W'| > |ΔW| leaves room for it.
     beyond = error.abs_().add_(merged.abs_(), alpha=-torch.finfo(dtype).eps)
-    values = torch.stack([*sums, beyond.max()]).tolist()
-    return _Sums(*values[:3], values[3] > torch.finfo(dtype).smallest_normal)
+    first, second, third, most = torch.stack([*sums, beyond.max()]).tolist()
+    return _Sums(first, second, third, most > torch.finfo(dtype).smallest_normal)
 
 
 def _judge(whole: _Sums, probe_error: float, name: str) -> None:

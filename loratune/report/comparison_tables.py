@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from loratune.compare.choice import difference
 from loratune.compare.result import Comparison, VariantResult
 from loratune.report.comparison_charts import scores
-from loratune.report.comparison_verdict import Verdict, difference
+from loratune.report.comparison_verdict import Verdict
 from loratune.report.numbers import byte_size, duration, percent, significant
 from loratune.report.page import Folded, Table
 
