@@ -53,6 +53,7 @@ from loratune.tables import evaluation_table, merge_lines, sample_table, show
 from loratune.trackers import check_trackers, open_trackers
 from loratune.training import processes
 from loratune.training.advice import Setup, summary_lines
+from loratune.training.compiling import compile_errors
 from loratune.training.forward import checkpoint_activations
 from loratune.training.guards import refuse_nothing_trainable
 from loratune.training.history import History
@@ -265,21 +266,22 @@ class _Run:
             checkpoint_activations(self.wrapped.model)
         if config.launch.shard:
             shard_base(self.wrapped.model)
-        if config.trainer.compile:
-            self.head.compile_backbone()
         seed_everything(config.trainer.seed)
         self._describe_plan(plan)
-        result = train(
-            self.wrapped,
-            self.head,
-            rows,
-            config.trainer,
-            self.run_dir,
-            facts=self.facts,
-            checkpoint=self.checkpoint,
-            evaluate=self._evaluation_closure(),
-            trackers=self._trackers(),
-        )
+        with compile_errors():
+            if config.trainer.compile:
+                self.head.compile_backbone()
+            result = train(
+                self.wrapped,
+                self.head,
+                rows,
+                config.trainer,
+                self.run_dir,
+                facts=self.facts,
+                checkpoint=self.checkpoint,
+                evaluate=self._evaluation_closure(),
+                trackers=self._trackers(),
+            )
         loss = "" if result.loss is None else f", loss {result.loss:.4f}"
         self._say(f"trained {result.steps} steps in {result.seconds:.1f} s{loss}")
         history = History.read(self.run_dir.metrics, self.run_dir.timings)

@@ -36,8 +36,24 @@ def test_sharding_with_one_process_is_refused(monkeypatch, capfd) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 def test_a_compiled_backbone_trains_the_same(monkeypatch, tmp_path) -> None:
     words = ["targets.modules=[q_proj]", "targets.layers=[0]"]
     assert train(monkeypatch, "eager", *words) == 0
     assert train(monkeypatch, "compiled", "trainer.compile=true", *words) == 0
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)
+
+
+def test_what_the_compiler_refuses_is_said_in_one_line(monkeypatch, tmp_path, capfd) -> None:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    from loratune.loss.causal_model import LanguageModelHead
+
+    def refuse(self) -> None:
+        raise BackendCompilerFailed("inductor", RuntimeError("No working C++ compiler\nmore"), None)
+
+    monkeypatch.setattr(LanguageModelHead, "compile_backbone", refuse)
+    assert train(monkeypatch, "run", "trainer.compile=true") == 5
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error[5] torch.compile failed: ")
+    assert "trainer.compile=false" in last
