@@ -104,6 +104,11 @@ class ComparisonPlan:
             total += len(self.seeds)
         return total
 
+    def left(self, store: Store) -> int:
+        """Pieces to do, as far as is known: a search may still grow."""
+        searching = [c for c in self.contests if c.search.open_trials(self.results(c, store))]
+        return len(self.open_work(store)) + len(searching) * len(self.seeds)
+
     def base(self) -> Work:
         """Scoring the base model."""
         return Work(Piece("base", "", "scores", self._key("base")))

@@ -35,10 +35,9 @@ def do_all(
     Raises:
         LoratuneError: if the base model itself cannot be measured, or a stop was asked for.
     """
-    total = plan.count()
     while open_work := plan.open_work(store):
         start = int(first * len(open_work))
-        if not any(_try(bench, store, work, tell, total) for work in _turned(open_work, start)):
+        if not any(_try(bench, plan, store, work, tell) for work in _turned(open_work, start)):
             time.sleep(WAIT_SECONDS)
 
 
@@ -47,7 +46,7 @@ def _turned(work: list[Work], start: int) -> list[Work]:
 
 
 def _try(
-    bench: Workbench, store: Store, work: Work, tell: Callable[[str], None], total: int
+    bench: Workbench, plan: ComparisonPlan, store: Store, work: Work, tell: Callable[[str], None]
 ) -> bool:
     """Do one piece unless another process is at it; whether the list of open pieces changed."""
     with store.claim(work.piece) as deaths:
@@ -63,7 +62,8 @@ def _try(
         seconds = time.perf_counter() - started
         store.write(work.piece, {**result, SECONDS: seconds})
     done = len(store.finished())
-    tell(f"[{done}/{max(done, total)}] {work.title}: {_outcome(result)} ({seconds:.1f} s)")
+    total = max(plan.count(), done + plan.left(store))
+    tell(f"[{done}/{total}] {work.title}: {_outcome(result)} ({seconds:.1f} s)")
     return True
 
 
