@@ -43,7 +43,9 @@ class DeltaBlocks:
 
     def block(self, rows: slice, out: Tensor) -> None:
         """Write ``rows`` of ΔW to ``out``, (rows, columns) in the adapter's dtype."""
-        torch.mm(self._left[rows], self._right, out=out).mul_(self._scale)
+        torch.mm(self._left[rows], self._right, out=out)
+        if self._scale != 1:
+            out.mul_(self._scale)
         if self._kind is LayerKind.linear:
             self._got[:, rows] = nn.functional.linear(self._inputs, out.to(self._inputs.dtype))
         elif self._kind is LayerKind.conv1d:

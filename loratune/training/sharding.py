@@ -6,7 +6,6 @@ Adapters stay whole on every process: they are small, and their gradients are su
 from __future__ import annotations
 
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 
 from loratune.errors import ConfigError
 from loratune.training import processes
@@ -20,6 +19,9 @@ def shard_base(model: nn.Module) -> None:
     Raises:
         ConfigError: with a single process, or a model without a list of blocks.
     """
+    # A second of imports, which a run on one device never needs.
+    from torch.distributed.fsdp import fully_shard
+
     if processes.world_size() < 2:
         raise ConfigError(
             "launch.shard has no effect with one process",
