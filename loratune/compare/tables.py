@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from loratune.compare.result import Comparison, Estimate, VariantResult
-from loratune.compare.words import BY_KEY, METRICS, p_value
+from loratune.compare.result import Comparison, VariantResult
+from loratune.compare.words import BY_KEY, METRICS, p_value, possible_interval
 from loratune.console import printable
 from loratune.parameter_tables import Cell, Grid, to_csv, to_markdown
 
@@ -130,17 +130,8 @@ def _with_interval(variant: VariantResult, key: str) -> str:
     text = shown(estimate.mean)
     if estimate.low is None or estimate.high is None:
         return text
-    low, high = _clipped(key, estimate)
+    low, high = possible_interval(key, estimate)
     return f"{text} [{shown(low)}, {shown(high)}]"
-
-
-def _clipped(key: str, estimate: Estimate) -> tuple[float, float]:
-    """The interval without what cannot be: a share below 0 or above 1, a negative loss."""
-    assert estimate.low is not None and estimate.high is not None
-    if key == "forgetting":
-        return estimate.low, estimate.high
-    top = estimate.high if key == "loss" else min(1.0, estimate.high)
-    return max(0.0, estimate.low), top
 
 
 def _plain(variant: VariantResult, key: str, form: str, factor: float = 1.0) -> str:

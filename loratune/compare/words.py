@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loratune.compare.choice import KEPT_SHARE, choose
-from loratune.compare.result import Comparison, Difference, VariantResult
+from loratune.compare.result import Comparison, Difference, Estimate, VariantResult
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ METRICS = (
 BY_KEY = {metric.key: metric for metric in METRICS}
 
 
+def possible_interval(metric: str, estimate: Estimate) -> tuple[float, float]:
+    """The interval without what cannot be: a share below 0 or above 1, a negative loss."""
+    assert estimate.low is not None and estimate.high is not None
+    if metric == "forgetting":
+        return estimate.low, estimate.high
+    top = estimate.high if metric == "loss" else min(1.0, estimate.high)
+    return max(0.0, estimate.low), top
+
+
 def difference_in_words(one: Difference) -> str:
     """``lora has a lower loss than vera: -0.0123 (95 % CI -0.02 to -0.01, p 0.001 after Holm)``."""
     metric = BY_KEY[one.metric]
@@ -84,7 +93,8 @@ def _choice(comparison: Comparison) -> list[str]:
     if found is None or len(comparison.variants) < 2:
         return []
     if found.chosen is found.best:
-        return [f"Choose {found.best.label}: it has the lowest loss."]
+        shown = "; nothing cheaper is shown to be as good" if found.undecided else ""
+        return [f"Choose {found.best.label}: it has the lowest loss{shown}."]
     return [
         f"Choose {found.chosen.label}: the cheapest that keeps {KEPT_SHARE:.0%} of what "
         f"{found.best.label} gained."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratune.compare.result import Comparison, CurvePoint, VariantResult
+from loratune.compare.words import possible_interval
 from loratune.report.chart_frame import Chart
 from loratune.report.comparison_verdict import verdict
 from loratune.report.interval_chart import Interval, interval_chart
@@ -156,4 +157,5 @@ def scores(variant: VariantResult, metric: str, *, share: bool = False) -> str:
     text = form(estimate.mean)
     if estimate.low is None or estimate.high is None:
         return text
-    return f"{text}\n{form(estimate.low)} to {form(estimate.high)}"
+    low, high = possible_interval(metric, estimate)
+    return f"{text}\n{form(low)} to {form(high)}"

@@ -11,6 +11,7 @@ from loratune.report.numbers import byte_size, significant
 
 FEW_SEEDS = 3
 FEW_PROMPTS = 50
+_AS_GOOD = f"as good (by the 95 % interval, {KEPT_SHARE:.0%} of what training gained is kept)"
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,18 @@ def _loss_words(variant: VariantResult) -> str:
 def _choice_sentence(found: Choice) -> str:
     best, chosen = found.best, found.chosen
     if chosen is best:
-        return f"Choose {best.label}: it has the lowest loss, {_loss_words(best)}."
+        text = f"Choose {best.label}: it has the lowest loss, {_loss_words(best)}"
+        if found.as_good:
+            others = f"{_listed(_labels(found.as_good))} {_verb(found.as_good)}"
+            text += f"; {others} {_AS_GOOD}, but no cheaper"
+        return f"{text}."
     small = (
         f"{byte_size(chosen.costs.stored_bytes)} stored, {byte_size(chosen.costs.optimizer_bytes)}"
     )
     return (
         f"Choose {chosen.label}: {best.label} has the lowest loss, {_loss_words(best)}; "
-        f"{_listed(_labels(found.as_good))} {_verb(found.as_good)} as good (by the 95 % interval, "
-        f"{KEPT_SHARE:.0%} of what training gained is kept), and {chosen.label} is the cheapest "
-        f"({small} of optimizer state)."
+        f"{_listed(_labels(found.as_good))} {_verb(found.as_good)} {_AS_GOOD}, and "
+        f"{chosen.label} is the cheapest ({small} of optimizer state)."
     )
 
 

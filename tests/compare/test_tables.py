@@ -82,7 +82,8 @@ def test_the_best_is_named_only_against_those_it_beats() -> None:
         ],
     )  # fmt: skip
     lines = findings(found)
-    assert lines[0] == "lora has the lowest loss, 0.1000; no significant difference from vera."
+    assert lines[0] == "Choose vera: the cheapest that keeps 99% of what lora gained."
+    assert lines[1] == "lora has the lowest loss, 0.1000; no significant difference from vera."
     assert "Of these, vera trains the fewest numbers (100)" in " ".join(lines)
 
 
@@ -94,13 +95,14 @@ def test_a_clear_winner_is_called_one() -> None:
     assert "lora has the lowest loss, 0.1000, significantly so." in findings(found)
 
 
-def test_when_nothing_differs_nobody_is_named() -> None:
+def test_when_nothing_differs_the_cheaper_is_not_taken_for_equal() -> None:
     found = comparison(
-        variant("lora", 0.1), variant("vera", 0.11),
-        differences=[difference("lora", "vera", -0.01, 0.5)],
+        variant("lora", 0.1), variant("vera", 0.2),
+        differences=[difference("lora", "vera", -0.1, 0.5)],
     )  # fmt: skip
-    line = findings(found)[0]
-    assert line == "No significant difference in loss between any and the best (0.1000)."
+    first, second, *_ = findings(found)
+    assert first == ("Choose lora: it has the lowest loss; nothing cheaper is shown to be as good.")
+    assert second == "No significant difference in loss between any and the best (0.1000)."
 
 
 @pytest.mark.parametrize(("seeds", "word"), [([0], "One seed"), ([0, 1], "Two seeds")])

@@ -112,7 +112,7 @@ def test_a_comparisons_folder_gets_its_page_beside_its_json(
     files.write_json(tmp_path / "comparison.json", comparison().to_dict())
     report_command([str(tmp_path)])
     text = text_of(tmp_path / "report.html")
-    assert "Choose lora_fa" in text
+    assert "Choose lora" in text
     for part in (
         "Quality against trainable bytes", "Quality against memory", "Provenance",
         "Learning-rate sensitivity", "Differences in loss", "Loss against time",

@@ -26,6 +26,21 @@ def test_the_cheapest_that_is_shown_to_be_as_good_is_chosen() -> None:
     assert "vera is significantly worse than lora_plus, by 0.225 nats per token" in text
 
 
+def test_one_as_good_that_costs_no_less_is_named() -> None:
+    found = verdict(comparison({"lora": 0.400, "lora_plus": 0.405}))
+    assert found.choice == "lora"
+    assert "; lora_plus is as good" in found.sentences[0]
+    assert found.sentences[0].endswith("is kept), but no cheaper.")
+
+
+def test_shares_beyond_the_possible_are_not_shown() -> None:
+    whole = comparison({"lora": 0.40})
+    (variant,) = whole.variants
+    wide = {**variant.estimates, "exact_match": Estimate(mean=0.97, low=0.9, high=1.04, seeds=3)}
+    page = comparison_page(replace(whole, variants=[replace(variant, estimates=wide)]), "")
+    assert page.sections[0].tables[0].rows[0][4] == "97.0%\n90.0% to 100.0%"
+
+
 def test_no_difference_found_is_not_taken_for_equality() -> None:
     found = verdict(comparison({"lora": 0.40, "lora_fa": 0.42}))
     assert (found.best, found.choice, found.tied) == ("lora", "lora", ("lora_fa",))
