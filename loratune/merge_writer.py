@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from loratune.merge_plan import MergePlan
 from loratune.merging import ModuleProof
 from loratune.safetensors_writer import ITEM_BYTES, SafetensorsWriter, TensorPlan
 from loratune.tensor_threads import in_order, tensor_threads
-from loratune.weights import TensorEntry, mapped, tensor_hash
+from loratune.weights import TensorEntry, drop_pages, mapped, tensor_hash
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class _Writer:
     def write_file(self, source: Path, items: list[tuple[str, TensorEntry]]) -> None:
         path = self._target / source.name
         plans = [self._tensor_plan(name, entry) for name, entry in items]
-        made = in_order(self._pool, self._jobs(items))
+        contents = {file: mapped(file) for file in {entry.file for _, entry in items}}
+        made = in_order(self._pool, self._jobs(items, contents))
         with (
             files.storage_errors(path),
             SafetensorsWriter(path, plans, {"format": "pt"}) as writer,
@@ -92,6 +93,7 @@ class _Writer:
             offset = 0
             for (name, entry), plan, tensor in zip(items, plans, made, strict=True):
                 writer.write(tensor.data)
+                drop_pages(contents[entry.file], entry.begin, entry.end)
                 self._note(name, entry, tensor)
                 end = offset + plan.size
                 self._entries[name] = TensorEntry(name, path, plan.dtype, plan.shape, offset, end)
@@ -106,8 +108,9 @@ class _Writer:
             size = size // ITEM_BYTES[entry.dtype] * ITEM_BYTES[dtype]
         return TensorPlan(name, dtype, entry.shape, size)
 
-    def _jobs(self, items: list[tuple[str, TensorEntry]]) -> Iterator[Callable[[], _Made]]:
-        contents = {file: mapped(file) for file in {entry.file for _, entry in items}}
+    def _jobs(
+        self, items: list[tuple[str, TensorEntry]], contents: Mapping[Path, memoryview]
+    ) -> Iterator[Callable[[], _Made]]:
         hashed = set(self._base)
         for name, entry in items:
             is_new = entry.name not in hashed

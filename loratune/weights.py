@@ -212,6 +212,17 @@ def mapped(file: Path) -> memoryview:
         return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
+def drop_pages(content: memoryview, begin: int, end: int) -> None:
+    """Give the memory of a part of a mapped file back; the file is read again if that is asked for.
+
+    What was read would otherwise count as this process's memory until the whole file is done.
+    """
+    start = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = end // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if size > 0 and isinstance(content.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        content.obj.madvise(mmap.MADV_DONTNEED, start, size)
+
+
 def tensor_hash(entry: TensorEntry, content: memoryview) -> str:
     """Hex sha256 of one tensor's bytes in the mapped file."""
     return hashlib.sha256(content[entry.begin : entry.end]).hexdigest()
@@ -222,8 +233,14 @@ def hash_tensors(entries: dict[str, TensorEntry]) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for file in dict.fromkeys(entry.file for entry in entries.values()):
         of_file = [entry for entry in entries.values() if entry.file == file]
-        hash_one = partial(tensor_hash, content=mapped(file))
+        hash_one = partial(_hash_and_drop, content=mapped(file))
         with ThreadPoolExecutor(max_workers=2) as pool:
             results = pool.map(hash_one, of_file)
             hashes.update(zip((entry.name for entry in of_file), results, strict=True))
     return hashes
+
+
+def _hash_and_drop(entry: TensorEntry, content: memoryview) -> str:
+    found = tensor_hash(entry, content)
+    drop_pages(content, entry.begin, entry.end)
+    return found
