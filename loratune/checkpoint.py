@@ -129,9 +129,13 @@ def damage(path: Path) -> str:
 def _file_damage(path: Path, entry: Any) -> str:
     if path.name != str(path.relative_to(path.parent)) or path.is_symlink() or not path.is_file():
         return "is missing"
-    if path.stat().st_size != entry["bytes"]:
-        return f"has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
-    return "" if files.sha256_file(path) == entry["sha256"] else "sha256 mismatch"
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"has {size:,} bytes instead of {entry['bytes']:,}"
+        return "" if files.sha256_file(path) == entry["sha256"] else "sha256 mismatch"
+    except OSError as error:  # unreadable, or removed by the run that owns it while we looked
+        return f"cannot be read ({error.strerror})"
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

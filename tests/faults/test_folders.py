@@ -67,13 +67,17 @@ class Poller(threading.Thread):
     def run(self) -> None:
         appeared = False
         while not self._over.is_set():
-            newest = sorted((self.run_folder / "checkpoints").glob("step_*"))
-            usable = self._usable(newest)
+            before = self._published()
+            usable = self._usable(before)
             appeared = appeared or bool(usable)
-            if appeared and not usable:
-                self.bad.append([path.name for path in newest])
+            # What was replaced while this looked says nothing about any one instant.
+            if appeared and not usable and before == self._published():
+                self.bad.append([path.name for path in before])
             self.looks += 1
             time.sleep(0.004)
+
+    def _published(self) -> list[Path]:
+        return sorted((self.run_folder / "checkpoints").glob("step_*"))
 
     def _usable(self, folders: list[Path]) -> list[Path]:
         from loratune.checkpoint import damage

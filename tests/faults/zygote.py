@@ -69,6 +69,8 @@ def run_case(request: dict[str, Any]) -> None:
     for target, source in enumerate((null, out, err)):
         os.dup2(source, target)
     os.setsid()
+    # As in a terminal: who runs the tests in the background leaves SIGINT ignored to all of them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
     os.environ.update(request["environment"])
     if request["limits"]:
