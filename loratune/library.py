@@ -1,8 +1,10 @@
 """loratune as a library: adapt any module in three lines.
 
+```
 import loratune
 wrapped = loratune.wrap(model, "lora", targets=["q_proj", "v_proj"], rank=16)
 optimizer = loratune.optimizer(wrapped, lr=2e-4)
+```
 """
 
 from __future__ import annotations

@@ -71,6 +71,11 @@ def _walk(
     weight: Tensor, adapters: Sequence[Adapter], merged: Tensor, *, writes: bool
 ) -> ModuleProof:
     name = adapters[0].shape.name
+    if merged.shape != weight.shape:
+        raise MergeError(
+            f"the base weight is {list(weight.shape)}, the merged one {list(merged.shape)}",
+            where=name,
+        )
     corrections = [DeltaBlocks(adapter) for adapter in adapters]
     for correction in corrections:
         if correction.shape != weight.shape:

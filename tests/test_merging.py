@@ -119,3 +119,11 @@ def test_a_correction_that_cancels_the_weight_is_no_false_alarm(
     weight = (-share * delta * (1 + 0.01 * torch.randn(delta.shape))).to(dtype)
     _, proof = merged_weight(weight, [adapter], dtype)
     assert proof.residual < 1e-2
+
+
+def test_a_merged_weight_of_another_shape_is_refused() -> None:
+    adapter = LAYERS["linear"]()
+    weight = adapter.weight.detach()
+    merged, _ = merged_weight(weight, [adapter], torch.float32)
+    with pytest.raises(MergeError, match="the merged one"):
+        prove_weight(weight, [adapter], merged[:-1])

@@ -71,7 +71,7 @@ def _cards(comparison: Comparison, judged: Verdict) -> tuple[tuple[str, str], ..
     return (
         ("to choose", judged.choice or "none"),
         ("lowest loss", judged.best or "none"),
-        ("not told from the lowest", ", ".join(judged.tied) or "none"),
+        ("as good, or undecided", ", ".join(judged.tied) or "none"),
         ("seeds a variant", str(len(comparison.seeds))),
         (f"test rows, {rows.prompts:,} prompts", f"{rows.test:,}"),
         ("steps each", f"{comparison.steps:,}"),

@@ -61,7 +61,9 @@ def _against(comparison: Comparison, judged: Verdict, variant: VariantResult) ->
     if test is None:
         return "not tested"
     p = f"p = {significant(test.p_holm, 2)}"
-    return f"worse\n{p}" if test.significant else f"no significant difference\n{p}"
+    if not test.significant:
+        return f"no significant difference\n{p}"
+    return f"higher, yet as good\n{p}" if variant.label in judged.tied else f"worse\n{p}"
 
 
 def cost_table(comparison: Comparison, judged: Verdict) -> Table:

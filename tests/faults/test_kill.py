@@ -53,11 +53,11 @@ def kill_at_writes(bench: Bench, short: tuple[dict[str, str], list[str]], number
     in_parallel(kill_and_resume, numbers)
 
 
-def test_a_run_killed_at_every_sixth_write_goes_on_to_the_same_bytes(
+def test_a_run_killed_at_every_eighth_write_goes_on_to_the_same_bytes(
     bench: Bench, short: tuple[dict[str, str], list[str]]
 ) -> None:
     assert len(short[1]) > 60
-    kill_at_writes(bench, short, range(2, len(short[1]) + 1, 6))
+    kill_at_writes(bench, short, range(2, len(short[1]) + 1, 8))
 
 
 @pytest.mark.slow

@@ -33,6 +33,12 @@ def test_one_as_good_that_costs_no_less_is_named() -> None:
     assert found.sentences[0].endswith("is kept), but no cheaper.")
 
 
+def test_a_significant_difference_within_the_margin_is_not_called_worse() -> None:
+    whole = comparison({"lora": 0.400, "lora_plus": 0.405}, significant_gap=0.001)
+    rows = {row[0]: row for row in comparison_page(whole, "").sections[0].tables[0].rows}
+    assert rows["lora_plus"][3].startswith("higher, yet as good\np = ")
+
+
 def test_shares_beyond_the_possible_are_not_shown() -> None:
     whole = comparison({"lora": 0.40})
     (variant,) = whole.variants
