@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import torch
 
-from benchmarks.memory import own_peak_bytes
+from loratune.training.record import peak_resident_bytes
 
 
 class Gate:
@@ -30,7 +30,7 @@ class Gate:
     def wait(self, **facts: Any) -> None:
         """Report the step that just ended, then wait for the next word."""
         seconds = self._now() - self._released
-        report = {"seconds": seconds, "peak_bytes": own_peak_bytes(), **facts}
+        report = {"seconds": seconds, "peak_bytes": peak_resident_bytes(), **facts}
         print(json.dumps(report), file=self._channel, flush=True)
         if not sys.stdin.readline():
             os._exit(0)  # the driver has what it wanted

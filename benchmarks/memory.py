@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,21 +40,6 @@ def saved_bytes(model: nn.Module, input_ids: Tensor) -> int:
         handle.remove()
     assert output.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
-
-
-def own_peak_bytes() -> int:
-    """The largest resident set this program has had.
-
-    ``ru_maxrss`` alone would begin with that of the process it was forked from.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common, models
-from benchmarks.memory import own_peak_bytes, run_measured
+from benchmarks.memory import run_measured
 
 OPT_1_3B = models.Shape(hidden=2048, inner=8192, layers=24, heads=32)
 TARGETS = {"all linear layers": "all_linear", "q and v": "attention_qv"}
@@ -148,11 +148,13 @@ def work_alone(kind: str, paths: list[Path], options: common.Options) -> None:
     """What a candidate's process does: import, then time the work."""
     import torch
 
+    from loratune.training.record import peak_resident_bytes
+
     torch.set_num_threads(options.threads)
     work = KINDS[kind](*paths)
     started = options.now()
     work()
-    print("seconds", options.now() - started, own_peak_bytes())
+    print("seconds", options.now() - started, peak_resident_bytes())
 
 
 # -- the parent ----------------------------------------------------------------------------

@@ -25,13 +25,13 @@ RESULT = Path(__file__).parent / "results" / "plan_memory.json"
 STEPS = 4
 
 TRAIN = """
-import json, resource, sys
+import json, sys
 from loratune.cli.dispatch import dispatch
+from loratune.training.record import peak_resident_bytes
 code = dispatch("train", sys.argv[1:])
 import torch
 allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"code": code, "resident": resident, "allocated": allocated}))
+print(json.dumps({"code": code, "resident": peak_resident_bytes(), "allocated": allocated}))
 """
 COMMON = [f"trainer.steps={STEPS}", "trainer.eval_every=0", "trainer.save_every=0"]
 COMMON += ["stages=[train]", "trainer.warmup_steps=0"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -127,11 +128,25 @@ class Recorder:
 def _memory() -> dict[str, float]:
     if torch.cuda.is_available():
         return {"memory/peak_allocated_bytes": float(torch.cuda.max_memory_allocated())}
+    return {"memory/peak_resident_bytes": float(peak_resident_bytes())}
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident set that this program has had.
+
+    Where the kernel tells it (Linux), from the program's own address space: ``ru_maxrss`` begins
+    with the size of the process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        status = ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     import resource
 
-    return {
-        "memory/peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    }
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _pairs(start: str, metrics: dict[str, float]) -> str:

@@ -121,21 +121,23 @@ def test_plain_lora_fa_is_lora_whose_a_learns_at_rate_zero(family: str) -> None:
 
 @pytest.mark.parametrize("rank", [1, 4, 16, 64])
 @pytest.mark.parametrize("scaling", [0.25, 2.0])
-def test_the_fast_rule_agrees_with_the_reference_to_one_in_a_million(
+def test_the_fast_rule_is_exact_and_the_reference_agrees_within_its_rounding(
     rank: int, scaling: float
 ) -> None:
     torch.manual_seed(rank)
     A = torch.empty(rank, 768)
     nn.init.kaiming_uniform_(A, a=5**0.5)
     g = torch.randn(128, rank)
-    exact = (
-        (1 / scaling**2)
-        * g.double()
-        @ torch.linalg.inv(A.double() @ A.double().T + 1e-8 * torch.eye(rank, dtype=torch.float64))
-    )
+    gram = A.double() @ A.double().T
+    ridge = 1e-8 * torch.eye(rank, dtype=torch.float64)
+    exact = (1 / scaling**2) * g.double() @ torch.linalg.inv(gram + ridge)
     fast, scale = GramFactor(A).solve(g, scaling), float(exact.abs().max())
-    T1.check(fast / scale, exact.float() / scale)
-    T1.check(fast / scale, projected_gradient(g, A, scaling) / scale)
+    eps = torch.finfo(torch.float32).eps
+    assert largest(fast / scale, exact / scale) <= eps
+    # The reference forms AAᵀ from dot products of 768 terms in fp32, inverts it (which multiplies
+    # that error by its condition) and multiplies by r terms.
+    bound = eps * (768**0.5 * float(torch.linalg.cond(gram)) + rank)
+    assert largest(projected_gradient(g, A, scaling) / scale, exact / scale) <= bound
 
 
 def test_a_near_singular_gram_matrix_is_warned_about_and_stays_finite() -> None:

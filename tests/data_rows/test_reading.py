@@ -246,21 +246,21 @@ def test_parquet_rows_equal_the_rows_written(tmp_path: Path) -> None:
     assert "rows.parquet" in str(error_of(path))
 
 
-def test_a_line_of_50_mb_costs_bounded_memory_and_time(file: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_a_line_of_50_mb_costs_bounded_memory(file: Path) -> None:
     with file.open("w") as stream:
         stream.write(GOOD + '{"prompt": "p", "completion": "' + "a" * 50_000_000 + '"}\n')
     script = (
-        "import resource, sys; from loratune.data.reading import read_rows;"
+        "import sys; from loratune.data.reading import read_rows;"
         f"rows = read_rows({str(file)!r}); assert len(rows) == 2;"
         "assert 'torch' not in sys.modules and 'datasets' not in sys.modules;"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        # Not ru_maxrss, which begins with the size of the process that started this one.
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=20
     )
-    assert int(done.stdout) < 1_000_000
-    assert time.monotonic() - began < 20
+    assert int(done.stdout.split()[1]) < 400_000
 
 
 def test_the_fingerprint_follows_contents_and_order_only() -> None:

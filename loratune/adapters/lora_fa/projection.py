@@ -50,14 +50,15 @@ class FrozenFactor:
 
 
 class GramFactor:
-    """The Cholesky factor of AAᵀ + ridge, computed once: A never changes.
+    """The Cholesky factor of AAᵀ + ridge in double precision, computed once: A never changes.
 
-    Solving with it agrees with ``projected_gradient`` to 1e-6 and costs r²·out, not an
-    eigen-decomposition per step.
+    Solving with it costs r²·out, not an eigen-decomposition per step.  Its result is the exact
+    one rounded to fp32, up to double precision's own error times the condition of AAᵀ; how the
+    processor sums its dot products does not matter.
     """
 
     def __init__(self, lora_A: Tensor, name: str = "") -> None:
-        gram = (lora_A.float() @ lora_A.float().T).double()
+        gram = lora_A.double() @ lora_A.double().T
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         condition = float(torch.linalg.cond(gram))
         if condition > NEAR_SINGULAR:
@@ -70,12 +71,12 @@ class GramFactor:
         if int(info) != 0:
             ridge = RIDGE * max(1.0, float(gram.diagonal().mean()))
             factor = torch.linalg.cholesky(gram + 1e3 * ridge * eye)
-        self.factor = factor.float()
+        self.factor = factor
 
     def solve(self, grad: Tensor, scaling: float) -> Tensor:
         """(1/s²)·g·(AAᵀ + ridge)⁻¹ for the gradient g (out, r)."""
-        solution: Tensor = torch.cholesky_solve(grad.float().T, self.factor).T / scaling**2
-        return solution
+        solution: Tensor = torch.cholesky_solve(grad.double().T, self.factor).T / scaling**2
+        return solution.float()
 
 
 class ProjectedAdamW(torch.optim.Optimizer):
