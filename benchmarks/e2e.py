@@ -116,10 +116,10 @@ def write_model(folder: Path, shape: models.Shape) -> None:
 
 def encode(work: Path, vocabulary: int, steps: int) -> list[dict[str, int]]:
     """Write the rows as ids, in both orders; return rows and tokens of each of loratune's steps."""
-    from loratune.base_model import load_tokenizer
     from loratune.config.schema import DataConfig, TrainerConfig
     from loratune.data.batches import BatchPlan
     from loratune.data.prepare import prepare_data
+    from loratune.models.load import load_tokenizer
 
     data = DataConfig(path=str(work / "rows.jsonl"), max_length=MAX_LENGTH)
     rows = prepare_data(data, load_tokenizer(work / "model"), vocabulary, 0).train

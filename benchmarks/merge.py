@@ -58,8 +58,8 @@ def write_adapters(folder: Path, shape: models.Shape, rank: int, base: Path) -> 
     import torch
     from transformers import OPTForCausalLM
 
+    from loratune.adapter_files.peft_format import write_adapter
     from loratune.library import wrap
-    from loratune.peft_format import write_adapter
 
     for name, targets in TARGETS.items():
         with torch.device("meta"):

@@ -21,6 +21,10 @@ from typing import Any
 from loratune.errors import StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
+ASSETS = Path(__file__).parent / "assets"
+"""The embedded model, its rows and the published counts."""
+BUILTIN = "builtin:"
+"""What a path begins with that means something embedded."""
 _CHUNK = 1 << 22
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from loratune.adapters.base import Adapter, LayerPlan
-from loratune.adapters.config import AdapterConfig, LayerKind, LayerShape
+from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.registry import adapter_class
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
-from loratune.targets import TargetMatch, find_targets, resolve_pattern
+from loratune.models.layers import layer_shapes
+from loratune.targets.find import TargetMatch, find_targets, resolve_pattern
 
 
 class SavedModule(nn.Module):
@@ -87,34 +88,6 @@ class WrappedModel:
     saved_modules: Mapping[str, SavedModule]
     config: AdapterConfig
     match: TargetMatch
-
-
-def layer_shapes(model: nn.Module) -> list[LayerShape]:
-    """Every layer of the model that an adapter can wrap, in ``named_modules`` order."""
-    shapes = []
-    for name, module in model.named_modules():
-        kind_and_size = _kind_and_size(module)
-        if kind_and_size is not None:
-            kind, in_features, out_features = kind_and_size
-            parameters = sum(p.numel() for p in module.parameters(recurse=False))
-            shapes.append(LayerShape(name, kind, in_features, out_features, parameters))
-    return shapes
-
-
-def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
-    if isinstance(module, nn.Linear):
-        return LayerKind.linear, module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D" and isinstance(module.weight, torch.Tensor):
-        rows, columns = module.weight.shape
-        return LayerKind.conv1d, rows, columns
-    # Subclasses with another forward (OPT's positions) are no plain lookup.
-    if isinstance(module, nn.Embedding) and _is_plain_lookup(module):
-        return LayerKind.embedding, module.num_embeddings, module.embedding_dim
-    return None
-
-
-def _is_plain_lookup(module: nn.Embedding) -> bool:
-    return type(module) is nn.Embedding or hasattr(module, "embed_scale")
 
 
 def wrap_model(

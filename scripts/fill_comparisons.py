@@ -16,7 +16,7 @@ from pathlib import Path
 
 from loratune.compare import tables
 from loratune.compare.result import Comparison
-from loratune.parameter_tables import to_markdown
+from loratune.counting.tables import to_markdown
 
 _KEPT = ("loss", "exact_match", "forgetting")
 

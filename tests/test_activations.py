@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from loratune.activations import ActivationReport, measure_activations
 from loratune.adapters.config import Kernel
 from loratune.adapters.registry import config_class
-from loratune.architectures import architecture_from_numbers
 from loratune.config.schema import TargetsConfig
+from loratune.counting.activations import ActivationReport, measure_activations
 from loratune.errors import ModelError
+from loratune.models.architectures import architecture_from_numbers
 
 WIDTH, OUT, INNER, RANK, FP32 = 32, 16, 48, 4, 4
 NUMBERS: dict[str, Any] = {

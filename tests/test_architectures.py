@@ -12,11 +12,11 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from loratune.architectures import architecture_from_numbers, read_architecture, roles_of
-from loratune.architectures.roles import FAMILIES
 from loratune.config.schema import ModelConfig
 from loratune.errors import ConfigError, ModelError
-from loratune.measure import (
+from loratune.models.architectures import architecture_from_numbers, read_architecture, roles_of
+from loratune.models.architectures.roles import FAMILIES
+from loratune.models.measure import (
     FUSED_EXPERTS,
     find_architecture,
     measure_architecture,
@@ -245,9 +245,10 @@ def test_an_absurd_number_of_blocks_is_refused_at_once() -> None:
 
 def test_counting_imports_neither_torch_nor_transformers() -> None:
     script = (
-        "import sys, loratune.architectures, loratune.targets, loratune.parameters, "
-        "loratune.budget, loratune.measure, loratune.parameter_tables, loratune.published\n"
-        "loratune.published.published_report()\n"
+        "import sys, loratune.models.architectures, loratune.targets.find, "
+        "loratune.counting.parameters, loratune.counting.budget, loratune.models.measure, "
+        "loratune.counting.tables, loratune.counting.published\n"
+        "loratune.counting.published.published_report()\n"
         "print([name for name in ('torch', 'transformers', 'rich') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

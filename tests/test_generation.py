@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from loratune.errors import DataError
 from loratune.generation import Sampling, generate_answers
-from loratune.model_source import model_folder
+from loratune.models.source import model_folder
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loratune.mapped_tensors import read_one
-from loratune.tensor_threads import WORKERS, in_order, tensor_threads
-from loratune.weights import drop_pages, hash_tensors, mapped, read_header
+from loratune.merging.threads import WORKERS, in_order, tensor_threads
+from loratune.models.tensors import read_one
+from loratune.models.weights import drop_pages, hash_tensors, mapped, read_header
 
 STATUS = Path("/proc/self/status")
 

@@ -9,12 +9,12 @@ import torch
 from support.tiny_models import tiny_gpt2, tiny_opt
 from torch import Tensor, nn
 
-from loratune import merging
 from loratune.adapters.base import Adapter
 from loratune.adapters.registry import config_class
 from loratune.config.schema import TargetsConfig
 from loratune.errors import MergeError
-from loratune.merging import merged_weight, prove_weight
+from loratune.merging import weight as merging
+from loratune.merging.weight import merged_weight, prove_weight
 from loratune.surgery import wrap_model
 
 

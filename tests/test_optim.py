@@ -11,7 +11,7 @@ from torch import nn
 import loratune
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import Schedule, TrainerConfig
-from loratune.optim import (
+from loratune.training.optim import (
     learning_rate,
     load_optimizer_tensors,
     make_optimizer,

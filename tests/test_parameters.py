@@ -20,11 +20,11 @@ from loratune.adapters.config import LayerKind, LayerShape
 from loratune.adapters.lora.config import LoRAConfig
 from loratune.adapters.registry import config_class, variant_names
 from loratune.adapters.vera.config import VeRAConfig
-from loratune.architectures import Architecture, architecture_from_numbers
-from loratune.budget import Budget, match_budget, parse_budget
 from loratune.config.schema import TargetsConfig
-from loratune.errors import ConfigError, ModelError
-from loratune.parameter_tables import (
+from loratune.counting.budget import Budget, match_budget, parse_budget
+from loratune.counting.parameters import ParameterReport, VariantCount, count_variants
+from loratune.counting.published import published_report
+from loratune.counting.tables import (
     budget_grid,
     module_grid,
     published_grid,
@@ -34,9 +34,9 @@ from loratune.parameter_tables import (
     to_rich,
     variant_grid,
 )
-from loratune.parameters import ParameterReport, VariantCount, count_variants
-from loratune.published import published_report
-from loratune.targets import find_targets
+from loratune.errors import ConfigError, ModelError
+from loratune.models.architectures import Architecture, architecture_from_numbers
+from loratune.targets.find import find_targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
@@ -323,9 +323,9 @@ def test_budgets_and_published_counts_have_tables() -> None:
 def test_a_count_from_numbers_answers_without_torch() -> None:
     script = (
         "import sys\n"
-        "from loratune.architectures import architecture_from_numbers\n"
-        "from loratune.parameters import count_variants\n"
-        "from loratune.targets import find_targets\n"
+        "from loratune.models.architectures import architecture_from_numbers\n"
+        "from loratune.counting.parameters import count_variants\n"
+        "from loratune.targets.find import find_targets\n"
         "from loratune.config.schema import TargetsConfig\n"
         "from loratune.adapters.registry import config_class, variant_names\n"
         f"opt = architecture_from_numbers({OPT | OPTS['125m']})\n"

@@ -46,9 +46,9 @@ def test_the_merged_model_answers_like_base_and_adapter_in_plain_transformers(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from loratune.base_model import load_model
-    from loratune.model_source import model_folder
-    from loratune.peft_format import read_adapter, wrap_for_loading
+    from loratune.adapter_files.peft_format import read_adapter, wrap_for_loading
+    from loratune.models.load import load_model
+    from loratune.models.source import model_folder
 
     assert loratune(monkeypatch, "train", "recipe=smoke", "merge.dtype=float32", "out=run") == 0
     ids = torch.arange(20).reshape(2, 10)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from loratune.cli.dispatch import dispatch
-from loratune.preview import ShownRow, ShownToken, row_text
+from loratune.plan.preview import ShownRow, ShownToken, row_text
 
 
 def shown(capsys, *words: str) -> tuple[int, str, str]:
@@ -45,7 +45,7 @@ def test_json_says_of_every_token_what_it_is(capsys):
 
 def test_no_model_weight_is_read(capsys, monkeypatch):
     import loratune.stages.load
-    from loratune import base_model
+    from loratune.models import load as base_model
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("weights were asked for")

@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from loratune.adapters.config import AdapterConfig, LayerKind, LayerShape
 from loratune.adapters.lora.config import LoRAConfig
 from loratune.adapters.registry import config_class
-from loratune.architectures import Architecture, architecture_from_numbers
 from loratune.config.schema import ModelConfig, TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, SecurityError
-from loratune.measure import measure_numbers
-from loratune.targets import TargetMatch, alpha_for, block_of, find_targets, rank_for
+from loratune.models.architectures import Architecture, architecture_from_numbers
+from loratune.models.measure import measure_numbers
+from loratune.targets.find import TargetMatch, alpha_for, block_of, find_targets, rank_for
 
 # PEFT uses what transformers deprecates, and warns of transposed and of tied layers.
 pytestmark = [

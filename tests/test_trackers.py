@@ -15,9 +15,9 @@ import pytest
 from loratune.adapters.lora.config import LoRAConfig
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError, LoratuneError
-from loratune.run_dir import RunDir
-from loratune.trackers import check_trackers, open_trackers
+from loratune.runs.run_dir import RunDir
 from loratune.training.record import Recorder
+from loratune.training.trackers import check_trackers, open_trackers
 
 NAMES = ["tensorboard", "wandb", "trackio"]
 SECRET = "hf_abcdefghijklmnopqrst"
@@ -41,7 +41,7 @@ class Fake:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.fails = False
-        monkeypatch.setattr("loratune.trackers.find_spec", lambda _: SimpleNamespace())
+        monkeypatch.setattr("loratune.training.trackers.find_spec", lambda _: SimpleNamespace())
         module = ModuleType(name)
         if name == "tensorboard":
             module = ModuleType("torch.utils.tensorboard")
@@ -183,7 +183,7 @@ def test_a_tracker_that_does_not_start_is_one_error_and_ends_the_others(
 def test_unknown_and_absent_trackers_are_all_named_before_anything_heavy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("loratune.trackers.find_spec", lambda _: None)
+    monkeypatch.setattr("loratune.training.trackers.find_spec", lambda _: None)
     with pytest.raises(LoratuneError) as caught:
         check_trackers(["tensorbord", "trackio"])
     text = str(caught.value)

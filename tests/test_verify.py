@@ -119,7 +119,7 @@ def reseal(folder: Path, name: str, edit: Callable[[dict[str, object]], None]) -
 def forged_merge(run: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """A merged model whose weights were changed and whose certificate was made to fit."""
     from loratune.files import sha256_file
-    from loratune.fingerprint import base_fingerprint
+    from loratune.models.fingerprint import base_fingerprint
 
     merged = run / "merged"
     tensors = load_file(merged / "model.safetensors")

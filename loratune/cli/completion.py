@@ -42,8 +42,8 @@ def complete(arguments: Sequence[str]) -> int:
 
 def _recipe_words(typed: Sequence[str], *, fresh: bool) -> list[str]:
     """What may follow in ``loratune recipes``: an action, then a name."""
+    from loratune.config.recipes.folders import group_options, user_recipe_folders
     from loratune.config.settings import GROUPS
-    from loratune.config.user_recipes import group_options, user_recipe_folders
 
     last = "" if fresh or not typed else typed[-1]
     before = typed if fresh else typed[:-1]

@@ -20,12 +20,16 @@ from loratune.cli import COMMANDS
 from loratune.cli.hydra_shims import quick_hydra
 from loratune.config.composition import check_composed, translate_composition_error
 from loratune.config.convert import register_schemas, to_run_config
-from loratune.config.hydra_words import prepare_overrides
+from loratune.config.override_syntax import prepare_overrides
 from loratune.config.overrides import check_overrides
-from loratune.config.recipe_files import check_recipe_files
+from loratune.config.recipes.files import check_recipe_files
+from loratune.config.recipes.folders import (
+    builtin_recipes,
+    register_user_recipes,
+    user_recipe_folders,
+)
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact_text
-from loratune.config.user_recipes import builtin_recipes, register_user_recipes, user_recipe_folders
 from loratune.errors import Interrupted, LoratuneError, Preempted, raise_together
 
 _STOPPED = (KeyboardInterrupt, Interrupted, Preempted)

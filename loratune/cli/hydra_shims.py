@@ -9,8 +9,8 @@ from typing import Any
 
 from hydra._internal.hydra import Hydra
 
+from loratune.config.recipes.folders import group_options
 from loratune.config.settings import GROUPS
-from loratune.config.user_recipes import group_options
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from typing import Any
 
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.registry import config_class, variant_names
-from loratune.architectures import Architecture
-from loratune.budget import Budget, match_budget, parse_budget
 from loratune.compare.search import RATIO
-from loratune.config.variant_settings import variant_settings
+from loratune.config.recipes.variant_settings import variant_settings
+from loratune.counting.budget import Budget, match_budget, parse_budget
+from loratune.counting.parameters import count_variant, saved_modules
 from loratune.errors import ConfigError, did_you_mean, raise_together
-from loratune.parameters import count_variant, saved_modules
+from loratune.models.architectures import Architecture
 
 MATCHES = ("own", "rank", "trainable", "bytes")
 

@@ -16,10 +16,10 @@ from loratune.compare.result import CurvePoint
 from loratune.config.schema import TrainerConfig
 from loratune.errors import Interrupted, Preempted
 from loratune.loss import LanguageModelHead
-from loratune.optim import make_optimizer, schedule_factor, set_learning_rate
 from loratune.stages.train import TrainingSet
 from loratune.surgery import WrappedModel
 from loratune.training import guards
+from loratune.training.optim import make_optimizer, schedule_factor, set_learning_rate
 from loratune.training.signals import StopRequest
 from loratune.training.state import seed_everything
 from loratune.training.step import train_step

@@ -9,8 +9,8 @@ from typing import Any
 from loratune.compare.result import Rows
 from loratune.config.schema import DataConfig, RunConfig
 from loratune.data.encoded_rows import EncodedRow
-from loratune.data.order import shuffled
 from loratune.data.prepare import GenerationPrompt, PreparedData, prepare_data
+from loratune.data.split import shuffled
 from loratune.data.templates import PromptFormat
 from loratune.errors import ConfigError, DataError
 

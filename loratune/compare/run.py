@@ -30,9 +30,8 @@ from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.console import say
 from loratune.errors import Interrupted, LoratuneError, TrainingError
-from loratune.optim import learning_rate
-from loratune.provenance import package_versions, provenance
-from loratune.report.build import write_comparison_report
+from loratune.runs.provenance import package_versions, provenance
+from loratune.training.optim import learning_rate
 
 MEASURED = 2
 """Raised whenever a piece measures something else than before: old pieces then do not count."""
@@ -49,7 +48,6 @@ def compare(config: RunConfig, options: Options) -> tuple[Comparison, Path]:
     Raises:
         ConfigError: contradictory settings, an impossible budget, an unusable grid.
         DataError: unusable rows, or none to choose by.
-        TrainingError: if every final training failed.
         Interrupted: on SIGINT; what is finished is kept.
     """
     bench, plan, store = prepare(config, options)
@@ -57,8 +55,6 @@ def compare(config: RunConfig, options: Options) -> tuple[Comparison, Path]:
     comparison = assemble(config, options, bench, plan, store)
     files.write_json(store.path / RESULT, comparison.to_dict())
     files.write_text(store.path / MARKDOWN, tables.markdown(comparison))
-    write_comparison_report(store.path)
-    _refuse_nothing(comparison, store.path)
     return comparison, store.path
 
 
@@ -234,7 +230,12 @@ def _provenance(bench: Workbench, options: Options) -> dict[str, Any]:
     }
 
 
-def _refuse_nothing(comparison: Comparison, path: Path) -> None:
+def require_a_result(comparison: Comparison, path: Path) -> None:
+    """Check that at least one variant was trained to the end.
+
+    Raises:
+        TrainingError: if every final training failed.
+    """
     if all(variant.reason for variant in comparison.variants):
         reasons = dict.fromkeys(variant.reason for variant in comparison.variants)
         raise TrainingError(

@@ -7,7 +7,7 @@ import re
 from loratune.compare.result import Comparison, VariantResult
 from loratune.compare.words import BY_KEY, METRICS, p_value, possible_interval
 from loratune.console import printable
-from loratune.parameter_tables import Cell, Grid, to_csv, to_markdown
+from loratune.counting.tables import Cell, Grid, to_csv, to_markdown
 
 NOTHING = "-"
 _SHOWN_PAIRS = ("loss", "exact_match", "forgetting")

@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 
-from loratune.activations import measure_activations
 from loratune.adapters.config import AdapterConfig
-from loratune.architectures import Architecture
-from loratune.base_model import load_tokenizer
 from loratune.compare.fit import Fit, fit
 from loratune.compare.memory import peak_bytes
 from loratune.compare.result import Costs, Member, Trial
@@ -20,18 +17,21 @@ from loratune.compare.rows import ComparisonRows, prepare_comparison, units
 from loratune.compare.scores import UnitScores, answer_prompts, score_units
 from loratune.compare.search import Point
 from loratune.config.schema import RunConfig, TrainerConfig
+from loratune.counting.activations import measure_activations
+from loratune.counting.parameters import count_variant, saved_modules
 from loratune.data.batches import BatchPlan
 from loratune.errors import Interrupted, LoratuneError, Preempted, TrainingError
 from loratune.loss import LanguageModelHead
-from loratune.measure import measure_model
-from loratune.merging import merged_weight
-from loratune.model_source import model_folder, read_model_config
-from loratune.parameters import count_variant, saved_modules
+from loratune.merging.weight import merged_weight
+from loratune.models.architectures import Architecture
+from loratune.models.load import load_tokenizer
+from loratune.models.measure import measure_model
+from loratune.models.source import model_folder, read_model_config
 from loratune.stages.evaluate import evaluation_loss
 from loratune.stages.load import BaseModel, load
 from loratune.stages.train import TrainingSet
 from loratune.surgery import WrappedModel, unwrap_model, wrap_model
-from loratune.targets import block_of, find_targets
+from loratune.targets.find import block_of, find_targets
 from loratune.training.forward import checkpoint_activations
 from loratune.training.step import train_step
 

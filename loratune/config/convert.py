@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from loratune.adapters.registry import config_class, variant_names
+from loratune.config.recipes.yaml_reader import parse, read_text
+from loratune.config.recipes.yaml_reader import plain as plain_values
 from loratune.config.schema import RunConfig, check_values
-from loratune.config.yaml_reader import parse, read_text
-from loratune.config.yaml_reader import plain as plain_values
 from loratune.errors import ConfigError, LoratuneError, did_you_mean, raise_together
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)

@@ -13,8 +13,9 @@ from hydra.errors import HydraException
 
 from loratune.adapters.registry import variant_names
 from loratune.config.composition import translate_composition_error
-from loratune.config.hydra_words import prepare_overrides
-from loratune.config.recipe_rules import (
+from loratune.config.override_syntax import prepare_overrides
+from loratune.config.recipes.folders import group_options, parse_flags, user_recipe_folders
+from loratune.config.recipes.rules import (
     interpolation_problem,
     is_instantiation_key,
     leaves_folder,
@@ -31,7 +32,6 @@ from loratune.config.settings import (
     unknown_key,
     wrong_type,
 )
-from loratune.config.user_recipes import group_options, parse_flags, user_recipe_folders
 from loratune.errors import ConfigError, LoratuneError, SecurityError, did_you_mean
 
 __all__ = ["check_overrides", "prepare_overrides", "translate_composition_error"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from loratune.config.schema import DataConfig, TrainerConfig
-from loratune.data.order import shuffled
+from loratune.data.split import shuffled
 from loratune.errors import DataError
 
 MEGABATCH_STEPS = 50

@@ -11,12 +11,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-import loratune
 from loratune.data.rows import listed
 from loratune.errors import DataError, did_you_mean
+from loratune.files import ASSETS, BUILTIN
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-BUILTIN = "builtin:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -72,7 +71,7 @@ def kind(name: str) -> str:
 
 
 def _builtin_file(path: str) -> DataFile:
-    folder = Path(loratune.__file__).parent / "assets" / "demo-data"
+    folder = ASSETS / "demo-data"
     name = path.removeprefix(BUILTIN)
     names = sorted(file.stem for file in folder.glob("*.jsonl"))
     if name not in names:

@@ -1,10 +1,11 @@
-"""Held-out rows, chosen by a hash of the seed: the same on every machine and Python version."""
+"""Orders and held-out rows drawn from seeds: the same on every machine and in every process."""
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Sequence
 
-from loratune.data.order import shuffled
 from loratune.data.rows import Example
 from loratune.errors import DataError
 
@@ -40,3 +41,11 @@ def split_examples(
         cause = f"{len(groups)} {what} cannot be split: no training row would be left"
         raise DataError(cause, where="data.eval_fraction", fix="set data.eval_path instead")
     return train, [example for n, example in enumerate(examples) if n in held_out]
+
+
+def shuffled(count: int, *seeds: int) -> list[int]:
+    """A permutation of ``range(count)``, a pure function of ``count`` and the seeds."""
+    digest = hashlib.sha256(repr(seeds).encode()).digest()
+    order = list(range(count))
+    random.Random(int.from_bytes(digest[:8], "big")).shuffle(order)
+    return order

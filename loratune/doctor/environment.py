@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from loratune import files
-from loratune.base_model import has_native_bf16
 from loratune.doctor.finding import Finding, Status
+from loratune.models.load import has_native_bf16
 
 _ENOUGH_DISK = 1 << 30
 

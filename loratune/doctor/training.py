@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loratune import files
+from loratune.adapter_files.peft_format import read_adapter, write_adapter
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.convert import to_plain
 from loratune.config.schema import (
@@ -25,14 +26,13 @@ from loratune.data.collate import collate
 from loratune.data.prepare import prepare_data
 from loratune.doctor.finding import Finding, examine
 from loratune.errors import MergeError, TrainingError
-from loratune.fingerprint import tensors_fingerprint
 from loratune.loss import LanguageModelHead
-from loratune.optim import make_optimizer
-from loratune.peft_format import read_adapter, write_adapter
+from loratune.models.fingerprint import tensors_fingerprint
 from loratune.stages.load import BaseModel, load
 from loratune.stages.merge import merge
 from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel, adapter_state
+from loratune.training.optim import make_optimizer
 from loratune.training.state import seed_everything
 from loratune.training.step import train_step
 from loratune.verify import verify

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from loratune.activations import one_block, without_other_blocks
-from loratune.architectures import Architecture
 from loratune.config.schema import RunConfig
+from loratune.counting.activations import one_block, without_other_blocks
 from loratune.loss.supervised import supervised_loss
+from loratune.models.architectures import Architecture
 from loratune.plan.memory import hidden_size, vocabulary
 from loratune.plan.workload import MicroBatch
 from loratune.surgery import wrap_model
-from loratune.targets import block_of
+from loratune.targets.find import block_of
 
 OPERATIONS = 5e10
 """Multiply-adds that one calibrating pass may cost: seconds on a slow machine."""

@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratune import files
-from loratune.architectures import Architecture
 from loratune.config.schema import Dtype, RunConfig, Stage
+from loratune.counting.parameters import FP32_BYTES, VariantCount, count_variant, saved_modules
 from loratune.data.audit import Severity
 from loratune.errors import ConfigError, LoratuneError
-from loratune.measure import find_architecture
-from loratune.model_source import is_hub_id, model_folder
-from loratune.optim import learning_rate
-from loratune.parameters import FP32_BYTES, VariantCount, count_variant, saved_modules
+from loratune.models.architectures import Architecture
+from loratune.models.measure import find_architecture
+from loratune.models.source import is_hub_id, model_folder
 from loratune.plan.memory import ERROR_BAR, Memory, block_count, predict
 from loratune.plan.sources import SourcedValue
 from loratune.plan.workload import Rows, Workload, read_workload_rows, workload
-from loratune.targets import block_of, find_targets
+from loratune.targets.find import block_of, find_targets
+from loratune.training.optim import learning_rate
 
 if TYPE_CHECKING:
     import torch
 
-    from loratune.activations import ActivationReport
+    from loratune.counting.activations import ActivationReport
     from loratune.plan.calibration import Speed
 
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
@@ -149,8 +149,8 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
     Raises:
         LoratuneError: an unknown model, or targets that match nothing.
     """
-    from loratune import pipeline  # noqa: F401  what training imports counts as its memory
-    from loratune.activations import measure_activations
+    import loratune.pipeline.run  # noqa: F401  what training imports counts as its memory
+    from loratune.counting.activations import measure_activations
     from loratune.plan.calibration import resident_bytes
 
     architecture = find_architecture(config.model)
@@ -185,7 +185,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
 
 def _stored_dtype(config: RunConfig) -> str:
     """Number format of the base's files, from their headers; bf16 where they are not here."""
-    from loratune.weights import tensor_entries
+    from loratune.models.weights import tensor_entries
 
     if is_hub_id(config.model.path):
         return "BF16"
@@ -200,7 +200,7 @@ def _device_and_dtype(config: RunConfig, stored: str) -> tuple[torch.device, tor
     """Where the recipe would run, and whether that is here."""
     import torch
 
-    from loratune.base_model import resolve_device, resolve_dtype
+    from loratune.models.load import resolve_device, resolve_dtype
 
     kinds = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16}
     file_dtype = kinds.get(stored, torch.float16)

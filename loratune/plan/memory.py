@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from loratune.architectures import Architecture
-from loratune.parameters import FP32_BYTES, VariantCount
+from loratune.counting.parameters import FP32_BYTES, VariantCount
+from loratune.models.architectures import Architecture
 from loratune.plan.workload import MicroBatch
-from loratune.targets import block_of
+from loratune.targets.find import block_of
 
 if TYPE_CHECKING:
-    from loratune.activations import ActivationReport
+    from loratune.counting.activations import ActivationReport
 
 ERROR_BAR = 0.25
 """Stated relative error of the predicted peak; ``benchmarks/plan_memory.py`` measures it."""

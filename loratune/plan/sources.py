@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from loratune.config.convert import run_fields, to_plain
+from loratune.config.recipes.folders import builtin_recipes
+from loratune.config.recipes.variant_settings import recipe_file
+from loratune.config.recipes.yaml_reader import parse, plain, read_text
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.config.settings import GROUPS
-from loratune.config.user_recipes import builtin_recipes
-from loratune.config.variant_settings import recipe_file
-from loratune.config.yaml_reader import parse, plain, read_text
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"

@@ -14,7 +14,7 @@ from loratune.data.packing import pack
 from loratune.data.prepare import PreparedData
 from loratune.data.report import DataReport
 from loratune.errors import ModelError
-from loratune.preview import read_prepared
+from loratune.plan.preview import read_prepared
 
 STEPS_LOOKED_AT = 2000
 """Steps whose batches are laid out; a longer run repeats what they look like."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from loratune.compare.result import Comparison, CurvePoint, VariantResult
 from loratune.compare.words import possible_interval
-from loratune.report.chart_frame import Chart
+from loratune.report.charts.chart_frame import Chart
+from loratune.report.charts.interval import Interval, interval_chart
+from loratune.report.charts.line import line_chart
+from loratune.report.charts.scatter import scatter_chart
+from loratune.report.charts.series import Point, Series
 from loratune.report.comparison_verdict import verdict
-from loratune.report.interval_chart import Interval, interval_chart
-from loratune.report.line_chart import line_chart
 from loratune.report.numbers import percent, significant
-from loratune.report.scatter_chart import scatter_chart
-from loratune.report.series import Point, Series
 
 _LOSS = "loss, nats per token"
 _MOST_PAIRS = 10

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from loratune.console import printable
-from loratune.report.chart_frame import Chart
+from loratune.report.charts.chart_frame import Chart
 
 
 @dataclass(frozen=True)

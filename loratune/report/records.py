@@ -8,7 +8,7 @@ from typing import Any
 
 from loratune import files
 from loratune.config.secrets import redact, redact_text
-from loratune.run_dir import RunDir
+from loratune.runs.run_dir import RunDir
 from loratune.training.history import History, Record
 
 

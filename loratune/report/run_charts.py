@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from loratune.report.chart_frame import Chart
-from loratune.report.line_chart import line_chart
+from loratune.report.charts.chart_frame import Chart
+from loratune.report.charts.line import line_chart
+from loratune.report.charts.series import Series, condensed
 from loratune.report.records import RunRecords
-from loratune.report.series import Series, condensed
 
 _LOSS = "loss, nats per token"
 _MANY = "Line: mean of a stretch of steps; band: lowest to highest in it."

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loratune.report.chart_frame import Chart
-from loratune.report.line_chart import line_chart
+from loratune.report.charts.chart_frame import Chart
+from loratune.report.charts.line import line_chart
+from loratune.report.charts.scatter import scatter_chart
+from loratune.report.charts.series import Point, Series, condensed
 from loratune.report.numbers import byte_size, duration, percent, share_interval, significant
 from loratune.report.page import Page, Section, Table
 from loratune.report.records import RunRecords
-from loratune.report.scatter_chart import scatter_chart
-from loratune.report.series import Point, Series, condensed
 
 _LOSS = "evaluation loss, nats per token"
 _UNREMARKABLE = ("name", "out", "resume", "stages", "trackers", "allow_drift", "trainer.seed")

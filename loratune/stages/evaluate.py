@@ -16,8 +16,8 @@ from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import GenerationPrompt, PreparedData
 from loratune.generation import Sampling, generate_answers
 from loratune.loss import LanguageModelHead
+from loratune.runs import processes
 from loratune.surgery import WrappedModel, disabled
-from loratune.training import processes
 from loratune.training.forward import batch_loss
 
 

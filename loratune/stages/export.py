@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from loratune import files
+from loratune.adapter_files.forms import EXACT, FORMS
+from loratune.adapter_files.offline import attach
+from loratune.adapter_files.peft_format import AdapterFolder, write_adapter_files
 from loratune.config.schema import ExportFormat, Verify
-from loratune.export_forms import EXACT, FORMS
-from loratune.export_proof import prove_export
-from loratune.fingerprint import tensors_fingerprint
-from loratune.offline_adapter import attach
-from loratune.peft_format import AdapterFolder, write_adapter_files
-from loratune.provenance import package_versions
+from loratune.merging.export_proof import prove_export
+from loratune.models.fingerprint import tensors_fingerprint
+from loratune.runs.provenance import package_versions
 
 CERTIFICATE = "certificate.json"
 

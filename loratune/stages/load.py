@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from loratune.base_model import load_model, load_tokenizer, resolve_device, resolve_dtype
 from loratune.config.schema import ModelConfig, Precision
-from loratune.fingerprint import base_fingerprint, tokenizer_fingerprint
-from loratune.model_source import model_folder, read_model_config
-from loratune.weights import tensor_entries
+from loratune.models.fingerprint import base_fingerprint, tokenizer_fingerprint
+from loratune.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
+from loratune.models.source import model_folder, read_model_config
+from loratune.models.weights import tensor_entries
 
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

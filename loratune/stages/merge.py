@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from loratune import files
+from loratune.adapter_files.offline import OfflineAdapter, is_zero
+from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import Dtype, MergeConfig
-from loratune.drift import fact_changes, refuse
 from loratune.errors import MergeError
-from loratune.fingerprint import tensors_fingerprint
-from loratune.merge_plan import MergePlan
-from loratune.merge_proof import LogitsProof, prove_logits, wants_logits
-from loratune.merge_writer import write_merged
-from loratune.merging import ModuleProof
-from loratune.offline_adapter import OfflineAdapter, is_zero
-from loratune.peft_format import AdapterFolder
-from loratune.provenance import package_versions
-from loratune.weights import INDEX, SINGLE, TensorEntry
+from loratune.merging.logits import LogitsProof, prove_logits, wants_logits
+from loratune.merging.plan import MergePlan
+from loratune.merging.weight import ModuleProof
+from loratune.merging.writer import write_merged
+from loratune.models.fingerprint import tensors_fingerprint
+from loratune.models.weights import INDEX, SINGLE, TensorEntry
+from loratune.runs.drift import fact_changes, refuse
+from loratune.runs.provenance import package_versions
 
 REPORT = "merge_report.json"
 _COPIED = ("*.json", "*.model", "*.txt", "*.jinja")

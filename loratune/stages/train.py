@@ -9,7 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from loratune.checkpoint import (
+from loratune.config.schema import TrainerConfig
+from loratune.data.batches import BatchPlan, shard
+from loratune.data.collate import Batch, collate, collate_packed
+from loratune.data.encoded_rows import EncodedRow
+from loratune.errors import TrainingError
+from loratune.loss import LanguageModelHead
+from loratune.models.fingerprint import tensors_fingerprint
+from loratune.runs import processes
+from loratune.runs.checkpoint import (
     Checkpoint,
     checkpoint_path,
     load_checkpoint,
@@ -17,19 +25,12 @@ from loratune.checkpoint import (
     save_checkpoint,
     set_aside_later,
 )
-from loratune.config.schema import TrainerConfig
-from loratune.data.batches import BatchPlan, shard
-from loratune.data.collate import Batch, collate, collate_packed
-from loratune.data.encoded_rows import EncodedRow
-from loratune.errors import TrainingError
-from loratune.fingerprint import tensors_fingerprint
-from loratune.loss import LanguageModelHead
-from loratune.optim import make_optimizer, schedule_factor, set_learning_rate
-from loratune.run_dir import RunDir
+from loratune.runs.run_dir import RunDir
 from loratune.surgery import WrappedModel
-from loratune.training import guards, processes
+from loratune.training import guards
 from loratune.training.health import HealthMonitor
 from loratune.training.memory import memory_errors
+from loratune.training.optim import make_optimizer, schedule_factor, set_learning_rate
 from loratune.training.prefetch import Prefetch
 from loratune.training.record import Recorder, Tracker
 from loratune.training.signals import StopRequest, stopped

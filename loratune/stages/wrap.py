@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from loratune.adapter_files.peft_format import AdapterFolder, read_adapter, wrap_for_loading
 from loratune.adapters.config import AdapterConfig
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
-from loratune.peft_format import AdapterFolder, read_adapter, wrap_for_loading
 from loratune.surgery import WrappedModel, wrap_model
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from loratune.errors import LoratuneError
-from loratune.run_dir import RunDir
+from loratune.runs.run_dir import RunDir
 from loratune.training.display import Silent, make_display
 from loratune.training.health_line import HealthLine
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from loratune.errors import ConfigError
-from loratune.training import processes
+from loratune.runs import processes
 
 
 def shard_base(model: nn.Module) -> None:

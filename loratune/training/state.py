@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from loratune.adapters.base import Adapter
-from loratune.checkpoint import Checkpoint
 from loratune.errors import CheckpointError
-from loratune.optim import load_optimizer_tensors, optimizer_tensors
+from loratune.runs import processes
+from loratune.runs.checkpoint import Checkpoint
 from loratune.surgery import WrappedModel
-from loratune.training import processes
+from loratune.training.optim import load_optimizer_tensors, optimizer_tensors
 
 
 @dataclass

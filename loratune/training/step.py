@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from loratune.data.collate import Batch
 from loratune.errors import TrainingError
 from loratune.loss import LanguageModelHead
-from loratune.training import processes
+from loratune.runs import processes
 from loratune.training.forward import batch_loss
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from loratune.adapter_files.peft_config import CONFIG as ADAPTER_CONFIG
 from loratune.errors import ConfigError, MergeError
-from loratune.peft_config import CONFIG as ADAPTER_CONFIG
 from loratune.stages.export import CERTIFICATE
 from loratune.stages.merge import REPORT
 from loratune.verify.adapter import check_adapter, check_export

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loratune.adapter_files.offline import attach
+from loratune.adapter_files.peft_format import FACTS, TENSORS, read_adapter
 from loratune.errors import LoratuneError, MergeError
-from loratune.offline_adapter import attach
-from loratune.peft_format import FACTS, TENSORS, read_adapter
 from loratune.stages.export import CERTIFICATE
 from loratune.verify.base import Base
 from loratune.verify.checks import Check, compared, file_checks, refused, sealed

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from loratune.base_model import load_tokenizer
-from loratune.fingerprint import combine_hashes, tokenizer_fingerprint
-from loratune.weights import TensorEntry, hash_tensors, tensor_entries
+from loratune.models.fingerprint import combine_hashes, tokenizer_fingerprint
+from loratune.models.load import load_tokenizer
+from loratune.models.weights import TensorEntry, hash_tensors, tensor_entries
 
 
 @dataclass

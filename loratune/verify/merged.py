@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loratune.adapter_files.offline import OfflineAdapter, attach, tensor_name, weight_source
+from loratune.adapter_files.peft_format import TENSORS, read_adapter
 from loratune.errors import LoratuneError, MergeError
-from loratune.fingerprint import combine_hashes
-from loratune.mapped_tensors import DTYPES, read_one
-from loratune.merging import prove_weight
-from loratune.offline_adapter import OfflineAdapter, attach, tensor_name, weight_source
-from loratune.peft_format import TENSORS, read_adapter
+from loratune.merging.threads import in_order, tensor_threads
+from loratune.merging.weight import prove_weight
+from loratune.models.fingerprint import combine_hashes
+from loratune.models.tensors import DTYPES, read_one
+from loratune.models.weights import TensorEntry, hash_tensors, tensor_entries
 from loratune.stages.merge import REPORT
-from loratune.tensor_threads import in_order, tensor_threads
 from loratune.verify.base import Base
 from loratune.verify.checks import Check, compared, file_checks, refused, sealed
 from loratune.verify.tensors import file_fingerprint
-from loratune.weights import TensorEntry, hash_tensors, tensor_entries
 
 
 def check_merged(

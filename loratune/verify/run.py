@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from loratune import files
-from loratune.checkpoint import MANIFEST, damage, published_checkpoints
+from loratune.adapter_files.peft_config import CONFIG as ADAPTER_CONFIG
+from loratune.adapter_files.peft_format import TENSORS
 from loratune.errors import CheckpointError, LoratuneError
-from loratune.peft_config import CONFIG as ADAPTER_CONFIG
-from loratune.peft_format import TENSORS
-from loratune.run_dir import RunDir
-from loratune.run_record import SUMMARY
+from loratune.runs.checkpoint import MANIFEST, damage, published_checkpoints
+from loratune.runs.run_dir import SUMMARY, RunDir
 from loratune.stages.export import CERTIFICATE
 from loratune.stages.merge import REPORT
 from loratune.verify.adapter import base_checks, check_adapter, check_export

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loratune.mapped_tensors import DTYPES, tensor_in
-from loratune.weights import TensorEntry, mapped, read_header
+from loratune.models.tensors import DTYPES, tensor_in
+from loratune.models.weights import TensorEntry, mapped, read_header
 
 
 def file_fingerprint(path: Path) -> str:

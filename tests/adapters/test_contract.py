@@ -13,14 +13,14 @@ import loratune
 from loratune.adapters.config import Kernel, LayerKind, LayerShape
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import TargetsConfig
+from loratune.models.layers import layer_shapes
 from loratune.surgery import (
     adapter_state,
     disabled,
-    layer_shapes,
     merge_model,
     wrap_model,
 )
-from loratune.targets import rank_for
+from loratune.targets.find import rank_for
 
 VARIANTS = variant_names()
 

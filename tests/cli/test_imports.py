@@ -77,7 +77,7 @@ def test_a_config_error_is_told_before_anything_heavy_is_imported(words, expecte
 
 
 def test_the_pipeline_imports_no_machinery_of_sharding_and_compiling():
-    result = run_python("import sys, loratune.pipeline; print(*sorted(sys.modules))")
+    result = run_python("import sys, loratune.pipeline.run; print(*sorted(sys.modules))")
     modules = set(result.stdout.split())
     assert "loratune.training.sharding" in modules
     assert not modules & {"torch.distributed.fsdp", "torch._inductor"}

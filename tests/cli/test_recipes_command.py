@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loratune.config.recipe_catalog import summary_of
-from loratune.config.user_recipes import builtin_recipes
+from loratune.config.recipes.catalog import summary_of
+from loratune.config.recipes.folders import builtin_recipes
 
 
 def test_ls_names_every_group_and_file_with_what_it_says_about_itself(loratune):

@@ -11,9 +11,9 @@ import pytest
 
 from loratune.adapters.registry import variant_names
 from loratune.config.overrides import check_overrides
+from loratune.config.recipes.folders import builtin_recipes, group_options
+from loratune.config.recipes.variant_settings import variant_settings
 from loratune.config.schema import RunConfig
-from loratune.config.user_recipes import builtin_recipes, group_options
-from loratune.config.variant_settings import variant_settings
 
 RECIPES = sorted(builtin_recipes().rglob("*.yaml"))
 

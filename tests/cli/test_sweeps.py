@@ -33,8 +33,8 @@ def test_the_overrides_of_a_failed_job_keep_their_secrets(loratune):
 
 
 def test_an_interrupt_ends_the_whole_sweep(loratune, monkeypatch):
-    from loratune import pipeline
     from loratune.errors import Interrupted
+    from loratune.pipeline import run as pipeline
 
     runs = []
 

@@ -8,13 +8,13 @@ import pytest
 
 from loratune.adapters.lora.config import LoRAConfig
 from loratune.adapters.registry import variant_names
-from loratune.architectures import Architecture, architecture_from_numbers
 from loratune.compare.contenders import Contender, contenders, matched, parse_match
+from loratune.config.recipes.variant_settings import variant_settings
 from loratune.config.schema import TargetsConfig
-from loratune.config.variant_settings import variant_settings
+from loratune.counting.parameters import VariantCount, count_variant
 from loratune.errors import ConfigError, LoratuneError
-from loratune.parameters import VariantCount, count_variant
-from loratune.targets import find_targets
+from loratune.models.architectures import Architecture, architecture_from_numbers
+from loratune.targets.find import find_targets
 
 OPT = {
     "model_type": "opt", "vocab_size": 740, "hidden_size": 128, "word_embed_proj_dim": 128,

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from loratune.base_model import load_tokenizer
 from loratune.compare.rows import ComparisonRows, prepare_comparison, question, units
 from loratune.config.schema import CompareConfig, DataConfig, RunConfig
 from loratune.errors import ConfigError, DataError
-from loratune.model_source import model_folder
+from loratune.models.load import load_tokenizer
+from loratune.models.source import model_folder
 
 Write = Callable[[str, list[dict[str, Any]]], str]
 Make = Callable[..., RunConfig]

@@ -14,8 +14,8 @@ from loratune.adapters.registry import variant_names
 from loratune.compare.memory import peak_bytes
 from loratune.compare.search import Point
 from loratune.compare.workbench import Workbench
+from loratune.config.recipes.variant_settings import variant_settings
 from loratune.config.schema import RunConfig, TargetsConfig
-from loratune.config.variant_settings import variant_settings
 from loratune.loss import LanguageModelHead
 from loratune.stages.evaluate import evaluation_loss
 from loratune.stages.train import TrainingSet

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from loratune.config.composition import check_composed, translate_composition_error
 from loratune.config.convert import register_schemas
+from loratune.config.recipes.folders import builtin_recipes, register_user_recipes
 from loratune.config.schema import RunConfig
-from loratune.config.user_recipes import builtin_recipes, register_user_recipes
 from loratune.errors import ConfigError, SecurityError
 
 

@@ -11,7 +11,7 @@ from textwrap import dedent
 import pytest
 
 from loratune.config.overrides import check_overrides, prepare_overrides
-from loratune.config.user_recipes import (
+from loratune.config.recipes.folders import (
     builtin_recipes,
     group_options,
     parse_flags,
@@ -196,9 +196,9 @@ APP = dedent(
     from loratune.config.convert import register_schemas
     from loratune.config.overrides import (
         check_overrides, prepare_overrides, translate_composition_error)
-    from loratune.config.recipe_files import check_recipe_files
+    from loratune.config.recipes.files import check_recipe_files
     from loratune.config.schema import RunConfig
-    from loratune.config.user_recipes import *
+    from loratune.config.recipes.folders import *
     from loratune.errors import LoratuneError, raise_together
 
     os.environ["HYDRA_FULL_ERROR"] = "1"

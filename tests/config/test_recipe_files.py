@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from loratune.config.recipe_files import check_recipe_files
-from loratune.config.user_recipes import builtin_recipes
-from loratune.config.yaml_reader import MAX_BYTES
+from loratune.config.recipes.files import check_recipe_files
+from loratune.config.recipes.folders import builtin_recipes
+from loratune.config.recipes.yaml_reader import MAX_BYTES
 from loratune.errors import ConfigError, LoratuneError, SecurityError
 
 GLOBAL = "# @package _global_\n"
@@ -390,7 +390,7 @@ def test_an_unreadable_file_is_a_mistake(here: Path) -> None:
 
 def test_checking_recipes_never_imports_torch() -> None:
     code = (
-        "import sys; import loratune.config.recipe_files, loratune.config.overrides;"
+        "import sys; import loratune.config.recipes.files, loratune.config.overrides;"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

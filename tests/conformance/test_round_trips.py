@@ -15,10 +15,10 @@ from support.tiny_models import EMBEDDING, FAMILIES, UNEQUAL, logits
 from support.tolerance import T0, case
 
 from conformance.test_training import VARIANTS, every_variant, stir
+from loratune.adapter_files.peft_format import read_adapter, wrap_for_loading, write_adapter
 from loratune.adapters.config import Kernel
 from loratune.config.convert import to_plain
 from loratune.errors import ModelError
-from loratune.peft_format import read_adapter, wrap_for_loading, write_adapter
 from loratune.surgery import WrappedModel
 
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,7 @@ from support.tolerance import T0, case
 from torch import nn
 
 from loratune.errors import LoratuneError, ModelError
-from loratune.surgery import layer_shapes
+from loratune.models.layers import layer_shapes
 
 
 @case(15, T0)

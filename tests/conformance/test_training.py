@@ -206,7 +206,7 @@ def test_every_trained_number_is_in_exactly_one_group(family: str, variant: str)
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_lora_plus_keeps_its_ratio_at_every_step_and_after_a_resume(schedule: str) -> None:
     from loratune.config.schema import Schedule, TrainerConfig
-    from loratune.optim import (
+    from loratune.training.optim import (
         load_optimizer_tensors,
         make_optimizer,
         optimizer_tensors,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from loratune.base_model import load_tokenizer
 from loratune.config.schema import DataConfig
 from loratune.data.audit import Severity, audit
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.errors import DataError
-from loratune.model_source import assets
+from loratune.files import ASSETS
+from loratune.models.load import load_tokenizer
 
 ROWS = [{"prompt": f"Question: {n}?\n", "completion": f"Answer {n}."} for n in range(20)]
 OTHERS = [{"prompt": f"Question: {n}?\n", "completion": f"Answer {n}."} for n in range(90, 94)]
@@ -21,7 +21,7 @@ OTHERS = [{"prompt": f"Question: {n}?\n", "completion": f"Answer {n}."} for n in
 
 @pytest.fixture
 def tokenizer():
-    return load_tokenizer(assets() / "demo-opt")
+    return load_tokenizer(ASSETS / "demo-opt")
 
 
 def written(name: str, rows: list[dict]) -> str:

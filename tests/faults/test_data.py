@@ -79,6 +79,6 @@ def test_a_named_pipe_is_refused_without_waiting(bench: Bench) -> None:
 def test_contradictions_are_found_before_anything_is_made(
     bench: Bench, words: tuple[str, ...], named: str
 ) -> None:
-    stopped = bench.train("run", *words, faults=["count@loratune.pipeline.run"])
+    stopped = bench.train("run", *words, faults=["count@loratune.pipeline.run.run"])
     check_told(stopped, 2, named)
     assert stopped.calls == [] and not (bench.folder / "run").exists()

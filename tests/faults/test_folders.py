@@ -80,7 +80,7 @@ class Poller(threading.Thread):
         return sorted((self.run_folder / "checkpoints").glob("step_*"))
 
     def _usable(self, folders: list[Path]) -> list[Path]:
-        from loratune.checkpoint import damage
+        from loratune.runs.checkpoint import damage
 
         return [folder for folder in folders if not damage(folder)]
 

@@ -108,7 +108,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "trainer.precision": m("trainer.precision=bf16"),
     "trainer.gradient_checkpointing": m(
-        "trainer.gradient_checkpointing=true", calls="loratune.pipeline.checkpoint_activations"
+        "trainer.gradient_checkpointing=true", calls="loratune.pipeline.run.checkpoint_activations"
     ),
     "trainer.compile": m("trainer.compile=true", calls="torch.compile"),
     "trainer.seed": m("trainer.seed=1"),
@@ -286,8 +286,8 @@ def test_optimizer_groups_carry_the_recipes_numbers(variant: str) -> None:
     from support.tiny_models import tiny_opt
 
     from loratune.config.schema import TargetsConfig, TrainerConfig
-    from loratune.optim import make_optimizer
     from loratune.stages.wrap import wrap
+    from loratune.training.optim import make_optimizer
 
     torch.manual_seed(0)
     config = config_class(variant)()

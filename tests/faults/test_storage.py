@@ -88,7 +88,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_loaded(
     (bench.folder / "locked").mkdir(mode=0o500)
     if out.startswith("locked") and os.geteuid() == 0:
         pytest.skip("root may write everywhere")
-    stopped = bench.train(out, faults=["count@loratune.pipeline.run"])
+    stopped = bench.train(out, faults=["count@loratune.pipeline.run.run"])
     check_told(stopped, 8, out.split("/")[-1])
     assert stopped.calls == [] and stopped.seconds < 3
     assert (bench.folder / "taken").read_text() == "a file"
@@ -138,7 +138,7 @@ def test_a_shard_that_cannot_be_written_leaves_no_model(bench: Bench) -> None:
     out = bench.folder / "merged" / "model"
     words = merge_words(bench, out, base)
     stopped = bench.loratune(
-        *words, faults=["enospc@loratune.safetensors_writer.SafetensorsWriter.write:9"]
+        *words, faults=["enospc@loratune.merging.safetensors_writer.SafetensorsWriter.write:9"]
     )
     TALLY.add("disk refusals injected")
     check_told(stopped, 8)

@@ -169,7 +169,7 @@ def test_a_bug_does_not_print_the_secret_in_its_message(world: World) -> None:
     """S09: a crash with the token in a message and in a local variable."""
 
     def crash() -> None:
-        from loratune import pipeline
+        from loratune.pipeline import run as pipeline
 
         def run(config: object) -> None:
             token = os.environ["HF_TOKEN"]

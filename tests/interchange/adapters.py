@@ -75,8 +75,8 @@ def load_here(base: Path, folder: Path, *, reference: bool = True) -> Any:
     """The adapter as loratune loads it."""
     from dataclasses import replace
 
+    from loratune.adapter_files.peft_format import read_adapter
     from loratune.adapters.config import Kernel
-    from loratune.peft_format import read_adapter
     from loratune.stages.wrap import wrap_existing
 
     adapter = read_adapter(folder)

@@ -128,8 +128,8 @@ def test_compact_vera_loads_in_peft_as_it_is(
 def test_a_form_that_computes_something_else_is_never_published(
     bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from loratune.adapter_files.peft_format import read_adapter
     from loratune.config.schema import ExportFormat
-    from loratune.peft_format import read_adapter
     from loratune.stages import export as stage
 
     folder = write_with_peft(bases["opt"], peft_configs("opt")["rslora"], tmp_path / "adapter")
@@ -149,8 +149,8 @@ def test_a_form_that_computes_something_else_is_never_published(
 def test_the_logits_proof_alone_sees_a_form_that_differs(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    from loratune.merge_proof import prove_same_logits
-    from loratune.peft_format import read_adapter
+    from loratune.adapter_files.peft_format import read_adapter
+    from loratune.merging.logits import prove_same_logits
 
     folder = write_with_peft(bases["opt"], peft_configs("opt")["lora"], tmp_path / "one")
     other = write_with_peft(bases["opt"], peft_configs("opt")["rslora"], tmp_path / "two")

@@ -8,16 +8,16 @@ import sys
 import pytest
 import torch
 
-from loratune.activations import measure_activations
 from loratune.adapters.registry import config_class
-from loratune.architectures import architecture_from_numbers
 from loratune.config.schema import TargetsConfig
+from loratune.counting.activations import measure_activations
+from loratune.counting.parameters import count_variant
 from loratune.loss import supervised
-from loratune.parameters import count_variant
+from loratune.models.architectures import architecture_from_numbers
 from loratune.plan import memory as memory_module
 from loratune.plan.memory import block_count, hidden_size, predict, vocabulary
 from loratune.plan.workload import MicroBatch
-from loratune.targets import find_targets
+from loratune.targets.find import find_targets
 
 NUMBERS = {
     "model_type": "llama",
@@ -86,7 +86,7 @@ MEASURE = """
 import torch
 from loratune import library
 from loratune.loss import LanguageModelHead
-from loratune.measure import build_model
+from loratune.models.measure import build_model
 kept, seen = 0, set()
 model = build_model({numbers})
 wrapped = library.wrap(model, "{variant}", targets="all_linear")

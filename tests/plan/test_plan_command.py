@@ -35,7 +35,7 @@ def test_the_table_says_steps_memory_disk_and_time_and_leaves_nothing_behind(cap
 
 
 def test_no_model_weight_is_read(capsys, monkeypatch):
-    from loratune import base_model
+    from loratune.models import load as base_model
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("weights were asked for")

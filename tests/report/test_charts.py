@@ -10,12 +10,12 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
-from loratune.report.axis import make_axis
-from loratune.report.interval_chart import Interval, interval_chart
-from loratune.report.line_chart import line_chart
+from loratune.report.charts.axis import make_axis
+from loratune.report.charts.interval import Interval, interval_chart
+from loratune.report.charts.line import line_chart
+from loratune.report.charts.scatter import scatter_chart, undominated
+from loratune.report.charts.series import Point, Series, condensed
 from loratune.report.numbers import byte_size, duration, share_interval, significant
-from loratune.report.scatter_chart import scatter_chart, undominated
-from loratune.report.series import Point, Series, condensed
 
 
 def drawing(chart: object) -> Element:

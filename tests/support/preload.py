@@ -17,8 +17,8 @@ def preload() -> None:
 
     import loratune.cli.dispatch
     import loratune.cli.hydra_app
-    import loratune.later_stages
-    import loratune.pipeline  # noqa: F401
+    import loratune.pipeline.commands
+    import loratune.pipeline.run  # noqa: F401
 
     torch.set_num_threads(1)
     assert transformers.__version__ and safetensors.torch

@@ -18,13 +18,13 @@ from loratune.data.batches import BatchPlan
 from loratune.data.collate import collate
 from loratune.data.encoded_rows import EncodedRow
 from loratune.loss import LanguageModelHead
-from loratune.optim import make_optimizer
-from loratune.run_dir import RunDir
+from loratune.runs.run_dir import RunDir
 from loratune.stages.train import TrainingSet, train
 from loratune.training.advice import Advice, Setup, advise, summary_lines
 from loratune.training.health import HealthMonitor
 from loratune.training.health_line import HealthLine
 from loratune.training.history import History
+from loratune.training.optim import make_optimizer
 from loratune.training.step import train_step
 
 DEAD = "model.decoder.layers.1.fc1"

@@ -13,8 +13,8 @@ from loratune.data.collate import collate, collate_packed
 from loratune.data.encoded_rows import EncodedRow
 from loratune.errors import TrainingError
 from loratune.loss import LanguageModelHead
-from loratune.optim import make_optimizer
 from loratune.training.forward import batch_loss
+from loratune.training.optim import make_optimizer
 from loratune.training.step import train_step
 
 VOCAB = 32

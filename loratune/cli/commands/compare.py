@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from loratune.cli.commands.evaluate import check_format
 from loratune.cli.hydra_app import given_keys
+from loratune.config.recipes.folders import UserRecipes
 from loratune.config.schema import RunConfig
-from loratune.config.user_recipes import UserRecipes
 from loratune.errors import ConfigError, raise_together
 
 if TYPE_CHECKING:
@@ -48,10 +48,13 @@ def run(config: Config, overrides: list[str]) -> None:
     check_format(config.format, FORMATS)
     options = _options(config, given_keys(overrides))
     quiet_profiler()
-    from loratune.compare.run import compare
+    from loratune.compare.run import compare, require_a_result
+    from loratune.report.build import write_comparison_report
 
     with _told_on_stderr(config.format != "table"):
         comparison, folder = compare(config, options)
+        write_comparison_report(folder)
+        require_a_result(comparison, folder)
     _print(comparison, config.format)
     if config.format == "table":
         from loratune.console import say
@@ -112,7 +115,7 @@ def _print(comparison: Comparison, form: str) -> None:
         print(tables.csv(comparison), end="")
     else:
         from loratune.console import console, say
-        from loratune.parameter_tables import to_rich
+        from loratune.counting.tables import to_rich
 
         for grid in tables.screen(comparison):
             console().print(to_rich(grid))

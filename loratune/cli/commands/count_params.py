@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from loratune.cli.commands.evaluate import check_format
 from loratune.cli.hydra_app import given_keys
+from loratune.config.recipes.folders import UserRecipes
 from loratune.config.schema import RunConfig
-from loratune.config.user_recipes import UserRecipes
 from loratune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from loratune.parameter_tables import Grid
-    from loratune.plan.counts import VariantTable
-    from loratune.published import PublishedRow
+    from loratune.counting.published import PublishedRow
+    from loratune.counting.tables import Grid
+    from loratune.counting.variant_table import VariantTable
 
 
 @dataclass(kw_only=True)
@@ -49,8 +49,7 @@ def run(config: Config, overrides: list[str]) -> None:
         raise ConfigError(
             "rank and match exclude each other", where="rank, match", fix="set one of them"
         )
-    from loratune.plan.counts import count_table
-    from loratune.plan.model_numbers import own_numbers
+    from loratune.counting.variant_table import count_table, own_numbers
 
     config.model = own_numbers(config.model, given_keys(overrides))
     table = count_table(
@@ -74,7 +73,7 @@ def _names(variants: Any) -> list[str] | None:
 
 
 def _print_table(table: VariantTable, config: Config) -> None:
-    from loratune.parameter_tables import budget_grid, module_grid, report_json, variant_grid
+    from loratune.counting.tables import budget_grid, module_grid, report_json, variant_grid
 
     if config.format == "json":
         print(report_json(table.to_dict(per_module=config.per_module)), end="")
@@ -90,7 +89,7 @@ def _print_table(table: VariantTable, config: Config) -> None:
 
 
 def _activation_grid(table: VariantTable) -> Grid:
-    from loratune.parameter_tables import Grid
+    from loratune.counting.tables import Grid
 
     rows = tuple(
         (a.variant, a.rank, round(a.base), round(a.added), round(a.base + a.added))
@@ -102,8 +101,8 @@ def _activation_grid(table: VariantTable) -> Grid:
 
 
 def _print_published(form: str) -> None:
-    from loratune.parameter_tables import published_grid, report_json
-    from loratune.published import published_report
+    from loratune.counting.published import published_report
+    from loratune.counting.tables import published_grid, report_json
 
     rows = published_report()
     if form == "json":
@@ -137,7 +136,7 @@ def _published_lines(rows: list[PublishedRow]) -> Iterator[str]:
 
 
 def _print_grids(grids: list[Grid], form: str, notes: tuple[str, ...]) -> None:
-    from loratune.parameter_tables import to_csv, to_markdown, to_rich, transposed
+    from loratune.counting.tables import to_csv, to_markdown, to_rich, transposed
 
     if form == "csv":
         print("\n".join(to_csv(grid) for grid in grids), end="")

@@ -26,9 +26,9 @@ def run(config: Config, overrides: list[str]) -> None:
     check_format(config.format, ("table", "json"))
     folder = adapter_folder(config.run, config.adapter_path)
     config = recorded_recipe(config, overrides, config.run)
-    from loratune import later_stages
+    from loratune.pipeline import commands
 
-    later_stages.evaluate_adapter(config, folder, given_keys(overrides))
+    commands.evaluate_adapter(config, folder, given_keys(overrides))
 
 
 def adapter_folder(run: str | None, adapter_path: str | None) -> Path:

@@ -27,6 +27,6 @@ def run(config: Config, overrides: list[str]) -> None:
     run_folder, out, form = config.run, config.out, config.format
     config = recorded_recipe(config, overrides, config.run)
     target = Path(out) if out else Path(run_folder or ".") / "export"
-    from loratune import later_stages
+    from loratune.pipeline import commands
 
-    later_stages.export_adapter(config, folder, target, form, given_keys(overrides))
+    commands.export_adapter(config, folder, target, form, given_keys(overrides))

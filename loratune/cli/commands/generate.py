@@ -42,9 +42,9 @@ def run(config: Config, overrides: list[str]) -> None:
     _check_sampling(config)
     folder = adapter_folder(config.run, config.adapter_path)
     config = recorded_recipe(config, overrides, config.run)
-    from loratune import later_stages
+    from loratune.pipeline import commands
 
-    later_stages.generate(config, folder, given_keys(overrides))
+    commands.generate(config, folder, given_keys(overrides))
 
 
 def _check_sampling(config: Config) -> None:

@@ -30,6 +30,6 @@ def run(config: Config, overrides: list[str]) -> None:
     run_folder, out = config.run, config.out
     config = recorded_recipe(config, overrides, config.run)
     target = Path(out) if out else Path(run_folder or ".") / "merged"
-    from loratune import later_stages
+    from loratune.pipeline import commands
 
-    later_stages.merge_adapters(config, folders, target, given_keys(overrides))
+    commands.merge_adapters(config, folders, target, given_keys(overrides))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from loratune.cli.commands.evaluate import check_format
 from loratune.cli.hydra_app import given_keys
+from loratune.config.recipes.folders import UserRecipes
 from loratune.config.schema import RunConfig
-from loratune.config.user_recipes import UserRecipes
 
 
 @dataclass(kw_only=True)
@@ -27,8 +27,8 @@ def run(config: Config, overrides: list[str]) -> None:
     check_format(config.format, ("table", "json"))
     from hydra.core.hydra_config import HydraConfig
 
+    from loratune.counting.variant_table import own_numbers
     from loratune.plan.fit import parse_size
-    from loratune.plan.model_numbers import own_numbers
     from loratune.plan.sources import sourced_values
 
     given = given_keys(overrides)

@@ -27,7 +27,7 @@ def run(config: Config, overrides: list[str]) -> None:
         raise ConfigError(f"{config.rows} is out of range", where="rows", fix="use >= 0")
     check_rows(config)
     from loratune.files import to_json
-    from loratune.preview import make_preview, show_preview
+    from loratune.plan.preview import make_preview, show_preview
 
     preview = make_preview(config, config.rows)
     if config.format == "json":

@@ -42,8 +42,8 @@ def run(arguments: list[str]) -> None:
 
 
 def _list(group: str | None) -> None:
-    from loratune.config.recipe_catalog import list_recipes
-    from loratune.config.user_recipes import user_recipe_folders
+    from loratune.config.recipes.catalog import list_recipes
+    from loratune.config.recipes.folders import user_recipe_folders
     from loratune.console import printable
 
     entries = list_recipes(user_recipe_folders([]), group)
@@ -58,8 +58,8 @@ def _list(group: str | None) -> None:
 
 
 def _show(name: str) -> None:
-    from loratune.config.recipe_catalog import find_recipe
-    from loratune.config.user_recipes import user_recipe_folders
+    from loratune.config.recipes.catalog import find_recipe
+    from loratune.config.recipes.folders import user_recipe_folders
     from loratune.console import printable
 
     found = find_recipe(name, user_recipe_folders([]))
@@ -68,8 +68,8 @@ def _show(name: str) -> None:
 
 
 def _copy(name: str, options: dict[str, str]) -> None:
-    from loratune.config.recipe_catalog import copy_recipe, find_recipe
-    from loratune.config.user_recipes import user_recipe_folders
+    from loratune.config.recipes.catalog import copy_recipe, find_recipe
+    from loratune.config.recipes.folders import user_recipe_folders
 
     force = options.get("force", "false").lower()
     if force not in ("true", "false"):

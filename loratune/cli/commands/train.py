@@ -19,19 +19,19 @@ def run(config: RunConfig, overrides: list[str]) -> None:
     config = recorded_recipe(config, overrides)
     check_rows(config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
-        from loratune.launch import join
+        from loratune.pipeline.launch import join
 
         join(config)
         return
     _check_folder(config)
     if config.launch.nproc > 1:
-        from loratune.launch import launch
+        from loratune.pipeline.launch import launch
 
         launch(config)
         return
-    from loratune import pipeline
+    from loratune.pipeline.run import run
 
-    pipeline.run(config)
+    run(config)
 
 
 def check_rows(config: RunConfig) -> None:
@@ -48,7 +48,7 @@ def check_rows(config: RunConfig) -> None:
 
 def _check_folder(config: RunConfig) -> None:
     """A folder that is taken or cannot be written is found before torch is imported."""
-    from loratune.run_dir import RunDir
+    from loratune.runs.run_dir import RunDir
 
     if config.resume in (None, "auto"):
         RunDir.check(config)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loratune.cli.commands.compare import quiet_profiler
+from loratune.config.recipes.folders import UserRecipes
 from loratune.config.schema import RunConfig
-from loratune.config.user_recipes import UserRecipes
 from loratune.errors import ConfigError, raise_together
 
 _OF_THE_SEARCH = (
@@ -37,8 +37,8 @@ def run(config: Config, overrides: list[str]) -> None:
     config.out = None  # the search keeps its work where compare does
     quiet_profiler()
     from loratune.compare.options import Options
+    from loratune.compare.tune import curve, tune
     from loratune.console import say
-    from loratune.tune import curve, tune
 
     options = Options(
         lr_grid=config.lr_grid,

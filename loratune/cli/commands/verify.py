@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> None:
     if adapter and not model:
         fix = "add model.path=BASE"
         raise ConfigError("adapter_path needs the base model", where="adapter_path", fix=fix)
-    from loratune.model_source import model_folder
+    from loratune.models.source import model_folder
     from loratune.verify import verify
 
     base = model_folder(model) if model else None

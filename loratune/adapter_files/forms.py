@@ -1,0 +1,135 @@
+"""The forms that an adapter can be exported in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loratune.adapter_files.compact import drop_frozen
+from loratune.adapter_files.offline import OfflineAdapter
+from loratune.adapter_files.peft_format import (
+    PREFIX,
+    peft_config,
+    projection_fingerprint,
+    stores_input_first,
+    target_names,
+)
+from loratune.adapters.base import Adapter
+from loratune.adapters.config import LayerKind
+from loratune.config.schema import ExportFormat
+from loratune.errors import ModelError
+from loratune.surgery import adapter_state
+
+Form = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
+"""adapter_config.json, tensors, loratune.json."""
+
+EXACT = (ExportFormat.peft, ExportFormat.compact)
+"""Forms whose tensors are the original's to the bit."""
+
+
+def _base_name(offline: OfflineAdapter) -> str:
+    return str(offline.folder.peft.get("base_model_name_or_path") or "")
+
+
+def as_peft(offline: OfflineAdapter) -> Form:
+    """PEFT's own format, complete: what was left to a seed is written out."""
+    config = peft_config(offline.wrapped, _base_name(offline))
+    if "save_projection" in config:
+        config["save_projection"] = True
+    facts = _own_facts(offline)
+    facts.pop("regenerate", None)
+    return config, _all_tensors(offline), facts
+
+
+def as_plain_lora(offline: OfflineAdapter) -> Form:
+    """Plain LoRA of one rank: scaling folded into B, short ranks padded with zeros.
+
+    For servers that read only the global rank and alpha.  VeRA becomes exact LoRA factors
+    A' = λ_d A, B' = s λ_b B.
+    """
+    if offline.wrapped.saved_modules:
+        raise ModelError(
+            "modules trained in full have no place in a plain LoRA file",
+            where=", ".join(offline.wrapped.saved_modules),
+            fix="export format=merged",
+        )
+    factors = {name: low_rank(layer) for name, layer in offline.wrapped.adapters.items()}
+    rank = max(A.shape[0] for A, _ in factors.values())
+    tensors: dict[str, Tensor] = {}
+    for name, (A, B) in factors.items():
+        layer = offline.wrapped.adapters[name]
+        A, B = _padded(A, B, rank)
+        keys = ("lora_A.weight", "lora_B.weight")
+        if layer.shape.kind is LayerKind.embedding:
+            keys = ("lora_embedding_A", "lora_embedding_B")
+        tensors.update({f"{PREFIX}{name}.{keys[0]}": A, f"{PREFIX}{name}.{keys[1]}": B})
+    config = {
+        "base_model_name_or_path": _base_name(offline),
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": target_names(offline.wrapped),
+        "task_type": "CAUSAL_LM",
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": stores_input_first(offline.wrapped),
+        "init_lora_weights": True,
+    }
+    kept = ("base", "tokenizer", "prompt_format", "base_path")
+    facts = {key: offline.folder.facts[key] for key in kept if key in offline.folder.facts}
+    return config, tensors, {**facts, "variant": "lora", "adapter": {}}
+
+
+def as_compact(offline: OfflineAdapter) -> Form:
+    """Only what was trained; frozen matrices as seed and checksum, to be drawn again.
+
+    VeRA's shared matrices are left out (PEFT draws them again too).  ``export format=peft``
+    restores the whole file bit for bit, or refuses if the checksum differs.
+    """
+    wrapped = offline.wrapped
+    shared = {key for layer in wrapped.adapters.values() for key in layer.shared_tensors()}
+    if not shared:
+        return _compact_lora(offline)
+    tensors = {key: value for key, value in _all_tensors(offline).items() if key not in shared}
+    config = {**peft_config(wrapped, _base_name(offline)), "save_projection": False}
+    facts = {**_own_facts(offline), "projection": projection_fingerprint(wrapped)}
+    return config, tensors, facts
+
+
+def _compact_lora(offline: OfflineAdapter) -> Form:
+    tensors, recipe = drop_frozen(offline)
+    config = peft_config(offline.wrapped, _base_name(offline))
+    return config, tensors, {**_own_facts(offline), "regenerate": recipe}
+
+
+def _own_facts(offline: OfflineAdapter) -> dict[str, Any]:
+    """``loratune.json`` without the hashes of the files that are about to be written anew."""
+    return {key: value for key, value in offline.folder.facts.items() if key != "files"}
+
+
+def _all_tensors(offline: OfflineAdapter) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in adapter_state(offline.wrapped).items()}
+
+
+def low_rank(layer: Adapter) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) with ΔW = B A exactly, scaling and λ's folded in."""
+    A, B = layer.low_rank_factors()
+    return A.detach().float().cpu(), B.detach().float().cpu()
+
+
+def _padded(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    short = rank - A.shape[0]
+    padded_A = torch.cat([A, A.new_zeros(short, A.shape[1])])
+    return padded_A.contiguous(), torch.cat([B, B.new_zeros(B.shape[0], short)], dim=1).contiguous()
+
+
+FORMS: dict[ExportFormat, Callable[[OfflineAdapter], Form]] = {
+    ExportFormat.peft: as_peft,
+    ExportFormat.portable: as_plain_lora,
+    ExportFormat.lora: as_plain_lora,
+    ExportFormat.compact: as_compact,
+}

@@ -1,0 +1,120 @@
+"""An adapter and its layers without the base model's weights.
+
+The base is built on torch's meta device from ``config.json``: names and shapes, no data.  The
+adapter on it is real, so ΔW of every module can be computed one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
+from loratune.adapters.base import Adapter
+from loratune.errors import MergeError, ModelError, refused_as
+from loratune.models.source import read_model_config
+from loratune.surgery import WrappedModel
+
+
+@dataclass(frozen=True)
+class OfflineAdapter:
+    """An adapter on a base without data.
+
+    Attributes:
+        wrapped: meta model with real adapters.
+        folder: the adapter as read.
+        base_folder: the base model's files.
+        prefix: what the base's files may leave out in front of a tensor's name.
+        tied: whether the base's head shares the input embedding's weight.
+        unties: whether merging must part the two.
+        input_embedding: name of the input embedding module.
+        output_head: name of the head module.
+    """
+
+    wrapped: WrappedModel
+    folder: AdapterFolder
+    base_folder: Path
+    prefix: str
+    tied: bool
+    unties: bool
+    input_embedding: str
+    output_head: str
+
+
+def meta_model(base_folder: Path) -> Any:
+    """The base model on the meta device: no data, no remote code.
+
+    Raises:
+        ModelError: if transformers cannot build it.
+    """
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    transformers.utils.logging.set_verbosity_error()
+    read_model_config(base_folder)
+    try:
+        config = AutoConfig.from_pretrained(str(base_folder), local_files_only=True)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"cannot build the model: {line}", where=str(base_folder)) from error
+
+
+def attach(base_folder: Path, folder: AdapterFolder) -> OfflineAdapter:
+    """Put an adapter on its base's names and shapes.
+
+    Raises:
+        LoratuneError: if it does not fit.
+    """
+    model = meta_model(base_folder).eval()
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    ends = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+    names = {
+        end: next((n for n, m in model.named_modules() if m is module), "")
+        for end, module in ends.items()
+    }
+    with refused_as(MergeError):
+        wrapped = wrap_for_loading(model, folder)
+    touched = [*wrapped.adapters, *wrapped.saved_modules]
+    return OfflineAdapter(
+        wrapped,
+        folder,
+        base_folder,
+        str(getattr(model, "base_model_prefix", "")),
+        tied,
+        tied and any(name in names.values() for name in touched),
+        names["input"],
+        names["output"],
+    )
+
+
+def tensor_name(entries: Sequence[str] | dict[str, Any], wanted: str, prefix: str) -> str | None:
+    """The name under which the base's files hold a tensor; hubs often drop the model's prefix."""
+    for name in (wanted, wanted.removeprefix(prefix + ".")):
+        if name in entries:
+            return name
+    return None
+
+
+def weight_source(offline: OfflineAdapter, entries: dict[str, Any], module: str) -> str:
+    """Name of the stored tensor that a module's weight comes from; a tied head's is the input's.
+
+    Raises:
+        MergeError: if the base's files do not hold it.
+    """
+    name = tensor_name(entries, f"{module}.weight", offline.prefix)
+    if name is None and offline.tied and module == offline.output_head:
+        name = tensor_name(entries, f"{offline.input_embedding}.weight", offline.prefix)
+    if name is None:
+        raise MergeError(f"the base has no weight for '{module}'", where="model.path")
+    return name
+
+
+def is_zero(adapter: Adapter) -> bool:
+    """Whether a layer's correction is exactly nothing."""
+    return not bool(adapter.delta_weight().any())

@@ -1,0 +1,312 @@
+"""PEFT's adapter format, read and written: the native format of loratune's adapters.
+
+``adapter_config.json`` and ``adapter_model.safetensors`` are what ``PeftModel.from_pretrained``
+loads; ``loratune.json`` beside them keeps what PEFT has no place for: the variant, its
+training-only settings, and the fingerprints that bind the adapter to its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from loratune import files
+from loratune.adapter_files.checks import misfits, unfit_tensors
+from loratune.adapter_files.peft_config import (
+    CONFIG,
+    configs_from_peft,
+    refuse_rank,
+    unusable_setting,
+)
+from loratune.adapters.config import AdapterConfig, LayerKind
+from loratune.config.schema import TargetsConfig
+from loratune.errors import ConfigError, ModelError, SecurityError, raise_together
+from loratune.models.fingerprint import tensors_fingerprint
+from loratune.models.weights import inside, read_header
+from loratune.surgery import WrappedModel, adapter_state, wrap_model
+
+TENSORS = "adapter_model.safetensors"
+FACTS = "loratune.json"
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter read from disk, before it is put into a model.
+
+    Attributes:
+        path: its folder.
+        config: the variant's settings.
+        targets: which layers it adapts.
+        tensors: keys and values as in the file.
+        facts: ``loratune.json``, empty for an adapter that PEFT wrote.
+        peft: ``adapter_config.json`` as it is.
+    """
+
+    path: Path
+    config: AdapterConfig
+    targets: TargetsConfig
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    peft: Mapping[str, Any] = field(default_factory=dict)
+
+
+# -- writing -------------------------------------------------------------------------------
+
+
+def write_adapter(
+    folder: Path, wrapped: WrappedModel, facts: Mapping[str, Any], base_name: str
+) -> None:
+    """Write a wrapped model's adapter into an (unpublished) folder.
+
+    Args:
+        folder: an existing folder, usually a temporary one about to be published.
+        wrapped: the model.
+        facts: what ``loratune.json`` keeps beside the variant's settings.
+        base_name: ``base_model_name_or_path``.
+
+    Raises:
+        ModelError: if a tensor is empty or not finite: such an adapter is never published.
+    """
+    tensors = {name: tensor.cpu() for name, tensor in adapter_state(wrapped).items()}
+    if not getattr(wrapped.config, "save_projection", True):
+        shared = {key for layer in wrapped.adapters.values() for key in layer.shared_tensors()}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
+    write_adapter_files(folder, peft_config(wrapped, base_name), tensors, facts)
+
+
+def write_adapter_files(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Write the three files of an adapter folder, after checking every tensor."""
+    raise_together(unfit_tensors(tensors, str(folder / TENSORS)))
+    plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, folder / TENSORS, metadata={"format": "pt"})
+    files.write_json(folder / CONFIG, dict(config))
+    hashes = {name: files.sha256_file(folder / name) for name in (CONFIG, TENSORS)}
+    files.write_sealed_json(folder / FACTS, {"format": 1, **facts, "files": hashes})
+
+
+def peft_config(wrapped: WrappedModel, base_name: str) -> dict[str, Any]:
+    """The ``adapter_config.json`` that makes PEFT build the same adapter."""
+    return {
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "inference_mode": True,
+        "modules_to_save": list(wrapped.saved_modules) or None,
+        "target_modules": target_names(wrapped),
+        "task_type": "CAUSAL_LM",
+        **wrapped.config.to_peft(),
+        "fan_in_fan_out": stores_input_first(wrapped),
+    }
+
+
+def stores_input_first(wrapped: WrappedModel) -> bool:
+    """Whether the adapted weights are (in, out), as GPT-2's are; PEFT wants to be told."""
+    kinds = {layer.shape.kind for layer in wrapped.adapters.values()}
+    return kinds - {LayerKind.embedding} == {LayerKind.conv1d}
+
+
+def target_names(wrapped: WrappedModel) -> list[str]:
+    """The shortest list that selects exactly the adapted modules: last names, else full names."""
+    last_names = {name.rsplit(".", 1)[-1] for name in wrapped.adapters}
+    names = (name for name, _ in wrapped.model.named_modules())
+    others = [name for name in names if name.rsplit(".", 1)[-1] in last_names - {""}]
+    exact = set(others) == set(wrapped.adapters)
+    return sorted(last_names) if exact else sorted(wrapped.adapters)
+
+
+# -- reading -------------------------------------------------------------------------------
+
+
+def read_adapter(folder: Path) -> AdapterFolder:
+    """Read an adapter folder, PEFT's or ours.
+
+    Raises:
+        ModelError: missing, empty, edited, non-finite or unsupported.
+        SecurityError: pickled tensors, or a configuration that is more than data.
+    """
+    peft = _read_config(folder)
+    facts = _read_facts(folder)
+    config, targets = configs_from_peft(peft, facts, folder)
+    tensors = _read_tensors(folder)
+    refuse_rank(config, tensors, folder)
+    return AdapterFolder(folder, config, targets, tensors, facts, peft)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = inside(folder, CONFIG)
+    try:
+        peft = files.read_json(path)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"no adapter here: {CONFIG} is missing", where=str(folder), fix="set adapter_path=DIR"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError("the adapter's configuration is unreadable", where=str(path)) from error
+    if not isinstance(peft, dict):
+        raise ModelError("the adapter's configuration is no mapping", where=str(path))
+    return peft
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = inside(folder, FACTS)
+    if not path.exists():
+        return {}
+    try:
+        facts = files.read_sealed_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError("the adapter was edited", where=str(path), fix=_RESTORE) from error
+    for name, recorded in dict(facts.get("files", {})).items():
+        if name not in (CONFIG, TENSORS):
+            continue
+        file = folder / name
+        if not file.is_file() or files.sha256_file(file) != recorded:
+            raise ModelError(
+                "the adapter was edited: sha256 differs from the recorded one",
+                where=str(file),
+                fix=_RESTORE,
+            )
+    return facts
+
+
+_RESTORE = "restore the file; to use it as it is, delete loratune.json"
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = inside(folder, TENSORS)
+    if not path.exists() and (folder / "adapter_model.bin").exists():
+        raise SecurityError(
+            "the adapter is pickled, and pickle can run code",
+            where=str(folder / "adapter_model.bin"),
+            fix="convert it to safetensors where you trust it",
+        )
+    read_header(path)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError("the adapter's tensors are unreadable", where=str(path)) from error
+    raise_together(unfit_tensors(tensors, str(path)))
+    return tensors
+
+
+# -- into a model --------------------------------------------------------------------------
+
+
+def wrap_for_loading(model: nn.Module, folder: AdapterFolder) -> WrappedModel:
+    """Wrap a model as an adapter's configuration says and copy its tensors in.
+
+    Frozen matrices that a compact file left out are drawn again from its seed.
+
+    Raises:
+        ModelError: if it does not fit, or the drawn matrices are not the recorded ones.
+    """
+    recipe = folder.facts.get("regenerate") or {}
+    try:
+        wrapped = wrap_model(
+            model,
+            folder.config,
+            folder.targets,
+            seed=int(recipe.get("seed", 0)),
+            strict=False,
+            fresh=bool(recipe),
+        )
+    except ConfigError as error:
+        raise unusable_setting(error, str(folder.path / CONFIG)) from error
+    load_into(wrapped, folder)
+    return wrapped
+
+
+def load_into(wrapped: WrappedModel, folder: AdapterFolder) -> None:
+    """Copy an adapter's tensors into a model wrapped by its configuration.
+
+    Raises:
+        ModelError: listing every missing, unexpected and misshapen tensor.
+    """
+    expected = adapter_state(wrapped)
+    shared = {key for layer in wrapped.adapters.values() for key in layer.shared_tensors()}
+    recipe = folder.facts.get("regenerate") or {}
+    optional = shared if not folder.peft.get("save_projection", True) else set()
+    optional |= set(recipe.get("tensors", ()))
+    where = str(folder.path / TENSORS)
+    copies = _base_copies(wrapped, folder, where)
+    given = {key: value for key, value in folder.tensors.items() if key not in copies}
+    raise_together(misfits(expected, given, optional, where))
+    _copy_in(wrapped, given)
+    _check_projection(wrapped, folder)
+    if recipe:
+        _check_regenerated(wrapped, recipe, where)
+
+
+def _base_copies(wrapped: WrappedModel, folder: AdapterFolder, where: str) -> set[str]:
+    """Keys of the copies of an adapted embedding's base weight that PEFT stores.
+
+    Raises:
+        ModelError: if a copy is not the base's own weight (a resized or retrained vocabulary).
+    """
+    copies = {}
+    for name, adapter in wrapped.adapters.items():
+        key = f"{PREFIX}{name}.base_layer.weight"
+        if key in folder.tensors:
+            copies[key] = adapter.weight
+    for key, weight in copies.items():
+        given = folder.tensors[key].to(weight.dtype)
+        known = not weight.is_meta  # names and shapes alone: nothing to compare with
+        if given.shape != weight.shape or (
+            known and not torch.equal(given.to(weight.device), weight)
+        ):
+            raise ModelError(
+                f"the adapter brings another base weight: '{key}'",
+                where=where,
+                fix="name the base it was trained on, resized as it was",
+            )
+    return set(copies)
+
+
+@torch.no_grad()
+def _copy_in(wrapped: WrappedModel, tensors: Mapping[str, Tensor]) -> None:
+    for name, adapter in wrapped.adapters.items():
+        start = f"{PREFIX}{name}."
+        own = adapter.peft_tensors()
+        adapter.load_peft_tensors({s: tensors.get(start + s, value) for s, value in own.items()})
+        for key, tensor in adapter.shared_tensors().items():
+            if key in tensors:
+                tensor.copy_(tensors[key])
+    for name, saved in wrapped.saved_modules.items():
+        for suffix, tensor in saved.trained_module.state_dict().items():
+            tensor.copy_(tensors[f"{PREFIX}{name}.{suffix}"])
+
+
+def _check_projection(wrapped: WrappedModel, folder: AdapterFolder) -> None:
+    recorded = folder.facts.get("projection")
+    if recorded and recorded != projection_fingerprint(wrapped):
+        raise ModelError(
+            f"the shared projections differ: {recorded[:12]} → "
+            f"{str(projection_fingerprint(wrapped))[:12]}",
+            where=str(folder.path / CONFIG),
+            fix="projection_seed, rank and targets must be those of training",
+        )
+
+
+def _check_regenerated(wrapped: WrappedModel, recipe: Mapping[str, Any], where: str) -> None:
+    state = adapter_state(wrapped)
+    drawn = tensors_fingerprint({key: state[key] for key in recipe["tensors"]})
+    if drawn != recipe["checksum"]:
+        raise ModelError(
+            "the frozen matrices drawn from the seed are not the recorded ones", where=where
+        )
+
+
+def projection_fingerprint(wrapped: WrappedModel) -> str | None:
+    """Fingerprint of the tensors that adapters share, or ``None`` where they share none."""
+    for adapter in wrapped.adapters.values():
+        shared = adapter.shared_tensors()
+        return tensors_fingerprint(shared) if shared else None
+    return None

@@ -1,0 +1,1 @@
+"""The recipe files: read, checked and listed before Hydra composes them."""

@@ -1,0 +1,142 @@
+"""The recipe files there are: found, described, and copied for the user to change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loratune import files
+from loratune.config.recipes.folders import builtin_recipes, group_options
+from loratune.config.recipes.variant_settings import recipe_file
+from loratune.config.recipes.yaml_reader import read_text
+from loratune.config.settings import GROUPS
+from loratune.errors import ConfigError, StorageError, did_you_mean
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """One file that ``group=name`` chooses.
+
+    Attributes:
+        summary: its first comment line that is neither a header nor a command.
+        own: whether it is the user's, not the package's.
+    """
+
+    group: str
+    name: str
+    path: Path
+    summary: str
+    own: bool
+
+    @property
+    def text(self) -> str:
+        """The whole file."""
+        return read_text(self.path, str(self.path))
+
+
+def list_recipes(folders: Sequence[Path], group: str | None = None) -> list[RecipeFile]:
+    """Every recipe file, whole experiments first; the user's shadow the package's.
+
+    Raises:
+        ConfigError: if there is no such group.
+    """
+    if group is not None and group not in GROUPS:
+        fix = did_you_mean(group, GROUPS) or f"groups: {', '.join(GROUPS)}"
+        raise ConfigError(f"'{group}' is not a group", where="recipes", fix=fix)
+    chosen = [group] if group else ["recipe", *(name for name in GROUPS if name != "recipe")]
+    return [_entry(g, name, folders) for g in chosen for name in group_options(g, folders)]
+
+
+def find_recipe(words: str, folders: Sequence[Path]) -> RecipeFile:
+    """The file that ``NAME`` or ``GROUP/NAME`` means; a bare name is looked for in recipe/ first.
+
+    Raises:
+        ConfigError: if nothing, or more than one group, has it.
+    """
+    group, _, name = words.removesuffix(".yaml").replace("=", "/").rpartition("/")
+    if group:
+        list_recipes(folders, group)
+    found = [g for g in ([group] if group else GROUPS) if name in group_options(g, folders)]
+    if not found:
+        known = {option for g in ([group] if group else GROUPS) for option in
+                 group_options(g, folders)}  # fmt: skip
+        fix = did_you_mean(name, sorted(known)) or "see `loratune recipes ls`"
+        raise ConfigError(f"no recipe named '{words}'", where="recipes", fix=fix)
+    if len(found) > 1 and "recipe" not in found:
+        fix = " or ".join(f"{g}/{name}" for g in found)
+        raise ConfigError(f"'{name}' is in {len(found)} groups", where="recipes", fix=f"say {fix}")
+    return _entry("recipe" if "recipe" in found else found[0], name, folders)
+
+
+def copy_recipe(
+    source: RecipeFile, folder: Path, new_name: str | None = None, *, force: bool = False
+) -> Path:
+    """Write the file, comments and all, to ``folder/GROUP/NAME.yaml``.
+
+    Args:
+        source: what to copy.
+        folder: the user's recipes, usually ``./recipes``.
+        new_name: another name; the commands in the comments then use it.
+        force: overwrite a file that is there.
+
+    Raises:
+        ConfigError: for a name that is none, or if ``folder`` is the package's own.
+        StorageError: if the file exists, or cannot be written.
+    """
+    name = new_name or source.name
+    if not _NAME.fullmatch(name) and name != source.name:
+        raise ConfigError(f"'{name}' is no name", where="as", fix="letters, digits, _ and -")
+    target = folder / source.group / f"{name}.yaml"
+    if folder.resolve() == builtin_recipes().resolve():
+        raise ConfigError(
+            "this folder's ./recipes is the package's own",
+            where=str(folder.resolve()),
+            fix="change to a folder of yours first",
+        )
+    if target.exists() and not force:
+        raise StorageError("the file exists", where=str(target), fix="add force=true, or as=NAME")
+    text = source.text if name == source.name else _renamed(source, name)
+    with files.storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(target, text)
+    return target
+
+
+def summary_of(text: str) -> str:
+    """The first comment that says something (see ``RecipeFile.summary``), up to its full stop."""
+    said: list[str] = []
+    for line in text.splitlines():
+        words = line.removeprefix("#").strip()
+        if not line.startswith("#") or not words:
+            if line:
+                break
+        elif not words.startswith(("@package", "loratune ")):
+            said.append(words)
+            if words.endswith("."):
+                break
+    sentence = re.match(r".*?\.(?= |$)", " ".join(said))
+    return sentence[0] if sentence and len(said) > 1 else " ".join(said)
+
+
+def _entry(group: str, name: str, folders: Sequence[Path]) -> RecipeFile:
+    path = recipe_file(group, name, folders)
+    assert path is not None, f"{group}/{name} is listed and must exist"
+    own = builtin_recipes().resolve() not in path.resolve().parents
+    return RecipeFile(group, name, path, summary_of(read_text(path, str(path))), own)
+
+
+def _renamed(source: RecipeFile, name: str) -> str:
+    """The text with its new name in the commands of its comments, and as a recipe's own name."""
+    word = re.compile(rf"\b{source.group}={re.escape(source.name)}(?![\w.-])")
+    lines = [
+        word.sub(f"{source.group}={name}", line) if line.startswith("#") else line
+        for line in source.text.splitlines(keepends=True)
+    ]
+    text = "".join(lines)
+    if source.group == "recipe":
+        text = re.sub(r"^name:.*$", f"name: {name}", text, count=1, flags=re.M)
+    return text

@@ -1,0 +1,1 @@
+"""What adapters add to a model: parameters, bytes, activations, published counts."""

@@ -1,0 +1,198 @@
+"""What autograd keeps for an adapter's backward pass, measured on one block of a model.
+
+The block has the model's real widths and random weights.  Gradients flow through the frozen base
+in either case, so what the base itself keeps is subtracted.  torch is imported only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from loratune.adapters.config import AdapterConfig, LayerShape
+from loratune.config.schema import TargetsConfig
+from loratune.models.architectures import Architecture
+from loratune.targets.find import block_of, find_targets
+from loratune.targets.patterns import fitting_keys
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+_BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+# Rows of the vocabulary that no adapter touches only cost memory here.
+_SMALL_VOCABULARY = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationReport:
+    """Bytes per token that autograd keeps for one block's backward pass, fp32.
+
+    Attributes:
+        base: kept by the frozen base, gradients flowing through it.
+        added: kept beyond that because of the adapters.
+        modules: layer to what its adapter was the first to keep (an input that several adapters
+            share counts for the first of them).
+        tokens: how many tokens were run.
+    """
+
+    variant: str
+    rank: int
+    base: float
+    added: float
+    modules: Mapping[str, float]
+    tokens: int
+
+    def to_dict(self) -> dict[str, object]:
+        """The same as plain data, for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class _Kept:
+    """Bytes of distinct storages that autograd packed, by the adapter that packed them first."""
+
+    ignored: set[int]
+    by_owner: dict[str, int] = field(default_factory=dict)
+    owners: list[str] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_owner.values())
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen | self.ignored:
+            self.seen.add(storage.data_ptr())
+            self.tensors.append(tensor)  # a freed storage's address could come back
+            owner = self.owners[-1] if self.owners else ""
+            self.by_owner[owner] = self.by_owner.get(owner, 0) + storage.nbytes()
+        return tensor
+
+
+def measure_activations(
+    architecture: Architecture,
+    targets: TargetsConfig,
+    config: AdapterConfig,
+    *,
+    tokens: int = 64,
+    dtype: torch.dtype | None = None,
+) -> ActivationReport:
+    """Run one block forward with and without adapters and compare what autograd keeps.
+
+    Args:
+        architecture: the model; its numbers build the block.
+        targets: which layers; a selection of blocks is ignored.
+        config: the variant, dropout included.
+        tokens: length of the one sequence.
+        dtype: number format of the base; fp32 by default.
+
+    Raises:
+        ModelError: if the targets match nothing in one block, or it cannot be built.
+    """
+    import torch
+
+    from loratune.surgery import wrap_model
+
+    cut = replace(targets, layers=None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = one_block(architecture, cut).to(dtype or torch.float32)
+        base = _keep(model, {}, tokens)
+        fitting = without_other_blocks(model, cut, config)
+        wrapped = wrap_model(model, fitting, cut, seed=0, strict=False)
+        for adapter in wrapped.adapters.values():
+            adapter.train()
+        kept = _keep(model, wrapped.adapters, tokens)
+    modules = {name: kept.by_owner.get(name, 0) / tokens for name in wrapped.adapters}
+    added = (kept.total - base.total) / tokens
+    return ActivationReport(
+        config.variant, config.rank, base.total / tokens, added, modules, tokens
+    )
+
+
+def one_block(architecture: Architecture, targets: TargetsConfig) -> nn.Module:
+    """The model with its first block only, frozen, in evaluation mode (no dropout of its own)."""
+    from loratune.models.measure import build_model
+
+    numbers = {k: v for k, v in architecture.numbers.items() if k != "layer_types"}
+    numbers |= {key: 1 for key in _BLOCK_COUNTS if key in numbers}
+    matched = find_targets(
+        architecture.layers, targets, family=architecture.family, strict=False
+    ).shapes
+    if all(block_of(shape.name) is not None for shape in matched):
+        numbers["vocab_size"] = min(numbers["vocab_size"], _SMALL_VOCABULARY)
+        numbers |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    return build_model(numbers).eval().requires_grad_(False)
+
+
+def without_other_blocks(
+    model: nn.Module, targets: TargetsConfig, config: AdapterConfig
+) -> AdapterConfig:
+    """``config`` without the rank and alpha patterns of other blocks."""
+    from loratune.models.layers import layer_shapes
+
+    family = str(getattr(getattr(model, "config", None), "model_type", ""))
+    matched = find_targets(layer_shapes(model), targets, family=family, strict=False).shapes
+    ranks = _used(config.rank_pattern, matched)
+    return replace(config, rank_pattern=ranks, alpha_pattern=_used(config.alpha_pattern, matched))
+
+
+def _used(patterns: Mapping[str, Any], matched: tuple[LayerShape, ...]) -> dict[str, Any]:
+    used = set(fitting_keys(patterns, [shape.name for shape in matched], "adapter").values())
+    return {key: value for key, value in patterns.items() if key in used}
+
+
+def _keep(model: nn.Module, owners: Mapping[str, nn.Module], tokens: int) -> _Kept:
+    """Run ``tokens`` forward and collect what autograd keeps, weights apart."""
+    import torch
+
+    held = [*model.parameters(), *model.buffers()]
+    kept = _Kept({tensor.untyped_storage().data_ptr() for tensor in held})
+    ids = torch.zeros(1, tokens, dtype=torch.long)
+    hooks = torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor)
+    with _gradient_from_the_input(model), _owned(kept, owners), hooks:
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    del output
+    return kept
+
+
+@contextmanager
+def _gradient_from_the_input(model: nn.Module) -> Iterator[None]:
+    """Let gradients flow through the whole block, as they do in the middle of a model."""
+
+    def require(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if not output.requires_grad:
+            output.requires_grad_()
+
+    find: Callable[[], nn.Module] = model.get_input_embeddings  # type: ignore[assignment]
+    handle = find().register_forward_hook(require)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _owned(kept: _Kept, owners: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Attribute what is packed inside an adapter's forward to that adapter."""
+    handles = []
+    for name, module in owners.items():
+
+        def enter(module: nn.Module, inputs: object, name: str = name) -> None:
+            kept.owners.append(name)
+
+        def leave(module: nn.Module, inputs: object, output: object) -> None:
+            kept.owners.pop()
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

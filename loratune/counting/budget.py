@@ -1,0 +1,135 @@
+"""The rank at which each variant comes closest to the same budget, so that they compare fairly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from loratune.adapters.config import AdapterConfig, LayerShape
+from loratune.counting.parameters import FP32_BYTES, VariantCount, count_variant, saved_modules
+from loratune.errors import ConfigError
+from loratune.models.architectures import Architecture
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
+_BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_BYTE_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+_HIGHEST_RANK = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most this many trainable numbers, or stored bytes."""
+
+    quantity: str
+    limit: int
+
+    def spent(self, count: VariantCount) -> int:
+        """What a variant takes of it."""
+        return count.trainable if self.quantity == "trainable" else count.stored_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetMatch:
+    """How close one variant comes to a budget without exceeding it.
+
+    Attributes:
+        rank: the highest rank within the budget; ``None`` if even rank 1 exceeds it.
+        reached: what that rank takes (rank 1, where none fits).
+        difference: ``reached`` minus the budget.
+        note: what stands against using this rank, or an empty string.
+    """
+
+    variant: str
+    quantity: str
+    budget: int
+    rank: int | None
+    reached: int
+    difference: int
+    note: str
+
+    def to_dict(self) -> dict[str, object]:
+        """The same as plain data, for JSON."""
+        return asdict(self)
+
+
+def parse_budget(text: str) -> Budget:
+    """``trainable:589824``, ``trainable:9.2M``, ``bytes:6MB`` or ``bytes:6MiB``.
+
+    Raises:
+        ConfigError: if it is none of these.
+    """
+    parsed = re.fullmatch(r"(trainable|bytes):([\d_,]*\.?\d+)([A-Za-z]*)", text.strip())
+    units = _BYTE_UNITS if parsed and parsed[1] == "bytes" else _UNITS
+    if parsed is None or parsed[3].upper() not in units:
+        raise ConfigError(
+            f"'{text}' is not a budget",
+            where="match",
+            fix="use match=trainable:589824 or match=bytes:6MB",
+        )
+    number = float(re.sub("[_,]", "", parsed[2]))
+    limit = round(number * units[parsed[3].upper()])
+    if limit < 1:
+        raise ConfigError(f"'{text}' allows nothing", where="match", fix="use at least 1")
+    return Budget(parsed[1], limit)
+
+
+def match_budget(
+    architecture: Architecture,
+    matched: Sequence[LayerShape],
+    configs: Sequence[AdapterConfig],
+    budget: Budget,
+    *,
+    modules_to_save: Sequence[str] = (),
+    bytes_per_number: int = FP32_BYTES,
+) -> list[BudgetMatch]:
+    """For each variant the highest rank whose count does not exceed ``budget``.
+
+    Ranks set by ``rank_pattern`` stay as they are.
+    """
+    saved = saved_modules(architecture, modules_to_save)
+
+    def spent(config: AdapterConfig, rank: int) -> int:
+        resized = replace(config, rank=rank)
+        count = count_variant(
+            architecture.base_parameters, matched, resized, saved, bytes_per_number
+        )
+        return budget.spent(count)
+
+    return [_match_one(config, matched, budget, spent) for config in configs]
+
+
+def _match_one(
+    config: AdapterConfig,
+    matched: Sequence[LayerShape],
+    budget: Budget,
+    spent: Callable[[AdapterConfig, int], int],
+) -> BudgetMatch:
+    rank: int | None = None
+    if spent(config, 1) <= budget.limit:
+        low, high = 1, 2
+        while high < _HIGHEST_RANK and spent(config, high) <= budget.limit:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if spent(config, middle) <= budget.limit else (low, middle)
+        rank = low
+    reached = spent(config, rank or 1)
+    return BudgetMatch(
+        config.variant,
+        budget.quantity,
+        budget.limit,
+        rank,
+        reached,
+        reached - budget.limit,
+        _note(rank, matched),
+    )
+
+
+def _note(rank: int | None, matched: Sequence[LayerShape]) -> str:
+    if rank is None:
+        return "impossible: even rank 1 exceeds the budget"
+    narrowest = min((min(s.in_features, s.out_features) for s in matched), default=rank)
+    if rank > narrowest:
+        return f"no rank above {narrowest}, the narrowest layer, makes the correction richer"
+    return ""

@@ -1,0 +1,183 @@
+"""How many numbers each variant trains, freezes, stores and optimizes: closed forms, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from loratune.adapters.config import AdapterConfig, AdapterCount, LayerShape
+from loratune.errors import ModelError, did_you_mean
+from loratune.models.architectures import Architecture
+from loratune.targets.find import rank_for
+
+FP32_BYTES = 4
+ADAMW_BYTES = 2 * FP32_BYTES
+"""Bytes of AdamW's two fp32 moments per trained number."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleCount:
+    """What one layer, or one module trained in full, adds; shared matrices belong to none."""
+
+    name: str
+    kind: str
+    in_features: int
+    out_features: int
+    rank: int
+    trainable: int
+    frozen: int
+
+
+@dataclass(frozen=True, slots=True)
+class VariantCount:
+    """What one variant adds to the model.
+
+    Attributes:
+        trainable: numbers that training changes, modules trained in full among them.
+        frozen: numbers of the adapter that stay at their random start.
+        shared: the frozen numbers that all layers share (among ``frozen``).
+        stored: numbers in the adapter file.
+        stored_bytes: their bytes, without the file's header.
+        optimizer_bytes: AdamW's two fp32 moments of every trainable number.
+        percent_of_base: trainable over the base model's parameters.
+        percent_of_total: trainable over base and adapter together, as PEFT prints it; shared
+            matrices are buffers there and do not count.
+        total: the denominator of ``percent_of_total``.
+    """
+
+    variant: str
+    rank: int
+    trainable: int
+    frozen: int
+    shared: int
+    stored: int
+    stored_bytes: int
+    optimizer_bytes: int
+    percent_of_base: float
+    percent_of_total: float
+    total: int
+    modules: tuple[ModuleCount, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterReport:
+    """The variants of one model and one set of targets, side by side.
+
+    Attributes:
+        base_parameters: numbers in the base model, tied weights counted once.
+        layers: how many layers get an adapter.
+        bytes_per_number: in the adapter file.
+    """
+
+    family: str
+    base_parameters: int
+    layers: int
+    bytes_per_number: int
+    variants: tuple[VariantCount, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """The same as plain data, for JSON."""
+        return asdict(self)
+
+
+def count_variants(
+    architecture: Architecture,
+    matched: Sequence[LayerShape],
+    configs: Sequence[AdapterConfig],
+    *,
+    modules_to_save: Sequence[str] = (),
+    bytes_per_number: int = FP32_BYTES,
+) -> ParameterReport:
+    """Count what each variant adds to ``matched`` layers.
+
+    Args:
+        architecture: the base model.
+        matched: layers to adapt, from ``find_targets``.
+        configs: one per variant.
+        modules_to_save: names of modules trained in full and stored with the adapter.
+        bytes_per_number: of the adapter file; 4 is fp32.
+
+    Raises:
+        ModelError: if a module to save does not exist.
+    """
+    saved = saved_modules(architecture, modules_to_save)
+    variants = tuple(
+        count_variant(architecture.base_parameters, matched, config, saved, bytes_per_number)
+        for config in configs
+    )
+    return ParameterReport(
+        architecture.family,
+        architecture.base_parameters,
+        len(matched),
+        bytes_per_number,
+        variants,
+    )
+
+
+def count_variant(
+    base_parameters: int,
+    matched: Sequence[LayerShape],
+    config: AdapterConfig,
+    saved: Mapping[str, int] | None = None,
+    bytes_per_number: int = FP32_BYTES,
+) -> VariantCount:
+    """Count what one variant adds; ``saved`` maps modules trained in full to their size."""
+    saved = saved or {}
+    planned = [(shape, rank_for(shape.name, config)) for shape in matched]
+    modules = [_count_module(shape, rank, config) for shape, rank in planned]
+    modules += [ModuleCount(name, "trained in full", 0, 0, 0, n, 0) for name, n in saved.items()]
+    added = config.count(planned) + AdapterCount(sum(saved.values()), 0)
+    shared = added.frozen - sum(module.frozen for module in modules)
+    stored = config.stored(added)
+    total = base_parameters + added.trainable + added.frozen - shared
+    return VariantCount(
+        variant=config.variant,
+        rank=config.rank,
+        trainable=added.trainable,
+        frozen=added.frozen,
+        shared=shared,
+        stored=stored,
+        stored_bytes=stored * bytes_per_number,
+        optimizer_bytes=added.trainable * ADAMW_BYTES,
+        percent_of_base=_percent(added.trainable, base_parameters),
+        percent_of_total=_percent(added.trainable, total),
+        total=total,
+        modules=tuple(modules),
+    )
+
+
+def _count_module(shape: LayerShape, rank: int, config: AdapterConfig) -> ModuleCount:
+    own = config.count_layer(shape, rank)
+    return ModuleCount(
+        shape.name,
+        str(shape.kind),
+        shape.in_features,
+        shape.out_features,
+        rank,
+        own.trainable,
+        own.frozen,
+    )
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100 * part / whole if whole else 0.0
+
+
+def saved_modules(architecture: Architecture, names: Sequence[str]) -> dict[str, int]:
+    """Full name to size of every module that ``names`` call.
+
+    Raises:
+        ModelError: if a name calls none.
+    """
+    saved: dict[str, int] = {}
+    for wanted in names:
+        found = architecture.parameters_of(wanted)
+        if not found:
+            tails = {part.name.rpartition(".")[2] for part in architecture.parts}
+            raise ModelError(
+                f"no module is named '{wanted}'",
+                where="targets.modules_to_save",
+                fix=did_you_mean(wanted, tails) or "name a module of the model, such as lm_head",
+            )
+        saved.update(found)
+    return saved

@@ -1,0 +1,200 @@
+"""The variants' parameters side by side, for any model whose shapes are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratune.adapters.config import AdapterConfig
+from loratune.adapters.registry import variant_names
+from loratune.config.recipes.variant_settings import variant_settings
+from loratune.config.schema import ModelConfig, RunConfig
+from loratune.counting.budget import BudgetMatch, match_budget, parse_budget
+from loratune.counting.parameters import ParameterReport, count_variants
+from loratune.errors import ConfigError, did_you_mean
+from loratune.models.architectures import Architecture
+from loratune.models.measure import find_architecture
+from loratune.targets.find import TargetMatch, find_targets
+
+if TYPE_CHECKING:
+    from loratune.counting.activations import ActivationReport
+
+
+@dataclass(frozen=True)
+class VariantTable:
+    """The answer to ``count-params``.
+
+    Attributes:
+        report: the counts, one entry a variant.
+        notes: what the columns mean and what was left out, one sentence each.
+        matches: the rank of each variant within a budget, where one was asked for.
+        activations: what autograd keeps, one a variant, where that was asked for.
+    """
+
+    report: ParameterReport
+    notes: tuple[str, ...]
+    matches: tuple[BudgetMatch, ...] = ()
+    activations: tuple[ActivationReport, ...] = ()
+
+    def to_dict(self, *, per_module: bool = False) -> dict[str, Any]:
+        """The same as plain data, for JSON; the list of layers only if asked."""
+        report = self.report.to_dict()
+        if not per_module:
+            for variant in report["variants"]:  # type: ignore[attr-defined]
+                del variant["modules"]
+        result = {**report, "notes": list(self.notes)}
+        if self.matches:
+            result["matches"] = [match.to_dict() for match in self.matches]
+        if self.activations:
+            result["activations"] = [asdict(measured) for measured in self.activations]
+        return result
+
+
+def count_table(
+    config: RunConfig,
+    names: Sequence[str] | None = None,
+    rank: int | None = None,
+    *,
+    match: str | None = None,
+    activations: bool = False,
+    folders: Sequence[Path] = (),
+) -> VariantTable:
+    """Count what each variant adds to the recipe's model and targets.
+
+    Args:
+        config: the recipe; its adapter is counted as it is set, the others by their own recipes.
+        names: variants, in this order; ``None`` takes every one that can adapt the targets.
+        rank: for every variant, in place of its own.
+        match: a budget (``trainable:N``, ``bytes:N``) to find ranks for.
+        activations: also measure what autograd keeps (this imports torch).
+        folders: the user's recipe folders.
+
+    Raises:
+        LoratuneError: an unknown variant, model or target, or an impossible number.
+    """
+    architecture = find_architecture(config.model)
+    matched = find_targets(
+        architecture.layers,
+        config.targets,
+        family=architecture.family,
+        others=architecture.other_types,
+    )
+    configs = variant_configs(config.adapter, names, rank, folders)
+    fitting, refused = _fitting(configs, matched, strict=names is not None)
+    notes = [*matched.notices, *refused]
+    saved = config.targets.modules_to_save
+    matches: list[BudgetMatch] = []
+    if match is not None:
+        budget = parse_budget(match)
+        matches = match_budget(architecture, matched.shapes, fitting, budget, modules_to_save=saved)
+        fitting = [_at(c, m) for c, m in zip(fitting, matches, strict=True)]
+    report = count_variants(architecture, matched.shapes, fitting, modules_to_save=saved)
+    notes += _meaning(report) + _unusual(fitting if rank is not None else [], folders)
+    measured = _measured(architecture, config, fitting) if activations else ()
+    return VariantTable(report, tuple(notes), tuple(matches), measured)
+
+
+def variant_configs(
+    chosen: AdapterConfig,
+    names: Sequence[str] | None = None,
+    rank: int | None = None,
+    folders: Sequence[Path] = (),
+) -> list[AdapterConfig]:
+    """One configuration a variant: the chosen one as it is, the others by their own recipes.
+
+    Variants whose own recipe has the rank of the chosen one's recipe follow a rank that was set
+    for it, so that the rows compare like with like.
+
+    Raises:
+        ConfigError: for a variant that does not exist, or a rank below 1.
+    """
+    known = variant_names()
+    for name in names or ():
+        if name not in known:
+            fix = did_you_mean(name, known) or f"choose of {', '.join(known)}, or all"
+            raise ConfigError(f"no adapter variant named '{name}'", where="variants", fix=fix)
+    usual = variant_settings(chosen.variant, folders).rank
+    found = []
+    for name in names or known:
+        own = chosen if name == chosen.variant else variant_settings(name, folders)
+        if own is not chosen and own.rank == usual:
+            own = replace(own, rank=chosen.rank, rank_pattern=dict(chosen.rank_pattern))
+        found.append(own if rank is None else replace(own, rank=rank))
+    return found
+
+
+def _fitting(
+    configs: Sequence[AdapterConfig], matched: TargetMatch, *, strict: bool
+) -> tuple[list[AdapterConfig], list[str]]:
+    """The variants that can adapt the layers, and why the others cannot."""
+    fitting, refused = [], []
+    for config in configs:
+        reasons = [(config.check_layer(shape), shape.name) for shape in matched.shapes]
+        reason, name = next(((why, name) for why, name in reasons if why), ("", ""))
+        if reason and strict:
+            raise ConfigError(reason, where=name, fix="leave the variant or the layer out")
+        if reason:
+            refused.append(f"{config.variant} is left out: {reason} ({name})")
+        else:
+            fitting.append(config)
+    return fitting, refused
+
+
+def _at(config: AdapterConfig, match: BudgetMatch) -> AdapterConfig:
+    return replace(config, rank=match.rank or 1)
+
+
+def _meaning(report: ParameterReport) -> list[str]:
+    """The denominators, and what the stored numbers are."""
+    lines = [
+        f"% of base: trainable / {report.base_parameters:,} (base parameters, tied weights counted "
+        "once); % of base + adapter, as PEFT prints it: trainable / "
+        + ", ".join(f"{row.total:,} ({row.variant})" for row in report.variants),
+        "optimizer bytes: AdamW's two fp32 moments of every trainable number",
+    ]
+    frozen = [row.variant for row in report.variants if row.stored > row.trainable]
+    if frozen:
+        lines.append(f"stored: the frozen numbers are in the file too ({', '.join(frozen)})")
+    for row in report.variants:
+        if row.shared:
+            lines.append(
+                f"{row.variant}: {row.shared:,} frozen numbers are random matrices that all "
+                f"{report.layers} layers share, counted once"
+            )
+    return lines
+
+
+def _unusual(configs: Sequence[AdapterConfig], folders: Sequence[Path]) -> list[str]:
+    """A forced rank that is far from what a variant's own recipe uses."""
+    usual = {c.variant: variant_settings(c.variant, folders).rank for c in configs}
+    return [
+        f"{c.variant} at rank {c.rank}: its own recipe uses {usual[c.variant]}"
+        for c in configs
+        if max(c.rank, usual[c.variant]) >= 16 * min(c.rank, usual[c.variant])
+    ]
+
+
+def _measured(
+    architecture: Architecture, config: RunConfig, configs: Sequence[AdapterConfig]
+) -> tuple[ActivationReport, ...]:
+    from loratune.counting.activations import measure_activations
+
+    return tuple(measure_activations(architecture, config.targets, one) for one in configs)
+
+
+def own_numbers(model: ModelConfig, given: Set[str]) -> ModelConfig:
+    """``model`` without the numbers of another model.
+
+    A group file names a path and that model's numbers.  Where the command line names another
+    path, the numbers left behind are not its own: a folder has its ``config.json``, and a hub id
+    is asked for one.
+
+    Args:
+        model: as composed.
+        given: keys that the command line sets.
+    """
+    if "model.path" in given and not any(key.startswith("model.architecture") for key in given):
+        return replace(model, architecture=None)
+    return model

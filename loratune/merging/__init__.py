@@ -1,0 +1,1 @@
+"""Corrections put into weights: computed, written and proved block by block."""

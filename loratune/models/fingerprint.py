@@ -1,0 +1,61 @@
+"""Fingerprints that bind an adapter to the base, tokenizer and projections it was trained with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratune.models.weights import TensorEntry, hash_tensors, tensor_entries
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def base_fingerprint(folder: Path) -> str:
+    """Fingerprint of a model folder's weights: names, dtypes, shapes and every byte.
+
+    Independent of how the tensors are spread over files.
+    """
+    entries = tensor_entries(folder)
+    return combine_hashes(entries, hash_tensors(entries))
+
+
+def combine_hashes(entries: Mapping[str, TensorEntry], hashes: Mapping[str, str]) -> str:
+    """One fingerprint from the hashes of all tensors, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(entries):
+        entry = entries[name]
+        digest.update(f"{name} {entry.dtype} {list(entry.shape)} {hashes[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Fingerprint of what a tokenizer does: vocabulary, merges, special tokens, chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    facts = {
+        "vocabulary": vocabulary,
+        "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "chat_template": tokenizer.chat_template,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Fingerprint of tensors in memory, by name, dtype, shape and bytes."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def json_fingerprint(value: Any) -> str:
+    """Fingerprint of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,187 @@
+"""The first rows as the model sees them, and what is wrong with all of them.
+
+Reads the rows and the tokenizer; no weight of any model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.text import Text
+
+from loratune.config.schema import RunConfig
+from loratune.console import console, printable, say
+from loratune.data.audit import Audit, audit
+from loratune.data.encoded_rows import EncodedRow
+from loratune.data.prepare import PreparedData, prepare_data
+from loratune.data.report import DataReport
+from loratune.data.tokenizing import RowTokenizer
+from loratune.models.load import load_tokenizer
+from loratune.models.source import model_folder, read_model_config
+
+# Neighbouring tokens alternate between two shades, so that their borders show.
+_STYLES = {
+    "supervised": ("bold green", "bold bright_green"),
+    "context": ("default", "bright_black"),
+    "start": ("magenta", "magenta"),
+    "end": ("bold reverse green", "bold reverse green"),
+    "padding": ("dim strike", "dim strike"),
+}
+_VISIBLE = {" ": "·", "\t": "⇥", "\r": "␍"}
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """One token of a row.
+
+    Attributes:
+        text: as decoded, white space and control characters as they are.
+        kind: supervised, context, start, end (a supervised end token) or padding.
+    """
+
+    id: int
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One training row, filled up as if the rows shown were one batch."""
+
+    source: str
+    tokens: tuple[ShownToken, ...]
+
+    def count(self, *kinds: str) -> int:
+        """Tokens of these kinds."""
+        return sum(token.kind in kinds for token in self.tokens)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What ``preview`` shows."""
+
+    rows: tuple[ShownRow, ...]
+    report: DataReport
+    audit: Audit
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "data": self.report.to_dict(),
+            "audit": self.audit.to_dict(),
+        }
+
+
+def make_preview(config: RunConfig, rows: int) -> Preview:
+    """Prepare the recipe's data as training would and look at it.
+
+    Args:
+        config: the recipe.
+        rows: how many training rows to show.
+
+    Raises:
+        LoratuneError: rows or a tokenizer that cannot be used at all.
+    """
+    data, tokenizer = read_prepared(config)
+    first = data.train[:rows]
+    width = max(map(len, first), default=0)
+    shown = tuple(_shown(row, tokenizer, data.pad_id, width) for row in first)
+    return Preview(shown, data.report, audit(data, tokenizer, config.data))
+
+
+def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
+    """The recipe's rows as training gets them, and the tokenizer.
+
+    Raises:
+        LoratuneError: rows or a tokenizer that cannot be used at all.
+    """
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    folder = model_folder(config.model.path, config.model.revision, weights=False)
+    numbers = read_model_config(folder)
+    tokenizer = load_tokenizer(folder)
+    vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
+    return prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed), tokenizer
+
+
+def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow:
+    rows = RowTokenizer(tokenizer)
+    learnt = {place for start, end in row.spans for place in range(start, end)}
+    starts = len(rows.start_ids) if row.input_ids[: len(rows.start_ids)] == rows.start_ids else 0
+    tokens = []
+    for place, token in enumerate(row.input_ids):
+        kind = "supervised" if place in learnt else "start" if place < starts else "context"
+        if token == rows.end_id and place in learnt:
+            kind = "end"
+        tokens.append(ShownToken(token, _text(token, tokenizer), kind))
+    padding = ShownToken(pad_id, _text(pad_id, tokenizer), "padding")
+    return ShownRow(row.source, (*tokens, *[padding] * (width - len(row))))
+
+
+def _text(token: int, tokenizer: Any) -> str:
+    """A token alone; a piece of a character, or an unwritten space, as the vocabulary has it."""
+    [raw] = tokenizer.convert_ids_to_tokens([token])
+    text = str(tokenizer.decode([token], skip_special_tokens=False))
+    if "\ufffd" in text:
+        return str(raw)
+    return f" {text}" if str(raw).startswith("\u2581") and not text.startswith(" ") else text
+
+
+def show_preview(preview: Preview) -> None:
+    """Print rows and findings."""
+    say("⟦ ⟧ supervised (green), context plain, ⟪ ⟫ start token; · space, ↵ line break")
+    for number, row in enumerate(preview.rows, start=1):
+        supervised, padding = row.count("supervised", "end"), row.count("padding")
+        filled = f", {padding} padding" if padding else ""
+        tokens = len(row.tokens) - padding
+        say(f"\nrow {number}, {row.source}: {tokens} tokens, {supervised} supervised{filled}")
+        console().print(row_text(row), soft_wrap=True)
+    say()
+    for line in audit_lines(preview):
+        say(line)
+
+
+def row_text(row: ShownRow) -> Text:
+    """A row with every token in the style of its kind and supervised stretches in brackets."""
+    text = Text()
+    inside = False
+    for number, token in enumerate(row.tokens):
+        learnt = token.kind in ("supervised", "end")
+        if learnt != inside:
+            text.append("⟦" if learnt else "⟧", "bold green")
+            inside = learnt
+        if token.kind == "padding":
+            text.append(f" [padding × {row.count('padding')}]", "dim")
+            break
+        shown = _made_visible(token.text)
+        shown = f"⟪{shown}⟫" if token.kind == "start" else shown
+        text.append(shown, _STYLES[token.kind][number % 2])
+    if inside:
+        text.append("⟧", "bold green")
+    return text
+
+
+def _made_visible(text: str) -> str:
+    for character, visible in _VISIBLE.items():
+        text = text.replace(character, visible)
+    return printable(text).replace("\n", "↵\n")
+
+
+def audit_lines(preview: Preview) -> Iterator[str]:
+    """Counts, the truncation curve, the longest rows and every finding."""
+    yield from preview.report.lines()
+    train = preview.report.train
+    if train is not None and train.max_length_to_keep:
+        curve = ", ".join(
+            f"{length} keeps {share}" for share, length in train.max_length_to_keep.items()
+        )
+        yield f"data.max_length that keeps rows whole: {curve}"
+    longest = ", ".join(f"{source} ({tokens})" for source, tokens in preview.audit.longest)
+    yield f"longest rows as trained on: {longest}"
+    for finding in preview.audit.findings:
+        yield finding.line
+    if not preview.audit.findings:
+        yield "audit: nothing found"

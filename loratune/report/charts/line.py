@@ -1,0 +1,130 @@
+"""Curves over a common axis, with ranges, markers and values on hover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from xml.etree.ElementTree import Element
+
+from loratune.report.charts.axis import Axis, make_axis
+from loratune.report.charts.chart_frame import Chart, Frame
+from loratune.report.charts.series import Point, Series, marker
+from loratune.report.charts.svg import add, to_markup
+from loratune.report.numbers import significant
+
+
+def line_chart(
+    title: str,
+    across: str,
+    up: str,
+    series: Sequence[Series],
+    *,
+    log_across: bool | None = False,
+    log_up: bool | None = None,
+    unit_across: str = "count",
+    note: str = "",
+) -> Chart | None:
+    """A chart of curves, or ``None`` if there is nothing to draw.
+
+    Args:
+        title: what it shows.
+        across: label of the horizontal axis, with its unit.
+        up: label of the vertical axis, with its unit.
+        series: the curves; a point's range becomes a band.
+        log_across: whether the horizontal axis is logarithmic.
+        log_up: the same of the vertical one; ``None`` decides by the spread.
+        unit_across: ``bytes``, ``count`` or nothing.
+        note: how to read it.
+    """
+    drawn = [one for one in series if one.points]
+    if not drawn:
+        return None
+    points = [point for one in drawn for point in one.points]
+    heights = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
+    xs = [point.x for point in points]
+    x_axis = make_axis(across, xs, log=log_across, unit=unit_across, from_zero=True)
+    y_axis = make_axis(up, heights, log=log_up)
+    frame = Frame(_described(title, drawn, x_axis), x_axis, y_axis, drawn)
+    for one in drawn:
+        _draw_band(frame, one)
+    for one in drawn:
+        _draw_curve(frame, one)
+    _draw_hover(frame, drawn, x_axis)
+    columns, rows = _values(drawn, x_axis)
+    return Chart(title, to_markup(frame.root), note, columns, rows)
+
+
+def _draw_band(frame: Frame, series: Series) -> None:
+    ranged = [p for p in series.points if p.low is not None and p.high is not None]
+    if len(ranged) < 2 or not series.line:
+        for point in ranged:
+            _whisker(frame, frame.root, series, point)
+        return
+    upper = [(frame.x(p.x), frame.y(p.high or 0.0)) for p in ranged]
+    lower = [(frame.x(p.x), frame.y(p.low or 0.0)) for p in reversed(ranged)]
+    outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*upper, *lower])
+    add(frame.root, "polygon", points=outline, class_=f"{series.style} band")
+
+
+def _whisker(frame: Frame, parent: Element, series: Series, point: Point) -> None:
+    x, style = frame.x(point.x), f"{series.style} stroke"
+    low, high = frame.y(point.low or 0.0), frame.y(point.high or 0.0)
+    add(parent, "line", x1=x, x2=x, y1=low, y2=high, class_=style)
+    for y in (low, high):
+        add(parent, "line", x1=x - 4, x2=x + 4, y1=y, y2=y, class_=style)
+
+
+def _draw_curve(frame: Frame, series: Series) -> None:
+    places = [(frame.x(p.x), frame.y(p.y)) for p in series.points]
+    if series.line and len(places) > 1:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        add(frame.root, "polyline", points=path, class_=f"{series.style} stroke",
+            stroke_dasharray=series.dash)  # fmt: skip
+    if series.markers or len(places) == 1:
+        for x, y in places:
+            marker(frame.root, series.look, x, y)
+
+
+def _draw_hover(frame: Frame, drawn: Sequence[Series], across: Axis) -> None:
+    """Invisible strips over the plot; the one under the pointer shows its values."""
+    xs = sorted({frame.x(point.x) for one in drawn for point in one.points})
+    edges = [frame.left, *((a + b) / 2 for a, b in pairwise(xs)), frame.right]
+    layer = add(frame.root, "g", class_="hover")
+    for number, x in enumerate(xs):
+        strip = add(layer, "g")
+        found = [(one, p) for one in drawn for p in one.points if frame.x(p.x) == x]
+        lines = [f"{across.label.partition(',')[0]}: {significant(found[0][1].x)}"]
+        lines += [f"{one.name}: {_shown(point)}" for one, point in found]
+        add(strip, "title", "\n".join(lines))
+        add(strip, "rect", x=edges[number], y=frame.top, height=frame.bottom - frame.top,
+            width=max(edges[number + 1] - edges[number], 0.5))  # fmt: skip
+        add(strip, "line", x1=x, x2=x, y1=frame.top, y2=frame.bottom)
+        for one, point in found:
+            marker(strip, one.look, x, frame.y(point.y), 4)
+
+
+def _shown(point: Point) -> str:
+    text = significant(point.y)
+    if point.low is not None and point.high is not None:
+        text += f" ({significant(point.low)} to {significant(point.high)})"
+    return f"{text} {point.text}".rstrip()
+
+
+def _described(title: str, drawn: Sequence[Series], across: Axis) -> str:
+    parts = []
+    for one in drawn:
+        first, last = one.points[0], one.points[-1]
+        parts.append(
+            f"{one.name} goes from {significant(first.y)} at {across.show(first.x)} "
+            f"to {significant(last.y)} at {across.show(last.x)}"
+        )
+    return f"{title}, against {across.label}: {'; '.join(parts)}."
+
+
+def _values(
+    drawn: Sequence[Series], across: Axis
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    xs = sorted({point.x for one in drawn for point in one.points})
+    by_series = [{point.x: _shown(point) for point in one.points} for one in drawn]
+    rows = tuple((significant(x), *(values.get(x, "") for values in by_series)) for x in xs)
+    return (across.label, *(one.name for one in drawn)), rows
