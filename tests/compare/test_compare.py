@@ -17,11 +17,12 @@ import pytest
 from compare.conftest import tiny_config
 from loratune.compare.options import Options, parse_part
 from loratune.compare.result import Comparison
-from loratune.compare.run import compare, prepare
+from loratune.compare.run import compare, prepare, require_a_result
 from loratune.compare.work import do_all
 from loratune.compare.workbench import Workbench
 from loratune.config.schema import CompareConfig, RunConfig, TargetsConfig
 from loratune.errors import CheckpointError, ConfigError, TrainingError
+from loratune.report.build import write_comparison_report
 
 Make = Callable[..., RunConfig]
 TWO = Options(variants=["lora", "lora_fa"], seeds=2, lr_grid=[2e-3, 4e-3])
@@ -77,7 +78,7 @@ def test_a_comparison_says_everything_it_promises(
     written = json.loads((folder / "comparison.json").read_text())
     assert Comparison.from_dict(written) == found
     assert (folder / "comparison.md").read_text().startswith("# Comparison tiny")
-    assert "lora_fa" in (folder / "report.html").read_text()
+    assert "lora_fa" in write_comparison_report(folder).read_text()
 
 
 def test_the_rate_chosen_has_the_lowest_dev_loss_of_the_last_rung(tiny: Make) -> None:
@@ -219,8 +220,9 @@ def test_a_variant_that_cannot_adapt_the_layers_is_named_and_the_others_stay(tin
 
 
 def test_nothing_but_failures_is_an_error_of_training(tiny: Make) -> None:
+    found, folder = compare(tiny(), replace(TWO, lr_grid=[1e30]))
     with pytest.raises(TrainingError, match="every training failed") as refused:
-        compare(tiny(), replace(TWO, lr_grid=[1e30]))
+        require_a_result(found, folder)
     assert refused.value.exit_code == 5
     assert len(refused.value.lines()) == 1
 

@@ -16,7 +16,7 @@ from loratune.errors import ConfigError, LoratuneError
 from loratune.files import write_sealed_json
 from loratune.verify import Verification, kind_of, verify
 
-DEMO = Path(__file__).parents[1] / "loratune" / "assets" / "demo-opt"
+DEMO = Path(__file__).parents[2] / "loratune" / "assets" / "demo-opt"
 
 
 @pytest.fixture(scope="module")

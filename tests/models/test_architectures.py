@@ -24,7 +24,7 @@ from loratune.models.measure import (
     measure_numbers,
 )
 
-MODEL_RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "model").glob("*.yaml"))
+MODEL_RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "model").glob("*.yaml"))
 SMALL = {
     "vocab_size": 96,
     "hidden_size": 32,

@@ -21,9 +21,7 @@ from loratune.files import read_json
 from loratune.targets.find import block_of
 
 # Typed by hand from the sources and from PEFT's own counts, never from this package.
-EXPECTED: dict[str, int] = json.loads(
-    (Path(__file__).parent / "data" / "published_counts.json").read_text()
-)
+EXPECTED: dict[str, int] = json.loads((Path(__file__).parent / "published_counts.json").read_text())
 ROWS = {row.id: row for row in published_report()}
 WRONG = {
     "peft_draft_lora_fa_opt_125m",

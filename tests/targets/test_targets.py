@@ -343,7 +343,7 @@ def test_a_rank_pattern_that_fits_no_adapted_layer_is_an_error() -> None:
     assert caught.value.exit_code == 2
 
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.mark.parametrize(
