@@ -1,26 +1,21 @@
-"""Conversations: the chat template's text, and which part of it the model is to write.
-
-What the assistant writes is found by rendering the conversation up to each of its turns; a
-template that marks it with ``{% generation %}`` is believed.  Either way the assistant's words
-must lie in the part found, or the row is refused.
-"""
+"""Conversations: the chat template's text, and which part of it the model is to write."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loratune.config.schema import Learn, Reasoning
 from loratune.data.rendering import FIX, bounded, check_template
 from loratune.data.rows import Message
-from loratune.data.tokenizing import Tokenizer
+from loratune.data.spans import Rendering, SpanFinder, TurnSpan, is_reasoning
+from loratune.data.tokenizing import Tokenizer, special_tokens
 from loratune.errors import DataError, SecurityError
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_SENTINEL = "sentinel-of-the-answer"
-
-Render = Callable[[Sequence[Message], bool], str]
+_PLACEHOLDER = "answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +24,28 @@ class Segment:
 
     Attributes:
         text: the characters.
-        learnt: whether they are the model's to write.
+        supervised: whether they are the model's to write.
+        is_text: whether it is a special token that somebody spelt in a text, so no token.
     """
 
     text: str
-    learnt: bool
+    supervised: bool
+    is_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A rendered conversation, cut where supervision begins and ends.
+
+    Attributes:
+        segments: in order; together they are the rendered text up to the last turn's end.
+        ended: whether that end is a special token of the template.
+        left_out: turns whose reasoning the template leaves out.
+    """
+
+    segments: tuple[Segment, ...]
+    ended: bool
+    left_out: tuple[int, ...] = ()
 
 
 def chat_template_of(tokenizer: Tokenizer) -> str:
@@ -54,47 +66,87 @@ def chat_template_of(tokenizer: Tokenizer) -> str:
 class ChatRenderer:
     """Conversations as text, under one chat template."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: str,
+        learn: Learn = Learn.all,
+        reasoning: Reasoning = Reasoning.learn,
+    ) -> None:
         check_template(template)
         self.tokenizer = tokenizer
         self.template = template
-        self._stops = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
+        self._learn, self._reasoning = learn, reasoning
+        self._stops = special_tokens(tokenizer)
+        self._finder = SpanFinder(template, self._stops)
+        self._has_marks = bool(_MARKED.search(template))
 
-    def segments(self, messages: Sequence[Message], source: str) -> tuple[list[Segment], bool]:
+    def conversation(
+        self, messages: Sequence[Message], source: str, tools: Sequence[Any] | None = None
+    ) -> Conversation:
         """The conversation cut where the assistant begins and ends.
 
-        Returns:
-            The segments in order; together they are the rendered text up to the last turn's end.
-            Then whether that end is a special token of the template.
-
         Raises:
-            DataError: if the template raises, or changes the assistant's words.
+            DataError: if the template raises, or changes or leaves out what a turn says.
         """
-        full = self._render(messages, False, source)
-        if _MARKED.search(self.template):
-            spans = self._marked_spans(messages, full, source)
-        else:
-            spans = self._rendered_spans(messages, full, source)
-        segments, done = [], 0
-        for start, end in spans:
-            segments += [Segment(full[done:start], False), Segment(full[start:end], True)]
-            done = end
-        ended = any(full[: spans[-1][1]].endswith(stop) for stop in self._stops)
-        return [segment for segment in segments if segment.text], ended
+        turns = [self._turn(message) for message in messages]
+        rendering, spans = self._rendered(turns, source, tools)
+        supervised = self._supervised(rendering, spans, messages)
+        end = max((span.end for span in spans), default=0)
+        segments = list(self._segments(rendering, supervised, end))
+        ended = any(rendering.text[:end].endswith(stop) for stop in self._stops)
+        written = {word.word.turn for word in rendering.words if is_reasoning(word.word)}
+        silent = [n for n, turn in enumerate(turns) if _reasons(turn) and n not in written]
+        return Conversation(tuple(segments), ended, tuple(silent))
 
-    def prompt(self, messages: Sequence[Message], source: str) -> list[str]:
+    def prompt(
+        self, messages: Sequence[Message], source: str, tools: Sequence[Any] | None = None
+    ) -> list[Segment]:
         """The text before the assistant's next turn, in the stretches in which training saw it."""
-        answered = [*messages, Message("assistant", _SENTINEL)]
-        segments, _ = self.segments(answered, source)
-        return [segment.text for segment in segments[:-1]]
+        turns = [self._turn(m) for m in [*messages, Message("assistant", _PLACEHOLDER)]]
+        rendering, spans = self._rendered(turns, source, tools)
+        supervised = [
+            (span.start, span.end) for span in spans if span.turn < len(messages)
+        ] + [(spans[-1].start, spans[-1].start)]
+        return list(self._segments(rendering, supervised, spans[-1].start))
 
-    def _render(self, messages: Sequence[Message], generation: bool, source: str) -> str:
-        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+    def _turn(self, message: Message) -> dict[str, Any]:
+        turn = {"role": message.role, "content": message.content, **message.fields}
+        if self._reasoning is Reasoning.drop:
+            turn = {key: value for key, value in turn.items() if "reason" not in key}
+        return turn
+
+    def _rendered(
+        self, turns: Sequence[Mapping[str, Any]], source: str, tools: Sequence[Any] | None
+    ) -> tuple[Rendering, Sequence[TurnSpan]]:
+        def render(some: Sequence[Mapping[str, Any]], generation: bool) -> str:
+            return self._render(some, generation, source, tools)
+
+        try:
+            rendering = self._finder.locate(turns, render, context=tools)
+            spans: Sequence[TurnSpan] = rendering.spans
+            if self._has_marks:
+                spans = self._marked_spans(turns, rendering, source, tools)
+        except DataError as error:
+            error.where = error.where or source
+            raise
+        return rendering, spans
+
+    def _render(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        generation: bool,
+        source: str,
+        tools: Sequence[Any] | None,
+    ) -> str:
         options = {"tokenize": False, "add_generation_prompt": generation}
         try:
             with bounded():
                 text = self.tokenizer.apply_chat_template(
-                    turns, chat_template=self.template, **options
+                    [dict(turn) for turn in turns],
+                    chat_template=self.template,
+                    tools=tools,
+                    **options,
                 )
         except SecurityError as error:
             error.where = source
@@ -105,72 +157,87 @@ class ChatRenderer:
                 raise SecurityError(cause, where=source, fix=FIX) from error
             reason = str(error).partition("\n")[0][:200]
             cause = f"the chat template raised {type(error).__name__}: {reason}"
-            raise DataError(cause, where=source, fix="mend the row's turns") from error
+            raise DataError(cause, where=source, fix="fix the row's turns") from error
         return str(text)
 
-    def _rendered_spans(
-        self, messages: Sequence[Message], full: str, source: str
+    # -- which part is supervised --------------------------------------------------------------
+
+    def _supervised(
+        self, rendering: Rendering, spans: Sequence[TurnSpan], messages: Sequence[Message]
     ) -> list[tuple[int, int]]:
-        spans: list[tuple[int, int]] = []
-        for number, turn in enumerate(messages):
-            if turn.role != "assistant":
+        """Character ranges with loss: the recipe's choice, and each turn's own."""
+        last = max((span.turn for span in spans), default=-1)
+        chosen = []
+        for span in spans:
+            if not messages[span.turn].supervised:
                 continue
-            start = self._start(messages[:number], full, source)
-            after = full
-            if number + 1 < len(messages):
-                after = self._render(messages[: number + 1], False, source)
-            end = _shared_length(full, after)
-            floor = max(start or 0, spans[-1][1] if spans else 0)
-            place = full.find(turn.content.strip(), floor, end)
-            if place < 0:
-                raise _changed(number, source)
-            written = place + len(turn.content.strip())
-            begin = start if start is not None else _before_spaces(full, place, turn.content)
-            spans.append((begin, self._stop(full, written, end, turn.content)))
-        return spans
+            if self._learn is Learn.last and span.turn != last:
+                continue
+            start = span.start
+            if self._reasoning is Reasoning.context:
+                start = _behind_reasoning(rendering, span)
+            chosen.append((start, span.end))
+        return chosen
 
-    def _start(self, before: Sequence[Message], full: str, source: str) -> int | None:
-        """Length of the prompt with the assistant's header, or None if the template writes none."""
-        if not before:
-            return None
-        prompt = self._render(before, True, source)
-        if not full.startswith(prompt) or prompt == self._render(before, False, source):
-            return None
-        return len(prompt)
+    def _segments(
+        self, rendering: Rendering, supervised: Sequence[tuple[int, int]], end: int
+    ) -> list[Segment]:
+        """The text up to ``end``, cut at the supervised ranges and at spelt special tokens."""
+        spelt = {
+            (word.start + match.start(), word.start + match.end())
+            for word in rendering.words
+            for match in self._spelt_tokens(rendering.text[word.start : word.end])
+        }
+        edges = {0, end, *(edge for part in supervised for edge in part)}
+        edges |= {edge for part in spelt for edge in part if edge < end}
+        cuts = sorted(edge for edge in edges if edge <= end)
+        segments = []
+        for start, stop in zip(cuts, cuts[1:], strict=False):
+            inside = any(a <= start and stop <= b for a, b in supervised)
+            segments.append(Segment(rendering.text[start:stop], inside, (start, stop) in spelt))
+        return segments
 
-    def _stop(self, full: str, written: int, end: int, content: str) -> int:
-        """Where the turn ends: after its first special token, else after its last word."""
-        tail = full[written:end]
-        places = [(place, stop) for stop in self._stops if (place := tail.find(stop)) >= 0]
-        if places:
-            place, stop = min(places, key=lambda found: found[0])
-            return written + place + len(stop)
-        margin = content[len(content.rstrip()) :]
-        return written + len(margin) if margin and tail.startswith(margin) else written
+    def _spelt_tokens(self, text: str) -> list[re.Match[str]]:
+        pattern = "|".join(map(re.escape, self._stops))
+        return list(re.finditer(pattern, text)) if pattern else []
+
+    # -- templates with {% generation %} -------------------------------------------------------
 
     def _marked_spans(
-        self, messages: Sequence[Message], full: str, source: str
-    ) -> list[tuple[int, int]]:
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        rendering: Rendering,
+        source: str,
+        tools: Sequence[Any] | None,
+    ) -> list[TurnSpan]:
+        """The template's own marks; parts that touch are one, each ends behind its end token."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
         special = getattr(self.tokenizer, "special_tokens_map", {})
         with bounded():
             rendered: Any = render_jinja_template(
-                conversations=[turns],
+                conversations=[[dict(turn) for turn in turns]],
+                tools=tools,
                 chat_template=self.template,
                 return_assistant_tokens_mask=True,
                 **special,
             )
-        text, found = rendered[0][0], rendered[1][0]
-        spans = [(int(start), int(end)) for start, end in found]
-        learnt = [(n, turn.content) for n, turn in enumerate(messages) if turn.role == "assistant"]
-        if text != full or len(spans) != len(learnt):
-            raise DataError("the chat template's {% generation %} marks do not fit", where=source)
-        for (number, content), (start, end) in zip(learnt, spans, strict=True):
-            if content.strip() not in full[start:end]:
-                raise _changed(number, source)
-        return [(start, self._marked_end(full, start, end)) for start, end in spans]
+        text, marks = rendered[0][0], rendered[1][0]
+        if text != rendering.text:
+            cause = "the chat template renders something else with its {% generation %} marks"
+            raise DataError(cause, where=source, fix=FIX)
+        spans: list[TurnSpan] = []
+        for start, end in _merged((int(a), int(b)) for a, b in marks):
+            owners = {w.word.turn for w in rendering.words if w.start < end and w.end > start}
+            foreign = [n for n in owners if turns[n]["role"] != "assistant"]
+            if foreign:
+                cause = f"the {{% generation %}} marks cover words of turn {foreign[0] + 1}"
+                raise DataError(cause, where=source, fix=FIX)
+            turn = max(owners, default=spans[-1].turn if spans else 0)
+            spans.append(TurnSpan(turn, start, self._marked_end(text, start, end)))
+        if not spans:
+            raise DataError("the {% generation %} marks cover nothing", where=source, fix=FIX)
+        return spans
 
     def _marked_end(self, full: str, start: int, end: int) -> int:
         """The end of a marked part, moved to just behind the special token that closes the turn."""
@@ -181,25 +248,26 @@ class ChatRenderer:
         return end + len(closing)
 
 
-def _shared_length(one: str, other: str) -> int:
-    """Characters with which both begin."""
-    pairs = enumerate(zip(one, other, strict=False))
-    differing = (place for place, pair in pairs if pair[0] != pair[1])
-    return next(differing, min(len(one), len(other)))
+def _merged(marks: Any) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, end in marks:
+        if start == end:
+            continue
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    return merged
 
 
-def _before_spaces(full: str, place: int, content: str) -> int:
-    """``place``, moved back over the content's own margin and the spaces before it.
-
-    Where a header is followed by a space, the model writes the space: tokens begin with it.
-    """
-    margin = content[: len(content) - len(content.lstrip())]
-    if margin and full[:place].endswith(margin):
-        place -= len(margin)
-    return len(full[:place].rstrip(" "))
+def _reasons(turn: Mapping[str, Any]) -> bool:
+    return any("reason" in key and bool(value) for key, value in turn.items())
 
 
-def _changed(number: int, source: str) -> DataError:
-    cause = f"the chat template changes the words of turn {number + 1} (assistant)"
-    fix = "mark them in the template with {% generation %}, or mend the row"
-    return DataError(cause, where=source, fix=fix)
+def _behind_reasoning(rendering: Rendering, span: TurnSpan) -> int:
+    """Where a turn's words begin that are no reasoning."""
+    own = [w for w in rendering.words if w.word.turn == span.turn and w.start >= span.start]
+    if not any(is_reasoning(word.word) for word in own):
+        return span.start
+    said = [word.start for word in own if not is_reasoning(word.word)]
+    return min(said, default=span.end)

@@ -14,8 +14,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loratune.errors import DataError, SecurityError
+
+if TYPE_CHECKING:
+    from jinja2 import nodes
 
 SECONDS = 2.0
 _MEMORY = 512 << 20
@@ -27,25 +31,12 @@ def check_template(template: str) -> None:
     """Refuse what could not be stopped once it runs.
 
     Raises:
-        DataError: if it is no Jinja template.
+        DataError: if it is not a Jinja template.
         SecurityError: if it is longer than any honest one, or makes huge numbers.
     """
-    import jinja2
     from jinja2 import nodes
 
-    if len(template) > _LONGEST:
-        cause = f"the chat template has {len(template):,} characters"
-        raise SecurityError(cause, where="tokenizer", fix=FIX)
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _generation_tag()])
-    try:
-        tree = environment.parse(template)
-    except jinja2.TemplateSyntaxError as error:
-        cause = f"the chat template is broken: {error.message}"
-        where = f"chat template, line {error.lineno}"
-        raise DataError(cause, where=where, fix=FIX) from error
-    except RecursionError as error:
-        cause = "the chat template is nested too deeply"
-        raise SecurityError(cause, where="tokenizer", fix=FIX) from error
+    tree = parse_template(template)
     for node in tree.find_all((nodes.Pow, nodes.Mul)):
         constant = isinstance(node.left, nodes.Const) or isinstance(node.right, nodes.Const)
         if isinstance(node, nodes.Pow) or not constant:
@@ -54,6 +45,30 @@ def check_template(template: str) -> None:
                 where=f"chat template, line {node.lineno}",
                 fix=FIX,
             )
+
+
+def parse_template(template: str) -> nodes.Template:
+    """The template's syntax tree.
+
+    Raises:
+        DataError: if it is not a Jinja template.
+        SecurityError: if it is longer than any honest one.
+    """
+    import jinja2
+
+    if len(template) > _LONGEST:
+        cause = f"the chat template has {len(template):,} characters"
+        raise SecurityError(cause, where="tokenizer", fix=FIX)
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _generation_tag()])
+    try:
+        return environment.parse(template)
+    except jinja2.TemplateSyntaxError as error:
+        cause = f"the chat template is broken: {error.message}"
+        where = f"chat template, line {error.lineno}"
+        raise DataError(cause, where=where, fix=FIX) from error
+    except RecursionError as error:
+        cause = "the chat template is nested too deeply"
+        raise SecurityError(cause, where="tokenizer", fix=FIX) from error
 
 
 def _generation_tag() -> type:

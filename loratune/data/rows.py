@@ -29,10 +29,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: who speaks.
+        content: the text.
+        fields: what else the template is given: ``reasoning_content``, ``tool_calls``, ``name``.
+        supervised: whether the row wants an assistant turn learnt.
+    """
 
     role: str
     content: str
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    supervised: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +53,21 @@ class Example:
         prompt: the text before the answer; empty for text rows and conversations.
         answer: the text to learn; empty for conversations.
         messages: the turns of a conversation, else empty.
+        tools: definitions of the tools that the conversation may call, for its template.
     """
 
     source: str
     prompt: str = ""
     answer: str = ""
     messages: tuple[Message, ...] = field(default=())
+    tools: Sequence[Any] | None = field(default=None, hash=False)
 
     @property
     def question(self) -> tuple[object, ...]:
         """Everything before the last answer: what makes two rows share a prompt."""
         if self.messages:
-            return self.messages[: self._last_assistant]
+            tools = json.dumps(self.tools, sort_keys=True) if self.tools else ""
+            return (tools, *map(repr, self.messages[: self._last_assistant]))
         return (self.prompt or self.answer,)
 
     @property

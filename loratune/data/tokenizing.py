@@ -39,8 +39,15 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]:
         """Token to id."""
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any:
         """A conversation as text."""
+
+
+def special_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Texts that the tokenizer reads as tokens with a meaning of their own, longest first."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    texts = {*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)}
+    return sorted(filter(None, texts), key=len, reverse=True)
 
 
 class RowTokenizer:
