@@ -86,7 +86,7 @@ MEASURE = """
 import torch
 from loratune import library
 from loratune.loss import LanguageModelHead
-from loratune.models.measure import build_model
+from loratune.models.build import build_model
 kept, seen = 0, set()
 model = build_model({numbers})
 wrapped = library.wrap(model, "{variant}", targets="all_linear")
