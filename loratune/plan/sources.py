@@ -74,13 +74,13 @@ def _chain(
         return []
     node = parse(read_text(path, str(path)), str(path))
     values = plain(node) if node is not None else {}
-    found: list[tuple[Path, dict[str, Any]]] = []
+    chain: list[tuple[Path, dict[str, Any]]] = []
     for entry in [*values.pop("defaults", []), "_self_"]:
         if entry == "_self_":
-            found = [*[item for item in found if item[0] != path], (path, values)]
+            chain = [*[item for item in chain if item[0] != path], (path, values)]
         elif isinstance(entry, str) and not entry.startswith("/"):
-            found += _chain(group, entry.partition("@")[0], folders, depth + 1)
-    return found
+            chain += _chain(group, entry.partition("@")[0], folders, depth + 1)
+    return chain
 
 
 def _shown(path: Path) -> str:

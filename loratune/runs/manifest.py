@@ -18,10 +18,10 @@ def describe_files(
         paths: the files, of one folder.
         hashes: name to sha256 of those that were hashed while they were written.
     """
-    known = hashes or {}
+    already = hashes or {}
     return {
         path.name: {
-            "sha256": known.get(path.name) or files.sha256_file(path),
+            "sha256": already.get(path.name) or files.sha256_file(path),
             "bytes": path.stat().st_size,
         }
         for path in sorted(paths)

@@ -14,6 +14,7 @@ from loratune.errors import LoratuneError, MergeError
 from loratune.merging.plan import MergePlan
 from loratune.merging.threads import in_order, tensor_threads
 from loratune.merging.weight import prove_weight
+from loratune.models.architectures import names_module
 from loratune.models.dtypes import FLOATING
 from loratune.models.fingerprint import combine_hashes
 from loratune.models.tensors import read_one
@@ -86,7 +87,9 @@ def _norm_checks(
     problem = f"'{bad[0]}' moved by another amount ({bad[1]:.1%})" if bad else ""
     changed = [n for n in merged if n in entries and hashes[n] != base.hashes[n]]
     same_dtype = all(merged[n].dtype == entries[n].dtype for n in merged if n in entries)
-    stray = [n for n in changed if not any(_is_weight_of(n, module) for module in proofs)]
+    stray = [
+        n for n in changed if not any(names_module(n, f"{module}.weight") for module in proofs)
+    ]
     unchanged = Check(".", f"{len(entries) - len(changed)} other tensors as in the base")
     if same_dtype and proofs and stray:
         unchanged = Check(stray[0], "as in the base", note="changed: a module trained in full?")
@@ -101,7 +104,7 @@ def _moved_otherwise(
     """The module whose change is furthest from its certificate, and by how much; or None."""
     errors: dict[str, float] = {}
     for module, proof in proofs.items():
-        name = next((n for n in merged if _is_weight_of(n, module)), None)
+        name = next((n for n in merged if names_module(n, f"{module}.weight")), None)
         if name is None or name not in entries:
             continue
         moved = read_one(merged[name]).double() - read_one(entries[name]).double()
@@ -110,11 +113,6 @@ def _moved_otherwise(
         if not error <= float(proof["residual"]) + 1e-4:
             errors[module] = error
     return max(errors.items(), key=lambda item: item[1], default=None)
-
-
-def _is_weight_of(name: str, module: str) -> bool:
-    wanted = f"{module}.weight"
-    return name == wanted or wanted.endswith("." + name)
 
 
 # -- with the adapter ----------------------------------------------------------------------
