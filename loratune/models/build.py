@@ -5,8 +5,9 @@ Runs no code from a model's folder; torch and transformers are imported only whe
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,14 +61,13 @@ def build_model(numbers: Mapping[str, Any]) -> nn.Module:
     Raises:
         ModelError: if transformers cannot build it.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     values = dict(numbers)
-    try:
+    with _build_errors("model.architecture"):
         config = AutoConfig.for_model(values.pop("model_type"), **values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise _cannot_build(error, "model.architecture") from error
-    return _from_config(config, "model.architecture")
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
 
 
 def meta_model(config: Any, where: str) -> nn.Module:
@@ -81,9 +81,11 @@ def meta_model(config: Any, where: str) -> nn.Module:
         ModelError: if transformers cannot build it.
     """
     import torch
+    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return _from_config(config, where)
+    with _build_errors(where), torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
 
 
 def meta_base(folder: Path) -> nn.Module:
@@ -96,23 +98,16 @@ def meta_base(folder: Path) -> nn.Module:
     return meta_model(read_transformers_config(folder), str(folder))
 
 
-def _from_config(config: Any, where: str) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    auto: Any = AutoModelForCausalLM
+@contextlib.contextmanager
+def _build_errors(where: str) -> Iterator[None]:
     try:
-        model: nn.Module = auto.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError) as error:
-        raise _cannot_build(error, where) from error
-    return model
-
-
-def _cannot_build(error: Exception, where: str) -> ModelError:
-    return ModelError(
-        f"transformers cannot build this model: {first_line(error)}",
-        where=where,
-        fix="check model.path; models that need their own code are not supported",
-    )
+        yield
+    except (ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError) as error:
+        raise ModelError(
+            f"transformers cannot build this model: {first_line(error)}",
+            where=where,
+            fix="check model.path; models that need their own code are not supported",
+        ) from error
 
 
 def first_line(error: BaseException) -> str:
