@@ -11,7 +11,7 @@ from typing import Any
 from loratune import files
 from loratune.adapter_files.offline import OfflineAdapter, is_zero
 from loratune.adapter_files.peft_format import AdapterFolder
-from loratune.config.schema import Dtype, MergeConfig
+from loratune.config.schema import Dtype, MergeConfig, Verify
 from loratune.errors import MergeError, StorageError
 from loratune.merging.folder import complete_folder
 from loratune.merging.logits import LogitsProof, prove_logits, wants_logits
@@ -90,17 +90,11 @@ def merge(
         StorageError: if the disk refuses.
     """
     started = time.perf_counter()
-    _check_not_merged(adapters, base_folder)
-    plan = MergePlan(adapters, base_folder, config.dtype)
-    _require_effect(plan.offline)
-    _require_space(plan, out)
+    plan = _checked_plan(adapters, base_folder, out, config.dtype)
     with files.published_folder(out) as target:
         written = write_merged(plan, target)
         drift = _check_bindings(adapters, written.base, tokenizer, allow_drift)
         complete_folder(base_folder, target, written.entries, config.dtype, unties=plan.unties)
-        base_bytes = sum(entry.size for entry in plan.entries.values())
-        probed = wants_logits(config.verify, adapters, base_bytes)
-        logits = prove_logits(base_folder, adapters[0], target) if probed else None
         report = MergeReport(
             base=written.base,
             adapters=[tensors_fingerprint(adapter.tensors) for adapter in adapters],
@@ -109,7 +103,7 @@ def merge(
             dtype="base" if config.dtype is Dtype.auto else str(config.dtype),
             untied=plan.unties,
             modules=written.proofs,
-            logits=logits,
+            logits=_logits_proof(plan, adapters, target, config.verify),
             delta_kept=_overall_kept(written.proofs),
             seconds=time.perf_counter() - started,
             drift=drift,
@@ -119,6 +113,17 @@ def merge(
         _require_kept(report, config)
         files.write_sealed_json(target / MERGE_REPORT, {"format": 1, **asdict(report)})
     return report
+
+
+def _checked_plan(
+    adapters: Sequence[AdapterFolder], base_folder: Path, out: Path, dtype: Dtype
+) -> MergePlan:
+    """What is to be written, once everything that can stop it beforehand was looked at."""
+    _check_not_merged(adapters, base_folder)
+    plan = MergePlan(adapters, base_folder, dtype)
+    _require_effect(plan.offline)
+    _require_space(plan, out)
+    return plan
 
 
 def _check_not_merged(adapters: Sequence[AdapterFolder], base_folder: Path) -> None:
@@ -172,6 +177,15 @@ def _check_bindings(
             adapter.facts, base, tokenizer, allowed, where=where, error=MergeError
         )
     return accepted
+
+
+def _logits_proof(
+    plan: MergePlan, adapters: Sequence[AdapterFolder], target: Path, verify: Verify
+) -> LogitsProof | None:
+    size = sum(entry.size for entry in plan.entries.values())
+    if not wants_logits(verify, adapters, size):
+        return None
+    return prove_logits(plan.base_folder, adapters[0], target)
 
 
 def _require_kept(report: MergeReport, config: MergeConfig) -> None:
