@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loratune.adapter_files.offline import OfflineAdapter, meta_model
+from loratune.adapter_files.offline import OfflineAdapter
 from loratune.adapter_files.peft_format import PREFIX
 from loratune.errors import ModelError
+from loratune.models.build import meta_base
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.surgery import WrappedModel, adapter_state, wrap_model
 
@@ -73,7 +74,7 @@ def regenerated(offline: OfflineAdapter, recipe: Mapping[str, Any]) -> dict[str,
             where=str(folder.path),
             fix="export format=peft keeps them",
         )
-    model = meta_model(offline.base_folder)
+    model = meta_base(offline.base_folder)
     wrapped = wrap_model(
         model, folder.config, folder.targets, seed=int(recipe["seed"]), strict=False
     )

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
 from loratune.adapters.base import Adapter
-from loratune.errors import MergeError, ModelError, refused_as
-from loratune.models.source import read_model_config
+from loratune.errors import MergeError, refused_as
+from loratune.models.build import meta_base
 from loratune.surgery import WrappedModel
 
 
@@ -45,33 +43,13 @@ class OfflineAdapter:
     output_head: str
 
 
-def meta_model(base_folder: Path) -> Any:
-    """The base model on the meta device: no data, no remote code.
-
-    Raises:
-        ModelError: if transformers cannot build it.
-    """
-    import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    transformers.utils.logging.set_verbosity_error()
-    read_model_config(base_folder)
-    try:
-        config = AutoConfig.from_pretrained(str(base_folder), local_files_only=True)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"cannot build the model: {line}", where=str(base_folder)) from error
-
-
 def attach(base_folder: Path, folder: AdapterFolder) -> OfflineAdapter:
     """Put an adapter on its base's names and shapes.
 
     Raises:
         LoratuneError: if it does not fit.
     """
-    model = meta_model(base_folder).eval()
+    model: Any = meta_base(base_folder).eval()
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     ends = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
     names = {

@@ -8,6 +8,7 @@ from typing import TypeVar
 from loratune.config.convert import apply_overrides, from_plain, read_recipe
 from loratune.config.schema import RunConfig
 from loratune.config.settings import GROUPS
+from loratune.runs.run_dir import RunDir
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
@@ -30,7 +31,7 @@ def recorded_recipe(config: ConfigType, overrides: list[str], run: str | None = 
     chooses = any(word.lstrip("+").split("=", 1)[0] in GROUPS for word in overrides)
     if folder is None or chooses:
         return config
-    values = read_recipe(Path(folder) / "recipe.yaml")
+    values = read_recipe(RunDir(Path(folder)).recipe)
     return from_plain(apply_overrides(values, overrides), type(config))
 
 

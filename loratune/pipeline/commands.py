@@ -17,7 +17,7 @@ from loratune.data.prepare import prepare_data
 from loratune.data.reading import read_rows
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer
-from loratune.errors import CheckpointError, ConfigError, MergeError, refused_as
+from loratune.errors import ConfigError, MergeError, refused_as
 from loratune.files import BUILTIN
 from loratune.generation import Sampling, generate_answers
 from loratune.loss import LanguageModelHead
@@ -25,7 +25,7 @@ from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder
 from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table, show
-from loratune.runs.drift import fact_changes, refuse
+from loratune.runs.drift import check_binding
 from loratune.stages.evaluate import evaluate
 from loratune.stages.export import export
 from loratune.stages.load import BaseModel, load
@@ -73,19 +73,13 @@ def _adapted(
     adapter = read_adapter(folder)
     _base_folder(adapter, config, given, run)
     base = load(config.model, config.trainer.precision)
-    facts = {"base": base.fingerprint, "tokenizer": base.tokenizer_fingerprint}
-    _check_binding(adapter, facts, config.allow_drift)
+    check_binding(
+        adapter.facts, base.fingerprint, base.tokenizer_fingerprint, config.allow_drift,
+        where=str(adapter.path),
+    )  # fmt: skip
     wrapped, adapter = wrap_existing(base.model, adapter)
     wrapped.model.eval()
     return base, wrapped, adapter
-
-
-def _check_binding(adapter: AdapterFolder, facts: dict[str, str], allowed: Sequence[str]) -> None:
-    if "base" not in adapter.facts:
-        say("note: this adapter does not say which base it was trained on")
-    changes = fact_changes(adapter.facts, facts, ("base", "tokenizer"))
-    for line in refuse(changes, allowed, where=str(adapter.path), error=CheckpointError):
-        say(f"drift allowed: {line}")
 
 
 def evaluate_adapter(config: EvaluateCommand, folder: Path, given: set[str]) -> None:

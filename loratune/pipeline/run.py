@@ -38,8 +38,9 @@ from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table
 from loratune.report.build import finished_report
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint
-from loratune.runs.drift import fact_changes, refuse
+from loratune.runs.drift import check_binding
 from loratune.runs.provenance import package_versions, provenance
+from loratune.runs.records import link_latest, recipe_record, write_recipe, write_summary
 from loratune.runs.resume import (
     AUTO,
     check_resume,
@@ -48,7 +49,7 @@ from loratune.runs.resume import (
     refuse_drift,
     resumed_run_folder,
 )
-from loratune.runs.run_dir import RunDir, recipe_record, write_summary
+from loratune.runs.run_dir import RunDir
 from loratune.stages.evaluate import Evaluation, evaluate, evaluation_loss
 from loratune.stages.export import export
 from loratune.stages.load import BaseModel, load
@@ -230,9 +231,10 @@ class _Run:
     def _check_continued(self) -> list[str]:
         if self.continued is None:
             return []
-        facts = {"base": self.base.fingerprint, "tokenizer": self.base.tokenizer_fingerprint}
-        changes = fact_changes(self.continued.facts, facts, ("base", "tokenizer"))
-        return refuse(changes, self.config.allow_drift, where=str(self.continued.path))
+        return check_binding(
+            self.continued.facts, self.base.fingerprint, self.base.tokenizer_fingerprint,
+            self.config.allow_drift, where=str(self.continued.path),
+        )  # fmt: skip
 
     def _facts(self) -> dict[str, Any]:
         """What checkpoints and adapters record about what this run is made of."""
@@ -249,7 +251,7 @@ class _Run:
 
     def _write_records(self) -> None:
         self.run_dir.summary.unlink(missing_ok=True)  # a finished run that goes on is not finished
-        self.run_dir.write_recipe(self.config)
+        write_recipe(self.run_dir, self.config)
         records = redact(provenance(str(self.base.device)))
         fingerprints = {key: self.facts[key] for key in ("base", "tokenizer", "data", "projection")}
         records |= {"fingerprints": fingerprints, "dtype": str(self.base.dtype)}
@@ -387,8 +389,8 @@ class _Run:
             "training": asdict(summary.training) if summary.training else None,
             "stages": [str(stage) for stage in self.config.stages],
         }
-        write_summary(self.run_dir.path, record)
-        self.run_dir.link_latest(self.config.name)
+        write_summary(self.run_dir, record)
+        link_latest(self.run_dir, self.config.name)
         self._say(f"everything lies in {self.run_dir.path}")
         self._say(f"report: {finished_report(self.run_dir.path)}")
 

@@ -13,7 +13,7 @@ from loratune.plan.memory import ERROR_BAR
 from loratune.plan.sources import COMMAND_LINE, DEFAULT
 
 if TYPE_CHECKING:
-    from loratune.plan.estimate import Plan
+    from loratune.plan.plan import Plan
 
 _LABELS = {
     "process": "process (python, torch)",

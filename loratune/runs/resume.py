@@ -18,8 +18,9 @@ from loratune.runs.checkpoint import (
     load_checkpoint,
     newest_verified,
 )
-from loratune.runs.drift import fact_changes, recipe_changes, refuse
-from loratune.runs.run_dir import RunDir, fresh_folder, recipe_record
+from loratune.runs.drift import check_drift, fact_changes, recipe_changes
+from loratune.runs.records import recipe_record
+from loratune.runs.run_dir import OUTPUTS, RunDir, fresh_folder
 
 AUTO = "auto"
 _FACTS = ("base", "tokenizer", "data", "projection", "processes")
@@ -38,7 +39,7 @@ def run_folder(config: RunConfig) -> Path:
     """The folder that a run of ``config`` uses; a fresh one where none is named."""
     if config.resume not in (None, AUTO):
         return resumed_run_folder(str(config.resume))
-    return Path(config.out) if config.out else fresh_folder(Path("outputs") / config.name)
+    return Path(config.out) if config.out else fresh_folder(OUTPUTS / config.name)
 
 
 def check_resume(config: RunConfig) -> None:
@@ -105,7 +106,7 @@ def is_complete(config: RunConfig, run_dir: RunDir) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     changes = recipe_changes(saved, recipe_record(config))
-    refuse(changes, config.allow_drift, where=str(run_dir.recipe))
+    check_drift(changes, config.allow_drift, where=str(run_dir.recipe))
     return not changes and set(map(str, config.stages)) <= set(done)
 
 
@@ -123,7 +124,7 @@ def refuse_drift(checkpoint: Checkpoint, facts: Mapping[str, Any], config: RunCo
         *recipe_changes(saved["recipe"], facts["recipe"]),
         *fact_changes(saved, facts, _FACTS),
     ]
-    accepted = refuse(changes, config.allow_drift, where=str(checkpoint.path / MANIFEST))
+    accepted = check_drift(changes, config.allow_drift, where=str(checkpoint.path / MANIFEST))
     versions = fact_changes(saved.get("versions", {}), facts["versions"], _COMPUTING)
     if processes.is_main():
         for line in accepted:

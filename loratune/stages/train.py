@@ -25,6 +25,7 @@ from loratune.runs.checkpoint import (
     save_checkpoint,
     set_aside_later,
 )
+from loratune.runs.records import sync_lines, truncate_after
 from loratune.runs.run_dir import RunDir
 from loratune.surgery import WrappedModel
 from loratune.training import guards
@@ -141,7 +142,7 @@ class _Loop:
         """Drop what an earlier start wrote of the steps that come now."""
         if processes.is_main():
             for path in (self.run_dir.metrics, self.run_dir.timings):
-                self.run_dir.truncate_after(path, self.progress.step)
+                truncate_after(path, self.progress.step)
             set_aside_later(self.run_dir.checkpoints, self.progress.step)
             self._rotate()
 
@@ -223,7 +224,7 @@ class _Loop:
         self._refuse_disagreement(tensors)
         if processes.is_main():
             folder, step = self.run_dir.checkpoints, self.progress.step
-            self.run_dir.sync(self.run_dir.metrics)  # its lines belong to the checkpoint
+            sync_lines(self.run_dir.metrics)  # its lines belong to the checkpoint
             save_checkpoint(folder, step, tensors, self.progress.as_dict(), self.facts)
             self._rotate()
         processes.barrier()

@@ -15,11 +15,6 @@ _LONGEST = 2000
 _Value = TypeVar("_Value")
 
 
-def names_module(suffix: str, name: str) -> bool:
-    """Whether ``suffix`` is ``name`` or its end at a dot, as in PEFT."""
-    return name == suffix or name.endswith("." + suffix)
-
-
 class TimedPattern:
     """A regular expression whose matches take at most one second in total."""
 

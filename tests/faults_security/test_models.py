@@ -91,7 +91,7 @@ HTML = "<html>404</html>" * 9
         pytest.param(CUT, ["truncated", "1,000,000"], id="M09-truncated"),
         pytest.param(file(WEIGHTS, b""), ["truncated"], id="M09-empty"),
         pytest.param(file(WEIGHTS, LFS), ["git lfs pull"], id="M09-lfs"),
-        pytest.param(file(WEIGHTS, HTML), ["no safetensors"], id="M09-html"),
+        pytest.param(file(WEIGHTS, HTML), ["not a safetensors"], id="M09-html"),
         pytest.param(file(WEIGHTS, None), ["no weights"], id="M08-none"),
     ],
 )

@@ -1,14 +1,12 @@
-"""From ``config.json`` to an architecture."""
+"""From the numbers of a ``config.json`` to an architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from loratune.adapters.config import LayerKind, LayerShape
 from loratune.errors import ModelError
-from loratune.files import read_json
 from loratune.models.architectures.base import Architecture, Numbers, OtherModule
 from loratune.models.architectures.roles import FAMILIES
 
@@ -39,7 +37,7 @@ def architecture_from_numbers(
         raise ModelError(
             f"the layers of a '{model_type}' model are not known from its numbers",
             where=where,
-            fix=f"known: {', '.join(FAMILIES)}; others are measured from model.path",
+            fix=f"known families: {', '.join(FAMILIES)}; others are measured from model.path",
         )
     family, checked = FAMILIES[model_type], Numbers(numbers, where)
     _check_block_count(numbers, where)
@@ -65,40 +63,3 @@ def _tied_parameters(layers: tuple[LayerShape, ...]) -> int:
     """Numbers that the output head shares with the input embedding."""
     first = next(layer for layer in layers if layer.kind is LayerKind.embedding)
     return first.parameters
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a local folder's ``config.json``.
-
-    Raises:
-        ModelError: if the folder or the file is missing, or is not a JSON object.
-    """
-    path = folder / "config.json"
-    if not folder.is_dir():
-        raise ModelError("no such folder", where=str(folder), fix="set model.path=DIR or a hub id")
-    if not path.is_file():
-        raise ModelError(
-            "there is no config.json in the model's folder",
-            where=str(folder),
-            fix="point model.path at a folder written by save_pretrained",
-        )
-    try:
-        content = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"config.json cannot be read: {error}", where=str(path), fix="copy it anew"
-        ) from error
-    if not isinstance(content, dict):
-        raise ModelError("config.json is not an object", where=str(path), fix="copy it anew")
-    return content
-
-
-def read_architecture(folder: str | Path) -> Architecture:
-    """The architecture of a local model folder, by its ``config.json`` alone.
-
-    Raises:
-        ModelError: if there is no usable ``config.json``, or the family is not known.
-        ConfigError: if a number is missing or impossible.
-    """
-    numbers = read_config(Path(folder))
-    return architecture_from_numbers(numbers, where=str(Path(folder) / "config.json"))
