@@ -133,8 +133,8 @@ def test_the_page_goes_where_out_says(tmp_path: Path) -> None:
     [
         (["nowhere"], "there is no run and no comparison here"),
         (["out=x.html"], "which folder?"),
-        (["--fast"], "no setting '--fast'"),
-        (["format=pdf"], "no setting 'format'"),
+        (["--fast"], "there is no flag '--fast'"),
+        (["format=pdf"], "'format' is not a setting"),
     ],
 )
 def test_what_cannot_be_reported_is_said_in_one_line(

@@ -84,12 +84,12 @@ def copy_recipe(
         force: overwrite a file that is there.
 
     Raises:
-        ConfigError: for a name that is none, or if ``folder`` is the package's own.
+        ConfigError: for a name that is not one, or if ``folder`` is the package's own.
         StorageError: if the file exists, or cannot be written.
     """
     name = new_name or source.name
     if not _NAME.fullmatch(name) and name != source.name:
-        raise ConfigError(f"'{name}' is no name", where="as", fix="letters, digits, _ and -")
+        raise ConfigError(f"'{name}' is not a name", where="as", fix="letters, digits, _ and -")
     target = folder / source.group / f"{name}.yaml"
     if folder.resolve() == builtin_recipes().resolve():
         raise ConfigError(
