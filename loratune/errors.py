@@ -181,8 +181,9 @@ def unknown_setting(
         hint: what to say if no choice is spelt like it.
     """
     names = sorted(choices)
-    listing = f"known here: {', '.join(names)}" if names else ""
-    fix = f"{did_you_mean(key.rsplit('.', 1)[-1], names) or hint} {listing}".strip()
+    advice = did_you_mean(key.rsplit(".", 1)[-1], names) or hint
+    listing = f"available: {', '.join(names) or 'none'}" if names or not hint else ""
+    fix = f"{advice} {listing}".strip()
     return ConfigError(f"'{key}' is not a setting", where=where or key, fix=fix)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from os.path import exists
 
 from loratune.errors import ConfigError, raise_together, unknown_setting
 
@@ -13,7 +13,7 @@ TABLE_OR_JSON = ("table", "json")
 def read_arguments(
     arguments: Sequence[str], settings: Mapping[str, Sequence[str]]
 ) -> tuple[list[str], dict[str, str]]:
-    """Plain words in order, and the value of every setting that is given.
+    """Plain words in order, and the value of every setting among them.
 
     Args:
         arguments: the words after the subcommand.
@@ -27,9 +27,9 @@ def read_arguments(
     for word in arguments:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
-            fix = f"known here: {', '.join(settings) or 'none'}"
+            fix = f"settings are key=value; available: {', '.join(settings) or 'none'}"
             problems.append(ConfigError(f"there is no flag '{word}'", where=word, fix=fix))
-        elif not equals or "/" in key or (key not in settings and Path(word).exists()):
+        elif not equals or "/" in key or (key not in settings and exists(word)):
             plain.append(word)
         elif key not in settings:
             problems.append(unknown_setting(key, settings))

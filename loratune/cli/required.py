@@ -24,7 +24,7 @@ def adapter_folder(run: str | None, adapter_path: str | None) -> Path:
     """The adapter that ``run=DIR`` or ``adapter_path=DIR`` names.
 
     Raises:
-        ConfigError: if neither or both are given, or the run has none.
+        ConfigError: if neither or both are set, or the run has no adapter.
     """
     if (run is None) == (adapter_path is None):
         raise ConfigError(
@@ -32,11 +32,9 @@ def adapter_folder(run: str | None, adapter_path: str | None) -> Path:
         )
     if adapter_path is not None:
         return Path(adapter_path)
-    folder = Path(str(run))
-    if not (folder / "recipe.yaml").is_file():
-        raise ConfigError(
-            "this is not a run folder", where=str(folder), fix="name one that `loratune train` made"
-        )
+    from loratune.runs.run_dir import RunDir
+
+    folder = RunDir.open(str(run)).path
     if not (folder / "adapter").is_dir():
         raise ConfigError(
             "the run has no adapter yet",

@@ -47,8 +47,8 @@ def _nodes(container: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         name = f"{prefix}[{key}]" if listed else f"{prefix}.{key}".lstrip(".")
         if name == "hydra" or node is None:
             continue
-        whole = node._is_none() or node._is_missing() or node._is_interpolation()
-        if isinstance(node, (DictConfig, ListConfig)) and not whole:
+        is_leaf = node._is_none() or node._is_missing() or node._is_interpolation()
+        if isinstance(node, (DictConfig, ListConfig)) and not is_leaf:
             yield from _nodes(node, name)
         else:
             yield name, node
@@ -96,8 +96,8 @@ def translate_composition_error(error: BaseException, place: str = "") -> Loratu
             return _missing_config(link)
         if isinstance(link, OmegaConfBaseException):
             return _omegaconf_error(link, place)
-    told = next((link for link in chain if str(link) not in ("", "None")), error)
-    return ConfigError(_first_line(told), where=place, fix=_fix_of(told))
+    cause = next((link for link in chain if str(link) not in ("", "None")), error)
+    return ConfigError(_first_line(cause), where=place, fix=_fix_of(cause))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -140,7 +140,8 @@ def _omegaconf_error(error: OmegaConfBaseException, place: str) -> ConfigError:
     if isinstance(error, InterpolationResolutionError):
         return ConfigError(_first_line(error), where=where, fix="write the value itself")
     if isinstance(error, ValidationError):
-        return ConfigError(f"{key}: {_first_line(error)}", where=where, fix="fix the value")
+        cause = f"{key}: {_first_line(error)}".removeprefix(": ")
+        return ConfigError(cause, where=where, fix="fix the value")
     return ConfigError(_first_line(error), where=where, fix=_fix_of(error))
 
 

@@ -59,11 +59,13 @@ def _check_flags(flags: Namespace) -> Iterator[LoratuneError]:
         fix = "repeat the run with its recipe.yaml"
         yield SecurityError(cause, where="--experimental-rerun", fix=fix)
     if flags.config_name is not None:
-        cause = "every command starts from the package's own root"
+        cause = "every command starts from the package's own config"
         yield ConfigError(cause, where="--config-name", fix="choose with recipe=NAME")
     if flags.config_path is not None:
         fix = "use --config-dir DIR, which adds to them"
-        yield ConfigError("the package's recipes are needed", where="--config-path", fix=fix)
+        yield ConfigError(
+            "the package's own recipes cannot be replaced", where="--config-path", fix=fix
+        )
 
 
 def _chosen_variant(overrides: Sequence[Override]) -> str | None:
@@ -87,20 +89,20 @@ def _check_override(
     override: Override, root: Setting, folders: Sequence[Path]
 ) -> Iterator[LoratuneError]:
     key = override.key_or_group
-    whole = f"{key}@{override.package}" if override.package is not None else key
+    full_key = f"{key}@{override.package}" if override.package is not None else key
     values = list(_elements(override.value()))
-    gadgets = [name for name in _names_in(whole, values) if is_instantiation_key(name)]
-    if gadgets:
+    callers = [name for name in _names_in(full_key, values) if is_instantiation_key(name)]
+    if callers:
         fix = "settings are data: remove it"
-        yield SecurityError(f"'{gadgets[0]}' would call a function", where=whole, fix=fix)
+        yield SecurityError(f"'{callers[0]}' would call a function", where=full_key, fix=fix)
     elif is_for_hydra(override):
         if key == "hydra.searchpath":
             fix = "use --config-dir DIR, whose files are checked"
-            yield ConfigError("more places for recipes are not taken", where=key, fix=fix)
+            yield ConfigError("recipes are not searched for in more places", where=key, fix=fix)
     elif override.package is not None or names_hydra(key):
-        error = SecurityError if names_hydra(whole) else ConfigError
-        what = "reaches Hydra's own settings" if names_hydra(whole) else "has a package"
-        yield error(f"'{whole}' {what}", where=whole, fix="write group=name")
+        error = SecurityError if names_hydra(full_key) else ConfigError
+        what = "reaches Hydra's own settings" if names_hydra(full_key) else "has a package"
+        yield error(f"'{full_key}' {what}", where=full_key, fix="write group=name")
     elif key in GROUPS or "/" in key:
         yield from _check_choice(override, values, folders)
     else:

@@ -139,8 +139,8 @@ def _one_field(annotation: Any) -> type:
 
 def _without_none(annotation: Any) -> Any:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        kept = [item for item in typing.get_args(annotation) if item is not type(None)]
-        return kept[0] if len(kept) == 1 else annotation
+        others = [item for item in typing.get_args(annotation) if item is not type(None)]
+        return others[0] if len(others) == 1 else annotation
     return annotation
 
 

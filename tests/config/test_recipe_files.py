@@ -205,6 +205,8 @@ MISTAKES = {
                                "one of constant, linear, cosine"),
     "group is text": ("recipe/x.yaml", f"{GLOBAL}trainer: fast\n", "recipes/recipe/x.yaml:2",
                       "a mapping of settings"),
+    "reference for a group": ("recipe/x.yaml", f"{GLOBAL}trainer: ${{data}}\n",
+                              "recipes/recipe/x.yaml:2", "a mapping of settings"),
     "no header": ("recipe/x.yaml", "name: x\n", "recipes/recipe/x.yaml:1", "# @package _global_"),
     "unknown group": ("adaptor/x.yaml", "rank: 8\n", "recipes/adaptor/x.yaml:1",
                       "did you mean 'adapter'?"),

@@ -123,8 +123,8 @@ def _published_lines(rows: list[PublishedRow]) -> Iterator[str]:
             heading = block
             yield block
         quantity = row.quantity.replace("_", " ")
-        shown = f"exact {row.shown or '-'}"
-        yield f"  {quantity:<17} printed {row.printed:<20} {shown:<27} {row.verdict}"
+        exact = f"exact {row.shown or '-'}"
+        yield f"  {quantity:<17} printed {row.printed:<20} {exact:<27} {row.verdict}"
         for text in (row.meant and f"it is the number of {row.meant}", row.explanation):
             if text:
                 yield f"      {text}"

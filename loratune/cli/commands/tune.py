@@ -8,7 +8,7 @@ from pathlib import Path
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.console import say
-from loratune.errors import ConfigError, raise_together
+from loratune.errors import ConfigError
 
 _OF_THE_SEARCH = {
     "recipe", "adapter", "out", "lr_grid", "ratio_grid", "processes", "retry", "compare",
@@ -33,7 +33,9 @@ class Config(RunConfig):
 
 def run(config: Config, command_line: CommandLine) -> None:
     """Search, print what was tried, and write the recipe."""
-    raise_together(_problems(config))
+    if not 1 <= config.processes <= 1000:
+        cause = f"{config.processes} is out of range"
+        raise ConfigError(cause, where="processes", fix="use 1 to 1000")
     target = Path(config.out or f"recipes/recipe/{config.name}_tuned.yaml")
     config = replace(config, out=None)  # the search keeps its work where compare does
     from loratune.compare.options import Options
@@ -46,14 +48,14 @@ def run(config: Config, command_line: CommandLine) -> None:
         retry=config.retry,
         folders=command_line.folders,
     )
-    found = tune(config, options, command_line.recipe, target)
-    for line in curve(found.trials):
+    tuned = tune(config, options, command_line.recipe, target)
+    for line in curve(tuned.trials):
         say(line)
-    rate = f"lr {found.point.lr:g}"
-    if found.point.lr_ratio is not None:
-        rate += f", lr_ratio {found.point.lr_ratio:g}"
-    say(f"best: {rate}, dev loss {found.loss:.4f}")
-    if found.at_edge:
+    rate = f"lr {tuned.point.lr:g}"
+    if tuned.point.lr_ratio is not None:
+        rate += f", lr_ratio {tuned.point.lr_ratio:g}"
+    say(f"best: {rate}, dev loss {tuned.loss:.4f}")
+    if tuned.at_edge:
         say("note: it is the last rate tried; give a wider lr_grid")
     others = [
         str(override.input_line)
@@ -61,12 +63,5 @@ def run(config: Config, command_line: CommandLine) -> None:
         if not override.key_or_group.startswith("compare.")
         and override.key_or_group not in _OF_THE_SEARCH
     ]
-    say(f"wrote {found.recipe}")
+    say(f"wrote {tuned.recipe}")
     say("use it: " + " ".join([f"loratune train recipe={target.stem}", *others]))
-
-
-def _problems(config: Config) -> list[ConfigError]:
-    if 1 <= config.processes <= 1000:
-        return []
-    fix = "use 1 to 1000"
-    return [ConfigError(f"{config.processes} is out of range", where="processes", fix=fix)]

@@ -78,16 +78,16 @@ def _check_group(check: FileCheck, line: int, text: str, value: Node | None) -> 
 def _choices(check: FileCheck, path: str, value: Node | None) -> tuple[str, list[str] | None]:
     """The absolute group of an entry, and the names chosen in it (``None``: not plain names)."""
     base = "" if path.startswith("/") or check.folder == "." else f"{check.folder}/"
-    whole = base + path.removeprefix("/")
+    full = base + path.removeprefix("/")
     if value is None:
-        group, _, name = whole.rpartition("/")
+        group, _, name = full.rpartition("/")
         return group, [name]
     items = value.value if isinstance(value, SequenceNode) else [value]
     texts = [item.value for item in items if isinstance(item, ScalarNode) and not bad_tag(item)]
     plain = len(texts) == len(items) and all(is_choice(text) for text in texts)
     if isinstance(value, ScalarNode) and value.tag.endswith(":null"):
-        return whole, []
-    return whole, texts if plain else None
+        return full, []
+    return full, texts if plain else None
 
 
 def _check_choice_node(check: FileCheck, line: int, value: Node) -> None:

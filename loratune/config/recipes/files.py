@@ -131,7 +131,7 @@ def _check_document(
         group = package[0]
         if group == "recipe":
             fix = "make '# @package _global_' its first line"
-            check.config(1, "a whole recipe must say that it is one", fix)
+            check.config(1, "a recipe of several groups needs a package header", fix)
             setting = root
         else:
             fix = did_you_mean(group, GROUPS) or f"choose one of {', '.join(GROUPS)}"

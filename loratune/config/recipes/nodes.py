@@ -132,7 +132,7 @@ class FileCheck:
             return
         if setting.children and isinstance(value, MappingNode):
             return
-        if not any("${" in text for text in _strings_in(value)):
+        if setting.children or not any("${" in text for text in _strings_in(value)):
             self._type(value, path, setting)
 
     def _type(self, value: Node, path: KeyPath, setting: Setting) -> None:
