@@ -113,7 +113,7 @@ def variant_configs(
     available = variant_names()
     for name in names or ():
         if name not in available:
-            fix = did_you_mean(name, available) or f"choose of {', '.join(available)}, or all"
+            fix = did_you_mean(name, available) or f"choose among {', '.join(available)}, or all"
             raise ConfigError(f"no adapter variant named '{name}'", where="variants", fix=fix)
     usual = variant_settings(chosen.variant, folders).rank
     configs = []
@@ -188,7 +188,7 @@ def own_numbers(model: ModelConfig, keys: Set[str]) -> ModelConfig:
     """``model`` without the numbers of another model.
 
     A group file names a path and that model's numbers.  Where the command line names another
-    path, the numbers left behind belong to another model: a folder has its ``config.json``, and a hub id
+    path, the numbers left behind are not its own: a folder has its ``config.json``, and a hub id
     is asked for one.
 
     Args:

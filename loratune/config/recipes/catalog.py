@@ -107,7 +107,7 @@ def copy_recipe(
 
 
 def summary_of(text: str) -> str:
-    """The first comment that is not a header or a command (see ``RecipeFile.summary``), up to its full stop."""
+    """The first comment that describes the file (see ``RecipeFile``), up to its full stop."""
     sentences: list[str] = []
     for line in text.splitlines():
         words = line.removeprefix("#").strip()
