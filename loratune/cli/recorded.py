@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+from loratune.config.command_line import CommandLine
 from loratune.config.convert import apply_overrides, from_plain, read_recipe
 from loratune.config.schema import RunConfig
 from loratune.config.settings import GROUPS
@@ -13,7 +14,9 @@ from loratune.runs.run_dir import RunDir
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
 
-def recorded_recipe(config: ConfigType, overrides: list[str], run: str | None = None) -> ConfigType:
+def recorded_recipe(
+    config: ConfigType, command_line: CommandLine, run: str | None = None
+) -> ConfigType:
     """The recipe recorded in a run folder with the command line's values on top.
 
     Where the command line chooses groups (``recipe=...``), or names no run, the composed
@@ -21,18 +24,17 @@ def recorded_recipe(config: ConfigType, overrides: list[str], run: str | None = 
 
     Args:
         config: as composed.
-        overrides: the words it was composed with.
+        command_line: what it was composed with.
         run: the run folder; by default the one that ``resume=DIR`` names.
 
     Raises:
         ConfigError: if the folder has no recipe, or a word does not fit it.
     """
     folder = run or _resumed(config)
-    chooses = any(word.lstrip("+").split("=", 1)[0] in GROUPS for word in overrides)
-    if folder is None or chooses:
+    if folder is None or command_line.keys & set(GROUPS):
         return config
     values = read_recipe(RunDir(Path(folder)).recipe)
-    return from_plain(apply_overrides(values, overrides), type(config))
+    return from_plain(apply_overrides(values, command_line.settings), type(config))
 
 
 def _resumed(config: RunConfig) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.registry import config_class, variant_names
 from loratune.compare.search import RATIO
+from loratune.config.composition import to_typed
 from loratune.config.recipes.variant_settings import variant_settings
 from loratune.counting.budget import Budget, match_budget, parse_budget
 from loratune.counting.parameters import count_variant, saved_modules
@@ -86,22 +87,9 @@ def _config(entry: Any, chosen: AdapterConfig, folders: Sequence[Path]) -> Adapt
     if unknown:
         fix = did_you_mean(unknown[0], known) or f"known here: {', '.join(sorted(known))}"
         raise ConfigError(f"{name} has no setting '{unknown[0]}'", where="variants", fix=fix)
-    return _checked(start, values)
-
-
-def _checked(start: AdapterConfig, values: dict[str, Any]) -> AdapterConfig:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(start), values))
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from None
-        line = str(error).partition("\n")[0]
-        raise ConfigError(line, where="variants", fix="mend the value") from error
-    assert isinstance(made, AdapterConfig)
-    return made
+    config = to_typed(start, values, "variants")
+    assert isinstance(config, AdapterConfig)
+    return config
 
 
 def _labels(configs: Sequence[AdapterConfig]) -> list[str]:

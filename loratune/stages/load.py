@@ -86,5 +86,5 @@ def load(
     pool = ThreadPoolExecutor(max_workers=1)
     fingerprint = pool.submit(base_fingerprint, folder)
     pool.shutdown(wait=False)
-    model = load_model(folder, dtype, device, config.attention)
+    model = load_model(folder, dtype, device, str(config.attention))
     return BaseModel(model, tokenizer or load_tokenizer(folder), folder, config.path, fingerprint)

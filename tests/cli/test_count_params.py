@@ -112,7 +112,7 @@ def test_another_path_does_not_keep_the_numbers_of_the_group_it_came_from(loratu
         (["match=foo"], 2, "'foo' is not a budget"),
         (["match=trainable:9", "rank=4"], 2, "exclude each other"),
         (["rank=0"], 2, "0 is too small"),
-        (["format=xml"], 2, "no format 'xml'"),
+        (["format=xml"], 2, "format must be one of table, md, csv, json"),
         (["targets=nope"], 2, "no targets named 'nope'"),
         (["targets.modules=[q_proj,nope]"], 4, "'nope' matches no layer"),
         (["model.path=/no/such/folder"], 4, "no such folder"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
+
+from loratune.cli import commands
 
 from .conftest import run_python
 
@@ -81,3 +84,13 @@ def test_the_pipeline_imports_no_machinery_of_sharding_and_compiling():
     modules = set(result.stdout.split())
     assert "loratune.training.sharding" in modules
     assert not modules & {"torch.distributed.fsdp", "torch._inductor"}
+
+
+def test_no_command_imports_another():
+    folder = Path(commands.__file__).parent
+    importers = [
+        path.name
+        for path in folder.glob("*.py")
+        if "loratune.cli.commands" in path.read_text(encoding="utf-8")
+    ]
+    assert importers == []

@@ -65,7 +65,7 @@ def test_copy_overwrites_only_when_told(loratune):
         (["sohw", "demo"], "did you mean 'show'?"),
         (["ls", "adaptr"], "did you mean 'adapter'?"),
         (["copy", "demo", "frce=true"], "did you mean 'force'?"),
-        (["copy", "demo", "as=../x"], "'../x' is no name"),
+        (["copy", "demo", "as=../x"], "'../x' is not a name"),
         (["copy", "../config"], "is not a group"),
         (["copy", "demo", "force=maybe"], "true or false"),
     ],

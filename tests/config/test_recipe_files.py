@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -206,6 +205,8 @@ MISTAKES = {
                                "one of constant, linear, cosine"),
     "group is text": ("recipe/x.yaml", f"{GLOBAL}trainer: fast\n", "recipes/recipe/x.yaml:2",
                       "a mapping of settings"),
+    "reference for a group": ("recipe/x.yaml", f"{GLOBAL}trainer: ${{data}}\n",
+                              "recipes/recipe/x.yaml:2", "a mapping of settings"),
     "no header": ("recipe/x.yaml", "name: x\n", "recipes/recipe/x.yaml:1", "# @package _global_"),
     "unknown group": ("adaptor/x.yaml", "rank: 8\n", "recipes/adaptor/x.yaml:1",
                       "did you mean 'adapter'?"),
@@ -219,10 +220,6 @@ MISTAKES = {
     "primary config": ("config.yaml", "name: x\n", "recipes/config.yaml:1", "replace"),
     "byte order mark": ("data/x.yaml", b"\xef\xbb\xbfpath: a\n", "recipes/data/x.yaml:1",
                         "without BOM"),
-    "reference for a group": ("recipe/x.yaml", f"{GLOBAL}trainer: ${{data}}\n",
-                              "recipes/recipe/x.yaml:2", "single values only"),
-    "reference in a free mapping": ("data/x.yaml", "columns: {a: '${name}'}\n",
-                                    "recipes/data/x.yaml:1", "single values only"),
     "alias in itself": ("model/x.yaml", "architecture: &a {b: *a}\n", "recipes/model/x.yaml:1",
                         "contains itself"),
 }  # fmt: skip
@@ -286,21 +283,6 @@ def test_files_that_nothing_can_reach_are_left_alone(here: Path) -> None:
     assert check() == []
 
 
-def test_references_that_multiply_are_refused(here: Path) -> None:
-    fields = ["path", "eval_path", "template", "split", "split_by"]
-    lines = [f"{a}: ${{.{b}}}${{.{b}}}\n" for a, b in pairwise(fields)]
-    write("data/x.yaml", "".join(lines))
-    write("model/x.yaml", "path: ${.device}${.device}\ndevice: ${.attention}${.attention}\n")
-    write("recipe/x.yaml", f"{GLOBAL}name: ${{out}}${{out}}\nout: ${{resume}}${{resume}}\n"
-          "resume: ${adapter_path}${adapter_path}\n")  # fmt: skip
-    assert any("join several others" in error.cause for error in check())
-
-
-def test_many_references_in_one_value_are_refused(here: Path) -> None:
-    write("data/x.yaml", "template: " + "${name}" * 9 + "\n")
-    expect_one(ConfigError, "recipes/data/x.yaml:1", "refers to 9 settings")
-
-
 BOMB = (
     "architecture:\n  a: &a [x,x,x,x,x,x,x,x,x]\n"
     + "".join(
@@ -338,7 +320,7 @@ def test_a_file_at_the_limit_of_size_is_read_in_bounded_time(here: Path) -> None
     text = "architecture:\n" + "".join(line.format(n) for n in range(20_000))
     write("model/x.yaml", text[: MAX_BYTES - 100].rpartition("\n")[0] + "\n")
     start = time.process_time()
-    expect_one(ConfigError, "recipes/model/x.yaml", "more than 10,000 values")
+    assert check() == []
     assert time.process_time() - start < 5
 
 

@@ -91,10 +91,10 @@ def test_json_that_is_no_row_never_escapes_as_another_error(file: Path, line: st
     assert "train.jsonl:1" in str(error_of(file))
 
 
-def test_a_json_list_gives_rows_with_their_lines(tmp_path: Path) -> None:
+def test_a_json_list_gives_rows_with_their_numbers(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=1))
-    assert [row.source for row in read_rows(str(path))] == [f"{path}:2", f"{path}:5"]
+    assert [row.source for row in read_rows(str(path))] == [f"{path}, row 1", f"{path}, row 2"]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,7 @@ def test_a_json_list_gives_rows_with_their_lines(tmp_path: Path) -> None:
         ('[\n{"a": 1}\n{"a": 2}]', "rows.json:3"),
         ('[\n{"a": 1},\n{"a": 2', "unterminated"),
         ('[\n{"a": 1}\n', "unterminated"),
+        ('[\n{"a": 1}, 2]', "rows.json, row 2"),
         ('{\n "data": []\n}', "one object"),
     ],
 )

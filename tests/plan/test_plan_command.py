@@ -71,7 +71,7 @@ def test_what_fits_is_left_alone(capsys):
         (["fit=lots"], 2, "'lots' is not a size"),
         (["fit=0GB"], 2, "allows nothing"),
         (["fit=2MB", "time=false"], 2, "nothing fits into 0.002 GB"),
-        (["format=xml"], 2, "no format 'xml'"),
+        (["format=xml"], 2, "format must be one of table, json"),
         (["ftt=1GB"], 2, "did you mean 'fit'?"),
         (["data.path=nope.jsonl", "time=false"], 3, "no file 'nope.jsonl'"),
         (["targets.modules=[nope]", "time=false"], 4, "'nope' matches no layer"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from loratune.cli.commands.evaluate import check_format
-from loratune.cli.hydra_app import given_keys
-from loratune.config.recipes.folders import UserRecipes
+from loratune.cli.formats import TableFormat
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
+from loratune.console import console, say
 from loratune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,13 +35,12 @@ class Config(RunConfig):
     """A budget, trainable:589824 or bytes:6MB: the rank at which each variant reaches it."""
     activations: bool = False
     """Also measure what autograd keeps for the backward pass (imports torch)."""
-    format: str = "table"
+    format: TableFormat = TableFormat.table
     """table, md, csv or json."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Print the report in the chosen format."""
-    check_format(config.format, ("table", "md", "csv", "json"))
     if config.published:
         _print_published(config.format)
         return
@@ -51,14 +50,14 @@ def run(config: Config, overrides: list[str]) -> None:
         )
     from loratune.counting.variant_table import count_table, own_numbers
 
-    config.model = own_numbers(config.model, given_keys(overrides))
+    config = replace(config, model=own_numbers(config.model, command_line.keys))
     table = count_table(
         config,
         _names(config.variants),
         config.rank,
         match=config.match,
         activations=config.activations,
-        folders=UserRecipes.folders,
+        folders=command_line.folders,
     )
     _print_table(table, config)
 
@@ -100,7 +99,7 @@ def _activation_grid(table: VariantTable) -> Grid:
     return Grid(title, ("variant", "rank", "base alone", "added by adapters", "together"), rows)
 
 
-def _print_published(form: str) -> None:
+def _print_published(form: TableFormat) -> None:
     from loratune.counting.published import published_report
     from loratune.counting.tables import published_grid, report_json
 
@@ -108,8 +107,6 @@ def _print_published(form: str) -> None:
     if form == "json":
         print(report_json([row.to_dict() for row in rows]), end="")
     elif form == "table":
-        from loratune.console import say
-
         for line in _published_lines(rows):
             say(line)
     else:
@@ -126,8 +123,8 @@ def _published_lines(rows: list[PublishedRow]) -> Iterator[str]:
             heading = block
             yield block
         quantity = row.quantity.replace("_", " ")
-        shown = f"exact {row.shown or '-'}"
-        yield f"  {quantity:<17} printed {row.printed:<20} {shown:<27} {row.verdict}"
+        exact = f"exact {row.shown or '-'}"
+        yield f"  {quantity:<17} printed {row.printed:<20} {exact:<27} {row.verdict}"
         for text in (row.meant and f"it is the number of {row.meant}", row.explanation):
             if text:
                 yield f"      {text}"
@@ -135,7 +132,7 @@ def _published_lines(rows: list[PublishedRow]) -> Iterator[str]:
     yield f"{len(rows)} published numbers: " + ", ".join(f"{n} {v}" for v, n in verdicts.items())
 
 
-def _print_grids(grids: list[Grid], form: str, notes: tuple[str, ...]) -> None:
+def _print_grids(grids: list[Grid], form: TableFormat, notes: tuple[str, ...]) -> None:
     from loratune.counting.tables import to_csv, to_markdown, to_rich, transposed
 
     if form == "csv":
@@ -144,8 +141,6 @@ def _print_grids(grids: list[Grid], form: str, notes: tuple[str, ...]) -> None:
         print("\n".join(to_markdown(grid) for grid in grids))
         print("\n".join(f"- {note}" for note in notes))
     else:
-        from loratune.console import console, say
-
         for grid in grids:
             table = to_rich(grid)
             room = console().options.update_width(1000)  # measuring never answers more than that

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from loratune.cli.hydra_app import given_keys
+from loratune.cli.formats import TableOrJson
 from loratune.cli.recorded import recorded_recipe
+from loratune.cli.required import adapter_folder
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
-from loratune.errors import ConfigError
 
 
 @dataclass(kw_only=True)
@@ -17,53 +17,14 @@ class Config(RunConfig):
 
     run: str | None = None
     """A run folder: its adapter, base and evaluation rows are taken, unless overridden."""
-    format: str = "table"
+    format: TableOrJson = TableOrJson.table
     """table or json."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Measure the adapter of ``run=DIR``, or of ``adapter_path=DIR`` on ``model.path=DIR``."""
-    check_format(config.format, ("table", "json"))
     folder = adapter_folder(config.run, config.adapter_path)
-    config = recorded_recipe(config, overrides, config.run)
+    config = recorded_recipe(config, command_line, config.run)
     from loratune.pipeline import commands
 
-    commands.evaluate_adapter(config, folder, given_keys(overrides))
-
-
-def adapter_folder(run: str | None, adapter_path: str | None) -> Path:
-    """The adapter that ``run=DIR`` or ``adapter_path=DIR`` names.
-
-    Raises:
-        ConfigError: if neither or both are given.
-    """
-    if (run is None) == (adapter_path is None):
-        raise ConfigError(
-            "which adapter?", where="run, adapter_path", fix="set run=DIR or adapter_path=DIR"
-        )
-    if adapter_path is not None:
-        return Path(adapter_path)
-    folder = Path(str(run))
-    if not (folder / "recipe.yaml").is_file():
-        raise ConfigError(
-            "this is no run folder", where=str(folder), fix="name one that `loratune train` made"
-        )
-    if not (folder / "adapter").is_dir():
-        raise ConfigError(
-            "the run has no adapter yet",
-            where=str(folder),
-            fix=f"finish it: loratune train resume={folder}",
-        )
-    return folder / "adapter"
-
-
-def check_format(name: str, choices: tuple[str, ...]) -> None:
-    """Stop if an output format does not exist.
-
-    Raises:
-        ConfigError: naming the choices.
-    """
-    if name not in choices:
-        raise ConfigError(
-            f"no format '{name}'", where="format", fix=f"choose one of {', '.join(choices)}"
-        )
+    commands.evaluate_adapter(config, folder, command_line.keys)

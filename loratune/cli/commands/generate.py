@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loratune.cli.commands.evaluate import adapter_folder
-from loratune.cli.hydra_app import given_keys
 from loratune.cli.recorded import recorded_recipe
+from loratune.cli.required import adapter_folder
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
 
@@ -33,7 +33,7 @@ class Config(RunConfig):
     """Answer with the base model as well."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Answer ``prompt=TEXT`` or every row of ``prompts=FILE``, one JSON line each."""
     if (config.prompt is None) == (config.prompts is None):
         raise ConfigError(
@@ -41,10 +41,10 @@ def run(config: Config, overrides: list[str]) -> None:
         )
     _check_sampling(config)
     folder = adapter_folder(config.run, config.adapter_path)
-    config = recorded_recipe(config, overrides, config.run)
+    config = recorded_recipe(config, command_line, config.run)
     from loratune.pipeline import commands
 
-    commands.generate(config, folder, given_keys(overrides))
+    commands.generate(config, folder, command_line.keys)
 
 
 def _check_sampling(config: Config) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 
 from loratune.cli.recorded import recorded_recipe
-from loratune.config.schema import RunConfig, Stage
-from loratune.errors import ConfigError
+from loratune.cli.required import require_rows
+from loratune.config.command_line import CommandLine
+from loratune.config.schema import RunConfig
 
 Config = RunConfig
 
 
-def run(config: RunConfig, overrides: list[str]) -> None:
+def run(config: RunConfig, command_line: CommandLine) -> None:
     """Run the recipe, or continue a run's own recipe with ``resume=DIR``.
 
     Under torchrun (or a cluster that sets its variables) this process is one of several.
     """
-    config = recorded_recipe(config, overrides)
-    check_rows(config)
+    config = recorded_recipe(config, command_line)
+    require_rows(config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
         from loratune.pipeline.launch import join
 
@@ -32,18 +33,6 @@ def run(config: RunConfig, overrides: list[str]) -> None:
     from loratune.pipeline.run import run
 
     run(config)
-
-
-def check_rows(config: RunConfig) -> None:
-    """Rows that nobody named are missed before torch is imported.
-
-    Raises:
-        ConfigError: if the recipe trains and names none.
-    """
-    if Stage.train in config.stages and config.data.path is None:
-        raise ConfigError(
-            "there are no rows to train on", where="data.path", fix="set data.path=FILE"
-        )
 
 
 def _check_folder(config: RunConfig) -> None:
