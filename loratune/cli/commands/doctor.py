@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> None:
     form = values.get("format", "table")
     if plain or form not in ("table", "json"):
         fix = "loratune doctor [format=table|json]"
-        raise ConfigError("these words mean nothing here", where=" ".join(arguments), fix=fix)
+        raise ConfigError("unexpected arguments", where=" ".join(arguments), fix=fix)
     from loratune.doctor import diagnose
 
     findings = []

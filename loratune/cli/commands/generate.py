@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loratune.cli.commands.evaluate import adapter_folder
-from loratune.cli.hydra_app import given_keys
-from loratune.cli.recorded import recorded_recipe
+from loratune.cli.recorded import adapter_folder, is_base_named, recorded_recipe
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
 
@@ -42,9 +40,25 @@ def run(config: Config, overrides: list[str]) -> None:
     _check_sampling(config)
     folder = adapter_folder(config.run, config.adapter_path)
     config = recorded_recipe(config, overrides, config.run)
+    from loratune.generation import Sampling
     from loratune.pipeline import commands
 
-    commands.generate(config, folder, given_keys(overrides))
+    sampling = Sampling(
+        config.max_new_tokens,
+        config.temperature,
+        config.top_p,
+        config.evaluate.batch_size,
+        config.seed,
+    )
+    commands.generate(
+        config,
+        folder,
+        base_named=is_base_named(overrides, config.run),
+        prompt=config.prompt,
+        prompts=config.prompts,
+        sampling=sampling,
+        with_base=config.base,
+    )
 
 
 def _check_sampling(config: Config) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loratune.cli.words import split_words
 from loratune.errors import ConfigError
 
 USAGE = """loratune report: one self-contained HTML page about a run, a comparison or several runs.
 
-usage: loratune report DIR... [out=FILE]
+usage: loratune report DIR...|run=DIR [out=FILE]
 
 DIR        a run folder, a comparison's folder, or a folder of runs
 out=FILE   where to write; DIR/report.html for one folder, ./report.html for several
@@ -28,17 +29,12 @@ def run(arguments: list[str]) -> None:
 
 
 def _read(arguments: list[str]) -> tuple[list[Path], Path | None]:
-    folders, out = [], None
-    for word in arguments:
-        key, is_setting, value = word.partition("=")
-        if is_setting and key == "out":
-            out = Path(value)
-        elif word.startswith("-") or (is_setting and not Path(word).exists()):
-            raise ConfigError(
-                f"no setting '{key}'", where=word, fix="use: loratune report DIR... [out=FILE]"
-            )
-        else:
-            folders.append(Path(word))
+    """Folders and ``out``; a word that exists is a folder, also with ``=`` in its name."""
+    existing = [word for word in arguments if Path(word).exists()]
+    others = [word for word in arguments if word not in existing]
+    plain, values = split_words(others, ("run", "out"))
+    runs = [values["run"]] if "run" in values else []
+    folders = [Path(word) for word in (*existing, *plain, *runs)]
     if not folders:
         raise ConfigError("which folder?", where="loratune report", fix="name a run's folder")
-    return folders, out
+    return folders, Path(values["out"]) if "out" in values else None

@@ -7,6 +7,8 @@ import os
 from loratune.cli.recorded import recorded_recipe
 from loratune.config.schema import RunConfig, Stage
 from loratune.errors import ConfigError
+from loratune.runs.resume_setting import AUTO
+from loratune.runs.run_dir import RunDir
 
 Config = RunConfig
 
@@ -18,7 +20,7 @@ def run(config: RunConfig, overrides: list[str]) -> None:
     """
     config = recorded_recipe(config, overrides)
     check_rows(config)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from loratune.pipeline.launch import join
 
         join(config)
@@ -48,7 +50,5 @@ def check_rows(config: RunConfig) -> None:
 
 def _check_folder(config: RunConfig) -> None:
     """A folder that is taken or cannot be written is found before torch is imported."""
-    from loratune.runs.run_dir import RunDir
-
-    if config.resume in (None, "auto"):
+    if config.resume in (None, AUTO):
         RunDir.check(config)

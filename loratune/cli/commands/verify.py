@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 HELP = """usage: loratune verify DIR [model.path=BASE] [adapter_path=DIR] [format=table|json]
 
-Checks a merged model, an export, an adapter, a checkpoint, or a run folder with all of these:
-seals, sizes, sha256 of every file, fingerprints of the tensors.
+Checks a merged model, an export, an adapter, a checkpoint, or a run folder (DIR or
+run=DIR) with all of these: seals, sizes, sha256 of every file, fingerprints of the tensors.
 
   model.path=BASE     also compare with the base model's weights
   adapter_path=DIR    also prove the merge again from base and adapter, to one rounding
@@ -27,9 +27,10 @@ def run(arguments: list[str]) -> None:
     if any(word in ("-h", "--help") for word in arguments):
         print(HELP)
         return
-    folders, values = split_words(arguments, ("model.path", "adapter_path", "format"))
+    folders, values = split_words(arguments, ("run", "model.path", "adapter_path", "format"))
+    folders += [values["run"]] if "run" in values else []
     if len(folders) != 1:
-        fix = "loratune verify DIR [model.path=BASE] [adapter_path=DIR]"
+        fix = "loratune verify DIR|run=DIR [model.path=BASE] [adapter_path=DIR]"
         raise ConfigError("name one folder to verify", where="loratune verify", fix=fix)
     form = values.get("format", "table")
     if form not in ("table", "json"):
