@@ -1,17 +1,14 @@
-"""A run as the starting point of a later command: its recipe, its adapter, its base."""
+"""A run's own recipe as the starting point of a later command."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TypeVar
 
-from loratune.cli.hydra_app import given_keys
 from loratune.config.convert import apply_overrides, from_plain, read_recipe
 from loratune.config.schema import RunConfig
 from loratune.config.settings import GROUPS
-from loratune.errors import ConfigError
 from loratune.runs.resume_setting import resumed_run
-from loratune.runs.run_dir import RunDir
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
@@ -30,35 +27,14 @@ def recorded_recipe(config: ConfigType, overrides: list[str], run: str | None = 
     Raises:
         ConfigError: if the folder has no recipe, or a word does not fit it.
     """
-    folder = Path(run) if run else resumed_run(config)
-    if folder is None or given_keys(overrides) & set(GROUPS):
+    folder = run or resumed_run(config)
+    chooses = any(word.lstrip("+").split("=", 1)[0] in GROUPS for word in overrides)
+    if folder is None or chooses:
         return config
-    values = read_recipe(RunDir(folder).recipe)
+    values = read_recipe(Path(folder) / "recipe.yaml")
     return from_plain(apply_overrides(values, overrides), type(config))
 
 
-def adapter_folder(run: str | None, adapter_path: str | None) -> Path:
-    """The adapter that ``run=DIR`` or ``adapter_path=DIR`` names.
-
-    Raises:
-        ConfigError: if neither or both are named, or the run has none.
-    """
-    if (run is None) == (adapter_path is None):
-        raise ConfigError(
-            "which adapter?", where="run, adapter_path", fix="set run=DIR or adapter_path=DIR"
-        )
-    if run is None:
-        return Path(str(adapter_path))
-    run_dir = RunDir.open(run)
-    if not run_dir.adapter.is_dir():
-        raise ConfigError(
-            "the run has no adapter yet",
-            where=run,
-            fix=f"finish it: loratune train resume={run}",
-        )
-    return run_dir.adapter
-
-
-def is_base_named(overrides: list[str], run: str | None) -> bool:
-    """Whether the recipe's ``model`` is meant: chosen by the user, or recorded in a run."""
-    return run is not None or bool(given_keys(overrides) & {"model", "model.path", "recipe"})
+def names_base(keys: set[str], run: str | None) -> bool:
+    """Whether the recipe's ``model`` is meant: chosen by these keys, or recorded in a run."""
+    return run is not None or bool(keys & {"model", "model.path", "recipe"})

@@ -33,9 +33,13 @@ def evaluate_and_show(
 ) -> None:
     """Measure base and adapted model; write the scores to ``out``, and print them.
 
+    Where there are no evaluation rows, nothing is measured.
+
     Raises:
         StorageError: if ``out`` cannot be written.
     """
+    if not rows.eval:
+        return
     result = evaluate(wrapped, head, tokenizer, rows, config.evaluate)
     if not processes.is_main():
         return

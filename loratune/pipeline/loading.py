@@ -7,12 +7,15 @@ from dataclasses import replace
 
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import DataConfig, RunConfig, Stage
+from loratune.counting.parameters import ParameterReport
+from loratune.counting.variant_report import report_variants
 from loratune.data.audit import audit
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.tokenizing import Tokenizer
 from loratune.errors import CheckpointError
 from loratune.files import BUILTIN
 from loratune.models.load import load_tokenizer
+from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
 from loratune.pipeline.printing import say_once
 from loratune.runs.drift import fact_changes, refuse
@@ -48,16 +51,18 @@ def _audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> None
 
 def wrap_base(
     base: BaseModel, config: RunConfig, saved: AdapterFolder | None
-) -> tuple[WrappedModel, list[str]]:
+) -> tuple[WrappedModel, ParameterReport, list[str]]:
     """Put the recipe's adapter into the base, or the saved one that the run continues.
 
     Returns:
-        The wrapped model, and how its base differs from the saved adapter's, where allowed.
+        The wrapped model, what every variant would train in its place, and how its base differs
+        from the saved adapter's, where allowed.
 
     Raises:
         LoratuneError: a target that matches nothing, an adapter that does not fit, or drift.
     """
     drift: list[str] = []
+    architecture = measure_model(base.model)
     if saved is None:
         wrapped = wrap(base.model, config.adapter, config.targets, config.trainer.seed)
     else:
@@ -66,7 +71,7 @@ def wrap_base(
     say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
     notices = [*wrapped.match.notices, *wrapped.config.warnings()]
     say_once(*(f"note: {line}" for line in notices))
-    return wrapped, drift
+    return wrapped, report_variants(architecture, wrapped), drift
 
 
 def wrap_saved(

@@ -14,9 +14,7 @@ from loratune.adapter_files.continuing import adapter_to_continue
 from loratune.adapter_files.peft_format import read_adapter
 from loratune.config.schema import ExportFormat, RunConfig, Stage
 from loratune.console import say
-from loratune.counting.variant_report import report_variants
 from loratune.loss import LanguageModelHead
-from loratune.models.measure import measure_model
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
 from loratune.pipeline.loading import final_rows, load_data_and_base, wrap_base
 from loratune.pipeline.records import Records, run_facts
@@ -44,19 +42,15 @@ def run(config: RunConfig) -> None:
     if is_complete(config):
         _leave_complete(RunDir(Path(str(config.out))))
         return
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
     with _run_folder(config) as run_dir:
         checkpoint, saved = find_checkpoint(config, run_dir), adapter_to_continue(config)
-
         data, base = load_data_and_base(config)
-        architecture = measure_model(base.model)
-        wrapped, drift = wrap_base(base, config, saved)
+        wrapped, parameters, drift = wrap_base(base, config, saved)
         head = LanguageModelHead(wrapped.model)
 
         facts = run_facts(config, base, data, wrapped, drift)
         records = Records(config, run_dir, resumed_facts(checkpoint, facts, config))
-        records.begin(base, data, report_variants(architecture, wrapped))
+        records.begin(base, data, parameters)
 
         training = None
         if Stage.train in config.stages:
@@ -66,14 +60,12 @@ def run(config: RunConfig) -> None:
         with StopAtOnce(training.steps if training else 0, run_dir.path):
             if Stage.evaluate in config.stages:
                 rows = final_rows(config, data, base)
-                if rows.eval:
-                    out = run_dir.evaluation
-                    evaluate_and_show(wrapped, head, base.tokenizer, rows, config, out)
+                evaluate_and_show(wrapped, head, base.tokenizer, rows, config, run_dir.evaluation)
             if not processes.is_main():
                 return  # what follows works on files
             adapter = read_adapter(run_dir.adapter)
             if _merges(config):
-                files.discard_folder(run_dir.merged)  # a killed start's
+                files.discard_folder(run_dir.merged)  # what a killed start left
                 merge_and_show([adapter], base.folder, base.tokenizer, run_dir.merged, config)
             if _exports(config):
                 files.discard_folder(run_dir.export)
@@ -106,11 +98,16 @@ def _leave_complete(run_dir: RunDir) -> None:
 
 @contextmanager
 def _run_folder(config: RunConfig) -> Iterator[RunDir]:
-    """The run's folder, held; removed again if nothing got as far as a recipe in it."""
+    """The run's folder, held; removed again if nothing got as far as a recipe in it.
+
+    Inside the block ``trainer.threads`` holds, and running out of memory is explained.
+    """
 
     def size() -> str:
         return f"model {config.model.path}, rows of up to {config.data.max_length} tokens"
 
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
     run_dir = RunDir.create(config) if processes.is_main() else None
     path = processes.broadcast(str(run_dir.path) if run_dir else None)
     try:

@@ -24,7 +24,6 @@ from loratune.training.forward import checkpoint_activations
 from loratune.training.guards import refuse_nothing_trainable
 from loratune.training.history import History
 from loratune.training.optim import describe_groups, learning_rate, make_optimizer
-from loratune.training.record import Tracker
 from loratune.training.sharding import shard_base
 from loratune.training.state import seed_everything
 from loratune.training.trackers import open_trackers
@@ -55,6 +54,8 @@ def train_adapter(
     say_once(_plan_line(config, plan, wrapped, base))
     optimizer = make_optimizer(wrapped.model, wrapped.config, config.trainer)
     say_once(*group_lines(describe_groups(optimizer)))
+    step = checkpoint.step if checkpoint else 0
+    trackers = open_trackers(config, records.run_dir, step) if processes.is_main() else []
     with compile_errors():
         if config.trainer.compile:
             head.compile_backbone()
@@ -67,7 +68,7 @@ def train_adapter(
             facts=records.facts,
             checkpoint=checkpoint,
             evaluate=_evaluation(config, data, head),
-            trackers=_trackers(records, checkpoint),
+            trackers=trackers,
         )
     say_once(*_result_lines(records, result))
     return result
@@ -106,12 +107,6 @@ def _evaluation(config: RunConfig, data: PreparedData, head: LanguageModelHead) 
         return {"eval/loss": loss, "eval/token_accuracy": accuracy}
 
     return measure
-
-
-def _trackers(records: Records, checkpoint: Checkpoint | None) -> list[Tracker]:
-    if not processes.is_main():
-        return []
-    return open_trackers(records.config, records.run_dir, checkpoint.step if checkpoint else 0)
 
 
 def _result_lines(records: Records, result: TrainResult) -> list[str]:

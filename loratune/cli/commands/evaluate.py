@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loratune import files
 from loratune.cli.hydra_app import given_keys
-from loratune.cli.recorded import adapter_folder, is_base_named, recorded_recipe
+from loratune.cli.recorded import names_base, recorded_recipe
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
 from loratune.runs.run_dir import RunDir
@@ -30,14 +30,14 @@ def run(config: Config, overrides: list[str]) -> None:
     check_format(config.format, ("table", "json"))
     folder = adapter_folder(config.run, config.adapter_path)
     out, as_json = _scores_file(config.out), config.format == "json"
-    config = recorded_recipe(config, overrides, config.run)
+    config, keys = recorded_recipe(config, overrides, config.run), given_keys(overrides)
     from loratune.pipeline import commands
 
     commands.evaluate_adapter(
         config,
         folder,
-        base_named=is_base_named(overrides, config.run),
-        own_template="data.template" in given_keys(overrides),
+        base_named=names_base(keys, config.run),
+        own_template="data.template" in keys,
         out=out,
         as_json=as_json,
     )
@@ -65,6 +65,32 @@ def _sealed_records(folder: Path) -> set[str]:
         return {summary.name, *files.read_json(summary)["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
+
+
+def adapter_folder(run: str | None, adapter_path: str | None) -> Path:
+    """The adapter that ``run=DIR`` or ``adapter_path=DIR`` names.
+
+    Raises:
+        ConfigError: if neither or both are given.
+    """
+    if (run is None) == (adapter_path is None):
+        raise ConfigError(
+            "which adapter?", where="run, adapter_path", fix="set run=DIR or adapter_path=DIR"
+        )
+    if adapter_path is not None:
+        return Path(adapter_path)
+    folder = Path(str(run))
+    if not (folder / "recipe.yaml").is_file():
+        raise ConfigError(
+            "this is no run folder", where=str(folder), fix="name one that `loratune train` made"
+        )
+    if not (folder / "adapter").is_dir():
+        raise ConfigError(
+            "the run has no adapter yet",
+            where=str(folder),
+            fix=f"finish it: loratune train resume={folder}",
+        )
+    return folder / "adapter"
 
 
 def check_format(name: str, choices: tuple[str, ...]) -> None:

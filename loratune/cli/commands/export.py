@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from loratune.cli.recorded import adapter_folder, is_base_named, recorded_recipe
+from loratune.cli.commands.evaluate import adapter_folder
+from loratune.cli.hydra_app import given_keys
+from loratune.cli.recorded import names_base, recorded_recipe
 from loratune.config.schema import ExportFormat, RunConfig
 
 
@@ -28,5 +30,5 @@ def run(config: Config, overrides: list[str]) -> None:
     config = recorded_recipe(config, overrides, config.run)
     from loratune.pipeline import commands
 
-    base_named = is_base_named(overrides, config.run)
+    base_named = names_base(given_keys(overrides), config.run)
     commands.export_adapter(config, folder, out, form, base_named=base_named)

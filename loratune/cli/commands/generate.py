@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loratune.cli.recorded import adapter_folder, is_base_named, recorded_recipe
+from loratune.cli.commands.evaluate import adapter_folder
+from loratune.cli.hydra_app import given_keys
+from loratune.cli.recorded import names_base, recorded_recipe
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
 
@@ -53,7 +55,7 @@ def run(config: Config, overrides: list[str]) -> None:
     commands.generate(
         config,
         folder,
-        base_named=is_base_named(overrides, config.run),
+        base_named=names_base(given_keys(overrides), config.run),
         prompt=config.prompt,
         prompts=config.prompts,
         sampling=sampling,
