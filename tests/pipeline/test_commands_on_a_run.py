@@ -73,20 +73,18 @@ def test_evaluate_writes_into_a_folder_and_into_a_run_that_has_no_scores(
     assert json.loads(Path("unmeasured/evaluation.json").read_text())["rows"]
 
 
-def test_a_run_and_the_commands_measure_and_say_the_same(
-    cli: CommandLine, tmp_path: Path, run: Path
-) -> None:
+def test_a_run_and_the_commands_measure_and_say_the_same(cli: CommandLine) -> None:
     words = ("stages=[train,evaluate,merge,export]", "export.format=portable", *QUICK)
     whole = cli.succeeds("train", "recipe=smoke", "out=whole", *words).out.splitlines()
 
-    def said_alike(*words: str) -> None:
+    def prints_what_the_run_printed(*words: str) -> None:
         for line in cli.succeeds(*words).out.splitlines():
             assert line in whole
 
-    said_alike("evaluate", "run=whole", *QUICK)
+    prints_what_the_run_printed("evaluate", "run=whole", *QUICK)
     for command in (("merge",), ("export", "format=portable")):
         shutil.rmtree(Path("whole") / {"merge": "merged"}.get(command[0], "export"))
-        said_alike(*command, "run=whole")
+        prints_what_the_run_printed(*command, "run=whole")
     assert any(line.startswith("exported portable: whole/export (ΔW differs") for line in whole)
 
 

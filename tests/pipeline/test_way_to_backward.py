@@ -44,10 +44,10 @@ def test_the_way_from_the_command_line_to_backward_is_as_long_as_readme_says(
         main()
     assert not ended.value.code
     functions = seen[0]
-    said = re.search(
+    sentence = re.search(
         r"(\d+) of our own functions lie\s+between.*?in (\d+) files", README.read_text(), re.DOTALL
     )
-    assert said is not None
+    assert sentence is not None
     names = sorted(f"{Path(code.co_filename).name}:{code.co_name}" for code in functions)
-    assert len(functions) == int(said[1]), names
-    assert len({code.co_filename for code in functions}) == int(said[2]), names
+    assert len(functions) == int(sentence[1]), names
+    assert len({code.co_filename for code in functions}) == int(sentence[2]), names
