@@ -108,7 +108,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "trainer.precision": m("trainer.precision=bf16"),
     "trainer.gradient_checkpointing": m(
-        "trainer.gradient_checkpointing=true", calls="loratune.pipeline.run.checkpoint_activations"
+        "trainer.gradient_checkpointing=true",
+        calls="loratune.pipeline.training.checkpoint_activations",
     ),
     "trainer.compile": m("trainer.compile=true", calls="torch.compile"),
     "trainer.seed": m("trainer.seed=1"),

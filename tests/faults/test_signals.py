@@ -67,9 +67,9 @@ def test_a_run_stopped_after_every_step_ends_with_the_same_bytes(
 @pytest.mark.parametrize(
     "moment",
     [
-        "loratune.pipeline.run.evaluate",
-        "loratune.pipeline.run.merge",
-        "loratune.pipeline.run._Run._finish",
+        "loratune.pipeline.later_stages.evaluate",
+        "loratune.pipeline.later_stages.merge",
+        "loratune.pipeline.records.Records.finish",
     ],
 )
 def test_a_signal_after_training_ends_the_run_and_loses_nothing(
@@ -89,10 +89,10 @@ def test_a_signal_in_the_last_step_is_not_swallowed(bench: Bench) -> None:
 
 
 def test_a_signal_before_training_has_nothing_to_save(bench: Bench) -> None:
-    stopped = bench.train("run", faults=["term@loratune.pipeline.run.load:1"])
+    stopped = bench.train("run", faults=["term@loratune.pipeline.loading.load:1"])
     assert stopped.code == -signal.SIGTERM and not stopped.has_traceback
     assert not (bench.folder / "run" / "checkpoints").exists()
-    interrupted = bench.train("run2", faults=["int@loratune.pipeline.run.load:1"])
+    interrupted = bench.train("run2", faults=["int@loratune.pipeline.loading.load:1"])
     check_told(interrupted, 130)
 
 

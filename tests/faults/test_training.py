@@ -90,14 +90,14 @@ def test_a_learning_rate_of_zero_is_refused_before_the_first_step(
 
 
 def test_nothing_trainable_is_refused_before_the_first_step(bench: Bench) -> None:
-    stopped = bench.train("run", faults=["freeze@loratune.pipeline.run.wrap:1"])
+    stopped = bench.train("run", faults=["freeze@loratune.pipeline.loading.wrap:1"])
     check_told(stopped, 5, "0 trainable of")
     assert not (bench.folder / "run" / "checkpoints").exists()
 
 
 def test_adapters_without_a_gradient_are_named_after_three_steps(bench: Bench) -> None:
     """The two sides of a layer that the loss does not reach."""
-    stopped = bench.train("run", faults=["detach@loratune.pipeline.run.wrap:1"])
+    stopped = bench.train("run", faults=["detach@loratune.pipeline.loading.wrap:1"])
     check_told(stopped, 5, "had no gradient", "layers.0.", "after step 3")
     assert not (bench.folder / "run" / "adapter").exists()
 

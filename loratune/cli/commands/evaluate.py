@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from loratune import files
 from loratune.cli.formats import TableOrJson
-from loratune.cli.recorded import recorded_recipe
+from loratune.cli.recorded import names_base, recorded_recipe
 from loratune.cli.required import adapter_folder
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
+from loratune.errors import ConfigError
+from loratune.runs.run_dir import RunDir
 
 
 @dataclass(kw_only=True)
@@ -18,13 +22,47 @@ class Config(RunConfig):
     run: str | None = None
     """A run folder: its adapter, base and evaluation rows are taken, unless overridden."""
     format: TableOrJson = TableOrJson.table
-    """table or json."""
+    """What is printed: table or json."""
+    out: str | None = None
+    """A JSON file for the scores, or a folder for its evaluation.json; a run's own stays."""
 
 
 def run(config: Config, command_line: CommandLine) -> None:
     """Measure the adapter of ``run=DIR``, or of ``adapter_path=DIR`` on ``model.path=DIR``."""
     folder = adapter_folder(config.run, config.adapter_path)
-    config = recorded_recipe(config, command_line, config.run)
+    out, as_json = _scores_file(config.out), config.format is TableOrJson.json
+    config, keys = recorded_recipe(config, command_line, config.run), command_line.keys
     from loratune.pipeline import commands
 
-    commands.evaluate_adapter(config, folder, command_line.keys)
+    commands.evaluate_adapter(
+        config,
+        folder,
+        base_named=names_base(keys, config.run),
+        own_template="data.template" in keys,
+        out=out,
+        as_json=as_json,
+    )
+
+
+def _scores_file(out: str | None) -> Path | None:
+    """The file that ``out`` names.
+
+    Raises:
+        ConfigError: if it is one of a finished run's records.
+    """
+    if out is None:
+        return None
+    path = Path(out) / "evaluation.json" if Path(out).is_dir() else Path(out)
+    if path.name in _sealed_records(path.parent):
+        raise ConfigError(
+            "a finished run's records are sealed", where=str(path), fix="set out to another file"
+        )
+    return path
+
+
+def _sealed_records(folder: Path) -> set[str]:
+    summary = RunDir(folder).summary
+    try:
+        return {summary.name, *files.read_json(summary)["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

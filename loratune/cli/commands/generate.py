@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loratune.cli.recorded import recorded_recipe
+from loratune.cli.recorded import names_base, recorded_recipe
 from loratune.cli.required import adapter_folder
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
@@ -42,9 +42,25 @@ def run(config: Config, command_line: CommandLine) -> None:
     _check_sampling(config)
     folder = adapter_folder(config.run, config.adapter_path)
     config = recorded_recipe(config, command_line, config.run)
+    from loratune.generation import Sampling
     from loratune.pipeline import commands
 
-    commands.generate(config, folder, command_line.keys)
+    sampling = Sampling(
+        config.max_new_tokens,
+        config.temperature,
+        config.top_p,
+        config.evaluate.batch_size,
+        config.seed,
+    )
+    commands.generate(
+        config,
+        folder,
+        base_named=names_base(command_line.keys, config.run),
+        prompt=config.prompt,
+        prompts=config.prompts,
+        sampling=sampling,
+        with_base=config.base,
+    )
 
 
 def _check_sampling(config: Config) -> None:

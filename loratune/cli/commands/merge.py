@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratune.cli.recorded import recorded_recipe
+from loratune.cli.recorded import names_base, recorded_recipe
 from loratune.cli.required import adapter_folder
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
@@ -20,6 +20,8 @@ class Config(RunConfig):
     """A run folder: its adapter and base are taken."""
     adapter_path: Any = None
     """An adapter folder, or a list of them, summed in fp32 once."""
+    out: str | None = None
+    """The folder to write; null is merged in the run folder, or here."""
 
 
 def run(config: Config, command_line: CommandLine) -> None:
@@ -27,9 +29,9 @@ def run(config: Config, command_line: CommandLine) -> None:
     several = config.adapter_path if isinstance(config.adapter_path, list) else None
     one = None if several else config.adapter_path
     folders = [Path(str(path)) for path in several or [adapter_folder(config.run, one)]]
-    run_folder, out = config.run, config.out
+    out = Path(config.out or Path(config.run or ".") / "merged")
     config = recorded_recipe(config, command_line, config.run)
-    target = Path(out) if out else Path(run_folder or ".") / "merged"
     from loratune.pipeline import commands
 
-    commands.merge_adapters(config, folders, target, command_line.keys)
+    base_named = names_base(command_line.keys, config.run)
+    commands.merge_adapters(config, folders, out, base_named=base_named)

@@ -9,7 +9,7 @@ from loratune.errors import ConfigError
 
 HELP = """loratune report: one self-contained HTML page about a run, a comparison or several runs.
 
-usage: loratune report DIR... [out=FILE]
+usage: loratune report DIR...|run=DIR [out=FILE]
 
 DIR        a run folder, a comparison's folder, or a folder of runs
 out=FILE   where to write; DIR/report.html for one folder, ./report.html for several
@@ -21,10 +21,11 @@ def run(arguments: list[str]) -> None:
     if not arguments:
         print(HELP, end="")
         return
-    names, values = read_arguments(arguments, {"out": ()})
-    if not names:
+    words, values = read_arguments(arguments, {"run": (), "out": ()})
+    folders = [Path(word) for word in (*words, *filter(None, [values.get("run")]))]
+    if not folders:
         raise ConfigError("which folder?", where="loratune report", fix="name a run's folder")
-    folders, out = [Path(name) for name in names], values.get("out")
+    out = values.get("out")
     from loratune.console import say
     from loratune.report.build import write_report
 

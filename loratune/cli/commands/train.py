@@ -8,6 +8,8 @@ from loratune.cli.recorded import recorded_recipe
 from loratune.cli.required import require_rows
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
+from loratune.runs.resume_setting import AUTO
+from loratune.runs.run_dir import RunDir
 
 Config = RunConfig
 
@@ -19,7 +21,7 @@ def run(config: RunConfig, command_line: CommandLine) -> None:
     """
     config = recorded_recipe(config, command_line)
     require_rows(config)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from loratune.pipeline.launch import join
 
         join(config)
@@ -37,7 +39,5 @@ def run(config: RunConfig, command_line: CommandLine) -> None:
 
 def _check_folder(config: RunConfig) -> None:
     """A folder that is taken or cannot be written is found before torch is imported."""
-    from loratune.runs.run_dir import RunDir
-
-    if config.resume in (None, "auto"):
+    if config.resume in (None, AUTO):
         RunDir.check(config)
