@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
 from loratune.plan.memory import ERROR_BAR
-from loratune.plan.setting import Setting
 from loratune.plan.workload import Rows, Workload, divided, read_workload_rows, workload
+
+if TYPE_CHECKING:
+    from loratune.plan.setting import Setting
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -21,7 +24,7 @@ def parse_size(text: str) -> int:
     """``24GB``, ``512MiB`` or plain bytes.
 
     Raises:
-        ConfigError: if it is no size above 0.
+        ConfigError: if it is not a size above 0.
     """
     parsed = re.fullmatch(r"(\d*\.?\d+)\s*([A-Za-z]*)", text.strip())
     if parsed is None or parsed[2].upper() not in _UNITS:
