@@ -24,7 +24,7 @@ from loratune.loss import LanguageModelHead
 from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder
-from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table, show
+from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table
 from loratune.runs.drift import fact_changes, refuse
 from loratune.stages.evaluate import evaluate
 from loratune.stages.export import export
@@ -32,6 +32,7 @@ from loratune.stages.load import BaseModel, load
 from loratune.stages.merge import merge
 from loratune.stages.wrap import wrap_existing
 from loratune.surgery import WrappedModel, disabled
+from loratune.tables import show
 
 if TYPE_CHECKING:
     from loratune.cli.commands.evaluate import Config as EvaluateCommand

@@ -24,7 +24,7 @@ from loratune.config.schema import ExportFormat, RunConfig, Stage
 from loratune.config.secrets import redact
 from loratune.console import say
 from loratune.counting.parameters import ParameterReport
-from loratune.counting.tables import to_rich, variant_grid
+from loratune.counting.tables import variant_table
 from loratune.counting.variant_report import report_variants
 from loratune.data.audit import audit
 from loratune.data.batches import BatchPlan
@@ -34,7 +34,7 @@ from loratune.loss import LanguageModelHead
 from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
-from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table, show
+from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table
 from loratune.report.build import finished_report
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint
@@ -56,6 +56,7 @@ from loratune.stages.merge import MergeReport, merge
 from loratune.stages.train import Evaluate, TrainingSet, TrainResult, train
 from loratune.stages.wrap import wrap, wrap_existing
 from loratune.surgery import WrappedModel
+from loratune.tables import show
 from loratune.training.advice import Setup, summary_lines
 from loratune.training.compiling import compile_errors
 from loratune.training.forward import checkpoint_activations
@@ -256,7 +257,7 @@ class _Run:
         files.write_json(self.run_dir.provenance, records)
         files.write_json(self.run_dir.parameters, self.report.to_dict())
         files.write_json(self.run_dir.data, self.data.report.to_dict())
-        show(to_rich(variant_grid(self.report)))
+        show(variant_table(self.report.to_dict()))
 
     # -- train -----------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from loratune.plan.sources import SourcedValue
 from loratune.plan.workload import Rows, Workload, read_workload_rows, workload
 from loratune.targets.find import block_of, find_targets
 from loratune.training.optim import learning_rate
+from loratune.units import byte_size
 
 if TYPE_CHECKING:
     import torch
@@ -313,16 +314,17 @@ def _warnings(
 
 def _capacity(memory: Memory, setting: Setting, disk: Disk) -> list[str]:
     from loratune.plan.calibration import available_bytes
-    from loratune.plan.show import size
 
     found = []
     available = available_bytes(setting.device) if setting.is_here else None
     wanted = memory.peak - memory.process
     if available is not None and wanted * (1 + ERROR_BAR) > available:
         fix = f"try fit={available / 1e9:.1f}GB"
-        found.append(f"{size(available)} are free here, and {size(wanted)} may be needed: {fix}")
+        needed = f"{byte_size(wanted)} may be needed: {fix}"
+        found.append(f"{byte_size(available)} are free here, and {needed}")
     if not setting.is_here:
         found.append("no such device is here: memory is computed, time is not known")
     if disk.total > disk.free:
-        found.append(f"the disk has {size(disk.free)} free, and {size(disk.total)} are needed")
+        needed = f"{byte_size(disk.total)} are needed"
+        found.append(f"the disk has {byte_size(disk.free)} free, and {needed}")
     return found

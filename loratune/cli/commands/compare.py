@@ -114,10 +114,10 @@ def _print(comparison: Comparison, form: str) -> None:
     elif form == "csv":
         print(tables.csv(comparison), end="")
     else:
-        from loratune.console import console, say
-        from loratune.counting.tables import to_rich
+        from loratune.console import say
+        from loratune.tables import show
 
-        for grid in tables.screen(comparison):
-            console().print(to_rich(grid))
+        for table in tables.screen(comparison):
+            show(table)
         for line in comparison.findings:
             say(f"- {line}")
