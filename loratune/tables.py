@@ -92,7 +92,9 @@ class Table:
         """A GitHub table between its title and its caption; numbers are aligned right."""
         lines = [[markdown_text(name) for name in self.columns]]
         lines += [["---:" if right else "---" for right in self.aligned_right()]]
-        lines += [[markdown_text(text) for text in row] for row in self.texts()]
+        for number, row in enumerate(self.texts()):
+            first, *others = map(markdown_text, row)
+            lines.append([f"**{first}**" if number in self.marked else first, *others])
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts = [markdown_text(self.title), body, markdown_text(self.caption)]
         return "\n\n".join(part for part in parts if part) + "\n"

@@ -39,7 +39,7 @@ def test_markdown_is_for_people_and_keeps_a_row_on_one_line() -> None:
         "| variant | bytes | loss | note |",
         "| --- | ---: | ---: | --- |",
         r"| lora_fa | 295 kB | 0.5 [0.4, 0.6] | a\|b |",
-        r"| vera | – | 0.7 | &lt;b&gt;&amp;amp;\\x1b[31m |",
+        r"| **vera** | – | 0.7 | &lt;b&gt;&amp;amp;\\x1b[31m |",
         "",
         "how to read it",
     ]

@@ -74,12 +74,12 @@ def prepare(config: RunConfig, options: Options) -> tuple[Workbench, ComparisonP
         LoratuneError: whatever is wrong.
     """
     parse_match(options.match)
-    found = contenders(options.variants, config.adapter, options.folders)
-    searches = [_search(config, options, one, config.trainer.steps or 1) for one in found]
+    wanted = contenders(options.variants, config.adapter, options.folders)
+    searches = [_search(config, options, one, config.trainer.steps or 1) for one in wanted]
     _limit_threads(config, options)
     bench = Workbench(config)
     chosen = matched(
-        found,
+        wanted,
         options.match,
         config.adapter,
         bench.architecture,
@@ -129,15 +129,15 @@ def _limit_threads(config: RunConfig, options: Options) -> None:
 def _shared(config: RunConfig, bench: Workbench) -> dict[str, Any]:
     """What every task depends on, as plain values."""
     recipe = run_fields(to_plain(config))
-    kept = {key: value for key, value in recipe.items() if key not in _NOT_SHARED}
+    settings = {key: value for key, value in recipe.items() if key not in _NOT_SHARED}
     for key in _NOT_A_RESULT:
-        kept["compare"].pop(key, None)
-    kept["trainer"].pop("threads", None)
-    kept["trainer"].pop("seed", None)
-    kept["data"] |= {"path": None, "eval_path": None, "test_path": None}
-    kept["compare"]["heldout_path"] = None
+        settings["compare"].pop(key, None)
+    settings["trainer"].pop("threads", None)
+    settings["trainer"].pop("seed", None)
+    settings["data"] |= {"path": None, "eval_path": None, "test_path": None}
+    settings["compare"]["heldout_path"] = None
     return {
-        "recipe": redact(kept),
+        "recipe": redact(settings),
         "base": bench.base.fingerprint,
         "rows": bench.rows.summary.fingerprints,
         "split_seed": config.trainer.seed,

@@ -7,7 +7,7 @@ from functools import partial
 
 from loratune.compare.metrics import BY_KEY, METRICS, p_value
 from loratune.compare.result import Comparison, Trial, VariantResult
-from loratune.compare.verdict import Choice, choose, difference
+from loratune.compare.verdict import Choice, choose, difference, verdict
 from loratune.tables import Cell, Table, markdown_text
 from loratune.units import byte_size, duration, significant
 
@@ -57,7 +57,7 @@ def quality_table(comparison: Comparison) -> Table:
     return Table(
         f"{comparison.name}: {counts.test:,} final rows, {comparison.steps:,} steps, "
         f"seeds {', '.join(map(str, comparison.seeds))}, matched by {comparison.match}",
-        ("variant", "lr", *(f"{metric.name} [95 % CI]" for metric in measured), "loss, tested"),
+        ("variant", "lr", *(f"{m.name} [95 % CI]" for m in measured), "loss against the best"),
         tuple(rows),
         caption="Means over seeds with 95 % intervals; loss and forgetting in nats per token. "
         "The variant to choose is marked.",
@@ -81,7 +81,7 @@ def _against_best(comparison: Comparison, choice: Choice | None, variant: Varian
     word = "no significant difference"
     if test.significant:
         word = "worse" if variant in choice.worse else "higher, yet as good"
-    return f"{word}\np {p_value(test.p_holm)}"
+    return f"{word}\n(p {p_value(test.p_holm)})"
 
 
 def cost_table(comparison: Comparison) -> Table:
@@ -92,7 +92,7 @@ def cost_table(comparison: Comparison) -> Table:
     target = f"steps to dev loss {significant(comparison.target_loss)}"
     names = [target if key == "steps_to_target" else heading for key, heading, _ in _MEASURED]
     formats: dict[str, Callable[[float], str]] = {
-        "% of base": _three_digits,
+        "% of base": significant,
         "activation bytes a token": byte_size,
         **{name: form for name, (_, _, form) in zip(names, _MEASURED, strict=True)},
     }
@@ -107,8 +107,8 @@ def cost_table(comparison: Comparison) -> Table:
 
 
 def _base_activations(comparison: Comparison) -> float | None:
-    kept = (variant.costs.base_activation_bytes_per_token for variant in comparison.variants)
-    return next((value for value in kept if value is not None), None)
+    sizes = (variant.costs.base_activation_bytes_per_token for variant in comparison.variants)
+    return next((size for size in sizes if size is not None), None)
 
 
 def _cost_row(variant: VariantResult) -> tuple[Cell, ...]:
@@ -146,7 +146,7 @@ def difference_table(comparison: Comparison, metrics: tuple[str, ...] = tuple(BY
             BY_KEY[one.metric].span(one.low, one.high),
             p_value(one.p),
             p_value(one.p_holm),
-            "significant" if one.significant else "no significant difference",
+            "significant" if one.significant else "not significant",
         )
         for one in comparison.differences
         if one.metric in metrics
@@ -210,7 +210,8 @@ def _facts(comparison: Comparison) -> list[str]:
 def markdown_head(comparison: Comparison) -> list[str]:
     """Facts and findings as paragraphs of Markdown."""
     paragraphs = [markdown_text(fact) for fact in _facts(comparison)]
-    return [*paragraphs, "\n".join(f"- {markdown_text(line)}" for line in comparison.findings)]
+    findings = (f"- {markdown_text(line)}" for line in verdict(comparison).findings)
+    return [*paragraphs, "\n".join(findings)]
 
 
 def markdown(comparison: Comparison) -> str:

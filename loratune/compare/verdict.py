@@ -71,7 +71,7 @@ def verdict(comparison: Comparison) -> Verdict:
 def choose(comparison: Comparison) -> Choice | None:
     """Judge by loss; among equals by what the adapter stores and optimizes.
 
-    That no difference was found is no proof of equality: with few seeds every interval is wide.
+    "No significant difference" does not prove equality: with few seeds every interval is wide.
     So a cheaper variant is chosen only if its interval shows that it keeps ``KEPT_SHARE`` of the
     gain.  ``None`` if nothing was measured.
     """

@@ -153,7 +153,7 @@ class Workbench:
         """What a setting costs: closed forms, and one block's activations."""
         saved = saved_modules(self.architecture, self.config.targets.modules_to_save)
         count = count_variant(self.architecture.base_parameters, self.layers, config, saved)
-        kept = self._activations(config)
+        added, base = self._activations(config)
         return Costs(
             rank=config.rank,
             trainable=count.trainable,
@@ -161,8 +161,8 @@ class Workbench:
             percent_of_base=count.percent_of_base,
             stored_bytes=count.stored_bytes,
             optimizer_bytes=count.optimizer_bytes,
-            activation_bytes_per_token=kept[0],
-            base_activation_bytes_per_token=kept[1],
+            activation_bytes_per_token=added,
+            base_activation_bytes_per_token=base,
         )
 
     # -- parts -----------------------------------------------------------------------------
@@ -248,7 +248,7 @@ class Workbench:
         )
 
     def _activations(self, config: AdapterConfig) -> tuple[float | None, float | None]:
-        """Added by the adapters and kept by the base, per token over all adapted blocks."""
+        """Bytes a token that autograd holds for adapters and base, over all adapted blocks."""
         blocks = len({block_of(shape.name) for shape in self.layers} - {None})
         try:
             report = measure_activations(self.architecture, self.config.targets, config)

@@ -20,7 +20,7 @@ def test_the_page_says_what_terminal_and_files_say() -> None:
 def test_a_significant_difference_within_the_margin_is_not_called_worse() -> None:
     whole = comparison({"lora": 0.400, "lora_plus": 0.405}, significant_gap=0.001)
     rows = {row[0]: row for row in comparison_page(whole, "").sections[0].tables[0].rows}
-    assert rows["lora_plus"][-1].startswith("higher, yet as good\np ")
+    assert rows["lora_plus"][-1].startswith("higher, yet as good\n(p ")
 
 
 def test_shares_beyond_the_possible_are_not_shown() -> None:
@@ -52,7 +52,7 @@ def test_the_quality_table_shows_means_intervals_and_tests() -> None:
     rows = {row[0]: row for row in page.sections[0].tables[0].rows}
     assert (rows["lora"][2], rows["lora"][-1]) == ("0.4000\n[0.3800, 0.4250]", "lowest")
     assert rows["vera"][2] == "0.6000\n[0.5800, 0.6250]"
-    assert rows["vera"][-1] == "worse\np 0.002"
+    assert rows["vera"][-1] == "worse\n(p 0.002)"
     assert rows["(base)"][2] == "4.2500"
 
 

@@ -97,9 +97,9 @@ def _draw_hover(frame: Frame, drawn: Sequence[Series], across: Axis) -> None:
     layer = add(frame.root, "g", class_="hover")
     for number, x in enumerate(xs):
         strip = add(layer, "g")
-        found = [(one, p) for one in drawn for p in one.points if frame.x(p.x) == x]
-        lines = [f"{across.label.partition(',')[0]}: {significant(found[0][1].x)}"]
-        lines += [f"{one.name}: {_shown(point)}" for one, point in found]
+        points = [(one, p) for one in drawn for p in one.points if frame.x(p.x) == x]
+        lines = [f"{across.label.partition(',')[0]}: {significant(points[0][1].x)}"]
+        lines += [f"{one.name}: {_shown(point)}" for one, point in points]
         add(strip, "title", "\n".join(lines))
         add(
             strip,
@@ -110,7 +110,7 @@ def _draw_hover(frame: Frame, drawn: Sequence[Series], across: Axis) -> None:
             width=max(edges[number + 1] - edges[number], 0.5),
         )
         add(strip, "line", x1=x, x2=x, y1=frame.top, y2=frame.bottom)
-        for one, point in found:
+        for one, point in points:
             marker(strip, one.look, x, frame.y(point.y), 4)
 
 

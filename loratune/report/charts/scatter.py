@@ -36,7 +36,7 @@ def scatter_chart(
         title: what it shows.
         across: label of the cost.
         up: label of the loss.
-        series: one point each, with its range where it is known.
+        series: one point each, with its range if it has one.
         note: how to read it.
     """
     drawn = [one for one in series if one.points]
