@@ -32,9 +32,9 @@ LAYERS: list[set[str]] = [
     {"targets"},
     {"models", "runs"},
     {"config"},
-    {"adapters"},
+    {"adapters", "tables"},
     {"loss", "files", "console"},
-    {"errors"},
+    {"errors", "units"},
 ]
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 FLAT_MODULES = 8

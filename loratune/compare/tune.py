@@ -59,9 +59,9 @@ def tune(config: RunConfig, options: Options, base_recipe: str | None, target: P
     options = replace(options, variants=[config.adapter.variant], seeds=0, match="own")
     bench, plan, store = prepare(config, options)
     share_work(config, options, bench, plan, store)
-    [contest] = plan.contests
-    results = plan.results(contest, store)
-    point = contest.search.winner(results)
+    [one] = plan.searches
+    results = plan.results(one, store)
+    point = one.search.winner(results)
     if point is None:
         reasons = {trial.reason for trial in results.values() if trial.reason}
         raise TrainingError(
@@ -69,13 +69,13 @@ def tune(config: RunConfig, options: Options, base_recipe: str | None, target: P
             where=str(store.path),
             fix="give lower rates as lr_grid",
         )
-    loss = results[point, contest.search.rungs[-1]].loss
+    loss = results[point, one.search.rungs[-1]].loss
     assert loss is not None
     content = recipe_text(config, point, loss, base_recipe, target.stem)
     with files.storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(target, content)
-    at_edge = contest.search.is_at_edge(point, results)
+    at_edge = one.search.is_at_edge(point, results)
     return Tuned(point, loss, at_edge, list(results.values()), target)
 
 

@@ -12,7 +12,7 @@ import torch
 from loratune.adapters.config import AdapterConfig
 from loratune.compare.fit import Fit, fit
 from loratune.compare.memory import peak_bytes
-from loratune.compare.result import Costs, Member, Trial
+from loratune.compare.result import Costs, SeedRun, Trial
 from loratune.compare.rows import ComparisonRows, prepare_comparison, units
 from loratune.compare.scores import UnitScores, answer_prompts, score_units
 from loratune.compare.search import Point
@@ -45,16 +45,17 @@ TEXTS_A_UNIT = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """A member's numbers with the scores of every unit behind them.
+    """A seed run's numbers with the scores of every unit behind them.
 
     Attributes:
+        member: the numbers.
         test: on the final rows.
         exact: 1 or 0 for each prompt.
         heldout: on the held-out text, if there is any.
         answers: to each prompt.
     """
 
-    member: Member
+    member: SeedRun
     test: UnitScores
     exact: list[float] = field(default_factory=list)
     heldout: UnitScores | None = None
@@ -110,7 +111,7 @@ class Workbench:
             reason = failure_reason(error)
         return Trial(lr=point.lr, lr_ratio=point.lr_ratio, steps=steps, loss=loss, reason=reason)
 
-    def member(self, config: AdapterConfig, seed: int) -> Measured:
+    def seed_run(self, config: AdapterConfig, seed: int) -> Measured:
         """A whole training with one seed, and everything measured on it.
 
         Raises:
@@ -122,37 +123,47 @@ class Workbench:
             answers, exact = self._answers(wrapped.model)
             residual = max(_residual(wrapped), default=0.0)
             peak = self._peak(wrapped, head, result.optimizer)
-        member = Member(
-            seed=seed, order=result.order, loss=_finite(test.mean_loss),
+        run = SeedRun(
+            seed=seed,
+            order=result.order,
+            loss=_finite(test.mean_loss),
             token_accuracy=test.token_accuracy,
             exact_match=sum(exact) / len(exact) if exact else None,
-            step_seconds=result.step_seconds, peak_bytes=peak, merge_residual=residual,
+            step_seconds=result.step_seconds,
+            peak_bytes=peak,
+            merge_residual=residual,
             curve=result.curve,
-        )  # fmt: skip
-        return Measured(member, test, exact, heldout, answers)
+        )
+        return Measured(run, test, exact, heldout, answers)
 
     def base_scores(self) -> Measured:
-        """The base model on the same rows, as a member of seed -1 that trained nothing."""
+        """The base model on the same rows, as a run of seed -1 that trained nothing."""
         head = LanguageModelHead(self.base.model.eval())
         test, heldout = self._score(head)
         answers, exact = self._answers(self.base.model)
-        member = Member(
-            seed=-1, loss=test.mean_loss, token_accuracy=test.token_accuracy,
+        run = SeedRun(
+            seed=-1,
+            loss=test.mean_loss,
+            token_accuracy=test.token_accuracy,
             exact_match=sum(exact) / len(exact) if exact else None,
-        )  # fmt: skip
-        return Measured(member, test, exact, heldout, answers)
+        )
+        return Measured(run, test, exact, heldout, answers)
 
     def costs(self, config: AdapterConfig) -> Costs:
         """What a setting costs: closed forms, and one block's activations."""
         saved = saved_modules(self.architecture, self.config.targets.modules_to_save)
         count = count_variant(self.architecture.base_parameters, self.layers, config, saved)
-        kept = self._activations(config)
+        added, base = self._activations(config)
         return Costs(
-            rank=config.rank, trainable=count.trainable, frozen=count.frozen,
-            percent_of_base=count.percent_of_base, stored_bytes=count.stored_bytes,
-            optimizer_bytes=count.optimizer_bytes, activation_bytes_per_token=kept[0],
-            base_activation_bytes_per_token=kept[1],
-        )  # fmt: skip
+            rank=config.rank,
+            trainable=count.trainable,
+            frozen=count.frozen,
+            percent_of_base=count.percent_of_base,
+            stored_bytes=count.stored_bytes,
+            optimizer_bytes=count.optimizer_bytes,
+            activation_bytes_per_token=added,
+            base_activation_bytes_per_token=base,
+        )
 
     # -- parts -----------------------------------------------------------------------------
 
@@ -223,9 +234,12 @@ class Workbench:
         size = self.config.trainer.batch_size
         longest = sorted(self.rows.train, key=len)[-size:]
         rows = TrainingSet(
-            longest, self._plan(self.config.trainer), self.rows.pad_id,
-            self.config.data.packing, self.config.data.max_length,
-        )  # fmt: skip
+            longest,
+            self._plan(self.config.trainer),
+            self.rows.pad_id,
+            self.config.data.packing,
+            self.config.data.max_length,
+        )
         batch = rows.batch(range(len(longest))).to(self.base.device)
         wrapped.model.train()
         clip = self.config.trainer.clip_norm
@@ -234,7 +248,7 @@ class Workbench:
         )
 
     def _activations(self, config: AdapterConfig) -> tuple[float | None, float | None]:
-        """Added by the adapters and kept by the base, per token over all adapted blocks."""
+        """Bytes a token that autograd holds for adapters and base, over all adapted blocks."""
         blocks = len({block_of(shape.name) for shape in self.layers} - {None})
         try:
             report = measure_activations(self.architecture, self.config.targets, config)
@@ -248,7 +262,7 @@ FAILURES = (LoratuneError, RuntimeError, MemoryError, ArithmeticError)
 
 
 def failure_reason(error: BaseException) -> str:
-    """A failure in one line; a request to stop is none, and is raised again."""
+    """A failure in one line; a request to stop is raised again."""
     if isinstance(error, (Interrupted, Preempted)):
         raise error
     if isinstance(error, LoratuneError):

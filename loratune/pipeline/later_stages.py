@@ -13,12 +13,13 @@ from loratune.console import say
 from loratune.data.prepare import PreparedData
 from loratune.loss import LanguageModelHead
 from loratune.models.fingerprint import tokenizer_fingerprint
-from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table, show
+from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table
 from loratune.runs import processes
 from loratune.stages.evaluate import evaluate
 from loratune.stages.export import export
 from loratune.stages.merge import merge
 from loratune.surgery import WrappedModel
+from loratune.tables import show
 
 
 def evaluate_and_show(

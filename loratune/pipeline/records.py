@@ -11,10 +11,9 @@ from loratune.config.convert import to_plain
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.counting.parameters import ParameterReport
-from loratune.counting.tables import to_rich, variant_grid
+from loratune.counting.tables import variant_table
 from loratune.data.prepare import PreparedData
 from loratune.pipeline.printing import say_once
-from loratune.pipeline.tables import show
 from loratune.report.build import finished_report
 from loratune.runs import processes
 from loratune.runs.provenance import package_versions, provenance
@@ -23,6 +22,7 @@ from loratune.runs.run_dir import RunDir
 from loratune.stages.load import BaseModel
 from loratune.stages.train import TrainResult
 from loratune.surgery import WrappedModel
+from loratune.tables import show
 
 _FINGERPRINTS = ("base", "tokenizer", "data", "projection")
 
@@ -71,7 +71,7 @@ class Records:
         files.write_json(self.run_dir.provenance, origin)
         files.write_json(self.run_dir.parameters, parameters.to_dict())
         files.write_json(self.run_dir.data, data.report.to_dict())
-        show(to_rich(variant_grid(parameters)))
+        show(variant_table(parameters.to_dict()))
 
     def publish_adapter(
         self, wrapped: WrappedModel, data: PreparedData, training: TrainResult | None

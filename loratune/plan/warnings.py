@@ -8,9 +8,9 @@ from loratune.plan.machine import available_bytes
 from loratune.plan.memory import ERROR_BAR, Memory
 from loratune.plan.plan import Disk
 from loratune.plan.setting import Setting
-from loratune.plan.show import size
 from loratune.plan.workload import Rows, Workload
 from loratune.training.optim import learning_rate
+from loratune.units import byte_size
 
 
 def plan_warnings(
@@ -48,9 +48,13 @@ def _capacity(memory: Memory, setting: Setting, disk: Disk) -> list[str]:
     wanted = memory.peak - memory.process
     if available is not None and wanted * (1 + ERROR_BAR) > available:
         fix = f"try fit={available / 1e9:.1f}GB"
-        warnings.append(f"{size(available)} are free here, and {size(wanted)} may be needed: {fix}")
+        warnings.append(
+            f"{byte_size(available)} are free here, and {byte_size(wanted)} may be needed: {fix}"
+        )
     if not setting.is_here:
         warnings.append("no such device is here: memory is computed, time is not known")
     if disk.total > disk.free:
-        warnings.append(f"the disk has {size(disk.free)} free, and {size(disk.total)} are needed")
+        warnings.append(
+            f"the disk has {byte_size(disk.free)} free, and {byte_size(disk.total)} are needed"
+        )
     return warnings

@@ -46,7 +46,7 @@ def _runs_in(folder: Path) -> list[Path]:
     inside = sorted({path.parent.resolve() for path in folder.glob(f"*/{RECIPE}")})
     if not inside:
         raise ConfigError(
-            "there is no run and no comparison here",
+            "neither a run nor a comparison is here",
             where=str(folder),
             fix="name a folder that `loratune train` or `loratune compare` made",
         )
@@ -57,7 +57,7 @@ def write_run_report(folder: Path, out: Path | None = None) -> Path:
     """Write a run's page, by default as ``report.html`` in its folder.
 
     Raises:
-        ConfigError: if it is no run folder.
+        ConfigError: if it is not a run folder.
         StorageError: if it cannot be written.
     """
     from loratune.report.records import read_run
@@ -108,7 +108,7 @@ def write_runs_report(folders: Sequence[Path], out: Path) -> Path:
     """Write one page that sets several runs side by side.
 
     Raises:
-        ConfigError: if one is no run folder.
+        ConfigError: if one is not a run folder.
         StorageError: if it cannot be written.
     """
     from loratune.report.records import read_run

@@ -81,7 +81,7 @@ def read_run(folder: Path) -> RunRecords:
     """Everything that lies in a run folder.
 
     Raises:
-        ConfigError: if the folder is none.
+        ConfigError: if it is not a run folder.
     """
     import yaml
 

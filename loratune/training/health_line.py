@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from loratune.training.history import mean
+from statistics import fmean
+
+from loratune.units import clock
 
 _TREND = 20
 """Steps on either side of the trend."""
@@ -67,9 +69,9 @@ class HealthLine:
         ):
             if key in latest:
                 parts.append((rank, f"{label} {latest[key]:.2g}"))
-        parts.append((8, f"fill {mean(self._fills):.0%}"))
+        parts.append((8, f"fill {fmean(self._fills):.0%}"))
         parts.append((3, f"{self._rate:,.0f} tokens/s"))
-        parts.append((1, f"{duration(self._left)} left"))
+        parts.append((1, f"{clock(self._left)} left"))
         return parts
 
     def _trend(self) -> str:
@@ -77,15 +79,8 @@ class HealthLine:
         count = min(_TREND, len(self._losses) // 2)
         if count < 3:
             return ""
-        before, now = mean(self._losses[-2 * count : -count]), mean(self._losses[-count:])
+        before, now = fmean(self._losses[-2 * count : -count]), fmean(self._losses[-count:])
         change = (now - before) / abs(before) if before else 0.0
         if abs(change) < _STEADY:
             return " →"
         return f" {'↑' if change > 0 else '↓'}{abs(change):.0%}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 0:05 or 1:02:03."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -63,7 +63,7 @@ def test_a_comparison_prints_what_it_writes(tmp_path: Path) -> None:
     first = run_cli("compare", *QUICK, cwd=tmp_path)
     assert first.code == 0, first.text
     assert "differences, paired by prompt and seed" in first.out
-    assert "Two seeds say little" in first.out
+    assert "Only 2 seeds: luck of initialisation" in first.out
     second = run_cli("compare", *QUICK, "format=json", cwd=tmp_path)
     written = (tmp_path / "out" / "comparison.json").read_text()
     assert second.out == written

@@ -132,7 +132,7 @@ def test_the_page_goes_where_out_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "there is no run and no comparison here"),
+        (["nowhere"], "neither a run nor a comparison is here"),
         (["out=x.html"], "which folder?"),
         (["--fast"], "there is no flag '--fast'"),
         (["format=pdf"], "'format' is not a setting"),

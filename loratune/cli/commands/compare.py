@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loratune.cli.formats import TableFormat
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
-from loratune.console import console, say
+from loratune.console import say
 from loratune.errors import ConfigError, raise_together
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ def _print(comparison: Comparison, form: TableFormat) -> None:
     elif form == "csv":
         print(tables.csv(comparison), end="")
     else:
-        from loratune.counting.tables import to_rich
+        from loratune.tables import show
 
-        for grid in tables.screen(comparison):
-            console().print(to_rich(grid))
+        for table in tables.screen(comparison):
+            show(table)
         for line in comparison.findings:
             say(f"- {line}")

@@ -1,25 +1,36 @@
-"""A comparison's page says which variant to choose, and how sure that is."""
+"""Which variant a comparison speaks for, and how sure that is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from report.planted import comparison
 
-from loratune.compare.result import Comparison, Estimate
-from loratune.report.comparison_page import comparison_page
-from loratune.report.comparison_verdict import verdict
+from loratune.compare.result import Comparison, VariantResult
+from loratune.compare.verdict import Choice, Verdict, verdict
 
-from .planted import comparison
+
+def judged(whole: Comparison) -> tuple[Verdict, Choice]:
+    """The verdict, and its choice, which must be there."""
+    answer = verdict(whole)
+    assert answer.choice is not None
+    return answer, answer.choice
+
+
+def labels(variants: Sequence[VariantResult]) -> set[str]:
+    return {variant.label for variant in variants}
 
 
 def test_the_cheapest_that_is_shown_to_be_as_good_is_chosen() -> None:
     # The base has 4.25, so as good is 0.038 more; the planted intervals are ± 0.03.
-    found = verdict(comparison({"lora": 0.412, "lora_fa": 0.408, "lora_plus": 0.405, "vera": 0.63}))
-    assert found.best == "lora_plus"
-    assert set(found.tied) == {"lora", "lora_fa"}
-    assert found.choice == "lora_fa"  # the smallest file and optimizer state of the three
-    assert found.worse == ("vera",)
+    losses = {"lora": 0.412, "lora_fa": 0.408, "lora_plus": 0.405, "vera": 0.63}
+    found, choice = judged(comparison(losses))
+    assert choice.best.label == "lora_plus"
+    assert labels(choice.as_good) == {"lora", "lora_fa"}
+    assert choice.chosen.label == "lora_fa"  # the smallest file and optimizer state of the three
+    assert labels(choice.worse) == {"vera"}
     text = " ".join(found.sentences)
     assert "Choose lora_fa" in text
     assert "are as good (by the 95 % interval, 99% of what training gained is kept)" in text
@@ -27,29 +38,16 @@ def test_the_cheapest_that_is_shown_to_be_as_good_is_chosen() -> None:
 
 
 def test_one_as_good_that_costs_no_less_is_named() -> None:
-    found = verdict(comparison({"lora": 0.400, "lora_plus": 0.405}))
-    assert found.choice == "lora"
+    found, choice = judged(comparison({"lora": 0.400, "lora_plus": 0.405}))
+    assert choice.chosen.label == "lora"
     assert "; lora_plus is as good" in found.sentences[0]
     assert found.sentences[0].endswith("is kept), but no cheaper.")
 
 
-def test_a_significant_difference_within_the_margin_is_not_called_worse() -> None:
-    whole = comparison({"lora": 0.400, "lora_plus": 0.405}, significant_gap=0.001)
-    rows = {row[0]: row for row in comparison_page(whole, "").sections[0].tables[0].rows}
-    assert rows["lora_plus"][3].startswith("higher, yet as good\np = ")
-
-
-def test_shares_beyond_the_possible_are_not_shown() -> None:
-    whole = comparison({"lora": 0.40})
-    (variant,) = whole.variants
-    wide = {**variant.estimates, "exact_match": Estimate(mean=0.97, low=0.9, high=1.04, seeds=3)}
-    page = comparison_page(replace(whole, variants=[replace(variant, estimates=wide)]), "")
-    assert page.sections[0].tables[0].rows[0][4] == "97.0%\n90.0% to 100.0%"
-
-
 def test_no_difference_found_is_not_taken_for_equality() -> None:
-    found = verdict(comparison({"lora": 0.40, "lora_fa": 0.42}))
-    assert (found.best, found.choice, found.tied) == ("lora", "lora", ("lora_fa",))
+    found, choice = judged(comparison({"lora": 0.40, "lora_fa": 0.42}))
+    assert (choice.best.label, choice.chosen.label) == ("lora", "lora")
+    assert (labels(choice.undecided), choice.as_good) == ({"lora_fa"}, ())
     text = " ".join(found.sentences)
     assert "lora_fa is not significantly different from lora, which does not prove" in text
     assert "lora_fa may have up to 0.05 nats per token more loss" in text
@@ -57,8 +55,9 @@ def test_no_difference_found_is_not_taken_for_equality() -> None:
 
 
 def test_a_clear_winner_is_chosen_whatever_it_costs() -> None:
-    found = verdict(comparison({"lora": 0.2, "lora_fa": 0.5, "vera": 0.6}))
-    assert (found.best, found.choice, found.tied) == ("lora", "lora", ())
+    found, choice = judged(comparison({"lora": 0.2, "lora_fa": 0.5, "vera": 0.6}))
+    assert (choice.best.label, choice.chosen.label) == ("lora", "lora")
+    assert (choice.as_good, choice.undecided) == ((), ())
     assert found.sentences[0].startswith("Choose lora: it has the lowest loss, 0.2 nats per token")
 
 
@@ -66,8 +65,8 @@ def test_a_clear_winner_is_chosen_whatever_it_costs() -> None:
     "order", [{"lora": 0.400, "lora_fa": 0.405}, {"lora_fa": 0.405, "lora": 0.400}]
 )
 def test_the_order_of_a_pair_does_not_matter(order: dict[str, float]) -> None:
-    found = verdict(comparison(order))
-    assert (found.best, found.choice) == ("lora", "lora_fa")
+    _, choice = judged(comparison(order))
+    assert (choice.best.label, choice.chosen.label) == ("lora", "lora_fa")
 
 
 def test_few_seeds_and_few_prompts_are_named_as_weaknesses() -> None:
@@ -86,8 +85,8 @@ def test_how_much_worse_is_given_with_its_interval(losses: dict[str, float]) -> 
 def test_a_better_exact_match_of_another_variant_is_not_kept_back() -> None:
     whole = comparison({"lora": 0.400, "lora_fa": 0.405}, significant_gap=0.001)
     quiet = [replace(d, significant=False) if d.metric == "loss" else d for d in whole.differences]
-    found = verdict(replace(whole, differences=quiet))
-    assert found.choice == "lora_fa"
+    found, choice = judged(replace(whole, differences=quiet))
+    assert choice.chosen.label == "lora_fa"
     assert "By exact match, though, significantly better than lora_fa: lora (+0.5%)." in (
         found.sentences
     )
@@ -117,34 +116,41 @@ def test_untested_pairs_are_not_called_equal_in_silence() -> None:
     assert any(line.startswith("Not tested against the best:") for line in found.cautions)
 
 
-def stripped(whole: Comparison) -> Comparison:
-    """A comparison that measured losses only."""
-    variants = [
-        replace(v, estimates={"loss": v.estimates["loss"]}, search=[], members=[])
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+@pytest.mark.parametrize("prompts", [99, 100])
+def test_every_threshold_is_said_once(seeds: int, prompts: int) -> None:
+    cautions = verdict(comparison(seeds=seeds, prompts=prompts)).cautions
+    assert sum("seed" in line for line in cautions) == (seeds < 3)
+    assert sum("prompts" in line for line in cautions) == (prompts < 100)
+
+
+def test_nothing_is_recommended_among_those_that_do_not_differ_significantly() -> None:
+    whole = comparison({"lora": 0.40, "lora_fa": 0.42, "vera": 0.43})
+    lines = verdict(whole).findings
+    [recommendation] = [line for line in lines if "cheapest" in line or line.startswith("Choose")]
+    assert recommendation.startswith("Choose lora: it has the lowest loss")
+    assert not any("significantly so" in line or "fewest" in line for line in lines)
+
+
+def test_what_is_noted_of_settings_and_rows_weakens_the_verdict() -> None:
+    whole = comparison()
+    first, *others = whole.variants
+    noted = replace(
+        whole,
+        variants=[replace(first, notes=["its best rate is the last one tried"]), *others],
+        rows=replace(whole.rows, notes=["2 dev rows were left out"]),
+    )
+    assert verdict(noted).cautions == (
+        "lora: its best rate is the last one tried.",
+        "2 dev rows were left out",
+    )
+
+
+def test_exact_match_of_none_or_all_is_called_saturated() -> None:
+    whole = comparison()
+    exact = whole.variants[0].estimates["exact_match"]
+    none = [
+        replace(v, estimates={**v.estimates, "exact_match": replace(exact, mean=0.0)})
         for v in whole.variants
     ]
-    return replace(whole, variants=variants, samples=[], differences=[], findings=[], recipe={})
-
-
-def test_a_page_is_made_of_whatever_was_measured() -> None:
-    page = comparison_page(stripped(comparison()), "")
-    assert [s.anchor for s in page.sections if not s.empty] == [
-        "quality", "cost", "pareto", "settings", "provenance"
-    ]  # fmt: skip
-
-
-def test_the_quality_table_shows_means_intervals_and_tests() -> None:
-    page = comparison_page(comparison({"lora": 0.40, "vera": 0.60}), "")
-    rows = {row[0]: row for row in page.sections[0].tables[0].rows}
-    assert rows["lora"][2:4] == ("0.4\n0.38 to 0.425", "lowest")
-    assert rows["vera"][2] == "0.6\n0.58 to 0.625"
-    assert rows["vera"][3] == "worse\np = 0.0024"
-    assert rows["base, unadapted"][2] == "4.25"
-
-
-def test_an_interval_that_was_not_measured_is_not_invented() -> None:
-    whole = comparison({"lora": 0.40})
-    (variant,) = whole.variants
-    bare = {**variant.estimates, "loss": Estimate(mean=0.4, low=None, high=None, seeds=1)}
-    page = comparison_page(replace(whole, variants=[replace(variant, estimates=bare)]), "")
-    assert page.sections[0].tables[0].rows[0][2] == "0.4"
+    assert any("saturated" in line for line in verdict(replace(whole, variants=none)).cautions)
