@@ -15,10 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-IGNORED = -100
-"""Label of a position that is not supervised, as in transformers."""
-CHUNK_LOGITS = 1 << 24
-"""Logits alive at one time: 64 MiB in fp32."""
+from loratune.loss.constants import CHUNK_LOGITS, IGNORED
 
 
 class Targets(NamedTuple):

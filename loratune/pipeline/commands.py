@@ -20,7 +20,7 @@ from loratune.data.tokenizing import RowTokenizer
 from loratune.errors import CheckpointError, ConfigError, MergeError, refused_as
 from loratune.files import BUILTIN
 from loratune.generation import Sampling, generate_answers
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder

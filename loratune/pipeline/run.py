@@ -27,10 +27,10 @@ from loratune.counting.parameters import ParameterReport
 from loratune.counting.tables import to_rich, variant_grid
 from loratune.counting.variant_report import report_variants
 from loratune.data.audit import audit
-from loratune.data.batches import BatchPlan
 from loratune.data.prepare import PreparedData, prepare_data
+from loratune.data.training_set import TrainingSet
 from loratune.files import BUILTIN
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
@@ -53,20 +53,16 @@ from loratune.stages.evaluate import Evaluation, evaluate, evaluation_loss
 from loratune.stages.export import export
 from loratune.stages.load import BaseModel, load
 from loratune.stages.merge import MergeReport, merge
-from loratune.stages.train import Evaluate, TrainingSet, TrainResult, train
+from loratune.stages.train import Evaluate, TrainResult, train
 from loratune.stages.wrap import wrap, wrap_existing
 from loratune.surgery import WrappedModel
 from loratune.training.advice import Setup, summary_lines
-from loratune.training.compiling import compile_errors
 from loratune.training.forward import checkpoint_activations
-from loratune.training.guards import refuse_nothing_trainable
 from loratune.training.history import History
-from loratune.training.memory import memory_errors
-from loratune.training.optim import describe_groups, learning_rate, make_optimizer
 from loratune.training.record import Tracker
 from loratune.training.sharding import shard_base
 from loratune.training.signals import StopAtOnce
-from loratune.training.state import seed_everything
+from loratune.training.torch_errors import compile_errors, memory_errors
 from loratune.training.trackers import check_trackers, open_trackers
 
 _SMALLER = "lower evaluate.batch_size or data.max_length, or set model.dtype=bfloat16"
@@ -262,17 +258,11 @@ class _Run:
 
     def _train(self) -> TrainResult:
         config, data = self.config, self.data
-        refuse_nothing_trainable(self.wrapped.model)
-        plan = BatchPlan.from_config([len(row) for row in data.train], config.data, config.trainer)
-        rows = TrainingSet(
-            data.train, plan, data.pad_id, config.data.packing, config.data.max_length
-        )
+        rows = TrainingSet.from_config(data.train, data.pad_id, config.data, config.trainer)
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(self.wrapped.model)
         if config.launch.shard:
             shard_base(self.wrapped.model)
-        seed_everything(config.trainer.seed)
-        self._describe_plan(plan)
         with compile_errors():
             if config.trainer.compile:
                 self.head.compile_backbone()
@@ -299,23 +289,6 @@ class _Run:
             return []
         step = self.checkpoint.step if self.checkpoint else 0
         return open_trackers(self.config, self.run_dir, step)
-
-    def _describe_plan(self, plan: BatchPlan) -> None:
-        trainer = self.config.trainer
-        epochs = plan.total_steps / plan.steps_per_epoch
-        self._say(
-            f"{plan.total_steps} steps of {trainer.batch_size} × {trainer.grad_accum_steps} rows "
-            f"= {epochs:.2f} passes over {len(self.data.train):,} rows; "
-            f"lr {learning_rate(trainer, self.wrapped.config):g}, "
-            f"{self.base.dtype}, {self.base.device}"
-        )
-        groups = describe_groups(make_optimizer(self.wrapped.model, self.wrapped.config, trainer))
-        if len(groups) > 1:
-            for group in groups:
-                self._say(
-                    f"  group {group['name']}: {group['parameters']:,} parameters, "
-                    f"lr {group['lr']:g}, decay {group['weight_decay']:g}"
-                )
 
     def _evaluation_closure(self) -> Evaluate | None:
         if not self.data.eval or not self.config.trainer.eval_every:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from loratune.data.collate import PADDING, Batch
-from loratune.loss import LanguageModelHead, TokenLoss
+from loratune.loss.causal_model import LanguageModelHead
+from loratune.loss.supervised import TokenLoss
 
 
 def batch_loss(head: LanguageModelHead, batch: Batch, *, count_correct: bool = False) -> TokenLoss:

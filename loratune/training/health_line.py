@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loratune.training.history import mean
+from statistics import fmean
 
 _TREND = 20
 """Steps on either side of the trend."""
@@ -67,7 +67,7 @@ class HealthLine:
         ):
             if key in latest:
                 parts.append((rank, f"{label} {latest[key]:.2g}"))
-        parts.append((8, f"fill {mean(self._fills):.0%}"))
+        parts.append((8, f"fill {fmean(self._fills):.0%}"))
         parts.append((3, f"{self._rate:,.0f} tokens/s"))
         parts.append((1, f"{duration(self._left)} left"))
         return parts
@@ -77,7 +77,7 @@ class HealthLine:
         count = min(_TREND, len(self._losses) // 2)
         if count < 3:
             return ""
-        before, now = mean(self._losses[-2 * count : -count]), mean(self._losses[-count:])
+        before, now = fmean(self._losses[-2 * count : -count]), fmean(self._losses[-count:])
         change = (now - before) / abs(before) if before else 0.0
         if abs(change) < _STEADY:
             return " →"
