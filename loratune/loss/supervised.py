@@ -2,7 +2,7 @@
 
 The language-model head runs on the rows that have a target, a chunk at a time: neither the full
 logits nor their gradient ever exist.  With a frozen head the gradient with respect to the hidden
-states is ready at the end of the forward pass, and is all that is kept.
+states is ready at the end of the forward pass, and is all that is stored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is off with a training, and what to do: each rule reads the records alone."""
+"""Problems of a training, and what to do about them: each rule reads the records alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOO_FAR = 3.0
 BARELY = 0.03
 """Share by which a loss must fall to count as learning."""
 LOW_FILL = 0.7
-"""Share of computed tokens that are no padding below which batches are wasteful."""
+"""Share of computed tokens that are not padding below which batches are wasteful."""
 OFTEN_CLIPPED = 0.9
 """Share of clipped steps from which the norm is set too low."""
 FEW_STEPS = 20
@@ -49,7 +49,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing that is off, with what to do about it.
+    """One problem, with what to do about it.
 
     Attributes:
         kind: ``eval_rising``, ``rate_too_high``, ``ratio_too_high``, ``rate_too_low``,
@@ -62,9 +62,9 @@ class Advice:
 
 
 def advise(history: History, setup: Setup) -> list[Advice]:
-    """Everything that is off, the gravest first."""
+    """Every problem, the most serious first."""
     too_high = _rate_too_high(history, setup)
-    found = [
+    advice = [
         too_high,
         _dead_modules(history),
         _eval_rising(history),
@@ -73,7 +73,7 @@ def advise(history: History, setup: Setup) -> list[Advice]:
         None if too_high else _often_clipped(history, setup),
         _low_fill(history, setup),
     ]
-    return [one for one in found if one is not None]
+    return [one for one in advice if one is not None]
 
 
 def _dead_modules(history: History) -> Advice | None:

@@ -16,7 +16,7 @@ def batch_loss(head: LanguageModelHead, batch: Batch, *, count_correct: bool = F
     """Summed loss of a batch's supervised tokens.
 
     Rows are padded on the right, so that causal attention never looks at padding: no mask is
-    given, and attention runs at its fastest.  A packed batch gets a block-diagonal mask and
+    needed, and attention runs at its fastest.  A packed batch gets a block-diagonal mask and
     positions that restart with every row.
     """
     loss: TokenLoss = head(

@@ -33,8 +33,9 @@ def memory_errors(where: Callable[[], str], fix: str) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def _request(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from loratune.data.training_set import TrainingSet
 from loratune.errors import TrainingError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.training.loop import start, steps
+from loratune.training.prefetch import prefetched
 from loratune.training.state import adapter_tensors
 
 TRAINER = TrainerConfig(steps=6, batch_size=3, grad_accum_steps=2, lr=1e-2, warmup_steps=2, seed=5)
@@ -74,6 +76,39 @@ def test_steps_in_two_parts_are_the_steps_in_one() -> None:
         states.append(adapter_tensors(wrapped))
     assert losses[0] == losses[4]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+class OnDevice:
+    """A batch that remembers which thread collated it and whether its memory was pinned."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.thread, self.is_pinned = step, threading.current_thread(), False
+
+    def pinned(self) -> OnDevice:
+        self.is_pinned = True
+        return self
+
+    def to(self, device: Any, *, non_blocking: bool = False) -> OnDevice:
+        assert self.is_pinned and non_blocking
+        return self
+
+
+def test_on_a_gpu_the_next_steps_batches_are_made_by_a_second_thread() -> None:
+    built: list[int] = []
+
+    def build(step: int) -> list[Any]:
+        built.append(step)
+        return [OnDevice(step)]
+
+    batches = prefetched(build, range(3, 6), torch.device("cuda"))
+    for step in (3, 4):
+        [batch] = next(batches)
+        assert batch.step == step and batch.thread is not threading.current_thread()
+    batches.close()
+    assert not batch.thread.is_alive()
+    assert built[:2] == [3, 4] and set(built) <= {3, 4, 5}
+    [[last]] = prefetched(build, range(5, 6), torch.device("cuda"))
+    assert last.step == 5
 
 
 def test_a_start_seeds_every_draw_that_follows() -> None:
