@@ -14,22 +14,22 @@ from loratune.compare.fit import Fit, fit
 from loratune.compare.memory import peak_bytes
 from loratune.compare.result import Costs, SeedRun, Trial
 from loratune.compare.rows import ComparisonRows, prepare_comparison, units
-from loratune.compare.scores import UnitScores, answer_prompts, score_units
+from loratune.compare.scores import UnitScores, score_units
 from loratune.compare.search import Point
 from loratune.config.schema import RunConfig, TrainerConfig
 from loratune.counting.activations import measure_activations
 from loratune.counting.parameters import count_variant, saved_modules
 from loratune.data.batches import BatchPlan
+from loratune.data.training_set import TrainingSet
 from loratune.errors import Interrupted, LoratuneError, Preempted, TrainingError
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.merging.weight import merged_weight
 from loratune.models.architectures import Architecture
 from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
-from loratune.stages.evaluate import evaluation_loss
+from loratune.stages.evaluate import answer_prompts, evaluation_loss
 from loratune.stages.load import BaseModel, load
-from loratune.stages.train import TrainingSet
 from loratune.surgery import WrappedModel, unwrap_model, wrap_model
 from loratune.targets.find import block_of, find_targets
 from loratune.training.forward import checkpoint_activations
@@ -204,10 +204,7 @@ class Workbench:
     ) -> Fit:
         # The rate is the point's own: the recipe's factor went into the grid.
         trainer = replace(self._trainer(seed, steps), lr_scale=1.0)
-        data = self.config.data
-        rows = TrainingSet(
-            self.rows.train, self._plan(trainer), self.rows.pad_id, data.packing, data.max_length
-        )
+        rows = TrainingSet.from_config(self.rows.train, self.rows.pad_id, self.config.data, trainer)
         dev_loss = (lambda: self._dev_loss(head)) if with_curve else None
         return fit(wrapped, head, rows, trainer, dev_loss)
 

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-IGNORED = -100
-"""The label of a token that is not learnt (torch's ``ignore_index``)."""
+from loratune.loss.constants import IGNORED
 
 
 @dataclass(frozen=True, slots=True)

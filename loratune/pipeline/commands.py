@@ -21,7 +21,7 @@ from loratune.data.tokenizing import RowTokenizer
 from loratune.errors import ConfigError, MergeError, refused_as
 from loratune.files import BUILTIN
 from loratune.generation import Sampling, generate_answers
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show

@@ -11,7 +11,7 @@ from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import ExportFormat, RunConfig
 from loratune.console import say
 from loratune.data.prepare import PreparedData
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table
 from loratune.runs import processes

@@ -14,7 +14,7 @@ from loratune.adapter_files.continuing import adapter_to_continue
 from loratune.adapter_files.peft_format import read_adapter
 from loratune.config.schema import ExportFormat, RunConfig, Stage
 from loratune.console import say
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
 from loratune.pipeline.loading import final_rows, load_data_and_base, wrap_base
 from loratune.pipeline.records import Records, run_facts
@@ -24,8 +24,8 @@ from loratune.runs import processes
 from loratune.runs.resume import find_checkpoint, is_complete, resumed_facts
 from loratune.runs.resume_setting import with_run_folder
 from loratune.runs.run_dir import RunDir
-from loratune.training.memory import memory_errors
 from loratune.training.signals import StopAtOnce
+from loratune.training.torch_errors import memory_errors
 from loratune.training.trackers import check_trackers
 
 _LESS_MEMORY = "lower evaluate.batch_size or data.max_length, or set model.dtype=bfloat16"
@@ -54,7 +54,7 @@ def run(config: RunConfig) -> None:
 
         training = None
         if Stage.train in config.stages:
-            training = train_adapter(records, base, data, wrapped, head, checkpoint)
+            training = train_adapter(records, data, wrapped, head, checkpoint)
         records.publish_adapter(wrapped, data, training)
 
         with StopAtOnce(training.steps if training else 0, run_dir.path):

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from loratune.config.convert import to_plain
 from loratune.config.schema import RunConfig
-from loratune.data.batches import BatchPlan
 from loratune.data.prepare import PreparedData
-from loratune.loss import LanguageModelHead
+from loratune.data.training_set import TrainingSet
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.pipeline.printing import say_once
 from loratune.pipeline.records import Records
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint
 from loratune.stages.evaluate import evaluation_loss
-from loratune.stages.load import BaseModel
-from loratune.stages.train import Evaluate, TrainingSet, TrainResult, train
+from loratune.stages.train import Evaluate, TrainResult, train
 from loratune.surgery import WrappedModel
 from loratune.training.advice import Setup, summary_lines
 from loratune.training.compiling import compile_errors
 from loratune.training.forward import checkpoint_activations
-from loratune.training.guards import refuse_nothing_trainable
 from loratune.training.history import History
-from loratune.training.optim import describe_groups, learning_rate, make_optimizer
 from loratune.training.sharding import shard_base
-from loratune.training.state import seed_everything
 from loratune.training.trackers import open_trackers
 
 
 def train_adapter(
     records: Records,
-    base: BaseModel,
     data: PreparedData,
     wrapped: WrappedModel,
     head: LanguageModelHead,
@@ -43,17 +35,11 @@ def train_adapter(
         LoratuneError: whatever stopped training; published checkpoints stay whole.
     """
     config = records.config
-    refuse_nothing_trainable(wrapped.model)
-    plan = BatchPlan.from_config([len(row) for row in data.train], config.data, config.trainer)
-    rows = TrainingSet(data.train, plan, data.pad_id, config.data.packing, config.data.max_length)
+    rows = TrainingSet.from_config(data.train, data.pad_id, config.data, config.trainer)
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(wrapped.model)
     if config.launch.shard:
         shard_base(wrapped.model)
-    seed_everything(config.trainer.seed)
-    say_once(_plan_line(config, plan, wrapped, base))
-    optimizer = make_optimizer(wrapped.model, wrapped.config, config.trainer)
-    say_once(*group_lines(describe_groups(optimizer)))
     step = checkpoint.step if checkpoint else 0
     trackers = open_trackers(config, records.run_dir, step) if processes.is_main() else []
     with compile_errors():
@@ -72,27 +58,6 @@ def train_adapter(
         )
     say_once(*_result_lines(records, result))
     return result
-
-
-def _plan_line(config: RunConfig, plan: BatchPlan, wrapped: WrappedModel, base: BaseModel) -> str:
-    trainer = config.trainer
-    epochs = plan.total_steps / plan.steps_per_epoch
-    return (
-        f"{plan.total_steps} steps of {trainer.batch_size} × {trainer.grad_accum_steps} rows "
-        f"= {epochs:.2f} passes over {len(plan.lengths):,} rows; "
-        f"lr {learning_rate(trainer, wrapped.config):g}, {base.dtype}, {base.device}"
-    )
-
-
-def group_lines(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The optimizer's groups in words; nothing where there is only one."""
-    if len(groups) < 2:
-        return []
-    return [
-        f"  group {group['name']}: {group['parameters']:,} parameters, "
-        f"lr {group['lr']:g}, decay {group['weight_decay']:g}"
-        for group in groups
-    ]
 
 
 def _evaluation(config: RunConfig, data: PreparedData, head: LanguageModelHead) -> Evaluate | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from loratune.counting.activations import ActivationReport
 from loratune.counting.parameters import FP32_BYTES, VariantCount
-from loratune.loss.supervised import CHUNK_LOGITS
+from loratune.loss.constants import CHUNK_LOGITS
 from loratune.models.architectures import Architecture
 from loratune.plan.workload import MicroBatch
 from loratune.targets.find import block_of

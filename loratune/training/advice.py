@@ -1,12 +1,13 @@
-"""What is off with a training, and what to do: each rule reads the records alone."""
+"""Problems of a training, and what to do about them: each rule reads the records alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean, median_high
 from typing import Any
 
-from loratune.training.history import History, mean, median
+from loratune.training.history import History
 
 RISEN = 1.02
 """Evaluation loss over its best from which a rise counts."""
@@ -17,7 +18,7 @@ TOO_FAR = 3.0
 BARELY = 0.03
 """Share by which a loss must fall to count as learning."""
 LOW_FILL = 0.7
-"""Share of computed tokens that are no padding below which batches are wasteful."""
+"""Share of computed tokens that are not padding below which batches are wasteful."""
 OFTEN_CLIPPED = 0.9
 """Share of clipped steps from which the norm is set too low."""
 FEW_STEPS = 20
@@ -48,7 +49,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing that is off, with what to do about it.
+    """One problem, with what to do about it.
 
     Attributes:
         kind: ``eval_rising``, ``rate_too_high``, ``ratio_too_high``, ``rate_too_low``,
@@ -61,9 +62,9 @@ class Advice:
 
 
 def advise(history: History, setup: Setup) -> list[Advice]:
-    """Everything that is off, the gravest first."""
+    """Every problem, the most serious first."""
     too_high = _rate_too_high(history, setup)
-    found = [
+    advice = [
         too_high,
         _dead_modules(history),
         _eval_rising(history),
@@ -72,7 +73,7 @@ def advise(history: History, setup: Setup) -> list[Advice]:
         None if too_high else _often_clipped(history, setup),
         _low_fill(history, setup),
     ]
-    return [one for one in found if one is not None]
+    return [one for one in advice if one is not None]
 
 
 def _dead_modules(history: History) -> Advice | None:
@@ -99,7 +100,7 @@ def _eval_rising(history: History) -> Advice | None:
         return None
     before = [loss for step, loss in history.pairs("train/loss") if step <= best_step]
     after = [loss for step, loss in history.pairs("train/loss") if step > best_step]
-    memorises = before and after and mean(after[-10:]) < mean(before[-10:])
+    memorises = before and after and fmean(after[-10:]) < fmean(before[-10:])
     why = " while training loss fell: the adapter memorises" if memorises else ""
     return Advice(
         "eval_rising",
@@ -137,14 +138,14 @@ def _jumps(history: History) -> str | None:
     losses = history.values("train/loss")
     if len(losses) < FEW_STEPS:
         return None
-    floor = 0.25 * median(losses[:5])
+    floor = 0.25 * median_high(losses[:5])
     jumps = [
         number
         for number in range(10, len(losses))
-        if losses[number] > max(JUMP * median(losses[number - 10 : number]), floor)
+        if losses[number] > max(JUMP * median_high(losses[number - 10 : number]), floor)
     ]
     tenth = max(len(losses) // 10, 3)
-    ended, started = mean(losses[-tenth:]), mean(losses[:3])
+    ended, started = fmean(losses[-tenth:]), fmean(losses[:3])
     if len(jumps) < 2 and ended <= started * 1.2:
         return None
     if ended > started * 1.2:
@@ -157,7 +158,7 @@ def _rate_too_low(history: History) -> Advice | None:
     if len(losses) < FEW_STEPS:
         return None
     tenth = max(len(losses) // 10, 3)
-    started, ended = mean(losses[:tenth]), mean(losses[-tenth:])
+    started, ended = fmean(losses[:tenth]), fmean(losses[-tenth:])
     if started <= 0 or ended < started * (1 - BARELY):
         return None
     return Advice(
@@ -191,7 +192,8 @@ def _often_clipped(history: History, setup: Setup) -> Advice | None:
         return None
     return Advice(
         "often_clipped",
-        f"Gradients were clipped at {share:.0%} of the steps (median norm {median(norms):.3g}, "
+        f"Gradients were clipped at {share:.0%} of the steps "
+        f"(median norm {median_high(norms):.3g}, "
         f"trainer.clip_norm={setup.clip_norm:g}): the clip, not the gradient, sets the step. Raise "
         "trainer.clip_norm, or use larger batches.",
     )
@@ -199,14 +201,14 @@ def _often_clipped(history: History, setup: Setup) -> Advice | None:
 
 def _low_fill(history: History, setup: Setup) -> Advice | None:
     fills = history.values("train/fill_rate")
-    if len(fills) < 5 or mean(fills) >= LOW_FILL:
+    if len(fills) < 5 or fmean(fills) >= LOW_FILL:
         return None
     fix = "data.packing=true" if setup.group_by_length else "data.group_by_length=true"
     if setup.packing:
         fix = "a data.max_length nearer to a multiple of the rows' lengths"
     return Advice(
         "low_fill",
-        f"{1 - mean(fills):.0%} of the computed tokens were padding; {fix} wastes less.",
+        f"{1 - fmean(fills):.0%} of the computed tokens were padding; {fix} wastes less.",
     )
 
 
@@ -222,11 +224,11 @@ def summary_lines(history: History, setup: Setup) -> list[str]:
     seconds, rates = history.values("train/step_seconds"), history.values("train/tokens_per_second")
     fills, ratio = history.values("train/fill_rate"), history.last("health/norm_ratio")
     if seconds:
-        parts.append(f"{median(seconds):.3g} s a step")
+        parts.append(f"{median_high(seconds):.3g} s a step")
     if rates:
-        parts.append(f"{median(rates):,.0f} tokens/s")
+        parts.append(f"{median_high(rates):,.0f} tokens/s")
     if fills:
-        parts.append(f"{mean(fills):.0%} filled")
+        parts.append(f"{fmean(fills):.0%} filled")
     if ratio is not None:
         parts.append(f"‖B‖/‖A‖ {ratio:.2g}")
     advice = [f"advice: {one.text}" for one in advise(history, setup)]

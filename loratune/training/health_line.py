@@ -1,4 +1,4 @@
-"""One line that says how a training goes; the least important parts give way first."""
+"""Progress of a training in one line; the least important parts give way first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STEADY = 0.01
 
 
 class HealthLine:
-    """Collects what a training reports and says it in one line.
+    """Collects what a training reports and puts it into one line.
 
     Args:
         total: optimizer steps of the whole training.
@@ -32,7 +32,7 @@ class HealthLine:
 
         Args:
             metrics: as in ``metrics.jsonl``.
-            fill: share of the computed tokens that are no padding.
+            fill: share of the computed tokens that are not padding.
             rate: tokens per second.
             left: seconds until the end.
         """

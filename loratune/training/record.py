@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median_high
 from typing import Any, Protocol
 
 import torch
@@ -85,7 +86,7 @@ class Recorder:
             timing["health/dead_names"] = list(dead[:3])
         append_line(self._run_dir.timings, timing)
         self._track(step, {**metrics, "train/tokens_per_second": rate, "train/fill_rate": fill})
-        left = (self._total - step) * sorted(self._seconds)[len(self._seconds) // 2]
+        left = (self._total - step) * median_high(self._seconds)
         self._line.step(metrics, fill, rate, left)
         self._display.step(step, self._line)
 

@@ -16,9 +16,9 @@ from loratune.compare.search import Point
 from loratune.compare.workbench import Workbench
 from loratune.config.recipes.variant_settings import variant_settings
 from loratune.config.schema import RunConfig, TargetsConfig
-from loratune.loss import LanguageModelHead
+from loratune.data.training_set import TrainingSet
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.stages.evaluate import evaluation_loss
-from loratune.stages.train import TrainingSet
 from loratune.surgery import unwrap_model, wrap_model
 
 Make = Callable[..., RunConfig]

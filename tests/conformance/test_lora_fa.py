@@ -15,7 +15,7 @@ from loratune.adapters.base import OptimizerSettings
 from loratune.adapters.config import Kernel
 from loratune.adapters.lora_fa.projection import GramFactor, ProjectedAdamW, projected_gradient
 from loratune.surgery import WrappedModel
-from loratune.training.optim import load_optimizer_tensors, optimizer_tensors
+from loratune.training.state import load_optimizer_tensors, optimizer_tensors
 
 
 def train(wrapped: WrappedModel, optimizer: torch.optim.Optimizer, steps: range) -> None:

@@ -7,11 +7,12 @@ import pytest
 from loratune.config.schema import Overlong, RowFormat
 from loratune.data.chat import chat_template_of
 from loratune.data.encode import Encoder
-from loratune.data.encoded_rows import IGNORED, EncodedRow
+from loratune.data.encoded_rows import EncodedRow
 from loratune.data.rows import Example, Message
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer
 from loratune.errors import DataError
+from loratune.loss.constants import IGNORED
 
 from .conftest import byte_level_tokenizer
 

@@ -6,11 +6,12 @@ import pytest
 
 from loratune.config.schema import Overlong, RowFormat
 from loratune.data.encode import Encoder
-from loratune.data.encoded_rows import IGNORED, EncodedRow, EncodedRows, length_to_keep
+from loratune.data.encoded_rows import EncodedRow, EncodedRows, length_to_keep
 from loratune.data.rows import Example
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer
 from loratune.errors import DataError, ModelError
+from loratune.loss.constants import IGNORED
 
 from .conftest import space_prefixing_tokenizer
 

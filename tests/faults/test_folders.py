@@ -30,7 +30,7 @@ def test_a_second_run_on_the_same_folder_stops_at_once_and_names_the_holder(benc
 
 def test_a_dead_holder_blocks_nobody(bench: Bench) -> None:
     run = bench.folder / "run"
-    killed = bench.train(run, faults=["kill@loratune.stages.train.train_step:5"])
+    killed = bench.train(run, faults=["kill@loratune.training.loop.train_step:5"])
     assert killed.code == -signal.SIGKILL
     assert f"process {os.getpid()}" not in (run / ".lock").read_text()
     assert bench.train(run, "resume=auto").code == 0

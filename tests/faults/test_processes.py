@@ -19,7 +19,7 @@ from faults.tally import TALLY
 from faults.test_resume import cut
 from faults.verify import check_recovered, check_told, is_usable, verified_steps
 
-STEP = "loratune.stages.train.train_step"
+STEP = "loratune.training.loop.train_step"
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from faults.harness import Outcome, differences, result
 from faults.tally import TALLY
 from faults.verify import check_recovered, check_told, verified_steps
 
-STEP = "loratune.stages.train.train_step"
+STEP = "loratune.training.loop.train_step"
 
 
 @pytest.fixture(scope="module")

@@ -58,14 +58,14 @@ def test_a_gradient_that_is_not_a_number_names_the_tensor(bench: Bench) -> None:
 
 def test_a_parameter_that_is_not_a_number_is_never_published(bench: Bench) -> None:
     run = bench.folder / "run"
-    stopped = bench.train(run, faults=["nanparameter@loratune.stages.train.train_step:6"])
+    stopped = bench.train(run, faults=["nanparameter@loratune.training.loop.train_step:6"])
     check_told(stopped, 5, "parameter", "not finite", "step 6")
     assert verified_steps(run) == [3] and all_finite(run)
 
 
 def test_out_of_memory_is_one_line_with_advice(bench: Bench) -> None:
     stopped = bench.train(
-        "run", faults=["memory@loratune.stages.train.train_step:4"], limits={"RLIMIT_AS": 1 << 36}
+        "run", faults=["memory@loratune.training.loop.train_step:4"], limits={"RLIMIT_AS": 1 << 36}
     )
     check_told(stopped, 5, "out of memory", "batch_size 2", "tokens", "grad_accum_steps")
     assert verified_steps(bench.folder / "run") == [3]
@@ -73,7 +73,7 @@ def test_out_of_memory_is_one_line_with_advice(bench: Bench) -> None:
 
 
 def test_python_running_out_of_memory_is_told_likewise(bench: Bench) -> None:
-    stopped = bench.train("run", faults=["memoryerror@loratune.stages.train.train_step:4"])
+    stopped = bench.train("run", faults=["memoryerror@loratune.training.loop.train_step:4"])
     check_told(stopped, 5, "out of memory", "grad_accum_steps")
 
 
@@ -104,7 +104,7 @@ def test_adapters_without_a_gradient_are_named_after_three_steps(bench: Bench) -
 
 def test_adapters_that_never_moved_are_not_published(bench: Bench) -> None:
     stopped = bench.train(
-        "run", "adapter=lora_fa", faults=["idle@loratune.stages.train.make_optimizer:1"]
+        "run", "adapter=lora_fa", faults=["idle@loratune.training.loop.make_optimizer:1"]
     )
     check_told(stopped, 5, "never moved")
     assert not (bench.folder / "run" / "adapter").exists()

@@ -21,7 +21,8 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from loratune.loss import IGNORED, LanguageModelHead, backbone_and_head
+from loratune.loss.causal_model import LanguageModelHead, backbone_and_head
+from loratune.loss.constants import IGNORED
 
 VOCABULARY = 61
 DECODER: dict[str, Any] = {

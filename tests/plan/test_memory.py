@@ -79,7 +79,7 @@ def test_blocks_without_adapters_keep_only_the_bases_part():
 MEASURE = """
 import torch
 from loratune import library
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.build import build_model
 kept, seen = 0, set()
 model = build_model({numbers})

@@ -16,7 +16,7 @@ import loratune
 from loratune.adapters.registry import variant_names
 from loratune.data.collate import collate, collate_packed
 from loratune.data.encoded_rows import EncodedRow
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.training.forward import (
     batch_loss,
     block_diagonal_mask,

@@ -17,9 +17,10 @@ from loratune.config.schema import Schedule, TrainerConfig
 from loratune.data.batches import BatchPlan
 from loratune.data.collate import collate
 from loratune.data.encoded_rows import EncodedRow
-from loratune.loss import LanguageModelHead
+from loratune.data.training_set import TrainingSet
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs.run_dir import RunDir
-from loratune.stages.train import TrainingSet, train
+from loratune.stages.train import train
 from loratune.training.advice import Advice, Setup, advise, summary_lines
 from loratune.training.health import HealthMonitor
 from loratune.training.health_line import HealthLine
@@ -31,7 +32,7 @@ DEAD = "model.decoder.layers.1.fc1"
 
 
 def rows(count: int = 8) -> list[EncodedRow]:
-    """Rows of unlike length, each with a prompt that is not learnt and an answer that is."""
+    """Rows of unlike length, each with a prompt that is not supervised and an answer that is."""
     generator = torch.Generator().manual_seed(0)
     made = []
     for number in range(count):

@@ -12,7 +12,7 @@ from loratune.config.schema import TrainerConfig
 from loratune.data.collate import collate, collate_packed
 from loratune.data.encoded_rows import EncodedRow
 from loratune.errors import TrainingError
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.training.forward import batch_loss
 from loratune.training.optim import make_optimizer
 from loratune.training.step import train_step
@@ -31,7 +31,7 @@ def opt(attention: str = "sdpa"):
 
 
 def rows(count: int = 8, seed: int = 0) -> list[EncodedRow]:
-    """Rows of unlike length, each with a prompt that is not learnt and an answer that is."""
+    """Rows of unlike length, each with a prompt that is not supervised and an answer that is."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for number in range(count):
