@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loratune.adapters.base import OptimizerSettings
+from loratune.adapters.optimizer import OptimizerSettings
 from loratune.adapters.registry import adapter_class, config_class
 from loratune.config.schema import TargetsConfig
 from loratune.surgery import WrappedModel, wrap_model

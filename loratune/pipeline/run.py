@@ -15,8 +15,8 @@ from loratune import files
 from loratune.adapter_files.continuing import adapter_to_continue
 from loratune.adapter_files.peft_format import (
     AdapterFolder,
-    projection_fingerprint,
     read_adapter,
+    shared_fingerprint,
     write_adapter,
 )
 from loratune.config.convert import to_plain
@@ -241,7 +241,7 @@ class _Run:
             "base": self.base.fingerprint,
             "tokenizer": self.base.tokenizer_fingerprint,
             "data": self.data.fingerprint,
-            "projection": projection_fingerprint(self.wrapped),
+            "projection": shared_fingerprint(self.wrapped),
             "processes": processes.world_size(),
             "versions": package_versions(),
             "drift": self.continued_drift,

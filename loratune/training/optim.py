@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.base import OptimizerSettings, trainable_parameters
 from loratune.adapters.config import AdapterConfig
+from loratune.adapters.optimizer import OptimizerSettings, trainable_parameters
 from loratune.adapters.registry import adapter_class
 from loratune.config.schema import Schedule, TrainerConfig
 

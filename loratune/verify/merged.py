@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loratune.adapter_files.offline import OfflineAdapter, attach, tensor_name, weight_source
+from loratune.adapter_files.offline import MetaAdapter, attach, tensor_name, weight_source
 from loratune.adapter_files.peft_format import TENSORS, read_adapter
 from loratune.errors import LoratuneError, MergeError
 from loratune.merging.threads import in_order, tensor_threads
@@ -136,7 +136,7 @@ def _recompute(
 def _differing(
     entries: dict[str, TensorEntry],
     merged: Mapping[str, TensorEntry],
-    offline: Sequence[OfflineAdapter],
+    offline: Sequence[MetaAdapter],
 ) -> list[str]:
     layers, trained = _layers(entries, offline), _trained(entries, offline)
 
@@ -163,10 +163,10 @@ def _differing(
 
 
 def _layers(
-    entries: dict[str, TensorEntry], offline: Sequence[OfflineAdapter]
-) -> dict[str, tuple[str, list[tuple[OfflineAdapter, str]]]]:
+    entries: dict[str, TensorEntry], offline: Sequence[MetaAdapter]
+) -> dict[str, tuple[str, list[tuple[MetaAdapter, str]]]]:
     """Merged tensor name to the base tensor it comes from and the layers added to it."""
-    found: dict[str, tuple[str, list[tuple[OfflineAdapter, str]]]] = {}
+    found: dict[str, tuple[str, list[tuple[MetaAdapter, str]]]] = {}
     for one in offline:
         for module in one.wrapped.adapters:
             source = weight_source(one, entries, module)
@@ -179,9 +179,7 @@ def _layers(
     return found
 
 
-def _trained(
-    entries: dict[str, TensorEntry], offline: Sequence[OfflineAdapter]
-) -> dict[str, Tensor]:
+def _trained(entries: dict[str, TensorEntry], offline: Sequence[MetaAdapter]) -> dict[str, Tensor]:
     """Merged tensor name to the value of modules that were trained in full."""
     found: dict[str, Tensor] = {}
     for one in offline:
