@@ -32,11 +32,6 @@ class LowRank(Adapter):
         A, B, scale = self.factors()
         return A, B * scale
 
-    def delta_weight(self, weight: Tensor | None = None) -> Tensor:
-        A, B, scale = self.factors()
-        delta = torch.mm(B, A).mul_(scale)
-        return delta if self.shape.kind is LayerKind.linear else delta.T
-
     def delta_rows(self, weight: Tensor, rows: slice) -> Tensor:
         left, right, scale = self._products()
         return torch.mm(left[rows], right).mul_(scale)

@@ -68,7 +68,7 @@ class Assembly:
         return VariantResult(
             label=contender.label, variant=contender.config.variant, costs=costs,
             adapter=to_plain(point.applied(contender.config) if point else contender.config),
-            lr=point.lr if point else None, lr_ratio=point.lr_ratio if point else None,
+            lr=point.lr if point else None, lr_ratio=point.ratio if point else None,
             search=[trial for _, trial in sorted(results.items(), key=lambda item: item[0][1])],
             members=members, reason=_whole_failure(list(results.values()), members, point is None),
             notes=notes,

@@ -12,7 +12,7 @@ from loratune.errors import ConfigError, raise_together
 
 _OF_THE_SEARCH = (
     "recipe=", "adapter=", "out=", "compare.", "lr_grid=", "ratio_grid=", "processes=", "retry=",
-    "trainer.lr=", "trainer.lr_scale=", "adapter.lr=", "adapter.lr_ratio=",
+    "trainer.lr=", "trainer.lr_scale=", "adapter.lr=",
 )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ class Config(RunConfig):
     lr_grid: list[float] | None = None
     """Learning rates to try; null takes compare.lr_points rates around the variant's own."""
     ratio_grid: list[float] | None = None
-    """LoRA+ ratios to try with every rate; null tries 4 and 16."""
+    """Values of the variant's second setting (LoRA+'s ratio) to try; null tries its own few."""
     processes: int = 1
     """Processes that share the work here, one thread each."""
     retry: bool = False
@@ -51,12 +51,13 @@ def run(config: Config, overrides: list[str]) -> None:
     for line in curve(found.trials):
         say(line)
     rate = f"lr {found.point.lr:g}"
-    if found.point.lr_ratio is not None:
-        rate += f", lr_ratio {found.point.lr_ratio:g}"
+    if found.point.ratio is not None:
+        rate += f", {found.axis} {found.point.ratio:g}"
     say(f"best: {rate}, dev loss {found.loss:.4f}")
     if found.at_edge:
         say("note: it is the last rate tried; give a wider lr_grid")
-    others = [word for word in overrides if not word.lstrip("+").startswith(_OF_THE_SEARCH)]
+    searched = (*_OF_THE_SEARCH, f"adapter.{found.axis}=")
+    others = [word for word in overrides if not word.lstrip("+").startswith(searched)]
     say(f"wrote {found.recipe}")
     say("use it: " + " ".join([f"loratune train recipe={target.stem}", *others]))
 
