@@ -129,11 +129,11 @@ def _check_supported(peft: Mapping[str, Any], where: str) -> None:
         errors.append(
             ModelError(f"trained biases (bias={peft['bias']}) are not supported", where=where)
         )
-    init = peft.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower() not in _STARTS_FROM_THE_BASE:
+    start = peft.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower() not in _STARTS_FROM_THE_BASE:
         errors.append(
             ModelError(
-                f"init_lora_weights={init}: such a start may replace the base weights",
+                f"init_lora_weights={start}: such a start may replace the base weights",
                 where=where,
                 fix="convert the adapter to plain LoRA with PEFT first",
             )

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from adapters.test_contract import TestEveryVariant, gpt2, llama
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.command_line import write_rows
 from support.tiny_models import FAMILIES, UNEQUAL, load_plain, save_base, token_ids
 from torch import Tensor
 
 import loratune
 import loratune.adapters
+from adapters.test_contract import TestEveryVariant, gpt2, llama
 from loratune.adapters.registry import config_class, variant_names
 from loratune.merging.weight import merged_weight
 
@@ -33,53 +33,79 @@ import loratune.adapters
 loratune.adapters.__path__.append(sys.argv[1])
 from loratune.cli.dispatch import dispatch
 for words in json.load(sys.stdin):
-    sys.stderr.write("$ " + " ".join(words) + "\\n")
-    if code := dispatch(words[0], words[1:]):
-        sys.exit(code)
+    code = dispatch(words[0], words[1:])
+    for stream in (sys.stdout, sys.stderr):
+        print(f"{code}\\0", file=stream, flush=True)
 """
+"""``python -m loratune`` for many commands in one process, with the stranger's folder added."""
 
 
-def commands(base: Path, rows: Path, family: str) -> list[list[str]]:
-    """The whole life of an adapter, one command a line."""
-    targets = f"targets.modules=[{','.join(UNEQUAL[family])}]"
-    train = [
-        f"model.path={base}", "adapter=gain", targets, f"data.path={rows}", f"data.eval_path={rows}",
-        "trainer.steps=4", "trainer.epochs=null", "trainer.batch_size=4", "trainer.precision=fp32",
-        "trainer.lr=0.05", "trainer.save_every=2", "evaluate.generate=false",
-        "stages=[train,evaluate,merge]",
-    ]  # fmt: skip
-    of_the_run = [f"model.path={base}", "adapter_path=whole/adapter"]
-    short = ["compare.steps=5", "compare.rungs=1", "evaluate.generate_limit=0", "out=compared"]
+@dataclass(frozen=True)
+class Outcome:
+    """How one command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(folder: Path, lines: dict[str, list[str]]) -> dict[str, Outcome]:
+    """Run command lines one after the other; the names come back with their outcomes."""
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, str(STRANGER)], input=json.dumps(list(lines.values())),
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    both = zip(done.stdout.split("\0\n"), done.stderr.split("\0\n"), strict=True)
+    outcomes = {}
+    for name, (out, err) in zip(lines, both, strict=False):
+        code = out.rpartition("\n")[2]
+        outcomes[name] = Outcome(int(code), out.removesuffix(code), " ".join(err.split()))
+    return outcomes
+
+
+def train_words(base: Path, rows: Path, family: str) -> list[str]:
     return [
-        ["train", *train, "out=whole"],
-        ["train", *train, "out=resumed", "resume=auto"],
-        ["train", *train, "adapter_path=whole/adapter", "out=continued", "stages=[train]"],
-        ["evaluate", "run=whole", "out=scores.json"],
-        ["merge", *of_the_run, "out=merged", "merge.verify=logits"],
-        ["verify", "merged", *of_the_run],
-        ["verify", "whole"],
-        ["export", *of_the_run, "format=peft", "out=exported"],
-        ["verify", "exported", *of_the_run],
-        ["count-params", f"model.path={base}", targets, "format=json", "out=counts.json"],
-        ["plan", *train],
-        ["compare", *train[:5], *short, "variants=[gain,lora]", "lr_grid=[0.05]", "seeds=2"],
-    ]
+        f"model.path={base}", "adapter=gain", f"targets.modules=[{','.join(UNEQUAL[family])}]",
+        f"data.path={rows}", f"data.eval_path={rows}", "trainer.steps=4", "trainer.epochs=null",
+        "trainer.batch_size=4", "trainer.precision=fp32", "trainer.lr=0.05",
+        "trainer.save_every=2", "evaluate.generate=false", "stages=[train,evaluate,merge]",
+    ]  # fmt: skip
+
+
+def commands(base: Path, rows: Path, family: str) -> dict[str, list[str]]:
+    """The whole life of an adapter after its training."""
+    train = train_words(base, rows, family)
+    adapter = [f"model.path={base}", "adapter_path=whole/adapter"]
+    search = [*train[:5], "trainer.batch_size=4", "compare.steps=5", "compare.rungs=1",
+              "evaluate.generate=false", "lr_grid=[0.05]"]  # fmt: skip
+    return {
+        "resume": ["train", *train, "out=resumed", "resume=auto"],
+        "continue": ["train", *train, adapter[1], "out=continued", "stages=[train]"],
+        "evaluate": ["evaluate", "run=whole"],
+        "merge": ["merge", *adapter, "out=merged", "merge.verify=logits"],
+        "verify merged": ["verify", "merged", *adapter],
+        "verify run": ["verify", "whole"],
+        "export": ["export", *adapter, "format=peft", "out=exported"],
+        "verify exported": ["verify", "exported", *adapter],
+        "count-params": ["count-params", train[0], train[2], "format=json"],
+        "plan": ["plan", *train],
+        "compare": ["compare", *search, "out=compared", "variants=[gain,lora]", "seeds=2"],
+        "tune": ["tune", *search, "out=tuned.yaml"],
+        "plain lora": ["export", *adapter, "format=lora", "out=plain"],
+        "other structure": ["train", train[0], *train[2:], "adapter=lora", adapter[1], "out=other"],
+        "no effect": ["merge", adapter[0], "adapter_path=still", "out=none"],
+    }
 
 
 @dataclass(frozen=True)
 class Life:
-    """What the commands left behind."""
+    """What the commands left behind, and how they ended."""
 
     family: str
     base: Path
     folder: Path
-    rows: Path
-
-    def run(self, *lines: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", MAIN, str(STRANGER)], input=json.dumps(lines),
-            cwd=self.folder, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    outcomes: dict[str, Outcome]
 
 
 @pytest.fixture(scope="module", params=["opt", "gpt2"])
@@ -87,16 +113,47 @@ def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(f"gain-{request.param}")
     shutil.copytree(STRANGER / "recipes", folder / "recipes")
     base = save_base(folder / "base", FAMILIES[request.param]())
-    life = Life(request.param, base, folder, write_rows(folder / "rows.jsonl"))
-    first, *others = commands(life.base, life.rows, life.family)
-    done = life.run(first)
-    assert done.returncode == 0, done.stderr
-    shutil.copytree(folder / "whole", folder / "resumed")
+    rows = write_rows(folder / "rows.jsonl")
+    words = ["train", *train_words(base, rows, request.param), "out=whole"]
+    trained = run(folder, {"train": words})
+    assert trained["train"].code == 0, trained["train"].err
+    cut_after_step_2(folder / "whole", folder / "resumed")
+    without_effect(folder / "whole/adapter", folder / "still")
+    outcomes = run(folder, commands(base, rows, request.param))
+    return Life(request.param, base, folder, trained | outcomes)
+
+
+def cut_after_step_2(whole: Path, target: Path) -> None:
+    """A run as a kill after its second step would have left it."""
+    shutil.copytree(whole, target)
     for name in ("adapter", "merged", "checkpoints/step_000004"):
-        shutil.rmtree(folder / "resumed" / name)
-    done = life.run(*others)
-    assert done.returncode == 0, done.stderr
-    return life
+        shutil.rmtree(target / name)
+    for name in ("summary.json", "evaluation.json"):
+        (target / name).unlink()
+
+
+def without_effect(adapter: Path, target: Path) -> None:
+    """The adapter with every number zero."""
+    shutil.copytree(adapter, target)
+    (target / "loratune.json").unlink()
+    tensors = load_file(target / "adapter_model.safetensors")
+    save_file({k: t.zero_() for k, t in tensors.items()}, target / "adapter_model.safetensors")
+
+
+REFUSED = {
+    "plain lora": (4, "gain is not a product of two factors"),
+    "other structure": (2, "the adapter is GAIN, the recipe's variant 'lora' is LORA"),
+    "no effect": (7, "every correction is zero"),
+}
+
+
+def test_every_command_succeeds_or_says_why_not(life: Life) -> None:
+    for name, outcome in life.outcomes.items():
+        code, cause = REFUSED.get(name, (0, ""))
+        assert outcome.code == code, f"{name}: {outcome.err}"
+        assert cause in outcome.err
+        assert "Traceback" not in outcome.err
+    assert not (life.folder / "plain").exists()
 
 
 def expected_weights(life: Life) -> dict[str, Tensor]:
@@ -138,55 +195,28 @@ def test_a_resumed_run_has_the_same_bytes(life: Life) -> None:
         assert whole.read_bytes() == resumed.read_bytes(), name
 
 
-def test_training_and_continuing_lower_the_loss(life: Life) -> None:
-    losses = {
-        run: [
-            row["train/loss"]
-            for row in map(json.loads, (life.folder / run / "metrics.jsonl").open())
-            if "train/loss" in row
-        ]
+def test_training_lowers_the_loss_and_continuing_goes_on_from_there(life: Life) -> None:
+    scores = json.loads((life.folder / "whole/evaluation.json").read_text())
+    assert scores["adapted"]["loss"] < scores["base"]["loss"]
+    first, second = (
+        load_file(life.folder / run / "adapter/adapter_model.safetensors")
         for run in ("whole", "continued")
-    }
-    assert losses["whole"][-1] < losses["whole"][0]
-    assert losses["continued"][0] < losses["whole"][0]
+    )
+    assert first.keys() == second.keys()
+    assert not any(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_an_export_is_the_adapter_to_the_bit_and_plain_lora_refuses_by_name(life: Life) -> None:
+def test_an_export_is_the_adapter_to_the_bit(life: Life) -> None:
     ours, exported = (
         load_file(life.folder / folder / "adapter_model.safetensors")
         for folder in ("whole/adapter", "exported")
     )
     assert ours.keys() == exported.keys()
     assert all(torch.equal(ours[key], exported[key]) for key in ours)
-    words = ["export", f"model.path={life.base}", "adapter_path=whole/adapter"]
-    plain = life.run([*words, "format=lora", "out=plain"])
-    assert plain.returncode == 4
-    assert "gain is not a product of two factors" in " ".join(plain.stderr.split())
-    assert not (life.folder / "plain").exists()
-
-
-def test_an_adapter_of_another_structure_is_not_continued(life: Life) -> None:
-    words = ["adapter_path=whole/adapter", "out=other", f"data.path={life.rows}"]
-    done = life.run(["train", f"model.path={life.base}", "adapter=lora", *words])
-    assert done.returncode == 2
-    assert "the adapter is GAIN, the recipe's variant 'lora' is LORA" in done.stderr
-
-
-def test_an_adapter_that_changes_nothing_is_not_merged(life: Life) -> None:
-    from safetensors.torch import save_file
-
-    still = life.folder / "still"
-    shutil.copytree(life.folder / "whole/adapter", still)
-    (still / "loratune.json").unlink()
-    tensors = load_file(still / "adapter_model.safetensors")
-    save_file({k: t.zero_() for k, t in tensors.items()}, still / "adapter_model.safetensors")
-    done = life.run(["merge", f"model.path={life.base}", f"adapter_path={still}", "out=no"])
-    assert done.returncode == 7
-    assert "every correction is zero" in done.stderr
 
 
 def test_it_is_counted_and_compared_beside_the_others(life: Life) -> None:
-    counts = json.loads((life.folder / "counts.json").read_text())
+    counts = json.loads(life.outcomes["count-params"].out)
     (gain,) = [row for row in counts["variants"] if row["variant"] == "gain"]
     adapter = load_file(life.folder / "whole/adapter/adapter_model.safetensors")
     assert gain["trainable"] == sum(tensor.numel() for tensor in adapter.values())
@@ -198,11 +228,7 @@ def test_it_is_counted_and_compared_beside_the_others(life: Life) -> None:
 
 
 def test_its_own_second_setting_is_searched(life: Life) -> None:
-    short = ["compare.steps=5", "compare.rungs=1", "evaluate.generate=false", "lr_grid=[0.05]"]
-    data = [f"data.path={life.rows}", f"data.eval_path={life.rows}", "trainer.batch_size=4"]
-    done = life.run(["tune", f"model.path={life.base}", "adapter=gain", *data, *short, "out=t.yaml"])
-    assert done.returncode == 0, done.stderr
-    recipe = yaml.safe_load((life.folder / "t.yaml").read_text())
+    recipe = yaml.safe_load((life.folder / "tuned.yaml").read_text())
     assert recipe["adapter"]["strength"] in (1.0, 3.0)
 
 
