@@ -71,7 +71,7 @@ class Assembly:
             costs=costs,
             adapter=to_plain(point.applied(contender.config) if point else contender.config),
             lr=point.lr if point else None,
-            lr_ratio=point.lr_ratio if point else None,
+            lr_ratio=point.ratio if point else None,
             search=[trial for _, trial in sorted(results.items(), key=lambda item: item[0][1])],
             members=runs,
             reason=_whole_failure(list(results.values()), runs, point is None),

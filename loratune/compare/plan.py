@@ -52,8 +52,8 @@ class Task:
         if self.point is None:
             return f"{self.contender.label} costs"
         rate = f"lr {self.point.lr:g}"
-        if self.point.lr_ratio is not None:
-            rate += f" ratio {self.point.lr_ratio:g}"
+        if self.point.ratio is not None:
+            rate += f" ratio {self.point.ratio:g}"
         what = f"{self.steps} steps" if self.cached.kind == "trials" else f"seed {self.seed}"
         return f"{self.contender.label} {rate}, {what}"
 
@@ -156,7 +156,7 @@ def as_trial(value: dict[str, Any], point: Point, steps: int) -> Trial:
     """A trial's result, or the failed trial that a dead process left."""
     if FAILED in value:
         return Trial(
-            lr=point.lr, lr_ratio=point.lr_ratio, steps=steps, loss=None, reason=value[FAILED]
+            lr=point.lr, lr_ratio=point.ratio, steps=steps, loss=None, reason=value[FAILED]
         )
     trial: Trial = build(Trial, {key: item for key, item in value.items() if key != SECONDS})
     return trial

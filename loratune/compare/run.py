@@ -105,8 +105,8 @@ def prepare(config: RunConfig, options: Options) -> tuple[Workbench, ComparisonP
 
 def _search(config: RunConfig, options: Options, one: Contender, steps: int) -> Search:
     own = config.compare
-    ratios: Sequence[float | None] = [one.lr_ratio]
-    if one.lr_ratio is not None and options.ratio_grid is not None:
+    ratios: Sequence[float | None] = [one.ratio]
+    if one.ratio is not None and options.ratio_grid is not None:
         ratios = [float(ratio) for ratio in options.ratio_grid]
     return plan_search(
         learning_rate(config.trainer, one.config),

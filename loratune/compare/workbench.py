@@ -109,7 +109,7 @@ class Workbench:
                 loss = _finite(self._dev_loss(head))
         except FAILURES as error:
             reason = failure_reason(error)
-        return Trial(lr=point.lr, lr_ratio=point.lr_ratio, steps=steps, loss=loss, reason=reason)
+        return Trial(lr=point.lr, lr_ratio=point.ratio, steps=steps, loss=loss, reason=reason)
 
     def seed_run(self, config: AdapterConfig, seed: int) -> Measured:
         """A whole training with one seed, and everything measured on it.

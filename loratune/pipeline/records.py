@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from loratune import files
-from loratune.adapter_files.peft_format import projection_fingerprint, write_adapter
+from loratune.adapter_files.peft_format import shared_fingerprint, write_adapter
 from loratune.config.convert import to_plain
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
@@ -40,7 +40,7 @@ def run_facts(
         "base": base.fingerprint,
         "tokenizer": base.tokenizer_fingerprint,
         "data": data.fingerprint,
-        "projection": projection_fingerprint(wrapped),
+        "projection": shared_fingerprint(wrapped),
         "processes": processes.world_size(),
         "versions": package_versions(),
         "drift": drift,

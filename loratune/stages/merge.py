@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loratune import files
-from loratune.adapter_files.offline import OfflineAdapter, is_zero
+from loratune.adapter_files.offline import MetaAdapter, has_no_effect
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import Dtype, MergeConfig, Verify
 from loratune.errors import MergeError, StorageError
@@ -142,10 +142,9 @@ def _check_not_merged(adapters: Sequence[AdapterFolder], base_folder: Path) -> N
             )  # fmt: skip
 
 
-def _require_effect(offlines: Sequence[OfflineAdapter]) -> None:
+def _require_effect(offlines: Sequence[MetaAdapter]) -> None:
     for offline in offlines:
-        layers = offline.wrapped.adapters.values()
-        if not offline.wrapped.saved_modules and all(is_zero(layer) for layer in layers):
+        if has_no_effect(offline):
             raise MergeError(
                 "the adapter has no effect: every correction is zero",
                 where=str(offline.folder.path),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import fmean, median_high
 from typing import Any
 
+from loratune.adapters.registry import config_class, variant_names
 from loratune.training.history import History
 
 RISEN = 1.02
@@ -27,9 +28,10 @@ FEW_STEPS = 20
 
 @dataclass(frozen=True)
 class Setup:
-    """The settings that advice depends on; ``lr_ratio`` only where the variant has one."""
+    """The settings that advice depends on."""
 
-    lr_ratio: float | None = None
+    on_jumps: str = ""
+    """The variant's own advice where the loss jumps, beside a lower learning rate."""
     clip_norm: float = 0.0
     packing: bool = False
     group_by_length: bool = True
@@ -38,13 +40,20 @@ class Setup:
     def of(cls, recipe: Mapping[str, Any]) -> Setup:
         """From a resolved recipe as plain values."""
         adapter, trainer, data = (recipe.get(key) or {} for key in ("adapter", "trainer", "data"))
-        ratio = adapter.get("lr_ratio")
         return cls(
-            lr_ratio=float(ratio) if ratio is not None else None,
+            on_jumps=_advice_on_jumps(adapter),
             clip_norm=float(trainer.get("clip_norm") or 0.0),
             packing=bool(data.get("packing")),
             group_by_length=bool(data.get("group_by_length", True)),
         )
+
+
+def _advice_on_jumps(adapter: Mapping[str, Any]) -> str:
+    if adapter.get("variant") not in variant_names():
+        return ""
+    variant = config_class(adapter["variant"])
+    settings = {f.name: adapter[f.name] for f in fields(variant) if f.name in adapter}
+    return variant(**settings).advice_on_jumps()
 
 
 @dataclass(frozen=True)
@@ -114,12 +123,8 @@ def _rate_too_high(history: History, setup: Setup) -> Advice | None:
     what = _leap(history) or _jumps(history)
     if what is None:
         return None
-    if setup.lr_ratio is not None and setup.lr_ratio > 1:
-        return Advice(
-            "ratio_too_high",
-            f"{what}. B learns {setup.lr_ratio:g} times as fast as A: lower adapter.lr_ratio "
-            "(8 or 4), or the learning rate (trainer.lr_scale).",
-        )
+    if setup.on_jumps:
+        return Advice("ratio_too_high", f"{what}. {setup.on_jumps}")
     return Advice(
         "rate_too_high",
         f"{what}: the learning rate is too high. Divide it by three to ten (trainer.lr_scale), or "

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.base import trainable_parameters
+from loratune.adapters.optimizer import trainable_parameters
 from loratune.errors import StorageError, TrainingError
 from loratune.files import free_bytes
 from loratune.training.state import Progress

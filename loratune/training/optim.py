@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from loratune.adapters.base import OptimizerSettings, trainable_parameters
 from loratune.adapters.config import AdapterConfig
+from loratune.adapters.optimizer import OptimizerSettings, trainable_parameters
 from loratune.adapters.registry import adapter_class
 from loratune.config.schema import TrainerConfig
 

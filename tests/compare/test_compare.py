@@ -232,7 +232,7 @@ def test_a_grid_without_a_usable_rate_is_refused_before_the_model_is_read(tiny: 
     config = tiny(model=replace(tiny().model, path="/nowhere"))
     with pytest.raises(ConfigError, match="rate"):
         compare(config, replace(TWO, lr_grid=[]))
-    with pytest.raises(ConfigError, match="no way to match"):
+    with pytest.raises(ConfigError, match="unknown match"):
         compare(config, replace(TWO, match="size"))
 
 

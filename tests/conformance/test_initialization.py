@@ -12,6 +12,7 @@ from support.tiny_models import EMBEDDING, FAMILIES, UNEQUAL, logits, tiny_llama
 from support.tolerance import T0, T1, case
 from torch import Tensor, nn
 
+from loratune.adapters.registry import variant_names
 from loratune.errors import ConfigError, ModelError
 
 WIDE = 4096
@@ -137,7 +138,7 @@ def test_an_untrained_adapter_leaves_the_logits_as_they_are(
 
 @case(11, T0)
 @pytest.mark.parametrize("rank", [0, -1])
-@pytest.mark.parametrize("variant", ["lora", "lora_fa", "lora_plus", "vera"])
+@pytest.mark.parametrize("variant", variant_names())
 def test_a_rank_below_one_is_an_error(variant: str, rank: int) -> None:
     with pytest.raises(ConfigError, match="too small"):
         our_model(tiny_opt(), variant, ["q_proj"], rank=rank)

@@ -11,9 +11,9 @@ from support.tiny_models import FAMILIES, UNEQUAL, tiny_opt, token_ids
 from support.tolerance import T0, T1, case, largest
 from torch import Tensor, nn
 
-from loratune.adapters.base import OptimizerSettings
 from loratune.adapters.config import Kernel
 from loratune.adapters.lora_fa.projection import GramFactor, ProjectedAdamW, projected_gradient
+from loratune.adapters.optimizer import OptimizerSettings
 from loratune.surgery import WrappedModel
 from loratune.training.state import load_optimizer_tensors, optimizer_tensors
 

@@ -12,13 +12,11 @@ from support.tiny_models import ATTENTION, EMBEDDING, FAMILIES, UNEQUAL, logits,
 from support.tolerance import T0, T1, T2, case, largest
 from torch import Tensor, nn
 
+from loratune.adapters.registry import variant_names
 from loratune.surgery import WrappedModel, disabled
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 4, "alpha": 8.0},
-    "lora_fa": {"rank": 4, "alpha": 8.0},
-    "lora_plus": {"rank": 4, "alpha": 8.0},
-    "vera": {"rank": 8},
+    name: {"rank": 8} if name == "vera" else {"rank": 4, "alpha": 8.0} for name in variant_names()
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 

@@ -200,7 +200,7 @@ def test_a_vera_adapter_with_other_projections_is_refused(world: World) -> None:
         real = module._kaiming
         module._kaiming = lambda *shape: real(*shape) * 1.001
 
-    refused(world.merge(out, before=other_numbers), 7, "projections")
+    refused(world.merge(out, before=other_numbers), 7, "shared matrices differ")
     assert world.left() == []
 
 

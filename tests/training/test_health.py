@@ -13,6 +13,7 @@ from support.tiny_models import VOCABULARY, tiny_opt
 
 import loratune
 from loratune.adapters.registry import variant_names
+from loratune.config.convert import to_plain
 from loratune.config.schema import Schedule, TrainerConfig
 from loratune.data.batches import BatchPlan
 from loratune.data.collate import collate
@@ -202,7 +203,7 @@ def test_a_huge_ratio_is_blamed_on_the_ratio(tmp_path: Path) -> None:
     wrapped = wrapped_model("lora_plus", lr_ratio=400.0)
     settings = {"lr": 1e-2, "clip_norm": 0.0, "schedule": Schedule.constant}
     history = recorded(tmp_path / "run", wrapped, **settings)
-    found = advise(history, Setup(lr_ratio=400.0))
+    found = advise(history, Setup.of({"adapter": to_plain(wrapped.config)}))
     assert [advice.kind for advice in found if "too" in advice.kind] == ["ratio_too_high"]
     assert "400 times" in found[0].text
     assert "lower adapter.lr_ratio" in found[0].text
@@ -288,8 +289,9 @@ def test_one_jump_is_luck_and_two_are_a_rate() -> None:
     twice = [*once[:45], 9.0, *once[46:]]
     assert kinds(planted(smooth)) == kinds(planted(once)) == set()
     assert kinds(planted(twice)) == {"rate_too_high"}
-    assert kinds(planted(twice), lr_ratio=16.0) == {"ratio_too_high"}
-    assert kinds(planted(twice), lr_ratio=1.0) == {"rate_too_high"}
+    for ratio, kind in ((16.0, "ratio_too_high"), (1.0, "rate_too_high")):
+        setup = Setup.of({"adapter": {"variant": "lora_plus", "lr_ratio": ratio}})
+        assert {advice.kind for advice in advise(planted(twice), setup)} == {kind}
 
 
 def test_noise_around_a_tiny_loss_is_no_jump() -> None:
@@ -315,8 +317,15 @@ def test_few_steps_bring_no_verdict_on_rates() -> None:
 
 
 def test_settings_that_advice_depends_on_are_read_from_a_recipe() -> None:
-    recipe = {"adapter": {"lr_ratio": 16}, "trainer": {"clip_norm": 0.5}, "data": {"packing": True}}
-    assert Setup.of(recipe) == Setup(lr_ratio=16.0, clip_norm=0.5, packing=True)
+    recipe = {
+        "adapter": {"variant": "lora_plus", "lr_ratio": 16},
+        "trainer": {"clip_norm": 0.5},
+        "data": {"packing": True},
+    }
+    setup = Setup.of(recipe)
+    assert setup == Setup(on_jumps=setup.on_jumps, clip_norm=0.5, packing=True)
+    assert "B learns 16 times as fast as A" in setup.on_jumps
+    assert Setup.of({"adapter": {"variant": "of another version"}}) == Setup()
     assert Setup.of({}) == Setup()
 
 

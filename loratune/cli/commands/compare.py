@@ -31,7 +31,7 @@ class Config(RunConfig):
     lr_grid: list[float] | None = None
     """Learning rates to try; null takes compare.lr_points rates around each variant's own."""
     ratio_grid: list[float] | None = None
-    """LoRA+ ratios to try with every rate; null keeps the recipe's."""
+    """Values of a variant's second setting (LoRA+'s ratio) to try; null keeps the recipe's."""
     processes: int = 1
     """Processes that share the work here, one thread each."""
     part: str = "1/1"

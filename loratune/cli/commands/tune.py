@@ -12,7 +12,7 @@ from loratune.errors import ConfigError
 
 _OF_THE_SEARCH = {
     "recipe", "adapter", "out", "lr_grid", "ratio_grid", "processes", "retry", "compare",
-    "trainer.lr", "trainer.lr_scale", "adapter.lr", "adapter.lr_ratio",
+    "trainer.lr", "trainer.lr_scale", "adapter.lr",
 }  # fmt: skip
 """Settings that the written recipe replaces or does not need."""
 
@@ -24,7 +24,7 @@ class Config(RunConfig):
     lr_grid: list[float] | None = None
     """Learning rates to try; null takes compare.lr_points rates around the variant's own."""
     ratio_grid: list[float] | None = None
-    """LoRA+ ratios to try with every rate; null tries 4 and 16."""
+    """Values of the variant's second setting (LoRA+'s ratio) to try; null tries its own few."""
     processes: int = 1
     """Processes that share the work here, one thread each."""
     retry: bool = False
@@ -52,16 +52,17 @@ def run(config: Config, command_line: CommandLine) -> None:
     for line in curve(tuned.trials):
         say(line)
     rate = f"lr {tuned.point.lr:g}"
-    if tuned.point.lr_ratio is not None:
-        rate += f", lr_ratio {tuned.point.lr_ratio:g}"
+    if tuned.point.ratio is not None:
+        rate += f", {tuned.axis} {tuned.point.ratio:g}"
     say(f"best: {rate}, dev loss {tuned.loss:.4f}")
     if tuned.at_edge:
         say("note: it is the last rate tried; give a wider lr_grid")
+    searched = {*_OF_THE_SEARCH, f"adapter.{tuned.axis}"}
     others = [
         str(override.input_line)
         for override in command_line.settings
         if not override.key_or_group.startswith("compare.")
-        and override.key_or_group not in _OF_THE_SEARCH
+        and override.key_or_group not in searched
     ]
     say(f"wrote {tuned.recipe}")
     say("use it: " + " ".join([f"loratune train recipe={target.stem}", *others]))
