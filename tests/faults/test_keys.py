@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from support.command_line import Outcome
 
 from faults.conftest import Bench
-from faults.harness import Outcome, in_parallel, tree
+from faults.harness import in_parallel, tree
 from faults.tally import TALLY
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import RunConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.forked import run_cli
 
 from .test_models import duplicate_key, sharded
 from .world import Tensors, World, refused, unchanged, update_json
@@ -138,7 +136,7 @@ def test_another_base_or_tokenizer_is_refused_by_fingerprint(
     refused(world.merge(adapter, base=other), 7, f"{key}: ", "→", f"allow_drift=[{key}]")
     assert world.left() == []
     words = ["recipe=smoke", f"adapter_path={adapter}", f"model.path={other}"]
-    refused(run_cli("evaluate", *words, cwd=world.path), 6, f"{key}: ")
+    refused(world.cli("evaluate", *words), 6, f"{key}: ")
     allowed = world.merge(adapter, f"allow_drift=[{key}]", base=other)
     assert allowed.code == 0, allowed.err
     report = json.loads((world.path / "merged" / "merge_report.json").read_text())
@@ -161,20 +159,11 @@ def test_an_occupied_output_is_left_as_it_is(world: World) -> None:
     assert unchanged(world.path / "merged") == {"mine.txt": b"mine"}
 
 
-def wrong_delta() -> None:
-    """X03: the correction that is merged is not the one that the layer computes."""
-    from loratune.adapters.registry import adapter_class
-
-    layer = adapter_class("lora").build.__self__
-    for kind in {layer, *layer.__subclasses__()}:
-        real = kind.factors
-        kind.factors = lambda self, real=real: (*real(self)[:2], real(self)[2] * 1.01)
-
-
 def test_wrong_merge_arithmetic_is_caught_before_anything_is_published(world: World) -> None:
-    """X03."""
+    """X03: the correction that is merged is not the one that the layer computes."""
     adapter = world.new_adapter(sealed=True)
-    refused(world.merge(adapter, before=wrong_delta), 7, "self_attn")
+    wrong_delta = ["scale@loratune.adapters.lora.module.LoRA.factors:1+"]
+    refused(world.merge(adapter, faults=wrong_delta), 7, "self_attn")
     assert world.left() == []
     assert world.merge(adapter).code == 0
 
@@ -188,57 +177,16 @@ def test_a_vera_adapter_with_other_projections_is_refused(world: World) -> None:
     refused(world.merge(moved), 7, "edited")
     words = [f"adapter_path={world.vera / 'adapter'}", f"model.path={world.base}"]
     out = world.path / "compact"
-    made = run_cli("export", *words, "format=compact", f"out={out}", cwd=world.path)
-    assert made.code == 0, made.err
+    world.cli.succeeds("export", *words, "format=compact", f"out={out}")
     assert not any("vera_A" in name for name in load_file(out / TENSORS))
     assert world.merge(out).code == 0
     shutil.rmtree(world.path / "merged")
-
-    def other_numbers() -> None:
-        from loratune.adapters.vera import module
-
-        real = module._kaiming
-        module._kaiming = lambda *shape: real(*shape) * 1.001
-
-    refused(world.merge(out, before=other_numbers), 7, "projections")
+    other_numbers = ["scale@loratune.adapters.vera.module.SharedProjection.__init__:1+"]
+    refused(world.merge(out, faults=other_numbers), 7, "projections")
     assert world.left() == []
 
 
 # -- the disk and the clock ----------------------------------------------------------------
-
-
-def killed_at(name: str, call: int) -> Callable[[], None]:
-    def before() -> None:
-        count = 0
-        real = getattr(os, name)
-
-        def faulty(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-
-        setattr(os, name, faulty)
-
-    return before
-
-
-def full_at(name: str, call: int) -> Callable[[], None]:
-    def before() -> None:
-        count = 0
-        real = getattr(os, name)
-
-        def faulty(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count >= call:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return real(*arguments, **options)
-
-        setattr(os, name, faulty)
-
-    return before
 
 
 @pytest.mark.parametrize(("name", "call"), [("rename", 1), ("fsync", 1), ("fsync", 4)])
@@ -247,11 +195,11 @@ def test_a_merge_killed_while_writing_leaves_nothing_and_can_be_repeated(
 ) -> None:
     """X07."""
     adapter, before = world.new_adapter(sealed=True), unchanged(world.base)
-    assert world.merge(adapter, before=killed_at(name, call)).code == -signal.SIGKILL
+    assert world.merge(adapter, faults=[f"kill@os.{name}:{call}"]).code == -signal.SIGKILL
     assert not (world.path / "merged").exists()
     assert world.merge(adapter).code == 0
     assert unchanged(world.base) == before
-    assert run_cli("verify", "merged", cwd=world.path).code == 0
+    assert world.cli("verify", "merged").code == 0
 
 
 @pytest.mark.parametrize(("name", "call"), [("fsync", 1), ("fsync", 3), ("rename", 1)])
@@ -259,7 +207,8 @@ def test_a_full_disk_during_a_merge_publishes_nothing(world: World, name: str, c
     """X07, X13."""
     base = world.new_base(edit=sharded)
     adapter = world.new_adapter(sealed=True)
-    refused(world.merge(adapter, base=base, before=full_at(name, call)), 8, "No space", "free")
+    full = [f"enospc@os.{name}:{call}+"]
+    refused(world.merge(adapter, base=base, faults=full), 8, "No space", "free")
     assert world.left() == []
 
 
@@ -283,7 +232,7 @@ def test_what_an_adapter_says_of_its_base_is_never_followed(world: World) -> Non
     for named in ("../../etc", "https://evil.example/x", "owner/model", "file:///etc"):
         adapter = world.new_adapter(config={"base_model_name_or_path": named})
         words = [f"adapter_path={adapter}", f"out={world.path / 'merged'}"]
-        refused(run_cli("merge", *words, cwd=world.path), 2, "model.path", named)
+        refused(world.cli("merge", *words), 2, "model.path", named)
     assert world.left() == []
 
 

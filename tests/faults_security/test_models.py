@@ -45,7 +45,7 @@ def test_a_recipe_that_does_not_fit_the_model_is_refused(
 
 def test_a_model_id_without_a_network_is_one_line(world: World) -> None:
     """M-hub: the hub switched off."""
-    outcome = world.train(base="facebook/not-here", env={"HF_HUB_OFFLINE": "1"})
+    outcome = world.train(base="facebook/not-here", environment={"HF_HUB_OFFLINE": "1"})
     refused(outcome, 4, "facebook/not-here", "model.path")
     assert world.left() == []
 
