@@ -1,4 +1,4 @@
-"""R02, P08: what differs from what was saved stops the resume, or is allowed and really applied."""
+"""What differs from what was saved stops the resume, or is allowed and really applied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""P01, P03, T11, T12: one run, one folder; and always a checkpoint in it that verifies."""
+"""One run, one folder; and always a checkpoint in it that verifies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""P05, P06, P08, P10, R01 and the signals with two processes (gloo)."""
+"""Two processes (gloo): resumed, killed, signalled, disagreeing."""
 
 from __future__ import annotations
 

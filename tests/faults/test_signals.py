@@ -1,4 +1,4 @@
-"""T04, T05: SIGTERM and SIGINT save what was done, say how to go on, and mean what they say."""
+"""SIGTERM and SIGINT save what was done, say how to go on, and mean what they say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""T07, T09, X07, X13: a disk that refuses is exit 8, and nothing that was saved is lost."""
+"""A disk that refuses is exit 8, and nothing that was saved is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planted pickles, links, escapes and sockets: rows S03, S05, S06, S13, S18 and S19."""
+"""Planted pickles, links, escapes and sockets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WATCHED: dict[str, Any] = {
 
 
 def test_planted_pickles_are_never_opened(world: World) -> None:
-    """S03: in the base, the adapter and a checkpoint, with torch told to trust pickles."""
+    """In the base, the adapter and a checkpoint, with torch told to trust pickles."""
     base, adapter = world.new_base(edit=plant), world.new_adapter(sealed=True, edit=plant)
     trained = world.train("trainer.save_every=1", base=base, **WATCHED)
     out = world.path / "out"
@@ -63,7 +63,6 @@ def test_planted_pickles_are_never_opened(world: World) -> None:
 
 
 def test_only_pickled_weights_are_refused_unopened(world: World) -> None:
-    """S03."""
 
     def pickled(name: str) -> Callable[[Path], None]:
         def edit(folder: Path) -> None:
@@ -82,7 +81,7 @@ def test_only_pickled_weights_are_refused_unopened(world: World) -> None:
 
 
 def test_nothing_that_is_written_is_a_pickle(world: World) -> None:
-    """S03: safetensors, JSON, YAML and HTML only; no zip, no pickle opcode at the start."""
+    """Safetensors, JSON, YAML and HTML only; no zip, no pickle opcode at the start."""
     assert world.train("stages=[train,evaluate,merge,export]").code == 0
     files = [path for path in (world.path / "out").rglob("*") if path.is_file()]
     assert len(files) > 15
@@ -93,7 +92,6 @@ def test_nothing_that_is_written_is_a_pickle(world: World) -> None:
 
 @pytest.mark.parametrize("escape", ["../other/model.safetensors", "/etc/passwd", "sub/../../x"])
 def test_an_index_cannot_name_a_file_outside(world: World, escape: str) -> None:
-    """S05."""
     base = world.new_base(edit=sharded)
     other = world.path / "other"
     shutil.copytree(world.base, other)
@@ -105,7 +103,6 @@ def test_an_index_cannot_name_a_file_outside(world: World, escape: str) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_link_cannot_lead_out_of_the_base(world: World, name: str) -> None:
-    """S05."""
     base, outside = world.new_base(), world.path / "outside"
     (base / name).rename(outside)
     (base / name).symlink_to(outside)
@@ -114,7 +111,7 @@ def test_a_link_cannot_lead_out_of_the_base(world: World, name: str) -> None:
 
 
 def test_the_links_of_the_hubs_own_cache_are_followed(world: World) -> None:
-    """S05: snapshots/REVISION/FILE leads to blobs/HASH."""
+    """snapshots/REVISION/FILE leads to blobs/HASH."""
     cache = world.path / "models--owner--name"
     blobs, snapshot = cache / "blobs", cache / "snapshots" / "abc"
     blobs.mkdir(parents=True)
@@ -129,7 +126,6 @@ def test_the_links_of_the_hubs_own_cache_are_followed(world: World) -> None:
     "name", ["adapter_model.safetensors", "adapter_config.json", "loratune.json"]
 )
 def test_a_link_cannot_lead_out_of_the_adapter(world: World, name: str) -> None:
-    """S05."""
     adapter, outside = world.new_adapter(sealed=True), world.path / "outside"
     (adapter / name).rename(outside)
     (adapter / name).symlink_to(outside)
@@ -153,7 +149,6 @@ def test_a_link_cannot_lead_out_of_the_adapter(world: World, name: str) -> None:
 def test_a_base_cannot_ask_for_code_or_other_files(
     world: World, where: str, values: dict[str, Any]
 ) -> None:
-    """S06."""
     base = world.new_base(**{where: values})  # type: ignore[arg-type]
     (base / "evil.py").write_text("import os; os.system('touch CANARY')\n")
     refused(world.train(base=base), 9, next(iter(values)))
@@ -163,7 +158,6 @@ def test_a_base_cannot_ask_for_code_or_other_files(
 
 @pytest.mark.parametrize("library", ["os", "transformers_evil", "evil.module"])
 def test_an_adapter_cannot_name_a_library(world: World, library: str) -> None:
-    """S06."""
     mapping = {"base_model_class": "Model", "parent_library": library}
     refused(world.merge(world.new_adapter(config={"auto_mapping": mapping})), 9, library)
     assert world.left() == []
@@ -171,7 +165,6 @@ def test_an_adapter_cannot_name_a_library(world: World, library: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["(([a-z0-9_.])+)+!", "(a|a)*b", "(.*)*(.*)*(.*)*!"])
 def test_an_exponential_pattern_is_cut_short(world: World, pattern: str) -> None:
-    """S06."""
     outcome = world.merge(world.new_adapter(config={"target_modules": pattern}))
     assert outcome.code in (7, 9)
     refused(outcome, outcome.code, pattern)
@@ -182,7 +175,6 @@ def test_an_exponential_pattern_is_cut_short(world: World, pattern: str) -> None
 
 
 def test_a_linked_run_folder_is_refused(world: World) -> None:
-    """S13."""
     victim = world.path / "victim"
     victim.mkdir()
     (world.path / "out").symlink_to(victim)
@@ -191,7 +183,7 @@ def test_a_linked_run_folder_is_refused(world: World) -> None:
 
 
 def test_rotation_and_publishing_never_follow_a_link(world: World) -> None:
-    """S13: step_1, the adapter and the merged model planted as links to somebody's folder."""
+    """A checkpoint, the adapter and the merged model planted as links to somebody's folder."""
     victim = world.path / "victim"
     victim.mkdir()
     (victim / "mine").write_text("mine")
@@ -206,7 +198,6 @@ def test_rotation_and_publishing_never_follow_a_link(world: World) -> None:
 
 
 def test_a_linked_output_of_a_merge_is_refused(world: World) -> None:
-    """S13."""
     victim = world.path / "victim"
     victim.mkdir()
     (world.path / "merged").symlink_to(victim)
@@ -220,7 +211,6 @@ def test_a_linked_output_of_a_merge_is_refused(world: World) -> None:
 
 
 def test_a_whole_run_opens_no_socket(world: World) -> None:
-    """S18."""
     sockets = [r"deny@socket\.(connect|getaddrinfo|gethostbyname|sendto)"]
     outcome = world.train("stages=[train,evaluate,merge,export]", faults=sockets)
     assert outcome.code == 0, outcome.err
@@ -235,14 +225,12 @@ def _can_unshare() -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not _can_unshare(), reason="no user namespaces here")
 def test_a_run_without_any_network_interface_succeeds(tmp_path: Path) -> None:
-    """S18."""
     command = ["unshare", "-rn", sys.executable, "-m", "loratune", "train", "recipe=smoke"]
     done = subprocess.run([*command, "out=run"], cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
 
 def test_the_dependency_floors_are_the_doctors() -> None:
-    """S19."""
     from packaging.requirements import Requirement
 
     from loratune.doctor.floors import FLOORS

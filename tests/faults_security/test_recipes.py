@@ -1,4 +1,4 @@
-"""A recipe is data: rows S01, S02, S08, S09, S10 and S12 from the command line to the exit code."""
+"""A recipe is data from the command line to the exit code."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ def test_a_hydra_group_of_the_users_own_is_refused(world: World) -> None:
     ],
 )
 def test_a_word_cannot_name_code_either(world: World, word: str) -> None:
-    """S01."""
     refused(world.cli("train", "recipe=smoke", word), 9, "_target_")
     assert world.left() == []
 
@@ -62,7 +61,6 @@ class _Touch:
 
 
 def test_the_flag_that_unpickles_is_refused(world: World) -> None:
-    """S01."""
     (world.path / "config.pickle").write_bytes(pickle.dumps(_Touch()))
     outcome = world.cli("train", "--experimental-rerun", "config.pickle")
     assert outcome.code in (2, 9) and "Traceback" not in outcome.text
@@ -102,14 +100,13 @@ def hits(world: World, outcome: Outcome) -> list[str]:
 def test_a_secret_of_the_environment_shows_nowhere(
     world: World, words: list[str], code: int
 ) -> None:
-    """S09, S10."""
     outcome = world.train(*words, environment={"HF_TOKEN": TOKEN})
     assert outcome.code == code, outcome.err.replace(TOKEN, "TOKEN")
     assert hits(world, outcome) == []
 
 
 def test_a_bug_does_not_print_the_secret_in_its_message(world: World) -> None:
-    """S09: a crash with the token in a message and in a local variable."""
+    """A crash with the token in a message and in a local variable."""
     crash = ["leak@loratune.pipeline.run.run:1"]
     outcome = world.train(environment={"HF_TOKEN": TOKEN}, faults=crash)
     assert outcome.code == 1 and "RuntimeError: cannot sign in with ***" in outcome.err
@@ -118,7 +115,6 @@ def test_a_bug_does_not_print_the_secret_in_its_message(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HOME"])
 def test_a_recipe_cannot_read_the_environment(world: World, name: str) -> None:
-    """S10."""
     recipe = f"{GLOBAL}name: ${{oc.env:{name}}}\n"
     refused(try_file(world, "recipe/x.yaml", recipe, "recipe=x"), 9, "recipe/x.yaml")
 
@@ -132,7 +128,7 @@ def harmless(outcome: Outcome) -> bool:
 
 
 def test_rows_cannot_command_the_terminal(world: World) -> None:
-    """S12: escape sequences, bells, returns and markup in prompts and answers."""
+    """Escape sequences, bells, returns and markup in prompts and answers."""
     rows = [{"prompt": f"{n} {RAW} ", "completion": f"{RAW} {n}"} for n in range(8)]
     path = world.rows("".join(json.dumps(row) + "\n" for row in rows))
     outcome = world.train(
@@ -151,14 +147,14 @@ def test_rows_cannot_command_the_terminal(world: World) -> None:
     ids=["value", "key", "recipe", "model", "data"],
 )
 def test_words_cannot_command_the_terminal(world: World, word: str) -> None:
-    """S12: also in what Hydra itself says."""
+    """Also in what Hydra itself says."""
     outcome = world.train(word)
     assert outcome.code in (2, 3, 4, 9) and "Traceback" not in outcome.text
     assert outcome.last.startswith("error[") and harmless(outcome)
 
 
 def test_a_run_folder_is_named_safely(world: World) -> None:
-    """S13: a name is not a path, and can be shown."""
+    """A name is not a path, and can be shown."""
     for name in ("../../escape", "/tmp/escape", ".hidden", "a/b", "x" * 101, "'a\x1bb'"):
         refused(world.cli("train", "recipe=smoke", f"name={name}"), 2, "name")
     assert world.left() == [] and not list(world.path.parent.glob("escape*"))
