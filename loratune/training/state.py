@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.base import Adapter, trainable_parameters
+from loratune.adapters.base import Adapter
+from loratune.adapters.optimizer import trainable_parameters
 from loratune.errors import CheckpointError
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
+from support.tiny_models import tiny_gpt2, tiny_llama
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import loratune
 from loratune.adapters.config import Kernel, LayerKind, LayerShape
@@ -27,28 +27,6 @@ from loratune.targets.find import rank_for
 VARIANTS = variant_names()
 
 
-def llama() -> nn.Module:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=28,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=32,
-        )
-    ).eval()
-
-
-def gpt2() -> nn.Module:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=4, n_positions=32)
-    ).eval()
-
-
 def wrapped_with_motion(model: nn.Module, variant: str, **settings: object):
     """A wrapped model whose trainable tensors are all random: nothing is zero any more."""
     config = config_class(variant)(**settings)
@@ -63,7 +41,7 @@ def wrapped_with_motion(model: nn.Module, variant: str, **settings: object):
 IDS = torch.arange(12).reshape(2, 6)
 
 
-@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize("variant", VARIANTS)
 class TestEveryVariant:
     def test_starts_exactly_as_the_base(self, variant: str, build) -> None:
@@ -200,7 +178,7 @@ def test_works_on_any_module_in_three_lines() -> None:
 
 
 def test_a_tied_head_and_embedding_part_when_one_is_adapted() -> None:
-    model = gpt2()
+    model = tiny_gpt2()
     wrapped = loratune.wrap(model, "lora", targets=["wte"], rank=4)
     torch.manual_seed(2)
     nn.init.normal_(wrapped.adapters["transformer.wte"].lora_A)
@@ -212,7 +190,7 @@ def test_a_tied_head_and_embedding_part_when_one_is_adapted() -> None:
 
 
 def test_modules_to_save_train_in_full_and_merge() -> None:
-    model = llama()
+    model = tiny_llama()
     config = config_class("lora")()
     wrapped = wrap_model(
         model, config, TargetsConfig(modules=["q_proj"], modules_to_save=["lm_head"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from loratune.cli import commands
-
-from .conftest import run_python
 
 HEAVY = {"torch", "transformers", "datasets", "safetensors", "numpy", "pandas", "peft"}
 PROBE = """
@@ -25,6 +24,12 @@ except SystemExit as stop:
 new = sorted(name for name in set(sys.modules) - before)
 print("IMPORTED", code, *new)
 """
+
+
+def run_python(code: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    """A fresh interpreter."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
 def imported(*words: str, **options) -> tuple[int, set[str]]:

@@ -1,4 +1,4 @@
-"""T14-T16: what fails late cannot harm what was published; the same run gives the same bytes."""
+"""What fails late cannot harm what was published; the same run gives the same bytes."""
 
 from __future__ import annotations
 

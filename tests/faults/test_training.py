@@ -1,4 +1,4 @@
-"""T01, T10, M04, M05: divergence, memory, and training that would move nothing."""
+"""Divergence, memory, and training that would move nothing."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.command_line import CommandLine
 from support.tiny_models import load_plain, logits
-from support.tolerance import T0, T1, case, largest
+from support.tolerance import T0, T1, largest
 
 from interchange.adapters import (
     load_here,
@@ -26,7 +26,7 @@ from loratune.errors import MergeError
 MIXED = ("rslora", "patterns", "embedding", "vera", "vera, projections not saved")
 
 
-@case(73, T1)
+@pytest.mark.case(73, T1)
 @pytest.mark.parametrize("form", ["portable", "lora"])
 @pytest.mark.parametrize(
     ("family", "kind"),

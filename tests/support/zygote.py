@@ -1,5 +1,6 @@
 """A process that has imported everything once and forks a fresh `loratune` for every case.
 
+It computes nothing and has no threads, so that its forks are sound, whatever the tests have done.
 Reads one JSON object a line from stdin: where the case's files go, the words after `loratune`, and
 the fault to inject.  A monitor process waits for each case and writes its exit status to `status`;
 cases therefore run at the same time where a test asks for that.
@@ -7,6 +8,7 @@ cases therefore run at the same time where a test asks for that.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -29,6 +31,7 @@ def warm() -> None:
     for module in pkgutil.walk_packages(loratune.__path__, "loratune."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    gc.freeze()  # the cases share these objects' memory
 
 
 def serve() -> None:
@@ -62,6 +65,8 @@ def _write(path: Path, text: str) -> None:
 
 def run_case(request: dict[str, Any]) -> None:
     """Be `loratune ...` until the process ends."""
+    from loratune.training.record import peak_resident_bytes
+
     folder = Path(request["folder"])
     null = os.open(os.devnull, os.O_RDONLY)
     out = os.open(folder / "stdout", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -72,19 +77,23 @@ def run_case(request: dict[str, Any]) -> None:
     # As in a terminal: who runs the tests in the background leaves SIGINT ignored to all of them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
+    os.environ.clear()
     os.environ.update(request["environment"])
     if request["limits"]:
         for name, value in request["limits"].items():
             resource.setrlimit(getattr(resource, name), (value, value))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python itself does at its start
     code = 1
+    at_first = peak_resident_bytes()
     try:
         import injection
         import torch
 
         from loratune.cli import main
 
-        torch.set_num_threads(1)  # see `_forget_parent` in support/forked.py
+        # A fork replaces torch's thread pool at its next use.  Here, that use is this line: left to
+        # the threads that load a model's tensors, one may meet the pool while another swaps it.
+        torch.set_num_threads(1)
         for fault in request["faults"]:
             injection.install(fault, folder)
         sys.argv = ["loratune", *request["words"]]
@@ -99,6 +108,7 @@ def run_case(request: dict[str, Any]) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        _write(folder / "grown", str(peak_resident_bytes() - at_first))
         os._exit(code)
 
 

@@ -1,8 +1,8 @@
 """Faults at the n-th call of a function, installed in a case's own process before it starts.
 
-A fault is `ACTION@TARGET:N`: for instance `kill@os.replace:3` or `nan@loss:5`.  `TARGET` is
-`module.attribute`, or `write` for every place where bytes or names reach the disk, counted
-together.  `ACTION` is one of
+A fault is `ACTION@TARGET:N`: for instance `kill@os.replace:3` or `nan@loss:5`; with `N+`, also at
+every later call.  `TARGET` is `module.attribute`, or `write` for every place where bytes or names
+reach the disk, counted together.  `ACTION` is one of
 
     kill    SIGKILL to this process before the call
     tear    make the call, cut the file it wrote in half, then SIGKILL
@@ -14,7 +14,10 @@ together.  `ACTION` is one of
     nan     return the call's tensor result filled with NaN
     inf     likewise with infinity
     zero    return 0 instead of the call
-    scale   return one and a half times the call's tensor result
+    scale   return one and a half times the call's tensor result, or its last part; a constructor's
+            module has its buffers scaled
+    empty   return an empty list instead of the call
+    old     return the version 0.0.1 instead of the call's
     closepipe
             make stdout a pipe whose reader has gone
     memory, memoryerror
@@ -27,8 +30,12 @@ together.  `ACTION` is one of
             after the call: nothing trains; the first block's output carries no gradient; the
             optimizer does nothing
     raise   raise RuntimeError, a bug in a late stage
+    leak    raise RuntimeError with the value of HF_TOKEN in its message and in a local variable
     sleep   wait a tenth of a second before every call, so that others can look
     count   append the target's name to the file `calls` at every call
+    audit, deny
+            append every audit event that matches the expression TARGET to the file `calls`;
+            deny also refuses it
 
 With several processes a fault acts in the process named by `RANK=r` in its text: `kill@x:2#1`.
 """
@@ -38,7 +45,9 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,17 +70,34 @@ def install(fault: str, folder: Path) -> None:
     if rank and os.environ.get("RANK", "0") != rank:
         return
     action, _, rest = fault.partition("@")
+    if action in ("audit", "deny"):
+        return watch(action, re.compile(rest), folder)
     target, _, number = rest.partition(":")
-    wrapper = Wrapper(action, int(number or 0), folder)
+    wrapper = Wrapper(action, int(number.rstrip("+") or 0), number.endswith("+"), folder)
     for name in WRITES if target == "write" else (target,):
         wrapper.wrap(name)
 
 
-class Wrapper:
-    """Counts calls over all its targets and acts at the chosen one."""
+def watch(action: str, pattern: re.Pattern[str], folder: Path) -> None:
+    """Note, or refuse, audit events of this process from now on."""
 
-    def __init__(self, action: str, number: int, folder: Path) -> None:
-        self.action, self.number, self.folder = action, number, folder
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        named = f"{event} {arguments[0]}" if event == "open" else event
+        if not pattern.fullmatch(named):
+            return
+        with open(folder / "calls", "a", encoding="utf-8") as file:
+            file.write(f"{event} {arguments}\n")
+        if action == "deny":
+            raise OSError(f"{event} is not allowed here")
+
+    sys.addaudithook(hook)
+
+
+class Wrapper:
+    """Counts calls over all its targets and acts at the chosen one, or from it on."""
+
+    def __init__(self, action: str, number: int, later: bool, folder: Path) -> None:
+        self.action, self.number, self.later, self.folder = action, number, later, folder
         self.calls = 0
 
     def wrap(self, name: str) -> None:
@@ -92,7 +118,7 @@ class Wrapper:
                 file.write(name + "\n")
         if self.action == "sleep":
             time.sleep(0.1)
-        if self.calls != self.number:
+        if self.calls != self.number and not (self.later and self.calls > self.number):
             return original(*arguments, **options)
         return self.act(original, arguments, options)
 
@@ -118,8 +144,11 @@ class Wrapper:
             raise OSError(code, os.strerror(code))
         if action == "raise":
             raise RuntimeError("injected")
-        if action == "zero":
-            return 0
+        if action == "leak":
+            token = os.environ["HF_TOKEN"]
+            raise RuntimeError(f"cannot sign in with {token}")
+        if action in INSTEAD:
+            return INSTEAD[action]
         if action == "closepipe":
             reader, writer = os.pipe()
             os.dup2(writer, 1)
@@ -131,7 +160,19 @@ class Wrapper:
         if action == "memoryerror":
             raise MemoryError
         result = original(*arguments, **options)
+        if action == "scale" and result is None:
+            _scale_buffers(arguments[0])
+            return None
         return AFTERWARDS.get(action, lambda unchanged: unchanged)(result)
+
+
+def _scale(result: Any) -> Any:
+    return (*result[:-1], result[-1] * 1.5) if isinstance(result, tuple) else result * 1.5
+
+
+def _scale_buffers(module: Any) -> None:
+    for buffer in module.buffers():
+        buffer.mul_(1.5)
 
 
 def _not_finite(value: float) -> Callable[[Any], Any]:
@@ -192,10 +233,12 @@ def _idle(optimizer: Any) -> Any:
     return optimizer
 
 
+INSTEAD: dict[str, Any] = {"zero": 0, "empty": [], "old": "0.0.1"}
+"""What these actions return instead of the call."""
 AFTERWARDS: dict[str, Callable[[Any], Any]] = {
     "nan": _not_finite(float("nan")),
     "inf": _not_finite(float("inf")),
-    "scale": lambda result: result * 1.5,
+    "scale": _scale,
     "nangrad": _spoil_gradient,
     "nanparameter": _spoil_parameter,
     "nudge": _nudge,
