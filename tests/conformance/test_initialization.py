@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.peft_oracle import our_model
 from support.tiny_models import EMBEDDING, FAMILIES, UNEQUAL, logits, tiny_llama, tiny_opt
-from support.tolerance import T0, T1
+from support.tolerance import T0, T1, largest
 from torch import Tensor, nn
 
 from loratune.adapters.registry import variant_names
@@ -153,7 +153,9 @@ def test_svd_and_orthonormal_rows_are_orthonormal_and_leave_w_alone(family: str,
     wrapped = our_model(base, "lora", UNEQUAL[family], rank=4, init=init)
     for name, layer in wrapped.adapters.items():
         lora_A = layer.lora_A.detach()
-        T1.check(lora_A @ lora_A.T, torch.eye(4), name)
+        # In fp64: what is left is an fp32 QR's loss of orthogonality, some eps a column.
+        off = largest(lora_A.double() @ lora_A.double().T, torch.eye(4))
+        assert off <= torch.finfo(torch.float32).eps * lora_A.shape[1], (name, off)
         T0.check(layer.lora_B.detach(), torch.zeros_like(layer.lora_B))
         T0.check(layer.weight.detach(), before[f"{name}.weight"], name)
 
@@ -164,8 +166,8 @@ def test_svd_takes_the_directions_that_the_weight_amplifies_most(family: str) ->
     wrapped = our_model(FAMILIES[family](), "lora", UNEQUAL[family], rank=3, init="svd")
     for layer in wrapped.adapters.values():
         linear = layer.shape.kind.value == "linear"
-        weight = layer.weight.detach() if linear else layer.weight.detach().T
-        gains = (weight @ layer.lora_A.detach().T).norm(dim=0)
+        weight = (layer.weight if linear else layer.weight.T).detach().double()
+        gains = (weight @ layer.lora_A.detach().double().T).norm(dim=0)
         T1.check(gains / gains[0], torch.linalg.svdvals(weight)[:3] / gains[0])
 
 
