@@ -15,18 +15,29 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from support.command_line import write_rows
-from support.tiny_models import FAMILIES, UNEQUAL, load_plain, save_base, token_ids
+from support.tiny_models import (
+    FAMILIES,
+    UNEQUAL,
+    load_plain,
+    save_base,
+    tiny_gpt2,
+    tiny_llama,
+    token_ids,
+)
 from torch import Tensor
 
 import loratune
 import loratune.adapters
-from adapters.test_contract import TestEveryVariant, gpt2, llama
+from adapters.test_contract import TestEveryVariant
 from loratune.adapters.registry import config_class, variant_names
 from loratune.merging.weight import merged_weight
 
 STRANGER = Path(__file__).parent.parent / "support" / "sixth_variant"
 STRENGTH = 2.0
+ROWS = [
+    {"prompt": f"Say {word}.", "completion": f" {word} {word}"}
+    for word in ("red", "blue", "green", "grey", "pink", "teal", "gold", "lime")
+]
 MAIN = """
 import json, sys
 import loratune.adapters
@@ -113,7 +124,8 @@ def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(f"gain-{request.param}")
     shutil.copytree(STRANGER / "recipes", folder / "recipes")
     base = save_base(folder / "base", FAMILIES[request.param]())
-    rows = write_rows(folder / "rows.jsonl")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     words = ["train", *train_words(base, rows, request.param), "out=whole"]
     trained = run(folder, {"train": words})
     assert trained["train"].code == 0, trained["train"].err
@@ -247,14 +259,14 @@ def gain(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 PROMISES = [name for name in vars(TestEveryVariant) if name.startswith("test_")]
 
 
-@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize("promise", PROMISES)
 def test_it_keeps_every_promise_of_the_contract(gain: str, promise: str, build: Any) -> None:
     getattr(TestEveryVariant(), promise)(gain, build)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
 def test_its_merge_proves_itself_in_every_dtype(gain: str, build: Any, dtype: torch.dtype) -> None:
     wrapped = loratune.wrap(build().to(dtype), gain, targets="all-linear")
     for adapter in wrapped.adapters.values():
