@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 class LoratuneError(Exception):
-    """A problem stated for the person who can mend it.
+    """A problem stated for the person who can fix it.
 
     Args:
         cause: what is wrong, one sentence, no full stop.

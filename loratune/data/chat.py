@@ -29,11 +29,11 @@ class Segment:
 
     Attributes:
         text: the characters.
-        learnt: whether they are the model's to write.
+        supervised: whether they are the model's to write.
     """
 
     text: str
-    learnt: bool
+    supervised: bool
 
 
 def chat_template_of(tokenizer: Tokenizer) -> str:
@@ -105,7 +105,7 @@ class ChatRenderer:
                 raise SecurityError(cause, where=source, fix=FIX) from error
             reason = str(error).partition("\n")[0][:200]
             cause = f"the chat template raised {type(error).__name__}: {reason}"
-            raise DataError(cause, where=source, fix="mend the row's turns") from error
+            raise DataError(cause, where=source, fix="fix the row's turns") from error
         return str(text)
 
     def _rendered_spans(
@@ -164,10 +164,10 @@ class ChatRenderer:
             )
         text, found = rendered[0][0], rendered[1][0]
         spans = [(int(start), int(end)) for start, end in found]
-        learnt = [(n, turn.content) for n, turn in enumerate(messages) if turn.role == "assistant"]
-        if text != full or len(spans) != len(learnt):
+        answers = [(n, turn.content) for n, turn in enumerate(messages) if turn.role == "assistant"]
+        if text != full or len(spans) != len(answers):
             raise DataError("the chat template's {% generation %} marks do not fit", where=source)
-        for (number, content), (start, end) in zip(learnt, spans, strict=True):
+        for (number, content), (start, end) in zip(answers, spans, strict=True):
             if content.strip() not in full[start:end]:
                 raise _changed(number, source)
         return [(start, self._marked_end(full, start, end)) for start, end in spans]
@@ -201,5 +201,5 @@ def _before_spaces(full: str, place: int, content: str) -> int:
 
 def _changed(number: int, source: str) -> DataError:
     cause = f"the chat template changes the words of turn {number + 1} (assistant)"
-    fix = "mark them in the template with {% generation %}, or mend the row"
+    fix = "mark them in the template with {% generation %}, or fix the row"
     return DataError(cause, where=source, fix=fix)

@@ -1,4 +1,4 @@
-"""Examples to ids, with what is learnt marked by position, never by token id.
+"""Examples to ids, with what is supervised marked by position, never by token id.
 
 A row longer than ``max_length`` loses its end: what is left of it begins exactly as generation
 begins, with the whole prompt.  A row whose prompt alone fills ``max_length`` has nothing left to
@@ -47,7 +47,7 @@ class Encoder:
         whole = self._whole_rows(examples, max_length)
         result = EncodedRows(lengths=[len(row) for row in whole])
         if overlong is Overlong.error:
-            _refuse_overlong(whole, max_length)
+            _check_overlong(whole, max_length)
         for number, row in enumerate(whole):
             if len(row) > max_length and overlong is Overlong.drop:
                 result.dropped["overlong"] += 1
@@ -135,7 +135,7 @@ class Encoder:
         input_ids: list[int] = []
         spans: list[tuple[int, int]] = []
         for segment, part in zip(segments, ids, strict=True):
-            if segment.learnt:
+            if segment.supervised:
                 spans.append((len(input_ids), len(input_ids) + len(part)))
             input_ids += part
         if not spans:
@@ -143,9 +143,9 @@ class Encoder:
         if not ended and input_ids[-1:] != [self.tokenizer.end_id]:
             input_ids.append(self.tokenizer.end_id)
             spans[-1] = (spans[-1][0], len(input_ids))
-        return EncodedRow(input_ids, learnable(spans, self._unlearnt(ids)), spans[-1][0], source)
+        return EncodedRow(input_ids, learnable(spans, self._unpredicted(ids)), spans[-1][0], source)
 
-    def _unlearnt(self, ids: Sequence[list[int]]) -> int:
+    def _unpredicted(self, ids: Sequence[list[int]]) -> int:
         """Positions at the row's start that nothing predicts: the start token, or the first."""
         start = self.tokenizer.start_ids
         return max(1, len(start) if ids[0][: len(start)] == start else 0)
@@ -154,10 +154,10 @@ class Encoder:
 def _clipped(segment: Segment, length: int | None) -> Segment:
     if length is None or len(segment.text) <= length:
         return segment
-    return Segment(segment.text[:length], segment.learnt)
+    return Segment(segment.text[:length], segment.supervised)
 
 
-def _refuse_overlong(rows: Sequence[EncodedRow], max_length: int) -> None:
+def _check_overlong(rows: Sequence[EncodedRow], max_length: int) -> None:
     long = [row for row in rows if len(row) > max_length]
     fix = "raise data.max_length, or set data.overlong to truncate or drop"
     raise_first(

@@ -1,9 +1,9 @@
 """Which columns make a row: recognised from their names, checked in every row.
 
-text                              every token is learnt
-prompt, completion                the completion is learnt
-instruction, [input], output      the output is learnt
-messages                          every assistant turn is learnt
+text                              every token is supervised
+prompt, completion                the completion is supervised
+instruction, [input], output      the output is supervised
+messages                          every assistant turn is supervised
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def parse_rows(rows: Sequence[Row], prompt_format: PromptFormat) -> tuple[list[E
         an answer.
 
     Raises:
-        DataError: the rows that lack a column, hold no text, or are no proper conversation.
+        DataError: the rows that lack a column, hold no text, or are not a conversation.
     """
     examples: list[Example] = []
     problems: list[LoratuneError] = []

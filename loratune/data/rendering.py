@@ -27,7 +27,7 @@ def check_template(template: str) -> None:
     """Refuse what could not be stopped once it runs.
 
     Raises:
-        DataError: if it is no Jinja template.
+        DataError: if it is not a Jinja template.
         SecurityError: if it is longer than any honest one, or makes huge numbers.
     """
     import jinja2

@@ -48,8 +48,8 @@ class RowTokenizer:
 
     Attributes:
         start_ids: what comes before every row; empty for GPT-2.
-        end_id: the end token, learnt after every answer.
-        pad_id: fills up batches; never attended to, never learnt.
+        end_id: the end token, supervised after every answer.
+        pad_id: fills up batches; never attended to, never supervised.
 
     Raises:
         ModelError: if the tokenizer has no end token.

@@ -156,6 +156,6 @@ def test_thousands_of_real_rows_are_encoded_as_they_read(shared: Path) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(data.train) == len(rows) == 4672
     for row, encoded in zip(rows, data.train, strict=True):
-        learnt = encoded.input_ids[encoded.prompt_length :]
-        assert tokenizer.decode(learnt) == row["completion"] + "</s>"
+        supervised = encoded.input_ids[encoded.prompt_length :]
+        assert tokenizer.decode(supervised) == row["completion"] + "</s>"
         assert encoded.input_ids.count(2) == 2 and encoded.input_ids[0] == 2

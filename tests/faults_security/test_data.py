@@ -67,7 +67,7 @@ def test_a_file_that_is_no_rows_is_named_with_its_line(
     assert world.left() == []
 
 
-def test_rows_without_a_learnt_token_stop_the_run(world: World) -> None:
+def test_rows_without_a_supervised_token_stop_the_run(world: World) -> None:
     """Every answer lies behind the cut."""
     outcome = on(world, world.rows(PROMPTS), "data.max_length=2")
     refused(outcome, 3, "12/12", "data.max_length")
