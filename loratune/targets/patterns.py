@@ -22,7 +22,7 @@ class TimedPattern:
         """Compile ``pattern``; ``where`` is named in errors.
 
         Raises:
-            ConfigError: if it is not a regular expression, or longer than a name pattern needs to be.
+            ConfigError: if it is not a regular expression, or is overlong.
         """
         if len(pattern) > _LONGEST:
             raise ConfigError(
