@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks import common, models
 from benchmarks.memory import saved_bytes
 from loratune.adapters.config import Kernel
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 
 FLOOR = "floor"
 

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 class LoratuneError(Exception):
-    """A problem stated for the person who can mend it.
+    """A problem stated for the person who can fix it.
 
     Args:
         cause: what is wrong, one sentence, no full stop.
@@ -167,6 +167,24 @@ def refused_as(kind: type[LoratuneError]) -> Iterator[None]:
             raise
         parts = [kind(part.cause, where=part.where, fix=part.fix) for part in error.errors]
         raise SeveralErrors(parts) from error
+
+
+def unknown_setting(
+    key: str, choices: Iterable[str], *, where: str = "", hint: str = ""
+) -> ConfigError:
+    """The error for a ``key`` that is not a setting.
+
+    Args:
+        key: as it was typed, with dots.
+        choices: the settings that there are at that place.
+        where: file and line; the key itself if left out.
+        hint: what to say if no choice is spelt like it.
+    """
+    names = sorted(choices)
+    advice = did_you_mean(key.rsplit(".", 1)[-1], names) or hint
+    listing = f"available: {', '.join(names) or 'none'}" if names or not hint else ""
+    fix = f"{advice} {listing}".strip()
+    return ConfigError(f"'{key}' is not a setting", where=where or key, fix=fix)
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

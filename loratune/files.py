@@ -40,8 +40,10 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise _storage_error(error, path) from error
     except Exception as error:  # safetensors reports a full disk as its own exception type
-        said = str(error).lower()
-        if type(error).__name__ != "SafetensorError" or not ("i/o error" in said or "io(" in said):
+        message = str(error).lower()
+        if type(error).__name__ != "SafetensorError" or not (
+            "i/o error" in message or "io(" in message
+        ):
             raise
         raise _storage_error(error, path) from error
 
@@ -254,8 +256,8 @@ _LEFTOVER = re.compile(re.escape(TEMPORARY_PREFIX) + r"(old-.+|.+-\d+)")
 
 def leftovers(folder: Path) -> list[Path]:
     """What lies in a folder under the temporary names of this module."""
-    found = sorted(folder.glob(f"{TEMPORARY_PREFIX}*"))
-    return [path for path in found if _LEFTOVER.fullmatch(path.name)]
+    temporary = sorted(folder.glob(f"{TEMPORARY_PREFIX}*"))
+    return [path for path in temporary if _LEFTOVER.fullmatch(path.name)]
 
 
 def remove_leftovers(folder: Path) -> list[str]:

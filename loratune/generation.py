@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from loratune.data.batches import evaluation_batches
+from loratune.data.tokenizing import Tokenizer
 from loratune.errors import DataError
 
 
@@ -25,7 +26,7 @@ class Sampling:
 
 @torch.inference_mode()
 def generate_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling, pad_id: int
+    model: Any, tokenizer: Tokenizer, prompts: Sequence[list[int]], sampling: Sampling, pad_id: int
 ) -> list[str]:
     """The text that the model writes after each prompt, up to its end token.
 
@@ -45,7 +46,7 @@ def generate_answers(
 
 
 def _generated(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling, pad_id: int
+    model: Any, tokenizer: Tokenizer, prompts: Sequence[list[int]], sampling: Sampling, pad_id: int
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
@@ -80,7 +81,7 @@ def _room(model: Any, width: int, wanted: int) -> int:
     return room
 
 
-def _options(tokenizer: Any, sampling: Sampling, pad_id: int, room: int) -> dict[str, Any]:
+def _options(tokenizer: Tokenizer, sampling: Sampling, pad_id: int, room: int) -> dict[str, Any]:
     from transformers import GenerationConfig
 
     sampled = sampling.temperature > 0
@@ -95,6 +96,6 @@ def _options(tokenizer: Any, sampling: Sampling, pad_id: int, room: int) -> dict
     return {"generation_config": config}
 
 
-def _until_end(row: list[int], tokenizer: Any) -> list[int]:
+def _until_end(row: list[int], tokenizer: Tokenizer) -> list[int]:
     end = tokenizer.eos_token_id
     return row[: row.index(end)] if end in row else row

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loratune.adapters.base import OptimizerSettings
+from loratune.adapters.optimizer import OptimizerSettings
 from loratune.adapters.registry import adapter_class, config_class
 from loratune.config.schema import TargetsConfig
 from loratune.surgery import WrappedModel, wrap_model
@@ -32,7 +32,7 @@ def wrap(
 
     Args:
         model: any ``nn.Module``.
-        variant: lora, lora_fa, lora_plus or vera.
+        variant: name of a folder in ``loratune/adapters``, such as lora.
         targets: a role word, a list of module names, or a regular expression.
         seed: of the random start; ``None`` draws from torch's current state.
         **settings: the variant's own settings: rank, alpha, dropout, init, ...

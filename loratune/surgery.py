@@ -98,7 +98,7 @@ def wrap_model(
     seed: int | None = 0,
     family: str | None = None,
     strict: bool = True,
-    fresh: bool = True,
+    will_be_loaded: bool = False,
 ) -> WrappedModel:
     """Freeze the model and swap its target layers for adapters, in place.
 
@@ -109,7 +109,7 @@ def wrap_model(
         seed: of the adapters' random start; ``None`` draws from torch's current state.
         family: architecture that the role words resolve for, by default ``model.config``'s.
         strict: every listed pattern must match; else one match in all is enough.
-        fresh: ``False`` skips a costly start that loading an adapter will overwrite.
+        will_be_loaded: skip a costly start that loading an adapter will overwrite.
 
     Raises:
         ModelError: if a pattern matches nothing, or a layer cannot be adapted.
@@ -118,12 +118,13 @@ def wrap_model(
         family = getattr(getattr(model, "config", None), "model_type", None)
     others = {name: type(module).__name__ for name, module in model.named_modules() if name}
     match = find_targets(layer_shapes(model), targets, config, family, others=others, strict=strict)
-    _refuse_overlap(match, targets)
+    _check_overlap(match, targets)
     model.requires_grad_(False)
     if seed is not None:
         torch.manual_seed(seed)
     plans = [_plan(model, shape, config) for shape in match.shapes]
-    adapters = adapter_class(config.variant).build(plans, config if fresh else config.cheap_start())
+    start = config.without_costly_init() if will_be_loaded else config
+    adapters = adapter_class(config.variant).build(plans, start)
     for plan, adapter in zip(plans, adapters, strict=True):
         adapter.config = config
         adapter.train(plan.base_layer.training)
@@ -139,7 +140,7 @@ def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPl
     return LayerPlan(model.get_submodule(shape.name), shape, rank, alpha)
 
 
-def _refuse_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
+def _check_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
     for wanted in targets.modules_to_save:
         for shape in match.shapes:
             if shape.name == wanted or shape.name.endswith("." + wanted):

@@ -16,19 +16,19 @@ from pathlib import Path
 
 from loratune.compare import tables
 from loratune.compare.result import Comparison
-from loratune.counting.tables import to_markdown
 
-_KEPT = ("loss", "exact_match", "forgetting")
+_SHOWN = ("loss", "exact_match", "forgetting")
 
 
 def body(comparison: Comparison) -> str:
     """Facts, findings, quality, costs and differences, below a heading of the page's own."""
-    page = tables.markdown(comparison).split("\n\n")
-    first_table = next(place for place, part in enumerate(page) if part.startswith("| "))
-    head = page[1 : first_table - 1]
-    grids = [tables.quality_grid(comparison), tables.cost_grid(comparison)]
-    grids.append(tables.difference_grid(comparison, _KEPT))
-    return "\n\n".join([*head, *(to_markdown(grid).rstrip() for grid in grids)])
+    parts = tables.markdown_head(comparison)
+    shown = (
+        tables.quality_table(comparison),
+        tables.cost_table(comparison),
+        tables.difference_table(comparison, _SHOWN),
+    )
+    return "\n\n".join([*parts, *(table.to_markdown().rstrip() for table in shown)])
 
 
 def fill(text: str, comparison: Comparison) -> str:

@@ -2,7 +2,7 @@
 
 usage: python scripts/make_command_docs.py [--check]
 
-What stands below the line `<!-- notes -->` of a page is written by hand and kept.
+Text below the line `<!-- notes -->` of a page is written by hand and stays.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def command_page(command: str, notes: str) -> str:
     ]
     lines += ["", "```text", help_of(command), "```", ""]
     if _TO in help_of(command):
-        said = "It also takes every group (`loratune recipes ls`) and setting of a recipe"
-        lines += [f"{said}: [settings](settings.md).", ""]
+        others = "It also takes every group (`loratune recipes ls`) and setting of a recipe"
+        lines += [f"{others}: [settings](settings.md).", ""]
     lines += [MARK, "", notes]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -120,40 +120,40 @@ def _notes(path: Path) -> str:
     if not path.is_file():
         return ""
     _, mark, notes = path.read_text(encoding="utf-8").partition(MARK)
-    kept = notes.strip("\n") if mark else ""
-    return kept.split("## How far to trust the memory")[0].rstrip("\n")
+    by_hand = notes.strip("\n") if mark else ""
+    return by_hand.split("## How far to trust the memory")[0].rstrip("\n")
 
 
 def pages() -> dict[Path, str]:
     """Every page: where it lies and what it should say."""
     from loratune.cli import COMMANDS
 
-    made: dict[Path, str] = {}
+    texts: dict[Path, str] = {}
     for command in COMMANDS:
         path = FOLDER / f"{command}.md"
         extra: Callable[[], str] = plan_accuracy if command == "plan" else str
         notes = "\n\n".join(filter(None, (_notes(path), extra())))
-        made[path] = command_page(command, notes)
-    made[FOLDER / "settings.md"] = settings_page()
-    return made
+        texts[path] = command_page(command, notes)
+    texts[FOLDER / "settings.md"] = settings_page()
+    return texts
 
 
 def main() -> None:
     """Write the stale pages, or with --check name them and exit 1."""
     with tempfile.TemporaryDirectory() as empty:
         os.chdir(empty)  # no ./recipes of somebody's
-        made = pages()
+        texts = pages()
         os.chdir(ROOT)
     stale = [
         path
-        for path, text in made.items()
+        for path, text in texts.items()
         if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
     if "--check" in sys.argv:
         sys.exit("\n".join(f"stale: {path.relative_to(ROOT)}" for path in stale))
     FOLDER.mkdir(parents=True, exist_ok=True)
     for path in stale:
-        path.write_text(made[path], encoding="utf-8")
+        path.write_text(texts[path], encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")
 
 

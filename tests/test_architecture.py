@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import loratune
+from loratune.adapters.config import AdapterConfig
+from loratune.adapters.registry import config_class, variant_names
 
 PACKAGE = Path(loratune.__file__).parent
 
@@ -32,9 +36,9 @@ LAYERS: list[set[str]] = [
     {"targets"},
     {"models", "runs"},
     {"config"},
-    {"adapters"},
+    {"adapters", "tables"},
     {"loss", "files", "console"},
-    {"errors"},
+    {"errors", "units"},
 ]
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 FLAT_MODULES = 8
@@ -94,15 +98,52 @@ def test_stages_never_import_each_other() -> None:
                 assert not (node.module or "").startswith("loratune.stages"), path.name
 
 
-def test_no_module_names_a_variant_but_its_own_folder() -> None:
-    from loratune.adapters.registry import variant_names
+SAID_ELSEWHERE = {
+    "lora": {
+        "__init__.py", "library.py", "doctor/training.py",  # the variant where none is asked for
+        "config/schema.py", "adapter_files/forms.py", "cli/__init__.py",  # the format of exports
+        "config/convert.py", "config/recipes/defaults.py",  # examples in messages
+        "adapters/kernels/__init__.py",  # the kernel's file is called so too
+    },
+    "vera": {"cli/commands/recipes.py", "adapters/kernels/__init__.py"},  # an example, a kernel
+    "init": {"training/trackers.py"},  # wandb.init
+    "lr_ratio": {  # what a comparison's files call the setting searched beside the rate
+        "compare/result.py", "compare/assemble.py", "compare/plan.py", "compare/workbench.py",
+        "compare/tables.py", "compare/tune.py", "report/comparison_tables.py",
+    },
+}  # fmt: skip
+"""Names of variants and their settings that other files may say, and why."""
 
+
+def words_of(path: Path) -> set[str]:
+    """Identifiers, and the words in strings that are not docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    words: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            if isinstance(node.value, str) and id(node) not in docstrings:
+                words |= set(re.findall(r"\w+", node.value))
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            words |= {part for name in names for part in name.split(".")}
+        else:
+            words |= {getattr(node, field, None) or "" for field in ("id", "attr", "arg")}
+    return words
+
+
+def test_no_module_names_a_variant_or_its_settings_but_its_own_folder() -> None:
+    variants = variant_names()
+    common = {field.name for field in fields(AdapterConfig)}
+    own = {field.name for name in variants for field in fields(config_class(name))} - common
+    said: dict[str, set[str]] = {}
     for path in modules():
-        inside = path.parent.name in variant_names()
-        text = path.read_text(encoding="utf-8")
-        for name in variant_names():
-            if not inside:
-                assert f"adapters.{name}" not in text, f"{path} imports the variant {name}"
+        if path.parent.name not in variants:
+            for word in words_of(path) & (own | set(variants)):
+                said.setdefault(word, set()).add(path.relative_to(PACKAGE).as_posix())
+    assert {"save_projection", "lr_ratio", "vera"} <= own | set(variants)
+    for word, places in said.items():
+        assert places <= SAID_ELSEWHERE.get(word, set()), f"{word} in {sorted(places)}"
 
 
 def test_peft_trl_and_accelerate_are_never_imported() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
+from support.tiny_models import tiny_opt
+from transformers import AutoTokenizer
 
 from loratune.errors import DataError
 from loratune.generation import Sampling, generate_answers
@@ -18,12 +18,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = OPTConfig(
-        vocab_size=740, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=32,
-        max_position_embeddings=24, word_embed_proj_dim=16,
-    )  # fmt: skip
-    return OPTForCausalLM(config).eval()
+    return tiny_opt(vocab_size=740, max_position_embeddings=24).eval()
 
 
 def test_batched_greedy_answers_equal_single_ones(model, tokenizer) -> None:

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loratune.adapter_files.offline import OfflineAdapter, meta_model
+from loratune.adapter_files.offline import MetaAdapter
 from loratune.adapter_files.peft_format import PREFIX
 from loratune.errors import ModelError
+from loratune.models.build import meta_base
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.surgery import WrappedModel, adapter_state, wrap_model
 
 
-def drop_frozen(offline: OfflineAdapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def drop_frozen(offline: MetaAdapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The trained tensors, and how to draw the frozen ones again.
 
     Raises:
@@ -54,7 +55,7 @@ def frozen_keys(wrapped: WrappedModel) -> set[str]:
     }
 
 
-def regenerated(offline: OfflineAdapter, recipe: Mapping[str, Any]) -> dict[str, Tensor]:
+def regenerated(offline: MetaAdapter, recipe: Mapping[str, Any]) -> dict[str, Tensor]:
     """Every tensor of a fresh adapter with the recorded seed on the same base.
 
     Raises:
@@ -67,13 +68,14 @@ def regenerated(offline: OfflineAdapter, recipe: Mapping[str, Any]) -> dict[str,
             fix="export format=peft keeps them",
         )
     folder = offline.folder
-    if getattr(folder.config, "init", None) == "svd":
+    reason = folder.config.why_not_redrawn()
+    if reason:
         raise ModelError(
-            "init=svd starts from the base's own numbers: they cannot be drawn again from a seed",
+            f"{reason}: the frozen matrices cannot be drawn again from a seed",
             where=str(folder.path),
             fix="export format=peft keeps them",
         )
-    model = meta_model(offline.base_folder)
+    model = meta_base(offline.base_folder)
     wrapped = wrap_model(
         model, folder.config, folder.targets, seed=int(recipe["seed"]), strict=False
     )

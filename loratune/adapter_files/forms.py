@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from loratune.adapter_files.compact import drop_frozen
-from loratune.adapter_files.offline import OfflineAdapter
+from loratune.adapter_files.offline import MetaAdapter
 from loratune.adapter_files.peft_format import (
     PREFIX,
     peft_config,
-    projection_fingerprint,
+    shared_fingerprint,
+    shared_keys,
     stores_input_first,
     target_names,
 )
 from loratune.adapters.base import Adapter
 from loratune.adapters.config import LayerKind
+from loratune.adapters.low_rank import LowRank
 from loratune.config.schema import ExportFormat
 from loratune.errors import ModelError
 from loratune.surgery import adapter_state
@@ -30,25 +32,27 @@ EXACT = (ExportFormat.peft, ExportFormat.compact)
 """Forms whose tensors are the original's to the bit."""
 
 
-def _base_name(offline: OfflineAdapter) -> str:
+def _base_name(offline: MetaAdapter) -> str:
     return str(offline.folder.peft.get("base_model_name_or_path") or "")
 
 
-def as_peft(offline: OfflineAdapter) -> Form:
+def as_peft(offline: MetaAdapter) -> Form:
     """PEFT's own format, complete: what was left to a seed is written out."""
-    config = peft_config(offline.wrapped, _base_name(offline))
-    if "save_projection" in config:
-        config["save_projection"] = True
+    settings = offline.wrapped.config.with_shared_stored(True)
+    config = peft_config(offline.wrapped, _base_name(offline), settings)
     facts = _own_facts(offline)
     facts.pop("regenerate", None)
     return config, _all_tensors(offline), facts
 
 
-def as_plain_lora(offline: OfflineAdapter) -> Form:
+def as_plain_lora(offline: MetaAdapter) -> Form:
     """Plain LoRA of one rank: scaling folded into B, short ranks padded with zeros.
 
-    For servers that read only the global rank and alpha.  VeRA becomes exact LoRA factors
-    A' = λ_d A, B' = s λ_b B.
+    For servers that read only the global rank and alpha.
+
+    Raises:
+        ModelError: if a correction is not a product of two factors, or a module was trained in
+            full.
     """
     if offline.wrapped.saved_modules:
         raise ModelError(
@@ -56,7 +60,7 @@ def as_plain_lora(offline: OfflineAdapter) -> Form:
             where=", ".join(offline.wrapped.saved_modules),
             fix="export format=merged",
         )
-    factors = {name: low_rank(layer) for name, layer in offline.wrapped.adapters.items()}
+    factors = {name: _low_rank(layer) for name, layer in offline.wrapped.adapters.items()}
     rank = max(A.shape[0] for A, _ in factors.values())
     tensors: dict[str, Tensor] = {}
     for name, (A, B) in factors.items():
@@ -84,39 +88,40 @@ def as_plain_lora(offline: OfflineAdapter) -> Form:
     return config, tensors, {**facts, "variant": "lora", "adapter": {}}
 
 
-def as_compact(offline: OfflineAdapter) -> Form:
+def as_compact(offline: MetaAdapter) -> Form:
     """Only what was trained; frozen matrices as seed and checksum, to be drawn again.
 
-    VeRA's shared matrices are left out (PEFT draws them again too).  ``export format=peft``
+    Shared matrices are left out as PEFT does (it draws them again too).  ``export format=peft``
     restores the whole file bit for bit, or refuses if the checksum differs.
     """
-    wrapped = offline.wrapped
-    shared = {key for layer in wrapped.adapters.values() for key in layer.shared_tensors()}
+    wrapped, facts = offline.wrapped, _own_facts(offline)
+    shared = shared_keys(wrapped)
     if not shared:
-        return _compact_lora(offline)
+        tensors, recipe = drop_frozen(offline)
+        return peft_config(wrapped, _base_name(offline)), tensors, {**facts, "regenerate": recipe}
     tensors = {key: value for key, value in _all_tensors(offline).items() if key not in shared}
-    config = {**peft_config(wrapped, _base_name(offline)), "save_projection": False}
-    facts = {**_own_facts(offline), "projection": projection_fingerprint(wrapped)}
-    return config, tensors, facts
+    settings = wrapped.config.with_shared_stored(False)
+    config = peft_config(wrapped, _base_name(offline), settings)
+    return config, tensors, {**facts, "projection": shared_fingerprint(wrapped)}
 
 
-def _compact_lora(offline: OfflineAdapter) -> Form:
-    tensors, recipe = drop_frozen(offline)
-    config = peft_config(offline.wrapped, _base_name(offline))
-    return config, tensors, {**_own_facts(offline), "regenerate": recipe}
-
-
-def _own_facts(offline: OfflineAdapter) -> dict[str, Any]:
+def _own_facts(offline: MetaAdapter) -> dict[str, Any]:
     """``loratune.json`` without the hashes of the files that are about to be written anew."""
     return {key: value for key, value in offline.folder.facts.items() if key != "files"}
 
 
-def _all_tensors(offline: OfflineAdapter) -> dict[str, Tensor]:
+def _all_tensors(offline: MetaAdapter) -> dict[str, Tensor]:
     return {name: tensor.cpu() for name, tensor in adapter_state(offline.wrapped).items()}
 
 
-def low_rank(layer: Adapter) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r) with ΔW = B A exactly, scaling and λ's folded in."""
+def _low_rank(layer: Adapter) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) with ΔW = B A exactly, every factor folded in."""
+    if not isinstance(layer, LowRank):
+        raise ModelError(
+            f"{layer.config.variant} is not a product of two factors: plain LoRA cannot hold it",
+            where=layer.shape.name,
+            fix="export format=peft or format=merged",
+        )
     A, B = layer.low_rank_factors()
     return A.detach().float().cpu(), B.detach().float().cpu()
 
@@ -127,7 +132,7 @@ def _padded(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return padded_A.contiguous(), torch.cat([B, B.new_zeros(B.shape[0], short)], dim=1).contiguous()
 
 
-FORMS: dict[ExportFormat, Callable[[OfflineAdapter], Form]] = {
+FORMS: dict[ExportFormat, Callable[[MetaAdapter], Form]] = {
     ExportFormat.peft: as_peft,
     ExportFormat.portable: as_plain_lora,
     ExportFormat.lora: as_plain_lora,

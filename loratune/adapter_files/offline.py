@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
 from loratune.adapters.base import Adapter
-from loratune.errors import MergeError, ModelError, refused_as
-from loratune.models.source import read_model_config
+from loratune.errors import MergeError, refused_as
+from loratune.models.build import meta_base
+from loratune.models.tensors import read_one
+from loratune.models.weights import tensor_entries
 from loratune.surgery import WrappedModel
 
 
 @dataclass(frozen=True)
-class OfflineAdapter:
-    """An adapter on a base without data.
+class MetaAdapter:
+    """An adapter on the base's names and shapes.
 
     Attributes:
         wrapped: meta model with real adapters.
@@ -45,33 +45,13 @@ class OfflineAdapter:
     output_head: str
 
 
-def meta_model(base_folder: Path) -> Any:
-    """The base model on the meta device: no data, no remote code.
-
-    Raises:
-        ModelError: if transformers cannot build it.
-    """
-    import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    transformers.utils.logging.set_verbosity_error()
-    read_model_config(base_folder)
-    try:
-        config = AutoConfig.from_pretrained(str(base_folder), local_files_only=True)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"cannot build the model: {line}", where=str(base_folder)) from error
-
-
-def attach(base_folder: Path, folder: AdapterFolder) -> OfflineAdapter:
+def attach(base_folder: Path, folder: AdapterFolder) -> MetaAdapter:
     """Put an adapter on its base's names and shapes.
 
     Raises:
         LoratuneError: if it does not fit.
     """
-    model = meta_model(base_folder).eval()
+    model: Any = meta_base(base_folder).eval()
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     ends = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
     names = {
@@ -81,7 +61,7 @@ def attach(base_folder: Path, folder: AdapterFolder) -> OfflineAdapter:
     with refused_as(MergeError):
         wrapped = wrap_for_loading(model, folder)
     touched = [*wrapped.adapters, *wrapped.saved_modules]
-    return OfflineAdapter(
+    return MetaAdapter(
         wrapped,
         folder,
         base_folder,
@@ -101,7 +81,7 @@ def tensor_name(entries: Sequence[str] | dict[str, Any], wanted: str, prefix: st
     return None
 
 
-def weight_source(offline: OfflineAdapter, entries: dict[str, Any], module: str) -> str:
+def weight_source(offline: MetaAdapter, entries: dict[str, Any], module: str) -> str:
     """Name of the stored tensor that a module's weight comes from; a tied head's is the input's.
 
     Raises:
@@ -115,6 +95,15 @@ def weight_source(offline: OfflineAdapter, entries: dict[str, Any], module: str)
     return name
 
 
-def is_zero(adapter: Adapter) -> bool:
-    """Whether a layer's correction is exactly nothing."""
-    return not bool(adapter.delta_weight().any())
+def has_no_effect(adapter: MetaAdapter) -> bool:
+    """Whether every correction is exactly zero, and no module was trained in full."""
+    entries = tensor_entries(adapter.base_folder)
+
+    def is_zero(module: str, layer: Adapter) -> bool:
+        weight = layer.weight
+        if layer.reads_base:
+            weight = read_one(entries[weight_source(adapter, entries, module)])
+        return not bool(layer.delta_weight(weight).any())
+
+    layers = adapter.wrapped.adapters.items()
+    return not adapter.wrapped.saved_modules and all(is_zero(*layer) for layer in layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from loratune.errors import LoratuneError, ModelError, SecurityError, raise_toge
 
 CONFIG = "adapter_config.json"
 RESTORE_CONFIG = "restore the adapter_config.json that belongs to the tensors"
-# Settings of an adapter_config.json that change the mathematics and that loratune has not.
-_UNSUPPORTED = (
+# Settings that change the maths; each is supported only by a variant that claims it.
+_SWITCHES = (
     "use_dora", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication",
     "alora_invocation_tokens", "use_qalora", "megatron_config", "velora_config", "use_bdlora",
     "monteclora_config", "kasa_config", "arrow_config", "ensure_weight_tying",
@@ -33,14 +34,14 @@ def configs_from_peft(
     """Our settings from ``adapter_config.json``, completed by ``loratune.json`` where it is there.
 
     Raises:
-        ModelError: for a kind of adapter, or a setting, that loratune does not have.
+        ModelError: for a kind of adapter, or a setting, that is not supported.
         SecurityError: for paths and libraries that a configuration has no business naming.
     """
     where = str(folder / CONFIG)
-    _refuse_unsupported(peft, where)
-    variant = str(facts.get("variant") or _plain_variant(peft, where))
+    _check_supported(peft, where)
+    variant = _variant_of(peft, facts, where)
     try:
-        config = config_class(variant).from_peft(peft, dict(facts.get("adapter", {})))
+        config = variant.from_peft(peft, dict(facts.get("adapter", {})))
     except LoratuneError as error:
         raise unusable_setting(error, where) from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -81,36 +82,58 @@ def _layer_numbers(value: Any, where: str) -> list[int] | None:
     if numbers is None:
         return None
     if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-        cause = "layers_to_transform is no list of numbers"
+        cause = "layers_to_transform is not a list of numbers"
         raise ModelError(cause, where=where, fix=RESTORE_CONFIG)
     return numbers
 
 
-def _plain_variant(peft: Mapping[str, Any], where: str) -> str:
-    variant = str(peft.get("peft_type", "")).lower()
-    if variant not in variant_names():
-        raise ModelError(
-            f"peft_type '{peft.get('peft_type')}' is not supported",
-            where=where,
-            fix=f"supported: {', '.join(name.upper() for name in ('lora', 'vera'))}",
-        )
-    return variant
+def structure_of(variant: type[AdapterConfig]) -> str:
+    """What a variant's file holds, in words: variants of one structure read each other's files."""
+    return " with ".join([variant.peft_type, *sorted(variant.peft_switches)])
 
 
-def _refuse_unsupported(peft: Mapping[str, Any], where: str) -> None:
+def _variant_of(
+    peft: Mapping[str, Any], facts: Mapping[str, Any], where: str
+) -> type[AdapterConfig]:
+    """The variant that our own record names, or else the one whose structure the file has."""
+    if facts.get("variant"):
+        candidates = [config_class(str(facts["variant"]))]
+    else:
+        variants = [config_class(name) for name in variant_names()]
+        candidates = [variant for variant in variants if "peft_type" in vars(variant)]
+    for variant in candidates:
+        if variant.peft_type == peft.get("peft_type") and variant.peft_switches == _switched(peft):
+            return variant
+    raise ModelError(
+        f"peft_type '{peft.get('peft_type')}' is not supported",
+        where=where,
+        fix=f"supported: {', '.join(sorted(structure_of(variant) for variant in candidates))}",
+    )
+
+
+def _switched(peft: Mapping[str, Any]) -> frozenset[str]:
+    """The settings with a variant of their own that a file switches on."""
+    claims = (config_class(name).peft_switches for name in variant_names())
+    return frozenset(key for key in (*_SWITCHES, *chain(*claims)) if peft.get(key))
+
+
+def _check_supported(peft: Mapping[str, Any], where: str) -> None:
     errors: list[LoratuneError] = []
-    for key in _UNSUPPORTED:
-        if peft.get(key):
-            errors.append(ModelError(f"'{key}' is not supported", where=where))
+    variants = [config_class(name) for name in variant_names()]
+    claimed = {
+        key for v in variants if v.peft_type == peft.get("peft_type") for key in v.peft_switches
+    }
+    for key in sorted(_switched(peft) - claimed):
+        errors.append(ModelError(f"'{key}' is not supported", where=where))
     if peft.get("bias", "none") != "none":
         errors.append(
             ModelError(f"trained biases (bias={peft['bias']}) are not supported", where=where)
         )
-    init = peft.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower() not in _STARTS_FROM_THE_BASE:
+    start = peft.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower() not in _STARTS_FROM_THE_BASE:
         errors.append(
             ModelError(
-                f"init_lora_weights={init}: such a start may replace the base weights",
+                f"init_lora_weights={start}: such a start may replace the base weights",
                 where=where,
                 fix="convert the adapter to plain LoRA with PEFT first",
             )
@@ -123,7 +146,7 @@ def _refuse_unsupported(peft: Mapping[str, Any], where: str) -> None:
     raise_together(errors)
 
 
-def refuse_rank(config: AdapterConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def check_rank(config: AdapterConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """A rank that no tensor has, before anything of that size is allocated."""
     ranks = [config.rank, *config.rank_pattern.values()]
     largest = max(size for tensor in tensors.values() for size in tensor.shape or (1,))

@@ -21,8 +21,8 @@ from loratune import files
 from loratune.adapter_files.checks import misfits, unfit_tensors
 from loratune.adapter_files.peft_config import (
     CONFIG,
+    check_rank,
     configs_from_peft,
-    refuse_rank,
     unusable_setting,
 )
 from loratune.adapters.config import AdapterConfig, LayerKind
@@ -76,8 +76,8 @@ def write_adapter(
         ModelError: if a tensor is empty or not finite: such an adapter is never published.
     """
     tensors = {name: tensor.cpu() for name, tensor in adapter_state(wrapped).items()}
-    if not getattr(wrapped.config, "save_projection", True):
-        shared = {key for layer in wrapped.adapters.values() for key in layer.shared_tensors()}
+    if wrapped.config.leaves_shared_to_seed():
+        shared = shared_keys(wrapped)
         tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
     write_adapter_files(folder, peft_config(wrapped, base_name), tensors, facts)
 
@@ -94,8 +94,16 @@ def write_adapter_files(
     files.write_sealed_json(folder / FACTS, {"format": 1, **facts, "files": hashes})
 
 
-def peft_config(wrapped: WrappedModel, base_name: str) -> dict[str, Any]:
-    """The ``adapter_config.json`` that makes PEFT build the same adapter."""
+def peft_config(
+    wrapped: WrappedModel, base_name: str, settings: AdapterConfig | None = None
+) -> dict[str, Any]:
+    """The ``adapter_config.json`` that makes PEFT build the same adapter.
+
+    Args:
+        wrapped: the model.
+        base_name: ``base_model_name_or_path``.
+        settings: of the variant, by default the model's own.
+    """
     return {
         "base_model_name_or_path": base_name,
         "bias": "none",
@@ -103,7 +111,7 @@ def peft_config(wrapped: WrappedModel, base_name: str) -> dict[str, Any]:
         "modules_to_save": list(wrapped.saved_modules) or None,
         "target_modules": target_names(wrapped),
         "task_type": "CAUSAL_LM",
-        **wrapped.config.to_peft(),
+        **(settings or wrapped.config).to_peft(),
         "fan_in_fan_out": stores_input_first(wrapped),
     }
 
@@ -137,7 +145,7 @@ def read_adapter(folder: Path) -> AdapterFolder:
     facts = _read_facts(folder)
     config, targets = configs_from_peft(peft, facts, folder)
     tensors = _read_tensors(folder)
-    refuse_rank(config, tensors, folder)
+    check_rank(config, tensors, folder)
     return AdapterFolder(folder, config, targets, tensors, facts, peft)
 
 
@@ -152,7 +160,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError("the adapter's configuration is unreadable", where=str(path)) from error
     if not isinstance(peft, dict):
-        raise ModelError("the adapter's configuration is no mapping", where=str(path))
+        raise ModelError("the adapter's configuration is not a mapping", where=str(path))
     return peft
 
 
@@ -216,7 +224,7 @@ def wrap_for_loading(model: nn.Module, folder: AdapterFolder) -> WrappedModel:
             folder.targets,
             seed=int(recipe.get("seed", 0)),
             strict=False,
-            fresh=bool(recipe),
+            will_be_loaded=not recipe,
         )
     except ConfigError as error:
         raise unusable_setting(error, str(folder.path / CONFIG)) from error
@@ -231,16 +239,16 @@ def load_into(wrapped: WrappedModel, folder: AdapterFolder) -> None:
         ModelError: listing every missing, unexpected and misshapen tensor.
     """
     expected = adapter_state(wrapped)
-    shared = {key for layer in wrapped.adapters.values() for key in layer.shared_tensors()}
     recipe = folder.facts.get("regenerate") or {}
-    optional = shared if not folder.peft.get("save_projection", True) else set()
-    optional |= set(recipe.get("tensors", ()))
+    optional = set(recipe.get("tensors", ()))
+    if folder.config.leaves_shared_to_seed():
+        optional |= shared_keys(wrapped)
     where = str(folder.path / TENSORS)
     copies = _base_copies(wrapped, folder, where)
     given = {key: value for key, value in folder.tensors.items() if key not in copies}
     raise_together(misfits(expected, given, optional, where))
     _copy_in(wrapped, given)
-    _check_projection(wrapped, folder)
+    _check_shared(wrapped, folder)
     if recipe:
         _check_regenerated(wrapped, recipe, where)
 
@@ -258,9 +266,9 @@ def _base_copies(wrapped: WrappedModel, folder: AdapterFolder, where: str) -> se
             copies[key] = adapter.weight
     for key, weight in copies.items():
         given = folder.tensors[key].to(weight.dtype)
-        known = not weight.is_meta  # names and shapes alone: nothing to compare with
+        has_data = not weight.is_meta
         if given.shape != weight.shape or (
-            known and not torch.equal(given.to(weight.device), weight)
+            has_data and not torch.equal(given.to(weight.device), weight)
         ):
             raise ModelError(
                 f"the adapter brings another base weight: '{key}'",
@@ -284,14 +292,14 @@ def _copy_in(wrapped: WrappedModel, tensors: Mapping[str, Tensor]) -> None:
             tensor.copy_(tensors[f"{PREFIX}{name}.{suffix}"])
 
 
-def _check_projection(wrapped: WrappedModel, folder: AdapterFolder) -> None:
+def _check_shared(wrapped: WrappedModel, folder: AdapterFolder) -> None:
     recorded = folder.facts.get("projection")
-    if recorded and recorded != projection_fingerprint(wrapped):
+    if recorded and recorded != shared_fingerprint(wrapped):
         raise ModelError(
-            f"the shared projections differ: {recorded[:12]} → "
-            f"{str(projection_fingerprint(wrapped))[:12]}",
+            f"the shared matrices differ: {recorded[:12]} → "
+            f"{str(shared_fingerprint(wrapped))[:12]}",
             where=str(folder.path / CONFIG),
-            fix="projection_seed, rank and targets must be those of training",
+            fix="their seed, the rank and the targets must be those of training",
         )
 
 
@@ -304,7 +312,12 @@ def _check_regenerated(wrapped: WrappedModel, recipe: Mapping[str, Any], where: 
         )
 
 
-def projection_fingerprint(wrapped: WrappedModel) -> str | None:
+def shared_keys(wrapped: WrappedModel) -> set[str]:
+    """File keys of the tensors that adapters share."""
+    return {key for layer in wrapped.adapters.values() for key in layer.shared_tensors()}
+
+
+def shared_fingerprint(wrapped: WrappedModel) -> str | None:
     """Fingerprint of the tensors that adapters share, or ``None`` where they share none."""
     for adapter in wrapped.adapters.values():
         shared = adapter.shared_tensors()

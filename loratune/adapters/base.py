@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.config import AdapterConfig, Kernel, LayerKind, LayerShape
+from loratune.adapters.config import AdapterConfig, Kernel, LayerShape
+from loratune.adapters.optimizer import (
+    OptimizerSettings,
+    ParamGroup,
+    adamw,
+    decayed_and_plain_groups,
+)
 from loratune.errors import ModelError
 
-ParamGroup = dict[str, Any]
+RowWriter = Callable[[slice, Tensor], None]
+"""Writes the given rows of ΔW to a tensor of their shape, in the adapter's dtype."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +33,12 @@ class LayerPlan:
     alpha: float | None
 
 
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """What the trainer asks of an optimizer; ``lr`` is the variant's base learning rate."""
-
-    lr: float
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float | None = None
-    fused: bool = False
-
-
 class Adapter(nn.Module, ABC):
-    """A frozen layer plus a correction: ``y = base_layer(x) + delta(x)``.
+    """A frozen layer plus a correction: ``y + delta(x, y)`` with ``y = base_layer(x)``.
+
+    The correction is linear in x, so that it is also a matrix: ``delta(x, y) = x ΔWᵀ``.  ΔW may
+    depend on the weight W.  The base may lie on the meta device, without data: an adapter built
+    there starts with any numbers of the right shape, since its own are about to be loaded.
 
     Attributes:
         base_layer: the layer that was there before; its parameters are frozen.
@@ -49,8 +49,8 @@ class Adapter(nn.Module, ABC):
         merged: ``True`` while the base weight holds the correction.
     """
 
-    peft_type: ClassVar[str]
-    """``peft_type`` in PEFT's ``adapter_config.json``."""
+    reads_base: ClassVar[bool] = True
+    """Whether the correction depends on W: ``delta`` then reads y, and ``delta_rows`` W."""
 
     def __init__(self, plan: LayerPlan, config: AdapterConfig) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Adapter(nn.Module, ABC):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.enabled = True
         # In a tuple, since a module would register a bare parameter as its own.
-        self._kept: tuple[nn.Parameter, ...] = ()
+        self._unmerged: tuple[nn.Parameter, ...] = ()
 
     @classmethod
     def build(cls, plans: Sequence[LayerPlan], config: AdapterConfig) -> list[Self]:
@@ -73,26 +73,44 @@ class Adapter(nn.Module, ABC):
     # -- the correction --------------------------------------------------------------------
 
     @abstractmethod
-    def delta(self, x: Tensor) -> Tensor:
-        """The correction for input ``x``: (..., in) → (..., out), token ids for an embedding."""
+    def delta(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is added to the base layer's output.
 
-    @abstractmethod
-    def factors(self) -> tuple[Tensor, Tensor, float]:
-        """A (r, in), B (out, r) and the scale s of the correction s · (B A).
+        Args:
+            x: (..., in); token ids (...) for an embedding.
+            y: ``base_layer(x)``, (..., out), bias included: a variant that scales W takes
+                ``self.bias`` away first.
 
-        The scale is apart because it is multiplied last, as PEFT does: that decides the last bit.
+        Returns:
+            (..., out).
         """
 
-    def delta_weight(self) -> Tensor:
-        """ΔW in the base weight's own layout, in the adapter's dtype."""
-        A, B, scale = self.factors()
-        delta = torch.mm(B, A).mul_(scale)
-        return delta if self.shape.kind is LayerKind.linear else delta.T
+    @abstractmethod
+    def delta_rows(self, weight: Tensor, rows: slice) -> Tensor:
+        """Rows of ΔW in the layout in which the layer stores its weight.
 
-    def low_rank_factors(self) -> tuple[Tensor, Tensor]:
-        """A (r, in) and B (out, r) whose product B A is the whole correction, scaling included."""
-        A, B, scale = self.factors()
-        return A, B * scale
+        Args:
+            weight: the whole W as stored, in its own dtype: (out, in), (in, out) for Conv1D,
+                (vocabulary, width) for an embedding.  It may lie in a mapped file, and need not
+                be ``self.weight``, which has no data where the base is on the meta device.
+            rows: which, as indices into ``weight``; ``start`` and ``stop`` are set.
+
+        Returns:
+            (rows, columns of ``weight``) in the adapter's dtype.
+        """
+
+    def row_writer(self, weight: Tensor) -> RowWriter:
+        """``delta_rows`` for many blocks of one weight; override it to share work among them."""
+
+        def write(rows: slice, out: Tensor) -> None:
+            out.copy_(self.delta_rows(weight, rows))
+
+        return write
+
+    def delta_weight(self, weight: Tensor | None = None) -> Tensor:
+        """The whole ΔW, in the weight's own layout and the adapter's dtype."""
+        weight = self.weight if weight is None else weight
+        return self.delta_rows(weight, slice(0, weight.shape[0]))
 
     @abstractmethod
     def adapter_tensors(self) -> dict[str, Tensor]:
@@ -118,7 +136,7 @@ class Adapter(nn.Module, ABC):
             if y is not None:
                 return y
         y = self._base(x)
-        return (y + self.delta(x)).to(y.dtype)
+        return (y + self.delta(x, y)).to(y.dtype)
 
     def _base_is_plain(self) -> bool:
         """Whether the base layer's output is just x Wᵀ + bias, with nothing hooked in."""
@@ -155,7 +173,7 @@ class Adapter(nn.Module, ABC):
 
     @property
     def merged(self) -> bool:
-        return bool(self._kept)
+        return bool(self._unmerged)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -185,16 +203,16 @@ class Adapter(nn.Module, ABC):
         """
         if not self.merged:
             merged = nn.Parameter(self.merged_weight(), requires_grad=False)
-            kept = self.weight
-            assert isinstance(kept, nn.Parameter)
-            self._kept = (kept,)
+            unmerged = self.weight
+            assert isinstance(unmerged, nn.Parameter)
+            self._unmerged = (unmerged,)
             self.base_layer.weight = merged
 
     def unmerge(self) -> None:
         """Put the kept base weight back: the very tensor, shared again where it was shared."""
-        if self._kept:
-            (self.base_layer.weight,) = self._kept
-            self._kept = ()
+        if self._unmerged:
+            (self.base_layer.weight,) = self._unmerged
+            self._unmerged = ()
 
     def merged_layer(self) -> nn.Module:
         """The plain layer with the correction in its weight (a tied weight gets its own copy)."""
@@ -213,29 +231,14 @@ class Adapter(nn.Module, ABC):
         settings: OptimizerSettings,
     ) -> list[ParamGroup]:
         """AdamW's parameter groups: everything that trains, in exactly one group, none empty."""
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for name, parameter in trainable_parameters(model):
-            (plain if is_bias_or_norm(model, name) else decayed).append(parameter)
-        groups = [
-            {"name": "adapter", "params": decayed, "weight_decay": settings.weight_decay},
-            {"name": "no_decay", "params": plain, "weight_decay": 0.0},
-        ]
-        return [{**group, "lr": settings.lr} for group in groups if group["params"]]
+        return decayed_and_plain_groups(model, settings)
 
     @classmethod
     def make_optimizer(
         cls, model: nn.Module, config: AdapterConfig, settings: OptimizerSettings
     ) -> torch.optim.Optimizer:
         """AdamW over ``param_groups``; variants with their own rule override this."""
-        groups = cls.param_groups(model, config, settings)
-        return torch.optim.AdamW(
-            groups,
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=1e-8 if settings.eps is None else settings.eps,
-            fused=settings.fused or None,
-        )
+        return adamw(cls.param_groups(model, config, settings), settings)
 
     # -- state -----------------------------------------------------------------------------
 
@@ -254,18 +257,6 @@ class Adapter(nn.Module, ABC):
         own = self.adapter_tensors()
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
-
-
-def trainable_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    """Name and parameter of everything that trains, in the model's order, each once."""
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def is_bias_or_norm(model: nn.Module, name: str) -> bool:
-    """Whether a parameter is a bias or belongs to a normalisation layer: never decayed."""
-    owner_name, _, attribute = name.rpartition(".")
-    owner = model.get_submodule(owner_name)
-    return attribute == "bias" or "norm" in type(owner).__name__.lower()
 
 
 def data_device(weight: Tensor) -> torch.device:

@@ -6,11 +6,11 @@ Nothing here imports torch: counting a known model's parameters must answer at o
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from loratune.errors import ConfigError
 
@@ -65,8 +65,17 @@ class AdapterCount:
 
 
 @dataclass(kw_only=True)
-class AdapterConfig:
-    """Settings that every variant understands."""
+class AdapterConfig(ABC):
+    """Settings that every variant understands, and what the rest of the program asks of one."""
+
+    peft_type: ClassVar[str]
+    """``peft_type`` in ``adapter_config.json``.
+
+    A file without our own record beside it is read as the variant whose class sets this itself; a
+    variant that inherits it trains the same structure in another way.
+    """
+    peft_switches: ClassVar[frozenset[str]] = frozenset()
+    """Settings that, switched on in a file of ``peft_type``, make it this variant's."""
 
     variant: str = ""
     """Set by the variant's own class; names its folder under ``loratune/adapters``."""
@@ -118,9 +127,29 @@ class AdapterConfig:
         """Why this variant cannot adapt ``shape``, or an empty string."""
         return ""
 
-    def cheap_start(self) -> Self:
+    def without_costly_init(self) -> Self:
         """The same settings with the cheapest start, for an adapter about to be loaded."""
         return self
+
+    def why_not_redrawn(self) -> str:
+        """Why frozen tensors cannot be drawn again from their seed, or an empty string."""
+        return ""
+
+    def leaves_shared_to_seed(self) -> bool:
+        """Whether the adapter file leaves the shared tensors out, to be drawn again."""
+        return False
+
+    def with_shared_stored(self, stored: bool) -> Self:
+        """The same settings with the shared tensors in the adapter file, or left to their seed."""
+        return self
+
+    def search_axes(self) -> dict[str, tuple[float, ...]]:
+        """Settings to search beside the learning rate (one at most), with values to try."""
+        return {}
+
+    def advice_on_jumps(self) -> str:
+        """What to lower, beside the learning rate, where the loss jumps; or an empty string."""
+        return ""
 
     @abstractmethod
     def to_peft(self) -> dict[str, Any]:
@@ -143,13 +172,18 @@ class AdapterConfig:
         own = {field.name for field in fields(cls)} - set(known) - {"variant"}
         return {key: value for key, value in training.items() if key in own}
 
-    @abstractmethod
     def count(self, layers: Sequence[tuple[LayerShape, int]]) -> AdapterCount:
         """Numbers added to ``layers``, each given with its rank, in closed form."""
+        shared = AdapterCount(trainable=0, frozen=self.shared_count(layers))
+        return sum((self.count_layer(shape, rank) for shape, rank in layers), start=shared)
+
+    def shared_count(self, layers: Sequence[tuple[LayerShape, int]]) -> int:
+        """Frozen numbers that ``layers`` share, counted once."""
+        return 0
 
     def stored(self, count: AdapterCount) -> int:
         """Numbers in the adapter file, of those that ``count`` names."""
-        return count.stored
+        return count.trainable if self.leaves_shared_to_seed() else count.stored
 
     @abstractmethod
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:

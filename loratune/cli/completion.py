@@ -12,9 +12,6 @@ from collections.abc import Sequence
 
 from loratune.cli import COMMANDS
 
-FLAGS = ("-sc", "--shell-completion")
-_ACTIONS = ("ls", "show", "copy")
-
 
 def complete(arguments: Sequence[str]) -> int:
     """Answer ``loratune -sc install=SHELL``, ``uninstall=SHELL`` or ``query=SHELL``."""
@@ -42,16 +39,17 @@ def complete(arguments: Sequence[str]) -> int:
 
 def _recipe_words(typed: Sequence[str], *, fresh: bool) -> list[str]:
     """What may follow in ``loratune recipes``: an action, then a name."""
+    from loratune.cli.commands.recipes import ACTIONS
     from loratune.config.recipes.folders import group_options, user_recipe_folders
     from loratune.config.settings import GROUPS
 
     last = "" if fresh or not typed else typed[-1]
     before = typed if fresh else typed[:-1]
     if not before:
-        choices = list(_ACTIONS)
+        choices = list(ACTIONS)
     elif before[0] == "ls":
         choices = list(GROUPS)
     else:
-        folders = user_recipe_folders([])
+        folders = user_recipe_folders()
         choices = sorted({name for group in GROUPS for name in group_options(group, folders)})
     return [choice for choice in choices if choice.startswith(last)]

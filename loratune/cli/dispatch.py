@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from loratune.cli import COMMANDS
+from loratune.console import printable
 from loratune.errors import ConfigError, LoratuneError, StorageError, did_you_mean
 
 
 def dispatch(command: str, arguments: Sequence[str]) -> int:
     """Run ``command`` with ``arguments``; return the exit code.
 
-    Every ``LoratuneError`` becomes its lines on stderr, the gravest last; anything else is a bug,
-    exit code 1, and keeps its traceback.
+    Every ``LoratuneError`` becomes its lines on stderr, the highest exit code last; anything else
+    is a bug, exit code 1, and keeps its traceback.
     """
     try:
         _run(command, list(arguments))
@@ -56,13 +57,14 @@ def _run(command: str, arguments: list[str]) -> None:
         from loratune.cli.hydra_app import run_app
 
         run_app(command, module, arguments)
+    elif {"-h", "--help"} & set(arguments):
+        print(module.HELP.rstrip())
     else:
         module.run(arguments)
 
 
 def _print_error(error: LoratuneError) -> None:
     from loratune.config.secrets import redact_text
-    from loratune.console import printable
 
     for line in error.lines():
         print(printable(redact_text(line)), file=sys.stderr)
@@ -73,7 +75,6 @@ def _print_bug() -> None:
     import traceback
 
     from loratune.config.secrets import redact_text
-    from loratune.console import printable
 
     print(printable(redact_text(traceback.format_exc())), file=sys.stderr, end="")
     print("error[1] this is a bug of loratune; please report the lines above", file=sys.stderr)

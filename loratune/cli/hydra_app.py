@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType
-from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -18,16 +20,12 @@ from omegaconf import DictConfig
 
 from loratune.cli import COMMANDS
 from loratune.cli.hydra_shims import quick_hydra
+from loratune.config.command_line import CommandLine, read_command_line
 from loratune.config.composition import check_composed, translate_composition_error
 from loratune.config.convert import register_schemas, to_run_config
-from loratune.config.override_syntax import prepare_overrides
 from loratune.config.overrides import check_overrides
 from loratune.config.recipes.files import check_recipe_files
-from loratune.config.recipes.folders import (
-    builtin_recipes,
-    register_user_recipes,
-    user_recipe_folders,
-)
+from loratune.config.recipes.folders import builtin_recipes, register_user_recipes
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact_text
 from loratune.errors import Interrupted, LoratuneError, Preempted, raise_together
@@ -52,24 +50,23 @@ Flags: --cfg job (composed recipe), --info defaults (where it comes from), -m (s
 
 
 def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
-    """Check the user's words and files, let Hydra compose, and run the command's task.
+    """Check the user's words and files, let Hydra compose, and run the command.
 
     Args:
         command: name of the subcommand.
-        module: has ``Config`` (a ``RunConfig``) and ``run(config, overrides)``.
+        module: has ``Config`` (a ``RunConfig``) and ``run(config, command_line)``.
         arguments: the words after the subcommand.
 
     Raises:
         LoratuneError: every problem, before anything heavy is imported.
     """
-    folders = user_recipe_folders(arguments)
-    completing = "-sc" in arguments or "--shell-completion" in arguments
-    problems = [] if completing else check_recipe_files(folders, module.Config)
-    raise_together([*problems, *check_overrides(arguments, module.Config)])
-    words = prepare_overrides(arguments, module.Config)
-    register_user_recipes(folders)
+    command_line = read_command_line(arguments)
+    completing = command_line.flags.shell_completion
+    problems = [] if completing else check_recipe_files(command_line.folders, module.Config)
+    raise_together([*problems, *check_overrides(command_line, module.Config)])
+    register_user_recipes(command_line.folders)
     register_schemas(module.Config)
-    _register_help(command, module.Config, arguments)
+    _register_help(command, module.Config, own=command_line.flags.help)
     failures: list[BaseException] = []
     here = os.getpid()
 
@@ -78,16 +75,14 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         if any(isinstance(failure, _STOPPED) for failure in failures):
             return
         try:
-            _run_task(composed, module)
+            _run_task(composed, module, command_line)
         except (Exception, KeyboardInterrupt) as error:
             failures.append(_named(error))
             if os.getpid() != here:  # a launcher's own process: nobody would look at the list
                 raise
 
-    with (
-        _hydra_environment(command, [*_sweep_folder(arguments), *words]),
-        quick_hydra(words, folders),
-    ):
+    words = [*_sweep_folder(command_line), *command_line.for_hydra(module.Config)]
+    with _hydra_environment(command, words), quick_hydra(command_line):
         try:
             hydra.main(
                 version_base="1.3", config_path=str(builtin_recipes()), config_name="config"
@@ -104,11 +99,10 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
 
 def _raise_failures(failures: list[BaseException]) -> None:
     """One error for all failed jobs; the others' results stay."""
-    told = [failure for failure in failures if isinstance(failure, LoratuneError)]
     for failure in failures:
-        if failure not in told:
+        if not isinstance(failure, LoratuneError):
             raise failure
-    raise_together(told)
+    raise_together(failure for failure in failures if isinstance(failure, LoratuneError))
 
 
 def _named(error: BaseException) -> BaseException:
@@ -121,25 +115,27 @@ def _named(error: BaseException) -> BaseException:
     return error
 
 
-def _run_task(composed: DictConfig, module: ModuleType) -> None:
+def _run_task(composed: DictConfig, module: ModuleType, command_line: CommandLine) -> None:
     raise_together(check_composed(composed))
     config = to_run_config(composed, module.Config)
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN and config.out is None:
-        config.out = hydra_config.runtime.output_dir
-    module.run(config, list(hydra_config.overrides.task))
+    if hydra_config.mode == RunMode.MULTIRUN:
+        command_line = command_line.job(hydra_config.overrides.task)
+        config = replace(config, out=config.out or hydra_config.runtime.output_dir)
+    module.run(config, command_line)
 
 
-def _register_help(command: str, config: type[RunConfig], arguments: list[str]) -> None:
-    own = ""
-    if any(word in ("-h", "--help") for word in arguments):
+def _register_help(command: str, config: type[RunConfig], *, own: bool) -> None:
+    """Tell Hydra the text of ``--help``; ``own``: with the settings that the command adds."""
+    added = ""
+    if own:
         from loratune.cli.settings_help import own_settings
 
-        own = own_settings(config)
+        added = own_settings(config)
     template = HELP_TEMPLATE.format(
         command=command,
         summary=COMMANDS[command],
-        own=f"Settings of this command:\n\n{own}\n\n" if own else "",
+        own=f"Settings of this command:\n\n{added}\n\n" if added else "",
     ).replace("$", "$$")
     for name in ("APP_CONFIG_GROUPS", "CONFIG"):
         template = template.replace(f"$${name}", f"${name}")
@@ -157,6 +153,7 @@ def _hydra_environment(command: str, arguments: list[str]) -> Iterator[None]:
     handlers, level = list(logging.root.handlers), logging.root.level
     sys.argv = ["loratune", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that we can explain
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself on stderr
     os.environ["HYDRA_MAIN_MODULE"] = f"loratune_{command.replace('-', '_')}"
     try:
         yield
@@ -168,23 +165,9 @@ def _hydra_environment(command: str, arguments: list[str]) -> Iterator[None]:
         os.environ.update(environment)
 
 
-def _sweep_folder(arguments: list[str]) -> list[str]:
+def _sweep_folder(command_line: CommandLine) -> list[str]:
     """A sweep folder that two sweeps started in the same second do not share."""
-    swept = any(word in ("-m", "--multirun") for word in arguments)
-    if not swept or any(word.startswith("hydra.sweep.dir=") for word in arguments):
+    if not command_line.flags.multirun or "hydra.sweep.dir" in command_line.keys:
         return []
-    import secrets
-    import time
-
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     return [f"hydra.sweep.dir=outputs/sweeps/{stamp}-{secrets.token_hex(3)}"]
-
-
-def given_keys(overrides: list[str]) -> set[str]:
-    """Keys that the command line sets: ``model.path=x`` gives ``model.path``."""
-    return {word.lstrip("+~").split("=", 1)[0] for word in overrides}
-
-
-def to_display(value: Any) -> str:
-    """A value as one would type it."""
-    return "null" if value is None else str(value)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+from loratune.config.command_line import CommandLine
 from loratune.config.convert import apply_overrides, from_plain, read_recipe
 from loratune.config.schema import RunConfig
 from loratune.config.settings import GROUPS
+from loratune.runs.resume_setting import resumed_run
+from loratune.runs.run_dir import RunDir
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
 
-def recorded_recipe(config: ConfigType, overrides: list[str], run: str | None = None) -> ConfigType:
+def recorded_recipe(
+    config: ConfigType, command_line: CommandLine, run: str | None = None
+) -> ConfigType:
     """The recipe recorded in a run folder with the command line's values on top.
 
     Where the command line chooses groups (``recipe=...``), or names no run, the composed
@@ -20,22 +25,19 @@ def recorded_recipe(config: ConfigType, overrides: list[str], run: str | None = 
 
     Args:
         config: as composed.
-        overrides: the words it was composed with.
+        command_line: the words it was composed with.
         run: the run folder; by default the one that ``resume=DIR`` names.
 
     Raises:
         ConfigError: if the folder has no recipe, or a word does not fit it.
     """
-    folder = run or _resumed(config)
-    chooses = any(word.lstrip("+").split("=", 1)[0] in GROUPS for word in overrides)
-    if folder is None or chooses:
+    folder = run or resumed_run(config)
+    if folder is None or command_line.keys & set(GROUPS):
         return config
-    values = read_recipe(Path(folder) / "recipe.yaml")
-    return from_plain(apply_overrides(values, overrides), type(config))
+    values = read_recipe(RunDir(Path(folder)).recipe)
+    return from_plain(apply_overrides(values, command_line.settings), type(config))
 
 
-def _resumed(config: RunConfig) -> str | None:
-    if config.resume in (None, "auto"):
-        return None
-    path = Path(str(config.resume))
-    return str(path.parent.parent if path.parent.name == "checkpoints" else path)
+def names_base(keys: set[str], run: str | None) -> bool:
+    """Whether the recipe's ``model`` is meant: chosen by these keys, or recorded in a run."""
+    return run is not None or bool(keys & {"model", "model.path", "recipe"})

@@ -1,27 +1,27 @@
-"""From finished pieces to a comparison: means, intervals, differences, findings."""
+"""From finished tasks to a comparison: means, intervals, differences, findings."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from loratune.compare.plan import FAILED, SECONDS, ComparisonPlan, Contest, Work
+from loratune.compare.metrics import METRICS, difference_in_words
+from loratune.compare.plan import FAILED, SECONDS, ComparisonPlan, Task, VariantSearch
 from loratune.compare.result import (
     BaseScores,
     ComparedSample,
     Costs,
     Difference,
     Estimate,
-    Member,
+    SeedRun,
     Trial,
     VariantResult,
     build,
 )
 from loratune.compare.statistics import SIGNIFICANT, Interval, Scores, holm, interval, over_seeds
 from loratune.compare.store import Store
-from loratune.compare.words import METRICS, difference_in_words
 from loratune.config.convert import to_plain
 
 SAMPLES = 6
@@ -35,83 +35,88 @@ _OVER_SEEDS = (
 
 
 class Assembly:
-    """What the pieces of a comparison come to.
+    """What the tasks of a comparison come to.
 
     Attributes:
-        variants: the contenders' results.
+        variants: the result of each setting.
         differences: every pair in every metric.
         target_loss: dev loss of the time-to-target columns.
     """
 
     def __init__(self, plan: ComparisonPlan, store: Store, target_loss: float | None) -> None:
         self._store = store
-        self._base = store.read(plan.base().piece) or {}
+        self._base = store.read(plan.base().cached) or {}
         self._scores: dict[str, list[dict[str, Any]]] = {}
-        found = [self._variant(plan, contest) for contest in plan.contests]
-        self.target_loss = target_loss if target_loss is not None else _common_target(found)
-        self.variants = [self._with_estimates(variant) for variant in found]
+        variants = [self._variant(plan, one) for one in plan.searches]
+        self.target_loss = target_loss if target_loss is not None else _common_target(variants)
+        self.variants = [self._with_estimates(variant) for variant in variants]
         self.differences = self._differences()
 
     # -- one variant -----------------------------------------------------------------------
 
-    def _variant(self, plan: ComparisonPlan, contest: Contest) -> VariantResult:
-        store, contender = self._store, contest.contender
-        results = plan.results(contest, store)
-        point = contest.search.winner(results)
+    def _variant(self, plan: ComparisonPlan, one: VariantSearch) -> VariantResult:
+        store, contender = self._store, one.contender
+        results = plan.results(one, store)
+        point = one.search.winner(results)
         notes = list(contender.notes)
-        if point is not None and contest.search.is_at_edge(point, results):
+        if point is not None and one.search.is_at_edge(point, results):
             notes.append(
                 f"its best rate, {point.lr:g}, is the last one tried: give a wider lr_grid"
             )
-        members = [self._member(work) for work in plan.members(contest, store)]
-        costs: Costs = build(Costs, _without_seconds(store.read(plan.costs(contender).piece)))
+        runs = [self._seed_run(task) for task in plan.seed_runs(one, store)]
+        costs: Costs = build(Costs, _without_seconds(store.read(plan.costs(contender).cached)))
         return VariantResult(
-            label=contender.label, variant=contender.config.variant, costs=costs,
+            label=contender.label,
+            variant=contender.config.variant,
+            costs=costs,
             adapter=to_plain(point.applied(contender.config) if point else contender.config),
-            lr=point.lr if point else None, lr_ratio=point.lr_ratio if point else None,
+            lr=point.lr if point else None,
+            lr_ratio=point.ratio if point else None,
             search=[trial for _, trial in sorted(results.items(), key=lambda item: item[0][1])],
-            members=members, reason=_whole_failure(list(results.values()), members, point is None),
+            members=runs,
+            reason=_whole_failure(list(results.values()), runs, point is None),
             notes=notes,
-        )  # fmt: skip
+        )
 
-    def _member(self, work: Work) -> Member:
-        value = self._store.read(work.piece) or {FAILED: "not finished"}
+    def _seed_run(self, task: Task) -> SeedRun:
+        value = self._store.read(task.cached) or {FAILED: "not finished"}
         if FAILED in value:
-            return Member(seed=work.seed, reason=value[FAILED])
-        assert work.contender is not None
-        self._scores.setdefault(work.contender.label, []).append(value)
-        member: Member = build(Member, value["member"])
+            return SeedRun(seed=task.seed, reason=value[FAILED])
+        assert task.contender is not None
+        self._scores.setdefault(task.contender.label, []).append(value)
+        run: SeedRun = build(SeedRun, value["member"])
         scores = self._scores_of([value], "heldout")
         if scores is None:
-            return member
-        return replace(member, forgetting=interval(scores, resamples=1).mean)
+            return run
+        return replace(run, forgetting=interval(scores, resamples=1).mean)
 
     def _with_estimates(self, variant: VariantResult) -> VariantResult:
-        members = [self._on_target(member) for member in variant.members]
-        good = [member for member in members if not member.reason]
+        runs = [self._on_target(run) for run in variant.members]
+        finished = [run for run in runs if not run.reason]
         estimates: dict[str, Estimate] = {}
         for metric in METRICS:
             scores = self._scores_of(self._scores.get(variant.label, []), metric.source)
             if scores is not None:
                 estimates[metric.key] = _estimate(interval(scores), scores)
         for key in _OVER_SEEDS:
-            values = [getattr(member, key) for member in good]
-            known = [float(value) for value in values if value is not None]
-            if known:
-                estimates[key] = _estimate(over_seeds(known), Scores([[v] for v in known], []))
-        return replace(variant, members=members, estimates=estimates)
+            values = [getattr(run, key) for run in finished]
+            numbers = [float(value) for value in values if value is not None]
+            if numbers:
+                scores = Scores([[number] for number in numbers], [])
+                estimates[key] = _estimate(over_seeds(numbers), scores)
+        return replace(variant, members=runs, estimates=estimates)
 
-    def _on_target(self, member: Member) -> Member:
-        steps = _reached(member, self.target_loss, lambda point: float(point.step))
+    def _on_target(self, run: SeedRun) -> SeedRun:
+        steps = _steps_to(run, self.target_loss)
         if steps is None:
-            return member
-        seconds = None if member.step_seconds is None else steps * member.step_seconds
-        return replace(member, steps_to_target=steps, seconds_to_target=seconds)
+            return run
+        seconds = None if run.step_seconds is None else steps * run.step_seconds
+        return replace(run, steps_to_target=steps, seconds_to_target=seconds)
 
     # -- scores ----------------------------------------------------------------------------
 
     def _scores_of(self, values: Sequence[dict[str, Any]], source: str) -> Scores | None:
-        """One metric of several members, unit by unit; ``None`` where it was not measured."""
+        """One metric of several runs, unit by unit; ``None`` where it was not measured."""
         if not values:
             return None
         if source == "exact":
@@ -132,18 +137,18 @@ class Assembly:
     # -- pairs -----------------------------------------------------------------------------
 
     def _differences(self) -> list[Difference]:
-        found: list[Difference] = []
+        differences: list[Difference] = []
         labels = [variant.label for variant in self.variants if variant.label in self._scores]
         for metric in METRICS:
             pairs = [
                 (first, second, self._pair(first, second, metric.source))
                 for first, second in itertools.combinations(labels, 2)
             ]
-            known = [(a, b, i) for a, b, i in pairs if i is not None and i.p is not None]
-            adjusted = holm([i.p for _, _, i in known if i.p is not None])
-            for (first, second, one), p_holm in zip(known, adjusted, strict=True):
-                found.append(_difference(metric.key, first, second, one, p_holm))
-        return found
+            tested = [(a, b, i) for a, b, i in pairs if i is not None and i.p is not None]
+            adjusted = holm([i.p for _, _, i in tested if i.p is not None])
+            for (first, second, one), p_holm in zip(tested, adjusted, strict=True):
+                differences.append(_difference(metric.key, first, second, one, p_holm))
+        return differences
 
     def _pair(self, first: str, second: str, source: str) -> Interval | None:
         """First minus second over the seeds that both finished."""
@@ -160,59 +165,62 @@ class Assembly:
     # -- the rest --------------------------------------------------------------------------
 
     def samples(self, prompts: Sequence[str], references: Sequence[str]) -> list[ComparedSample]:
-        """A few prompts with every contender's answer, of its first finished seed."""
+        """A few prompts with every setting's answer, of its first finished seed."""
         answered = len(self._base.get("answers", []))
         step = max(1, answered // SAMPLES)
         return [
             ComparedSample(
-                prompt=prompts[place], reference=references[place],
+                prompt=prompts[place],
+                reference=references[place],
                 base=self._base["answers"][place],
                 answers={k: values[0]["answers"][place] for k, values in self._scores.items()},
             )
             for place in range(0, answered, step)
-        ][:SAMPLES]  # fmt: skip
+        ][:SAMPLES]
 
     def base(self, path: str, fingerprint: str, parameters: int) -> BaseScores:
         """The base model's own scores."""
-        member: Member = build(Member, self._base["member"])
+        run: SeedRun = build(SeedRun, self._base["member"])
         heldout = self._base.get("heldout")
         return BaseScores(
-            path=path, fingerprint=fingerprint, parameters=parameters, loss=member.loss,
-            token_accuracy=member.token_accuracy, exact_match=member.exact_match,
+            path=path,
+            fingerprint=fingerprint,
+            parameters=parameters,
+            loss=run.loss,
+            token_accuracy=run.token_accuracy,
+            exact_match=run.exact_match,
             heldout_loss=sum(heldout["loss"]) / sum(heldout["tokens"]) if heldout else None,
-        )  # fmt: skip
+        )
 
 
 def _without_seconds(value: dict[str, Any] | None) -> dict[str, Any]:
     return {key: item for key, item in (value or {}).items() if key != SECONDS}
 
 
-def _whole_failure(trials: Sequence[Trial], members: Sequence[Member], unsearched: bool) -> str:
+def _whole_failure(trials: Sequence[Trial], runs: Sequence[SeedRun], unsearched: bool) -> str:
     if unsearched:
         reasons = {trial.reason for trial in trials if trial.reason}
         return f"no learning rate was usable: {'; '.join(sorted(reasons))}"
-    if members and all(member.reason for member in members):
-        return f"every seed failed: {members[0].reason}"
+    if runs and all(run.reason for run in runs):
+        return f"every seed failed: {runs[0].reason}"
     return ""
 
 
 def _common_target(variants: Sequence[VariantResult]) -> float | None:
     """The dev loss that every finished training reaches: the highest of their last ones."""
-    ends = [member.curve[-1].dev_loss for v in variants for member in v.members if member.curve]
+    ends = [run.curve[-1].dev_loss for v in variants for run in v.members if run.curve]
     return max((loss for loss in ends if loss is not None), default=None)
 
 
-def _reached(member: Member, target: float | None, of: Callable[[Any], float]) -> float | None:
-    """Where the dev loss first falls to ``target``, on straight lines between measurements."""
+def _steps_to(run: SeedRun, target: float | None) -> float | None:
+    """When the dev loss first falls to ``target``, on straight lines between measurements."""
     if target is None:
         return None
-    points = [point for point in member.curve if point.dev_loss is not None]
-    for before, after in itertools.pairwise(points):
-        assert before.dev_loss is not None and after.dev_loss is not None
-        if after.dev_loss <= target:
-            drop = before.dev_loss - after.dev_loss
-            share = (before.dev_loss - target) / drop if drop > 0 else 0.0
-            return of(before) + min(1.0, max(0.0, share)) * (of(after) - of(before))
+    points = [(p.step, p.dev_loss) for p in run.curve if p.dev_loss is not None]
+    for (start, before), (end, after) in itertools.pairwise(points):
+        if after <= target:
+            share = (before - target) / (before - after) if before > after else 0.0
+            return start + min(1.0, max(0.0, share)) * (end - start)
     return None
 
 
@@ -224,8 +232,16 @@ def _estimate(one: Interval, scores: Scores) -> Estimate:
 
 def _difference(metric: str, first: str, second: str, one: Interval, p_holm: float) -> Difference:
     assert one.low is not None and one.high is not None and one.p is not None
-    made = Difference(
-        metric=metric, first=first, second=second, difference=one.mean, low=one.low, high=one.high,
-        p=one.p, p_holm=p_holm, significant=p_holm < SIGNIFICANT, words="",
-    )  # fmt: skip
-    return replace(made, words=difference_in_words(made))
+    difference = Difference(
+        metric=metric,
+        first=first,
+        second=second,
+        difference=one.mean,
+        low=one.low,
+        high=one.high,
+        p=one.p,
+        p_holm=p_holm,
+        significant=p_holm < SIGNIFICANT,
+        words="",
+    )
+    return replace(difference, words=difference_in_words(difference))

@@ -10,7 +10,8 @@ from typing import Any
 
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.registry import config_class, variant_names
-from loratune.compare.search import RATIO
+from loratune.compare.search import search_axis
+from loratune.config.composition import to_typed
 from loratune.config.recipes.variant_settings import variant_settings
 from loratune.counting.budget import Budget, match_budget, parse_budget
 from loratune.counting.parameters import count_variant, saved_modules
@@ -34,10 +35,10 @@ class Contender:
     notes: tuple[str, ...] = ()
 
     @property
-    def lr_ratio(self) -> float | None:
-        """LoRA+'s ratio, if the variant has one."""
-        value = getattr(self.config, RATIO, None)
-        return None if value is None else float(value)
+    def ratio(self) -> float | None:
+        """Value of the setting that the variant searches beside its learning rate, if any."""
+        axis = search_axis(self.config)
+        return float(getattr(self.config, axis)) if axis else None
 
 
 def contenders(wanted: Any, chosen: AdapterConfig, folders: Sequence[Path] = ()) -> list[Contender]:
@@ -86,22 +87,9 @@ def _config(entry: Any, chosen: AdapterConfig, folders: Sequence[Path]) -> Adapt
     if unknown:
         fix = did_you_mean(unknown[0], known) or f"known here: {', '.join(sorted(known))}"
         raise ConfigError(f"{name} has no setting '{unknown[0]}'", where="variants", fix=fix)
-    return _checked(start, values)
-
-
-def _checked(start: AdapterConfig, values: dict[str, Any]) -> AdapterConfig:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(start), values))
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from None
-        line = str(error).partition("\n")[0]
-        raise ConfigError(line, where="variants", fix="mend the value") from error
-    assert isinstance(made, AdapterConfig)
-    return made
+    config = to_typed(start, values, "variants")
+    assert isinstance(config, AdapterConfig)
+    return config
 
 
 def _labels(configs: Sequence[AdapterConfig]) -> list[str]:
@@ -134,7 +122,7 @@ def parse_match(text: str) -> tuple[str, Budget | None]:
         budget = parse_budget(text)
         return budget.quantity, budget
     fix = did_you_mean(text, MATCHES) or f"choose one of {', '.join(MATCHES)}"
-    raise ConfigError(f"'{text}' is no way to match", where="match", fix=fix)
+    raise ConfigError(f"unknown match '{text}'", where="match", fix=fix)
 
 
 def matched(

@@ -1,4 +1,4 @@
-"""One plain training in memory: the loop of ``train`` without its folder and checkpoints."""
+"""One training in memory, timed, with its curve: no folder, no checkpoints."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from loratune.compare.result import CurvePoint
 from loratune.config.schema import TrainerConfig
+from loratune.data.batches import BatchPlan
+from loratune.data.training_set import TrainingSet
 from loratune.errors import Interrupted, Preempted
-from loratune.loss import LanguageModelHead
-from loratune.stages.train import TrainingSet
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.surgery import WrappedModel
 from loratune.training import guards
-from loratune.training.optim import make_optimizer, schedule_factor, set_learning_rate
+from loratune.training.loop import start, steps
 from loratune.training.signals import StopRequest
-from loratune.training.state import seed_everything
-from loratune.training.step import train_step
+from loratune.training.step import StepMetrics
 
 UNTIMED_STEPS = 2
 """First steps left out of the median: they allocate and warm up."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fit:
     """What a training left behind.
 
@@ -40,9 +40,9 @@ class Fit:
     """
 
     optimizer: torch.optim.Optimizer
-    curve: list[CurvePoint] = field(default_factory=list)
-    order: str = ""
-    step_seconds: float = 0.0
+    curve: list[CurvePoint]
+    order: str
+    step_seconds: float
 
 
 def fit(
@@ -68,46 +68,55 @@ def fit(
         Interrupted, Preempted: on SIGINT and SIGTERM, between two steps.
     """
     model, total = wrapped.model, rows.plan.total_steps
-    guards.refuse_nothing_trainable(model)
-    seed_everything(trainer.seed)
-    optimizer = make_optimizer(model, wrapped.config, trainer)
-    guards.refuse_zero_rate([group["peak_lr"] for group in optimizer.param_groups])
+    optimizer = start(wrapped, trainer)
+    curve, clock = _Curve(model, dev_loss), _Clock(model)
+    curve.add(0, 0.0)
     every = max(1, total // points)
-    clock, losses, tokens, order = _Clock(model), [], 0, hashlib.sha256()
-    result = Fit(optimizer)
-    result.curve.append(CurvePoint(
-        step=0, tokens=0, seconds=0.0, train_loss=None, dev_loss=_measured(wrapped, dev_loss)
-    ))  # fmt: skip
     model.train()
     with StopRequest() as stop:
-        for step in range(total):
-            numbers = rows.plan.micro_batches(step)
-            order.update(repr(numbers).encode())
-            with clock:
-                set_learning_rate(optimizer, schedule_factor(step, total, trainer))
-                batches = [rows.batch(part).to(clock.device) for part in numbers]
-                metrics = train_step(head, batches, optimizer, trainer.clip_norm, step, rows.source)
-            losses.append(metrics.loss)
-            tokens += metrics.supervised
-            if (step + 1) % every == 0 or step + 1 == total:
-                result.curve.append(CurvePoint(
-                    step=step + 1, tokens=tokens, seconds=clock.total,
-                    train_loss=statistics.fmean(losses), dev_loss=_measured(wrapped, dev_loss),
-                ))  # fmt: skip
-                losses = []
+        for metrics in steps(head, rows, optimizer, trainer, before=clock.start):
+            clock.stop()
+            curve.count(metrics)
+            if metrics.step % every == 0 or metrics.step == total:
+                curve.add(metrics.step, clock.total)
                 model.train()
             _stop_if_asked(stop)
-    guards.refuse_non_finite(model, total)
+    guards.check_finite(model, total)
     model.eval()
-    result.order, result.step_seconds = order.hexdigest(), clock.median
-    return result
+    return Fit(optimizer, curve.points, _order(rows.plan), clock.median)
 
 
-def _measured(wrapped: WrappedModel, dev_loss: Callable[[], float] | None) -> float | None:
-    if dev_loss is None:
-        return None
-    wrapped.model.eval()
-    return dev_loss()
+def _order(plan: BatchPlan) -> str:
+    """Sha256 of the row numbers of every step."""
+    order = hashlib.sha256()
+    for step in range(plan.total_steps):
+        order.update(repr(plan.micro_batches(step)).encode())
+    return order.hexdigest()
+
+
+class _Curve:
+    """Training loss between two points, and the loss of the rows to choose by at each."""
+
+    def __init__(self, model: nn.Module, dev_loss: Callable[[], float] | None) -> None:
+        self.points: list[CurvePoint] = []
+        self._model, self._dev_loss = model, dev_loss
+        self._losses: list[float] = []
+        self._tokens = 0
+
+    def count(self, metrics: StepMetrics) -> None:
+        """Take in a step."""
+        self._losses.append(metrics.loss)
+        self._tokens += metrics.supervised
+
+    def add(self, step: int, seconds: float) -> None:
+        """Measure a point; leaves the model in eval mode."""
+        self._model.eval()
+        self.points.append(CurvePoint(
+            step=step, tokens=self._tokens, seconds=seconds,
+            train_loss=statistics.fmean(self._losses) if self._losses else None,
+            dev_loss=None if self._dev_loss is None else self._dev_loss(),
+        ))  # fmt: skip
+        self._losses = []
 
 
 def _stop_if_asked(stop: StopRequest) -> None:
@@ -119,25 +128,29 @@ def _stop_if_asked(stop: StopRequest) -> None:
 
 
 class _Clock:
-    """Times the blocks it is entered for, queued GPU work included."""
+    """Times steps, queued GPU work included."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.device = next(model.parameters()).device
         self.seconds: list[float] = []
         self._started = 0.0
 
-    def __enter__(self) -> None:
+    def start(self, step: int) -> None:
+        """Begin a step."""
         self._started = time.perf_counter()
 
-    def __exit__(self, *_: Any) -> None:
+    def stop(self) -> None:
+        """End it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds.append(time.perf_counter() - self._started)
 
     @property
     def total(self) -> float:
+        """Seconds of all steps."""
         return sum(self.seconds)
 
     @property
     def median(self) -> float:
+        """Seconds of a step once the first ones are over."""
         return statistics.median(self.seconds[UNTIMED_STEPS:] or self.seconds)

@@ -20,7 +20,8 @@ class Options:
         match: see ``matched``.
         seeds: how many final trainings each setting gets; 0 for a search alone.
         lr_grid: learning rates for every variant, instead of a grid around its own.
-        ratio_grid: LoRA+ ratios to try, instead of the recipe's.
+        ratio_grid: values of the setting that a variant searches beside its rate (LoRA+'s ratio),
+            instead of the recipe's.
         processes: how many work on it here.
         part: ``(K, N)``: this process is the Kth of N that were started separately.
         retry: do failed pieces again.
@@ -47,5 +48,7 @@ def parse_part(text: str) -> tuple[int, int]:
     parsed = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
     number, count = (int(parsed[1]), int(parsed[2])) if parsed else (0, 0)
     if not 1 <= number <= count:
-        raise ConfigError(f"'{text}' is no part", where="part", fix="use part=1/4 to part=4/4")
+        raise ConfigError(
+            f"part must be K/N, not '{text}'", where="part", fix="use part=1/4 to part=4/4"
+        )
     return number, count

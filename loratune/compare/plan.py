@@ -1,4 +1,4 @@
-"""What a comparison consists of, and which pieces of it can be done now."""
+"""What a comparison consists of, and which tasks of it can be done now."""
 
 from __future__ import annotations
 
@@ -9,28 +9,36 @@ from typing import Any
 from loratune.compare.contenders import Contender
 from loratune.compare.result import Trial, build
 from loratune.compare.search import Point, Results, Search
-from loratune.compare.store import Piece, Store, fingerprint
+from loratune.compare.store import CachedResult, Store, fingerprint
 from loratune.config.convert import to_plain
 
 FAILED = "failed"
-"""Key of a piece's result that says why it failed."""
+"""Key of a task's result that says why it failed."""
 SECONDS = "seconds"
-"""Key of a piece's result that says how long it took."""
+"""Key of a task's result that says how long it took."""
 
 
 @dataclass(frozen=True)
-class Contest:
-    """One contender with its search."""
+class VariantSearch:
+    """One setting and the search for its learning rate."""
 
     contender: Contender
     search: Search
 
 
 @dataclass(frozen=True)
-class Work:
-    """A piece together with what doing it needs; ``point`` is of a trial, ``seed`` of a member."""
+class Task:
+    """Something to do, and where its result lies.
 
-    piece: Piece
+    Attributes:
+        cached: the result's place in the folder.
+        contender: whose it is; ``None`` for the base model.
+        point: of a trial or a seed run.
+        steps: of a trial.
+        seed: of a seed run.
+    """
+
+    cached: CachedResult
     contender: Contender | None = None
     point: Point | None = None
     steps: int = 0
@@ -38,106 +46,106 @@ class Work:
 
     @property
     def title(self) -> str:
-        """The piece in words."""
+        """The task in words."""
         if self.contender is None:
             return "base model"
         if self.point is None:
             return f"{self.contender.label} costs"
         rate = f"lr {self.point.lr:g}"
-        if self.point.lr_ratio is not None:
-            rate += f" ratio {self.point.lr_ratio:g}"
-        what = f"{self.steps} steps" if self.piece.kind == "trials" else f"seed {self.seed}"
+        if self.point.ratio is not None:
+            rate += f" ratio {self.point.ratio:g}"
+        what = f"{self.steps} steps" if self.cached.kind == "trials" else f"seed {self.seed}"
         return f"{self.contender.label} {rate}, {what}"
 
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """All pieces of a comparison.
+    """All tasks of a comparison.
 
     Attributes:
-        task: fingerprint of what all pieces share: recipe, base, rows.
-        contests: in the order asked for.
+        shared: fingerprint of what all tasks share: recipe, base, rows.
+        searches: in the order asked for.
         seeds: of the final trainings; none for a search alone.
     """
 
-    task: str
-    contests: Sequence[Contest]
+    shared: str
+    searches: Sequence[VariantSearch]
     seeds: Sequence[int]
 
-    def open_work(self, store: Store) -> list[Work]:
-        """Pieces that are not done and wait for nothing, searches first."""
-        work = [w for w in self._fixed() if store.read(w.piece) is None]
-        members: list[Work] = []
-        for contest in self.contests:
-            open_trials = contest.search.open_trials(self.results(contest, store))
+    def open_tasks(self, store: Store) -> list[Task]:
+        """Tasks that are not done and wait for nothing, searches first."""
+        tasks = [task for task in self._fixed() if store.read(task.cached) is None]
+        runs: list[Task] = []
+        for one in self.searches:
+            open_trials = one.search.open_trials(self.results(one, store))
             if open_trials:
-                work += [self.trial(contest.contender, *trial) for trial in open_trials]
+                tasks += [self.trial(one.contender, *trial) for trial in open_trials]
             else:
-                members += [m for m in self.members(contest, store) if store.read(m.piece) is None]
+                runs += [r for r in self.seed_runs(one, store) if store.read(r.cached) is None]
         # All variants of one seed before the next: what is there at any time can be compared.
-        return work + sorted(members, key=lambda member: member.seed)
+        return tasks + sorted(runs, key=lambda run: run.seed)
 
-    def results(self, contest: Contest, store: Store) -> Results:
-        """The finished trials of one contender."""
+    def results(self, one: VariantSearch, store: Store) -> Results:
+        """The finished trials of one setting."""
         results: dict[tuple[Point, int], Trial] = {}
-        for point in contest.search.possible_points():
-            for steps in contest.search.rungs:
-                value = store.read(self.trial(contest.contender, point, steps).piece)
+        for point in one.search.possible_points():
+            for steps in one.search.rungs:
+                value = store.read(self.trial(one.contender, point, steps).cached)
                 if value is not None:
                     results[point, steps] = as_trial(value, point, steps)
         return results
 
-    def members(self, contest: Contest, store: Store) -> list[Work]:
-        """The final trainings of one contender; none before its rate is known."""
-        point = contest.search.winner(self.results(contest, store))
+    def seed_runs(self, one: VariantSearch, store: Store) -> list[Task]:
+        """The final trainings of one setting; none before its rate is known."""
+        point = one.search.winner(self.results(one, store))
         if point is None:
             return []
-        return [self.member(contest.contender, point, seed) for seed in self.seeds]
+        return [self.seed_run(one.contender, point, seed) for seed in self.seeds]
 
     def count(self) -> int:
-        """Pieces in all, if none fails."""
+        """Tasks in all, if none fails."""
         total = len(self._fixed())
-        for contest in self.contests:
-            field = len(contest.search.points)
-            for _ in contest.search.rungs:
-                total, field = total + field, -(-field // 2)
+        for one in self.searches:
+            points = len(one.search.points)
+            for _ in one.search.rungs:
+                total, points = total + points, -(-points // 2)
             total += len(self.seeds)
         return total
 
     def left(self, store: Store) -> int:
-        """Pieces to do, as far as is known: a search may still grow."""
-        searching = [c for c in self.contests if c.search.open_trials(self.results(c, store))]
-        return len(self.open_work(store)) + len(searching) * len(self.seeds)
+        """Tasks to do, as far as is known: a search may still grow."""
+        searching = [s for s in self.searches if s.search.open_trials(self.results(s, store))]
+        return len(self.open_tasks(store)) + len(searching) * len(self.seeds)
 
-    def base(self) -> Work:
+    def base(self) -> Task:
         """Scoring the base model."""
-        return Work(Piece("base", "", "scores", self._key("base")))
+        return Task(CachedResult("base", "", "scores", self._key("base")))
 
-    def costs(self, contender: Contender) -> Work:
-        """Counting what a contender costs."""
+    def costs(self, contender: Contender) -> Task:
+        """Counting what a setting costs."""
         key = self._key("costs", to_plain(contender.config))
-        return Work(Piece("costs", contender.label, "costs", key), contender)
+        return Task(CachedResult("costs", contender.label, "costs", key), contender)
 
-    def trial(self, contender: Contender, point: Point, steps: int) -> Work:
-        """One point of a search."""
+    def trial(self, contender: Contender, point: Point, steps: int) -> Task:
+        """One trial of a search."""
         key = self._key("trial", _settings(contender, point), steps)
         name = f"{steps}-steps-{point.lr:g}"
-        return Work(Piece("trials", contender.label, name, key), contender, point, steps)
+        return Task(CachedResult("trials", contender.label, name, key), contender, point, steps)
 
-    def member(self, contender: Contender, point: Point, seed: int) -> Work:
+    def seed_run(self, contender: Contender, point: Point, seed: int) -> Task:
         """One final training."""
         key = self._key("member", _settings(contender, point), seed)
-        piece = Piece("members", contender.label, f"seed-{seed}", key)
-        return Work(piece, contender, point, seed=seed)
+        cached = CachedResult("members", contender.label, f"seed-{seed}", key)
+        return Task(cached, contender, point, seed=seed)
 
-    def _fixed(self) -> list[Work]:
-        """Pieces that no other decides; a search alone needs none of them."""
+    def _fixed(self) -> list[Task]:
+        """Tasks that no other decides; a search alone needs none of them."""
         if not self.seeds:
             return []
-        return [self.base(), *(self.costs(contest.contender) for contest in self.contests)]
+        return [self.base(), *(self.costs(one.contender) for one in self.searches)]
 
     def _key(self, *parts: Any) -> str:
-        return fingerprint([self.task, *parts])
+        return fingerprint([self.shared, *parts])
 
 
 def _settings(contender: Contender, point: Point) -> dict[str, Any]:
@@ -148,7 +156,7 @@ def as_trial(value: dict[str, Any], point: Point, steps: int) -> Trial:
     """A trial's result, or the failed trial that a dead process left."""
     if FAILED in value:
         return Trial(
-            lr=point.lr, lr_ratio=point.lr_ratio, steps=steps, loss=None, reason=value[FAILED]
+            lr=point.lr, lr_ratio=point.ratio, steps=steps, loss=None, reason=value[FAILED]
         )
     trial: Trial = build(Trial, {key: item for key, item in value.items() if key != SECONDS})
     return trial

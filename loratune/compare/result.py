@@ -62,12 +62,12 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One point of the learning-rate search, trained for ``steps`` steps from scratch.
+    """One trial of the learning-rate search, trained for ``steps`` steps from scratch.
 
     Attributes:
         lr: learning rate.
         lr_ratio: LoRA+'s ratio, for variants that have one.
-        steps: length of this rung.
+        steps: how long it was trained.
         loss: on the search split; ``None`` if it failed.
         reason: why it failed, or an empty string.
     """
@@ -80,13 +80,13 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class SeedRun:
     """One final training: one setting, one seed.
 
     Attributes:
         seed: of initialisation, data order and dropout.
         order: sha256 of the row numbers of every step: equal for all variants of a seed.
-        reason: why it failed, or an empty string; a failed member has no numbers.
+        reason: why it failed, or an empty string; a failed run has no numbers.
         loss: on the final rows.
         token_accuracy: share of supervised tokens ranked first, final rows.
         exact_match: share of prompts answered exactly.
@@ -143,7 +143,7 @@ class VariantResult:
         lr_ratio: the chosen ratio, for variants that have one.
         search: every trial of the search.
         members: one per seed.
-        estimates: metric name to mean and interval over the members that succeeded: ``loss``,
+        estimates: metric name to mean and interval over the runs that succeeded: ``loss``,
             ``token_accuracy``, ``exact_match``, ``forgetting``, ``step_seconds``, ``peak_bytes``,
             ``steps_to_target``, ``seconds_to_target``, ``merge_residual``; absent if unmeasured.
         reason: why the whole setting failed, or an empty string.
@@ -157,7 +157,7 @@ class VariantResult:
     lr: float | None = None
     lr_ratio: float | None = None
     search: list[Trial] = field(default_factory=list)
-    members: list[Member] = field(default_factory=list)
+    members: list[SeedRun] = field(default_factory=list)
     estimates: dict[str, Estimate] = field(default_factory=dict)
     reason: str = ""
     notes: list[str] = field(default_factory=list)
@@ -228,6 +228,7 @@ class Rows:
         prompts: distinct prompts among ``test``.
         heldout: texts that forgetting is measured on.
         sources: part to the path it was read from.
+        notes: what to know about them, one sentence each.
         fingerprints: part to the sha256 of its rows.
     """
 
@@ -238,6 +239,7 @@ class Rows:
     heldout: int = 0
     sources: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,14 +249,14 @@ class Comparison:
     Attributes:
         name: of the recipe.
         created: UTC time of writing, ISO 8601.
-        seconds: time spent in all trials and members together, over all processes.
+        seconds: time spent in all trials and runs together, over all processes.
         match: ``own``, ``rank``, ``trainable`` or ``bytes``, with the budget where there is one.
         steps: optimizer steps of every final training.
         seeds: the seeds trained.
         target_loss: dev loss of the time-to-target columns.
         variants: in the order asked for.
         differences: every pair in every metric that has an interval.
-        findings: the differences in words, and what limits them.
+        findings: which variant to choose, how sure that is, and what limits it.
         recipe: the resolved recipe.
         provenance: versions, machine, device.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loratune.compare.result import Rows
@@ -26,8 +26,7 @@ class ComparisonRows:
         prompts: one for each distinct prompt of ``test``; empty for text rows.
         heldout: text that forgetting is measured on; may be empty.
         pad_id: the id to fill batches with.
-        summary: counts, sources and fingerprints.
-        notes: what to know, one sentence each.
+        summary: counts, sources, fingerprints and what to know about them.
     """
 
     train: list[EncodedRow]
@@ -37,7 +36,6 @@ class ComparisonRows:
     heldout: list[EncodedRow]
     pad_id: int
     summary: Rows
-    notes: list[str] = field(default_factory=list)
 
 
 def question(row: EncodedRow) -> Hashable:
@@ -66,7 +64,7 @@ def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> Co
         ConfigError: nothing to evaluate on.
     """
     data, seed = config.data, config.trainer.seed
-    _refuse_no_evaluation(config)
+    _require_evaluation(config)
     first = prepare_data(data, tokenizer, vocab_size, seed)
     test_path = data.test_path
     if test_path is not None:
@@ -87,18 +85,22 @@ def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> Co
         )
     heldout = _heldout(config, tokenizer, vocab_size)
     summary = Rows(
-        train=len(train), dev=len(dev), test=len(final.eval), prompts=len(final.prompts),
+        train=len(train),
+        dev=len(dev),
+        test=len(final.eval),
+        prompts=len(final.prompts),
         heldout=len(heldout.eval) if heldout else 0,
         sources={"train": str(data.path), **sources, **_named(config.compare.heldout_path)},
         fingerprints=_fingerprints(first, final, heldout),
-    )  # fmt: skip
+        notes=notes + _shared_questions(train, final.eval),
+    )
+    heldout_rows = heldout.eval if heldout else []
     return ComparisonRows(
-        train, dev, final.eval, final.prompts, heldout.eval if heldout else [], first.pad_id,
-        summary, notes + _shared_questions(train, final.eval),
-    )  # fmt: skip
+        train, dev, final.eval, final.prompts, heldout_rows, first.pad_id, summary
+    )
 
 
-def _refuse_no_evaluation(config: RunConfig) -> None:
+def _require_evaluation(config: RunConfig) -> None:
     if config.data.eval_path is None and not config.data.eval_fraction:
         raise ConfigError(
             "there is nothing to evaluate on",
@@ -157,11 +159,11 @@ def _without_final(
 ) -> tuple[list[EncodedRow], list[str]]:
     """The rows to choose by without any question of the final rows."""
     asked = {question(row) for row in final}
-    kept = [row for row in dev if question(row) not in asked]
-    dropped = len(dev) - len(kept)
+    unasked = [row for row in dev if question(row) not in asked]
+    dropped = len(dev) - len(unasked)
     if not dropped:
-        return kept, []
-    return kept, [f"{dropped} dev rows ask a question of the final rows and were left out"]
+        return unasked, []
+    return unasked, [f"{dropped} dev rows ask a question of the final rows and were left out"]
 
 
 def _shared_questions(train: Sequence[EncodedRow], final: Sequence[EncodedRow]) -> list[str]:

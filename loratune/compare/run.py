@@ -18,11 +18,11 @@ from loratune.compare import tables
 from loratune.compare.assemble import Assembly
 from loratune.compare.contenders import Contender, contenders, matched, parse_match
 from loratune.compare.options import Options
-from loratune.compare.plan import SECONDS, ComparisonPlan, Contest
+from loratune.compare.plan import FAILED, SECONDS, ComparisonPlan, VariantSearch
 from loratune.compare.result import Comparison
 from loratune.compare.search import Search, plan_search
 from loratune.compare.store import MARKDOWN, RESULT, Store, fingerprint
-from loratune.compare.words import findings
+from loratune.compare.verdict import verdict
 from loratune.compare.work import do_all
 from loratune.compare.workbench import Workbench
 from loratune.config.convert import run_fields, to_plain
@@ -34,11 +34,20 @@ from loratune.runs.provenance import package_versions, provenance
 from loratune.training.optim import learning_rate
 
 MEASURED = 2
-"""Raised whenever a piece measures something else than before: old pieces then do not count."""
-_NOT_THE_TASK = (
-    "name", "out", "resume", "launch", "trackers", "stages", "merge", "export", "allow_drift",
-    "adapter", "adapter_path",
-)  # fmt: skip
+"""Raised whenever a task measures something else than before: old results then do not count."""
+_NOT_SHARED = (
+    "name",
+    "out",
+    "resume",
+    "launch",
+    "trackers",
+    "stages",
+    "merge",
+    "export",
+    "allow_drift",
+    "adapter",
+    "adapter_path",
+)
 _NOT_A_RESULT = ("target_loss", "seeds", "lr_points", "lr_factor", "rungs")
 
 
@@ -65,44 +74,49 @@ def prepare(config: RunConfig, options: Options) -> tuple[Workbench, ComparisonP
         LoratuneError: whatever is wrong.
     """
     parse_match(options.match)
-    found = contenders(options.variants, config.adapter, options.folders)
-    searches = [_search(config, options, one, config.trainer.steps or 1) for one in found]
+    wanted = contenders(options.variants, config.adapter, options.folders)
+    searches = [_search(config, options, one, config.trainer.steps or 1) for one in wanted]
     _limit_threads(config, options)
     bench = Workbench(config)
     chosen = matched(
-        found, options.match, config.adapter, bench.architecture, bench.layers,
+        wanted,
+        options.match,
+        config.adapter,
+        bench.architecture,
+        bench.layers,
         config.targets.modules_to_save,
-    )  # fmt: skip
+    )
     searches = [_search(config, options, one, bench.steps) for one in chosen]
-    task = _task(config, bench)
+    shared = _shared(config, bench)
     seeds = [config.trainer.seed + number for number in range(options.seeds)]
-    contests = [Contest(one, search) for one, search in zip(chosen, searches, strict=True)]
-    plan = ComparisonPlan(fingerprint(task), contests, seeds)
-    path = config.out or f"outputs/{config.name}/compare-{fingerprint(task)[:8]}"
-    store = Store.open(Path(path), task)
+    pairs = [VariantSearch(one, search) for one, search in zip(chosen, searches, strict=True)]
+    plan = ComparisonPlan(fingerprint(shared), pairs, seeds)
+    path = config.out or f"outputs/{config.name}/compare-{fingerprint(shared)[:8]}"
+    store = Store.open(Path(path), shared)
     if options.retry:
         _forget_failures(plan, store)
-    for note in bench.rows.notes:
+    for note in bench.rows.summary.notes:
         say(f"note: {note}")
-    missing = len(plan.open_work(store))
+    missing = len(plan.open_tasks(store))
     start = "continuing in" if (store.path / "trials").exists() else "working in"
-    say(
-        f"{start} {store.path}; about {plan.count()} pieces of work"
-        if missing
-        else f"complete: {path}"
-    )
+    say(f"{start} {store.path}; about {plan.count()} tasks" if missing else f"complete: {path}")
     return bench, plan, store
 
 
 def _search(config: RunConfig, options: Options, one: Contender, steps: int) -> Search:
     own = config.compare
-    ratios: Sequence[float | None] = [one.lr_ratio]
-    if one.lr_ratio is not None and options.ratio_grid is not None:
+    ratios: Sequence[float | None] = [one.ratio]
+    if one.ratio is not None and options.ratio_grid is not None:
         ratios = [float(ratio) for ratio in options.ratio_grid]
     return plan_search(
-        learning_rate(config.trainer, one.config), steps, points=own.lr_points,
-        factor=own.lr_factor, rungs=own.rungs, grid=options.lr_grid, ratios=ratios,
-    )  # fmt: skip
+        learning_rate(config.trainer, one.config),
+        steps,
+        points=own.lr_points,
+        factor=own.lr_factor,
+        rungs=own.rungs,
+        grid=options.lr_grid,
+        ratios=ratios,
+    )
 
 
 def _limit_threads(config: RunConfig, options: Options) -> None:
@@ -112,18 +126,18 @@ def _limit_threads(config: RunConfig, options: Options) -> None:
         config.trainer = replace(config.trainer, threads=1 if crowded else None)
 
 
-def _task(config: RunConfig, bench: Workbench) -> dict[str, Any]:
-    """What every piece depends on, as plain values."""
+def _shared(config: RunConfig, bench: Workbench) -> dict[str, Any]:
+    """What every task depends on, as plain values."""
     recipe = run_fields(to_plain(config))
-    kept = {key: value for key, value in recipe.items() if key not in _NOT_THE_TASK}
+    settings = {key: value for key, value in recipe.items() if key not in _NOT_SHARED}
     for key in _NOT_A_RESULT:
-        kept["compare"].pop(key, None)
-    kept["trainer"].pop("threads", None)
-    kept["trainer"].pop("seed", None)
-    kept["data"] |= {"path": None, "eval_path": None, "test_path": None}
-    kept["compare"]["heldout_path"] = None
+        settings["compare"].pop(key, None)
+    settings["trainer"].pop("threads", None)
+    settings["trainer"].pop("seed", None)
+    settings["data"] |= {"path": None, "eval_path": None, "test_path": None}
+    settings["compare"]["heldout_path"] = None
     return {
-        "recipe": redact(kept),
+        "recipe": redact(settings),
         "base": bench.base.fingerprint,
         "rows": bench.rows.summary.fingerprints,
         "split_seed": config.trainer.seed,
@@ -136,7 +150,7 @@ def _task(config: RunConfig, bench: Workbench) -> dict[str, Any]:
 def share_work(
     config: RunConfig, options: Options, bench: Workbench, plan: ComparisonPlan, store: Store
 ) -> None:
-    """Do every open piece here, with as many other processes as the options ask for."""
+    """Do every open task here, with as many other processes as the options ask for."""
     number, count = options.part
     try:
         with _helpers(config, options, store):
@@ -147,13 +161,13 @@ def share_work(
 
 
 def _forget_failures(plan: ComparisonPlan, store: Store) -> None:
-    for contest in plan.contests:
-        for (point, steps), trial in plan.results(contest, store).items():
+    for one in plan.searches:
+        for (point, steps), trial in plan.results(one, store).items():
             if trial.reason:
-                store.forget(plan.trial(contest.contender, point, steps).piece)
-        for work in plan.members(contest, store):
-            if "failed" in (store.read(work.piece) or {}):
-                store.forget(work.piece)
+                store.forget(plan.trial(one.contender, point, steps).cached)
+        for run in plan.seed_runs(one, store):
+            if FAILED in (store.read(run.cached) or {}):
+                store.forget(run.cached)
 
 
 @contextlib.contextmanager
@@ -190,7 +204,7 @@ def _help(config: RunConfig, options: Options, number: int) -> None:
 def assemble(
     config: RunConfig, options: Options, bench: Workbench, plan: ComparisonPlan, store: Store
 ) -> Comparison:
-    """The comparison that the finished pieces make."""
+    """The comparison that the finished tasks make."""
     assembly = Assembly(plan, store, config.compare.target_loss)
     tokenizer = bench.base.tokenizer
     prompts = [
@@ -198,7 +212,7 @@ def assemble(
         for prompt in bench.rows.prompts
     ]
     references = [prompt.answer for prompt in bench.rows.prompts]
-    made = Comparison(
+    comparison = Comparison(
         name=config.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seconds=sum(float(result.get(SECONDS, 0.0)) for result in store.finished()),
@@ -216,7 +230,7 @@ def assemble(
         recipe=redact(run_fields(to_plain(config))),
         provenance=_provenance(bench, options),
     )
-    return replace(made, findings=[*findings(made), *bench.rows.notes])
+    return replace(comparison, findings=verdict(comparison).findings)
 
 
 def _provenance(bench: Workbench, options: Options) -> dict[str, Any]:

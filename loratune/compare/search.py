@@ -24,20 +24,28 @@ EXTENSIONS = 3
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One candidate: a learning rate and, for variants that have one, LoRA+'s ratio."""
+    """One candidate.
+
+    Attributes:
+        lr: learning rate.
+        ratio: value of the setting that the variant searches beside it, if it has one.
+    """
 
     lr: float
-    lr_ratio: float | None = None
+    ratio: float | None = None
 
     def applied(self, config: AdapterConfig) -> AdapterConfig:
         """``config`` with this point's values."""
         changes: dict[str, Any] = {"lr": self.lr}
-        if self.lr_ratio is not None:
-            changes[RATIO] = self.lr_ratio
+        if self.ratio is not None:
+            changes[search_axis(config)] = self.ratio
         return replace(config, **changes)
 
 
-RATIO = "lr_ratio"
+def search_axis(config: AdapterConfig) -> str:
+    """Name of the setting that a variant searches beside the learning rate; empty if none."""
+    return next(iter(config.search_axes()), "")
+
 
 Results = Mapping[tuple[Point, int], Trial]
 """Finished trials by point and number of steps."""
@@ -60,8 +68,8 @@ class Search:
     def possible_points(self) -> list[Point]:
         """Every point that the search may come to try."""
         found = list(self.points)
-        for ratio in {point.lr_ratio for point in self.points} if self.factor else ():
-            rates = [point.lr for point in self.points if point.lr_ratio == ratio]
+        for ratio in {point.ratio for point in self.points} if self.factor else ():
+            rates = [point.lr for point in self.points if point.ratio == ratio]
             for _ in range(EXTENSIONS):
                 rates = [self._beyond(min(rates), -1), *rates, self._beyond(max(rates), 1)]
             found += [Point(rate, ratio) for rate in rates]
@@ -84,7 +92,7 @@ class Search:
 
     def is_at_edge(self, point: Point, results: Results) -> bool:
         """Whether a point has the lowest or highest rate tried: a better one may lie beyond."""
-        rates = {other.lr for other, _ in results if other.lr_ratio == point.lr_ratio}
+        rates = {other.lr for other, _ in results if other.ratio == point.ratio}
         return len(rates) > 1 and point.lr in (min(rates), max(rates))
 
     def _extended(self, results: Results) -> tuple[Point | None, Point | None]:
@@ -94,11 +102,11 @@ class Search:
         """
         points, steps = self._rounds(results)[-1]
         best = next(iter(_ranked(points, steps, results)), None)
-        tried = {point.lr for point in self.points if best and point.lr_ratio == best.lr_ratio}
+        tried = {point.lr for point in self.points if best and point.ratio == best.ratio}
         for _ in range(EXTENSIONS):
             if best is None or self.factor is None or best.lr not in (min(tried), max(tried)):
                 break
-            beyond = Point(self._beyond(best.lr, 1 if best.lr == max(tried) else -1), best.lr_ratio)
+            beyond = Point(self._beyond(best.lr, 1 if best.lr == max(tried) else -1), best.ratio)
             if (beyond, steps) not in results:
                 return best, beyond
             tried.add(beyond.lr)
@@ -147,7 +155,7 @@ def plan_search(
         factor: between neighbouring rates.
         rungs: rounds, each with twice the steps of the one before.
         grid: rates to try instead of those around ``own_rate``.
-        ratios: of LoRA+, each tried with every rate.
+        ratios: values of the second setting, each tried with every rate.
 
     Raises:
         ConfigError: if no rate of the grid is a positive number.

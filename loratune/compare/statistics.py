@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -68,6 +70,8 @@ def interval(scores: Scores, *, resamples: int = RESAMPLES, seed: int = 0) -> In
     draw of Student's t with S - 1 degrees of freedom, s being the standard deviation of the S
     seeds' means.  With one seed the spread between seeds is unknown and left out.
     """
+    import torch
+
     sums = torch.tensor(scores.sums, dtype=torch.float64)
     weights = torch.tensor(scores.weights, dtype=torch.float64)
     seeds, units = sums.shape
@@ -88,6 +92,8 @@ def _resampled_means(
     sums: Tensor, weights: Tensor, resamples: int, generator: torch.Generator
 ) -> Tensor:
     """Ratio of sums to weights for resampled units; (resamples,)."""
+    import torch
+
     units = len(weights)
     if units == 1:
         return (sums / weights).expand(resamples)
@@ -102,6 +108,8 @@ def _resampled_means(
 
 def _student(degrees: int, count: int, generator: torch.Generator) -> Tensor:
     """Draws of Student's t: a normal over the root of a mean of ``degrees`` squared normals."""
+    import torch
+
     normal = torch.randn(count, dtype=torch.float64, generator=generator)
     squares = torch.randn(count, degrees, dtype=torch.float64, generator=generator).square()
     return normal / squares.mean(1).sqrt()
@@ -127,3 +135,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def over_seeds(values: Sequence[float], *, resamples: int = RESAMPLES) -> Interval:
     """A mean over seeds alone: one number for each seed, as for times."""
     return interval(Scores([[value] for value in values], [1.0]), resamples=resamples)
+
+
+def share_interval(hits: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (Wilson 1927), sound for 0 and all of few trials."""
+    z = 1.959964
+    share = hits / trials
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    spread = share * (1 - share) / trials + z * z / (4 * trials * trials)
+    half = z * math.sqrt(spread) / (1 + z * z / trials)
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,6 +1,6 @@
-"""A comparison's folder: one file for each finished piece of work, and who is working on what.
+"""A comparison's folder: one file for each finished task, and who is working on what.
 
-A piece is written whole or not at all and never changes, so any number of processes, on any number
+A result is written whole or not at all and never changes, so any number of processes, on any number
 of machines that see the folder, can share the work and be killed at any time.
 """
 
@@ -23,7 +23,7 @@ RESULT = "comparison.json"
 MARKDOWN = "comparison.md"
 KINDS = ("base", "costs", "trials", "members")
 MOST_DEATHS = 2
-"""A piece whose process died this often is given up: it would kill every process in turn."""
+"""A task whose process died this often is given up: it would kill every process in turn."""
 
 
 def fingerprint(value: Any) -> str:
@@ -33,14 +33,14 @@ def fingerprint(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of work.
+class CachedResult:
+    """Where the result of a task lies.
 
     Attributes:
         kind: one of ``KINDS``.
-        label: the contender's, or an empty string.
-        name: of the piece among its like.
-        key: fingerprint of everything its result depends on.
+        label: of the setting, or an empty string.
+        name: among its like.
+        key: fingerprint of everything the result depends on.
     """
 
     kind: str
@@ -56,19 +56,19 @@ class Piece:
 
 
 class Store:
-    """Finished pieces of work in a folder."""
+    """Results of tasks in a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[str, dict[str, Any]] = {}
+        self._read: dict[str, dict[str, Any]] = {}
 
     @classmethod
-    def open(cls, path: Path, task: dict[str, Any]) -> Store:
+    def open(cls, path: Path, shared: dict[str, Any]) -> Store:
         """Make the folder, or take it up again.
 
         Args:
             path: the folder.
-            task: what all pieces share; another task needs another folder.
+            shared: what all tasks share; anything else needs another folder.
 
         Raises:
             CheckpointError: if the folder holds another comparison.
@@ -83,10 +83,10 @@ class Store:
             path.mkdir(parents=True, exist_ok=True)
             with store._locked("task"):
                 if not (path / CORE).exists():
-                    files.write_json(path / CORE, task)
-        kept = store._json(path / CORE)
-        if kept != task:
-            changed = [key for key in task if (kept or {}).get(key) != task[key]]
+                    files.write_json(path / CORE, shared)
+        stored = store._json(path / CORE)
+        if stored != shared:
+            changed = [key for key in shared if (stored or {}).get(key) != shared[key]]
             raise CheckpointError(
                 f"the folder holds another comparison: {', '.join(changed[:4])} differ",
                 where=str(path),
@@ -94,40 +94,40 @@ class Store:
             )
         return store
 
-    def read(self, piece: Piece) -> dict[str, Any] | None:
-        """A piece's result, or ``None`` while there is none."""
-        if piece.file not in self._known:
-            value = self._json(self.path / piece.file)
+    def read(self, cached: CachedResult) -> dict[str, Any] | None:
+        """A task's result, or ``None`` while there is none."""
+        if cached.file not in self._read:
+            value = self._json(self.path / cached.file)
             if value is None:
                 return None
-            self._known[piece.file] = value
-        return self._known[piece.file]
+            self._read[cached.file] = value
+        return self._read[cached.file]
 
-    def write(self, piece: Piece, result: dict[str, Any]) -> None:
-        """Publish a piece's result."""
-        path = self.path / piece.file
+    def write(self, cached: CachedResult, result: dict[str, Any]) -> None:
+        """Publish a task's result."""
+        path = self.path / cached.file
         with files.storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(path, result)
 
     def finished(self) -> list[dict[str, Any]]:
         """Every result in the folder, of other rates and seeds too."""
-        found = (self._json(path) for kind in KINDS for path in self.path.glob(f"{kind}/**/*.json"))
-        return [value for value in found if value is not None]
+        paths = (path for kind in KINDS for path in self.path.glob(f"{kind}/**/*.json"))
+        return [value for path in paths if (value := self._json(path)) is not None]
 
-    def forget(self, piece: Piece) -> None:
-        """Remove a piece's result, so that it is done again."""
-        self._known.pop(piece.file, None)
-        (self.path / piece.file).unlink(missing_ok=True)
+    def forget(self, cached: CachedResult) -> None:
+        """Remove a task's result, so that it is done again."""
+        self._read.pop(cached.file, None)
+        (self.path / cached.file).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def claim(self, piece: Piece) -> Iterator[int | None]:
-        """Hold a piece while working on it.
+    def claim(self, cached: CachedResult) -> Iterator[int | None]:
+        """Hold a task while working on it.
 
         Yields:
             ``None`` if another process holds it; else how many processes died on it before.
         """
-        name = piece.file.removesuffix(".json").replace("/", "_")
+        name = cached.file.removesuffix(".json").replace("/", "_")
         with self._locked(name, wait=False) as lock:
             if lock is None:
                 yield None

@@ -1,79 +1,142 @@
-"""A comparison as tables for a terminal, as Markdown and as CSV; text from data stays text."""
+"""A comparison as tables: quality, costs, every difference, every trial; and as a Markdown page."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from functools import partial
 
-from loratune.compare.result import Comparison, VariantResult
-from loratune.compare.words import BY_KEY, METRICS, p_value, possible_interval
-from loratune.console import printable
-from loratune.counting.tables import Cell, Grid, to_csv, to_markdown
+from loratune.compare.metrics import BY_KEY, METRICS, p_value
+from loratune.compare.result import Comparison, Trial, VariantResult
+from loratune.compare.verdict import Choice, choose, difference, verdict
+from loratune.tables import Cell, Table, markdown_text
+from loratune.units import byte_size, duration, significant
 
-NOTHING = "-"
-_SHOWN_PAIRS = ("loss", "exact_match", "forgetting")
+_IN_A_TERMINAL = ("loss", "exact_match", "forgetting")
+_COUNTED = (
+    "variant",
+    "rank",
+    "trainable",
+    "% of base",
+    "stored bytes",
+    "optimizer bytes",
+    "activation bytes a token",
+)
+_three_digits = partial(significant, digits=3)
+_MEASURED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("peak_bytes", "peak bytes", byte_size),
+    ("step_seconds", "seconds a step", duration),
+    ("steps_to_target", "steps to target", _three_digits),
+    ("seconds_to_target", "seconds to it", duration),
+    ("merge_residual", "merge residual", "{:.1e}".format),
+)
+"""Estimate, heading and format of what is measured."""
 
 
-def quality_grid(comparison: Comparison) -> Grid:
-    """What each setting reached, with 95 % intervals."""
-    measured = [
-        metric
-        for metric in METRICS
-        if metric.key != "token_accuracy"
-        and any(metric.key in variant.estimates for variant in comparison.variants)
-    ]
-    target = comparison.target_loss
-    reached = NOTHING if target is None else f"{target:.3f}"
-    columns = (
-        "variant", "lr", *(f"{metric.name} [95 % CI]" for metric in measured),
-        f"steps to dev loss {reached}", "seconds to it",
-    )  # fmt: skip
+def quality_table(comparison: Comparison) -> Table:
+    """What each setting reached, with 95 % intervals, and the base."""
+    measured = [m for m in METRICS if any(m.key in v.estimates for v in comparison.variants)]
+    choice = choose(comparison)
     rows: list[tuple[Cell, ...]] = [
         (
-            variant.label, _rate(variant),
-            *(_with_interval(variant, metric.key) for metric in measured),
-            _plain(variant, "steps_to_target", "{:.1f}"),
-            _plain(variant, "seconds_to_target", "{:.2f}"),
+            variant.label,
+            _rate(variant),
+            *(
+                metric.with_interval(variant.estimates[metric.key])
+                if metric.key in variant.estimates
+                else None
+                for metric in measured
+            ),
+            _against_best(comparison, choice, variant),
         )
         for variant in comparison.variants
-    ]  # fmt: skip
-    base = comparison.base
-    shown = {"loss": base.loss, "exact_match": base.exact_match}
-    values = [shown.get(metric.key) for metric in measured]
-    cells = [
-        NOTHING if value is None else metric.shown(value)
-        for metric, value in zip(measured, values, strict=True)
     ]
-    rows.append(("(base)", NOTHING, *cells, NOTHING, NOTHING))
-    rows_used = comparison.rows
-    title = (
-        f"{comparison.name}: {rows_used.test:,} final rows, {comparison.steps:,} steps, "
-        f"seeds {', '.join(map(str, comparison.seeds))}, matched by {comparison.match}"
+    base = [getattr(comparison.base, metric.key, None) for metric in measured]
+    cells = [None if v is None else m.text(v) for m, v in zip(measured, base, strict=True)]
+    rows.append(("(base)", None, *cells, None))
+    counts = comparison.rows
+    return Table(
+        f"{comparison.name}: {counts.test:,} final rows, {comparison.steps:,} steps, "
+        f"seeds {', '.join(map(str, comparison.seeds))}, matched by {comparison.match}",
+        ("variant", "lr", *(f"{m.name} [95 % CI]" for m in measured), "loss against the best"),
+        tuple(rows),
+        caption="Means over seeds with 95 % intervals; loss and forgetting in nats per token. "
+        "The variant to choose is marked.",
+        marked=_marked(comparison, choice),
     )
-    return Grid(printable(title), columns, tuple(rows))
 
 
-def cost_grid(comparison: Comparison) -> Grid:
+def _marked(comparison: Comparison, choice: Choice | None) -> frozenset[int]:
+    chosen = choice.chosen if choice else None
+    return frozenset(n for n, variant in enumerate(comparison.variants) if variant is chosen)
+
+
+def _against_best(comparison: Comparison, choice: Choice | None, variant: VariantResult) -> str:
+    if choice is None or "loss" not in variant.estimates:
+        return "failed"
+    if variant is choice.best:
+        return "lowest"
+    test = difference(comparison, choice.best.label, variant.label, "loss")
+    if test is None:
+        return "not tested"
+    word = "no significant difference"
+    if test.significant:
+        word = "worse" if variant in choice.worse else "higher, yet as good"
+    return f"{word}\n(p {p_value(test.p_holm)})"
+
+
+def cost_table(comparison: Comparison) -> Table:
     """What each setting costs: counted, and measured."""
-    columns = (
-        "variant", "rank", "trainable", "% of base", "stored bytes", "optimizer bytes",
-        "activation bytes/token", "peak MB", "ms/step", "merge residual",
-    )  # fmt: skip
-    return Grid("costs", columns, tuple(_cost_row(variant) for variant in comparison.variants))
+    base = _base_activations(comparison)
+    caption = "Activations: what autograd keeps because of the adapter."
+    caption += "" if base is None else f" The frozen base itself keeps {byte_size(base)} a token."
+    target = f"steps to dev loss {significant(comparison.target_loss)}"
+    names = [target if key == "steps_to_target" else heading for key, heading, _ in _MEASURED]
+    formats: dict[str, Callable[[float], str]] = {
+        "% of base": significant,
+        "activation bytes a token": byte_size,
+        **{name: form for name, (_, _, form) in zip(names, _MEASURED, strict=True)},
+    }
+    return Table(
+        "costs",
+        (*_COUNTED, *names),
+        tuple(_cost_row(variant) for variant in comparison.variants),
+        formats=formats,
+        caption=caption,
+        marked=_marked(comparison, choose(comparison)),
+    )
+
+
+def _base_activations(comparison: Comparison) -> float | None:
+    sizes = (variant.costs.base_activation_bytes_per_token for variant in comparison.variants)
+    return next((size for size in sizes if size is not None), None)
 
 
 def _cost_row(variant: VariantResult) -> tuple[Cell, ...]:
     costs = variant.costs
-    kept = costs.activation_bytes_per_token
     return (
-        variant.label, costs.rank, costs.trainable, round(costs.percent_of_base, 4),
-        costs.stored_bytes, costs.optimizer_bytes, NOTHING if kept is None else round(kept),
-        _plain(variant, "peak_bytes", "{:.2f}", 1e-6),
-        _plain(variant, "step_seconds", "{:.1f}", 1e3),
-        _plain(variant, "merge_residual", "{:.1e}"),
-    )  # fmt: skip
+        variant.label,
+        costs.rank,
+        costs.trainable,
+        costs.percent_of_base,
+        costs.stored_bytes,
+        costs.optimizer_bytes,
+        costs.activation_bytes_per_token,
+        *(_mean(variant, key, form) for key, _, form in _MEASURED),
+    )
 
 
-def difference_grid(comparison: Comparison, metrics: tuple[str, ...] = _SHOWN_PAIRS) -> Grid:
+def _mean(variant: VariantResult, key: str, form: Callable[[float], str]) -> Cell:
+    """A mean over seeds; where some of them have no value, with how many have one."""
+    estimate = variant.estimates.get(key)
+    if estimate is None:
+        return None
+    seeds = sum(not run.reason for run in variant.members)
+    if estimate.seeds >= seeds:
+        return estimate.mean
+    return f"{form(estimate.mean)}\n({estimate.seeds} of {seeds} seeds)"
+
+
+def difference_table(comparison: Comparison, metrics: tuple[str, ...] = tuple(BY_KEY)) -> Table:
     """Every pair, first minus second, paired by prompt and seed."""
     rows = tuple(
         (
@@ -81,112 +144,93 @@ def difference_grid(comparison: Comparison, metrics: tuple[str, ...] = _SHOWN_PA
             f"{one.first} - {one.second}",
             BY_KEY[one.metric].signed(one.difference),
             BY_KEY[one.metric].span(one.low, one.high),
+            p_value(one.p),
             p_value(one.p_holm),
-            "significant" if one.significant else "no significant difference",
+            "significant" if one.significant else "not significant",
         )
         for one in comparison.differences
         if one.metric in metrics
     )
-    columns = ("metric", "pair", "difference", "95 % CI", "p (Holm)", "verdict")
-    return Grid("differences, paired by prompt and seed", columns, rows)
+    columns = ("metric", "pair", "difference", "95 % CI", "p", "p (Holm)", "verdict")
+    return Table("differences, paired by prompt and seed", columns, rows)
 
 
-def search_grid(comparison: Comparison) -> Grid:
-    """Every rate of every search, with its dev loss on each rung."""
+def search_table(comparison: Comparison) -> Table:
+    """Every rate of every search, with its dev loss after each length of training."""
+    lengths = sorted({trial.steps for v in comparison.variants for trial in v.search})
     rows: list[tuple[Cell, ...]] = []
-    rungs = sorted({trial.steps for v in comparison.variants for trial in v.search})
     for variant in comparison.variants:
-        points = sorted({(t.lr_ratio or 0.0, t.lr) for t in variant.search})
-        for ratio, lr in points:
-            by_steps = {
-                trial.steps: trial
-                for trial in variant.search
-                if (trial.lr_ratio or 0.0, trial.lr) == (ratio, lr)
-            }
-            losses = [_trial(by_steps[steps]) if steps in by_steps else "" for steps in rungs]
-            chosen = lr == variant.lr and (variant.lr_ratio or 0.0) == ratio
-            shown = f"{lr:g}" + (f" x {ratio:g}" if ratio else "")
-            rows.append((variant.label, shown, *losses, "chosen" if chosen else ""))
-    columns = ("variant", "lr", *(f"dev loss, {steps} steps" for steps in rungs), "")
-    return Grid("learning-rate search (successive halving)", columns, tuple(rows))
+        trials = {(_setting(trial), trial.steps): trial for trial in variant.search}
+        for setting in sorted({setting for setting, _ in trials}):
+            tried = [trials.get((setting, steps)) for steps in lengths]
+            chosen = setting == (variant.lr_ratio or 0.0, variant.lr)
+            reasons = dict.fromkeys(trial.reason for trial in tried if trial and trial.reason)
+            rows.append(
+                (
+                    variant.label,
+                    _rate_text(setting[1], setting[0]),
+                    *("" if trial is None else _dev_loss(trial) for trial in tried),
+                    "chosen" if chosen else "; ".join(reasons),
+                )
+            )
+    columns = ("variant", "lr", *(f"dev loss, {steps} steps" for steps in lengths), "")
+    return Table("learning-rate search (successive halving)", columns, tuple(rows))
 
 
-def _trial(trial: object) -> str:
-    loss = getattr(trial, "loss", None)
-    return "failed" if loss is None else f"{loss:.4f}"
+def _setting(trial: Trial) -> tuple[float, float]:
+    return trial.lr_ratio or 0.0, trial.lr
+
+
+def _dev_loss(trial: Trial) -> str:
+    return "failed" if trial.loss is None else f"{trial.loss:.4f}"
 
 
 def _rate(variant: VariantResult) -> str:
-    if variant.lr is None:
-        return "failed"
-    return f"{variant.lr:g}" + (f" x {variant.lr_ratio:g}" if variant.lr_ratio else "")
+    return "failed" if variant.lr is None else _rate_text(variant.lr, variant.lr_ratio)
 
 
-def _with_interval(variant: VariantResult, key: str) -> str:
-    estimate = variant.estimates.get(key)
-    if estimate is None:
-        return NOTHING
-    shown = BY_KEY[key].shown
-    text = shown(estimate.mean)
-    if estimate.low is None or estimate.high is None:
-        return text
-    low, high = possible_interval(key, estimate)
-    return f"{text} [{shown(low)}, {shown(high)}]"
+def _rate_text(rate: float, ratio: float | None) -> str:
+    return f"{rate:g}" + (f" x {ratio:g}" if ratio else "")
 
 
-def _plain(variant: VariantResult, key: str, form: str, factor: float = 1.0) -> str:
-    estimate = variant.estimates.get(key)
-    if estimate is None:
-        return NOTHING
-    missing = len([m for m in variant.members if not m.reason]) - estimate.seeds
-    note = f" ({estimate.seeds} of {estimate.seeds + missing} seeds)" if missing else ""
-    return form.format(estimate.mean * factor) + note
-
-
-def markdown(comparison: Comparison) -> str:
-    """The whole comparison as a Markdown page."""
-    machine = comparison.provenance
-    versions = machine.get("versions", {})
-    rows = comparison.rows
-    facts = [
+def _facts(comparison: Comparison) -> list[str]:
+    """Where, on what and from what the numbers come."""
+    machine, rows = comparison.provenance, comparison.rows
+    return [
         f"Written {comparison.created} on {machine.get('processor', 'unknown')} "
         f"({machine.get('cores', '?')} cores, {machine.get('threads', '?')} threads, "
-        f"{machine.get('device', '?')}), torch {versions.get('torch', '?')}; "
+        f"{machine.get('device', '?')}), torch {machine.get('versions', {}).get('torch', '?')}; "
         f"{comparison.seconds:.0f} s of work.",
         f"Base {comparison.base.path} ({comparison.base.parameters:,} parameters). "
         f"{rows.train:,} training rows, {rows.dev:,} rows to choose the rate by, {rows.test:,} "
         f"final rows with {rows.prompts:,} prompts, {rows.heldout:,} held-out texts.",
     ]
-    grids = [quality_grid(comparison), cost_grid(comparison)]
-    grids += [difference_grid(comparison, tuple(BY_KEY)), search_grid(comparison)]
-    parts = [f"# Comparison {_escaped(comparison.name)}", *map(_escaped, facts)]
-    parts.append("\n".join(f"- {_escaped(line)}" for line in comparison.findings))
-    parts += [to_markdown(_escaped_grid(grid)) for grid in grids]
+
+
+def markdown_head(comparison: Comparison) -> list[str]:
+    """Facts and findings as paragraphs of Markdown."""
+    paragraphs = [markdown_text(fact) for fact in _facts(comparison)]
+    findings = (f"- {markdown_text(line)}" for line in verdict(comparison).findings)
+    return [*paragraphs, "\n".join(findings)]
+
+
+def markdown(comparison: Comparison) -> str:
+    """The whole comparison as a Markdown page."""
+    tables = [quality_table(comparison), cost_table(comparison)]
+    tables += [difference_table(comparison), search_table(comparison)]
+    parts = [f"# Comparison {markdown_text(comparison.name)}"]
+    parts += markdown_head(comparison)
+    parts += [table.to_markdown() for table in tables]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
 def csv(comparison: Comparison) -> str:
     """Quality and costs, for a spreadsheet."""
-    return "\n".join(to_csv(grid) for grid in (quality_grid(comparison), cost_grid(comparison)))
+    return "\n".join(t.to_csv() for t in (quality_table(comparison), cost_table(comparison)))
 
 
-def _escaped_grid(grid: Grid) -> Grid:
-    # to_markdown escapes the bars itself.
-    rows = tuple(
-        tuple(_escaped(cell, "") if isinstance(cell, str) else cell for cell in row)
-        for row in grid.rows
-    )
-    return Grid(_escaped(grid.title), tuple(_escaped(name) for name in grid.columns), rows)
-
-
-def _escaped(text: str, more: str = "|") -> str:
-    """Text that Markdown shows as it is: no markup, no HTML, no line breaks."""
-    plain = " ".join(printable(text).split())
-    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(rf"([\\`*_\[\]#!{more}])", r"\\\1", plain)
-
-
-def screen(comparison: Comparison) -> list[Grid]:
+def screen(comparison: Comparison) -> list[Table]:
     """The tables for a terminal."""
-    grids = [search_grid(comparison), cost_grid(comparison), quality_grid(comparison)]
-    return [*grids, difference_grid(comparison)] if comparison.differences else grids
+    tables = [search_table(comparison), cost_table(comparison), quality_table(comparison)]
+    pairs = difference_table(comparison, _IN_A_TERMINAL)
+    return [*tables, pairs] if pairs.rows else tables

@@ -1,4 +1,4 @@
-"""``tune``: find one variant's learning rate (and ratio) and write a recipe that uses them."""
+"""``tune``: find one variant's best learning rate and write a recipe that uses it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ from loratune import files
 from loratune.compare.options import Options
 from loratune.compare.result import Trial
 from loratune.compare.run import prepare, share_work
-from loratune.compare.search import RATIO, Point
+from loratune.compare.search import Point, search_axis
 from loratune.config.schema import RunConfig
 from loratune.errors import StorageError, TrainingError
-
-DEFAULT_RATIOS = (4.0, 16.0)
-"""Ratios tried for LoRA+ where none are given (its paper recommends 16, smaller for easy tasks)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,8 @@ class Tuned:
     """What a search found.
 
     Attributes:
-        point: the best learning rate and ratio.
+        point: the best learning rate, and value of the setting searched beside it.
+        axis: name of that setting, empty if there is none.
         loss: its dev loss after the full number of steps.
         at_edge: whether a better rate may lie beyond those tried.
         trials: everything tried.
@@ -34,6 +32,7 @@ class Tuned:
     """
 
     point: Point
+    axis: str
     loss: float
     at_edge: bool
     trials: Sequence[Trial]
@@ -53,15 +52,16 @@ def tune(config: RunConfig, options: Options, base_recipe: str | None, target: P
         TrainingError: if no rate was usable.
         StorageError: if ``target`` is something else than a recipe written here.
     """
-    _refuse_foreign(target)
-    if options.ratio_grid is None and hasattr(config.adapter, RATIO):
-        options = replace(options, ratio_grid=DEFAULT_RATIOS)
+    _check_own_recipe(target)
+    axis = search_axis(config.adapter)
+    if options.ratio_grid is None and axis:
+        options = replace(options, ratio_grid=config.adapter.search_axes()[axis])
     options = replace(options, variants=[config.adapter.variant], seeds=0, match="own")
     bench, plan, store = prepare(config, options)
     share_work(config, options, bench, plan, store)
-    [contest] = plan.contests
-    results = plan.results(contest, store)
-    point = contest.search.winner(results)
+    [one] = plan.searches
+    results = plan.results(one, store)
+    point = one.search.winner(results)
     if point is None:
         reasons = {trial.reason for trial in results.values() if trial.reason}
         raise TrainingError(
@@ -69,14 +69,14 @@ def tune(config: RunConfig, options: Options, base_recipe: str | None, target: P
             where=str(store.path),
             fix="give lower rates as lr_grid",
         )
-    loss = results[point, contest.search.rungs[-1]].loss
+    loss = results[point, one.search.rungs[-1]].loss
     assert loss is not None
     content = recipe_text(config, point, loss, base_recipe, target.stem)
     with files.storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(target, content)
-    at_edge = contest.search.is_at_edge(point, results)
-    return Tuned(point, loss, at_edge, list(results.values()), target)
+    at_edge = one.search.is_at_edge(point, results)
+    return Tuned(point, axis, loss, at_edge, list(results.values()), target)
 
 
 MARK = "# written by `loratune tune`"
@@ -90,8 +90,8 @@ def recipe_text(
     defaults: list[object] = [base_recipe] if base_recipe else []
     defaults.append({"override /adapter": variant})
     values: dict[str, object] = {"name": name, "trainer": {"lr": point.lr}}
-    if point.lr_ratio is not None:
-        values["adapter"] = {RATIO: point.lr_ratio}
+    if point.ratio is not None:
+        values["adapter"] = {search_axis(config.adapter): point.ratio}
     body = yaml.safe_dump({"defaults": defaults, **values}, sort_keys=False, allow_unicode=True)
     steps = config.compare.steps or config.trainer.steps or f"{config.trainer.epochs} epochs of"
     head = [
@@ -103,7 +103,7 @@ def recipe_text(
     return "\n".join(head) + "\n" + body
 
 
-def _refuse_foreign(target: Path) -> None:
+def _check_own_recipe(target: Path) -> None:
     """Never write over a recipe that a person made."""
     if not target.exists():
         return

@@ -1,4 +1,4 @@
-"""Do the pieces of a comparison, alone or together with other processes."""
+"""Do the tasks of a comparison, alone or together with other processes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from loratune.compare.plan import FAILED, SECONDS, ComparisonPlan, Work
+from loratune.compare.plan import FAILED, SECONDS, ComparisonPlan, Task
 from loratune.compare.store import MOST_DEATHS, Store
-from loratune.compare.workbench import FAILURES, Measured, Workbench, failure_reason
+from loratune.compare.workbench import FAILURES, Workbench, failure_reason
 
 WAIT_SECONDS = 0.3
 
@@ -22,68 +22,61 @@ def do_all(
     first: float = 0.0,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Work until nothing is open; wait while the last pieces are in other processes' hands.
+    """Work until nothing is open; wait while the last tasks are in other processes' hands.
 
     Args:
         bench: the loaded base.
         plan: what there is to do.
         store: where results lie.
-        first: share of the open pieces to pass over at the start, so that processes that begin
+        first: share of the open tasks to pass over at the start, so that processes that begin
             together do not begin with the same.
-        tell: is given one line for each finished piece.
+        tell: is given one line for each finished task.
 
     Raises:
         LoratuneError: if the base model itself cannot be measured, or a stop was asked for.
     """
-    while open_work := plan.open_work(store):
-        start = int(first * len(open_work))
-        if not any(_try(bench, plan, store, work, tell) for work in _turned(open_work, start)):
+    while tasks := plan.open_tasks(store):
+        start = int(first * len(tasks))
+        rotated = tasks[start:] + tasks[:start]
+        if not any(_try(bench, plan, store, task, tell) for task in rotated):
             time.sleep(WAIT_SECONDS)
 
 
-def _turned(work: list[Work], start: int) -> list[Work]:
-    return work[start:] + work[:start]
-
-
 def _try(
-    bench: Workbench, plan: ComparisonPlan, store: Store, work: Work, tell: Callable[[str], None]
+    bench: Workbench, plan: ComparisonPlan, store: Store, task: Task, tell: Callable[[str], None]
 ) -> bool:
-    """Do one piece unless another process is at it; whether the list of open pieces changed."""
-    with store.claim(work.piece) as deaths:
+    """Do one task unless another process is at it; whether the list of open tasks changed."""
+    with store.claim(task.cached) as deaths:
         if deaths is None:
             return False
-        if store.read(work.piece) is not None:
+        if store.read(task.cached) is not None:
             return True
         started = time.perf_counter()
         if deaths >= MOST_DEATHS:
             result = {FAILED: f"its process died {deaths} times (out of memory?)"}
         else:
-            result = _result(bench, work)
+            result = _result(bench, task)
         seconds = time.perf_counter() - started
-        store.write(work.piece, {**result, SECONDS: seconds})
+        store.write(task.cached, {**result, SECONDS: seconds})
     done = len(store.finished())
     total = max(plan.count(), done + plan.left(store))
-    tell(f"[{done}/{total}] {work.title}: {_outcome(result)} ({seconds:.1f} s)")
+    tell(f"[{done}/{total}] {task.title}: {_outcome(result)} ({seconds:.1f} s)")
     return True
 
 
-def _result(bench: Workbench, work: Work) -> dict[str, Any]:
-    """The piece's result as plain values."""
-    contender, point = work.contender, work.point
+def _result(bench: Workbench, task: Task) -> dict[str, Any]:
+    """The task's result as plain values."""
+    contender, point = task.contender, task.point
     if contender is None:
-        return _plain(bench.base_scores())
+        return asdict(bench.base_scores())
     if point is None:
         return asdict(bench.costs(contender.config))
-    if work.piece.kind == "trials":
-        return asdict(bench.trial(contender.config, point, work.steps))
+    if task.cached.kind == "trials":
+        return asdict(bench.trial(contender.config, point, task.steps))
     try:
-        return _plain(bench.member(point.applied(contender.config), work.seed))
+        return asdict(bench.seed_run(point.applied(contender.config), task.seed))
     except FAILURES as error:
         return {FAILED: failure_reason(error)}
-
-
-def _plain(measured: Measured) -> dict[str, Any]:
-    return asdict(measured)
 
 
 def _outcome(result: dict[str, Any]) -> str:

@@ -12,24 +12,24 @@ import torch
 from loratune.adapters.config import AdapterConfig
 from loratune.compare.fit import Fit, fit
 from loratune.compare.memory import peak_bytes
-from loratune.compare.result import Costs, Member, Trial
+from loratune.compare.result import Costs, SeedRun, Trial
 from loratune.compare.rows import ComparisonRows, prepare_comparison, units
-from loratune.compare.scores import UnitScores, answer_prompts, score_units
+from loratune.compare.scores import UnitScores, score_units
 from loratune.compare.search import Point
 from loratune.config.schema import RunConfig, TrainerConfig
 from loratune.counting.activations import measure_activations
 from loratune.counting.parameters import count_variant, saved_modules
 from loratune.data.batches import BatchPlan
+from loratune.data.training_set import TrainingSet
 from loratune.errors import Interrupted, LoratuneError, Preempted, TrainingError
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.merging.weight import merged_weight
 from loratune.models.architectures import Architecture
 from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
-from loratune.stages.evaluate import evaluation_loss
+from loratune.stages.evaluate import answer_prompts, evaluation_loss
 from loratune.stages.load import BaseModel, load
-from loratune.stages.train import TrainingSet
 from loratune.surgery import WrappedModel, unwrap_model, wrap_model
 from loratune.targets.find import block_of, find_targets
 from loratune.training.forward import checkpoint_activations
@@ -45,16 +45,17 @@ TEXTS_A_UNIT = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """A member's numbers with the scores of every unit behind them.
+    """A seed run's numbers with the scores of every unit behind them.
 
     Attributes:
+        member: the numbers.
         test: on the final rows.
         exact: 1 or 0 for each prompt.
         heldout: on the held-out text, if there is any.
         answers: to each prompt.
     """
 
-    member: Member
+    member: SeedRun
     test: UnitScores
     exact: list[float] = field(default_factory=list)
     heldout: UnitScores | None = None
@@ -108,9 +109,9 @@ class Workbench:
                 loss = _finite(self._dev_loss(head))
         except FAILURES as error:
             reason = failure_reason(error)
-        return Trial(lr=point.lr, lr_ratio=point.lr_ratio, steps=steps, loss=loss, reason=reason)
+        return Trial(lr=point.lr, lr_ratio=point.ratio, steps=steps, loss=loss, reason=reason)
 
-    def member(self, config: AdapterConfig, seed: int) -> Measured:
+    def seed_run(self, config: AdapterConfig, seed: int) -> Measured:
         """A whole training with one seed, and everything measured on it.
 
         Raises:
@@ -122,37 +123,47 @@ class Workbench:
             answers, exact = self._answers(wrapped.model)
             residual = max(_residual(wrapped), default=0.0)
             peak = self._peak(wrapped, head, result.optimizer)
-        member = Member(
-            seed=seed, order=result.order, loss=_finite(test.mean_loss),
+        run = SeedRun(
+            seed=seed,
+            order=result.order,
+            loss=_finite(test.mean_loss),
             token_accuracy=test.token_accuracy,
             exact_match=sum(exact) / len(exact) if exact else None,
-            step_seconds=result.step_seconds, peak_bytes=peak, merge_residual=residual,
+            step_seconds=result.step_seconds,
+            peak_bytes=peak,
+            merge_residual=residual,
             curve=result.curve,
-        )  # fmt: skip
-        return Measured(member, test, exact, heldout, answers)
+        )
+        return Measured(run, test, exact, heldout, answers)
 
     def base_scores(self) -> Measured:
-        """The base model on the same rows, as a member of seed -1 that trained nothing."""
+        """The base model on the same rows, as a run of seed -1 that trained nothing."""
         head = LanguageModelHead(self.base.model.eval())
         test, heldout = self._score(head)
         answers, exact = self._answers(self.base.model)
-        member = Member(
-            seed=-1, loss=test.mean_loss, token_accuracy=test.token_accuracy,
+        run = SeedRun(
+            seed=-1,
+            loss=test.mean_loss,
+            token_accuracy=test.token_accuracy,
             exact_match=sum(exact) / len(exact) if exact else None,
-        )  # fmt: skip
-        return Measured(member, test, exact, heldout, answers)
+        )
+        return Measured(run, test, exact, heldout, answers)
 
     def costs(self, config: AdapterConfig) -> Costs:
         """What a setting costs: closed forms, and one block's activations."""
         saved = saved_modules(self.architecture, self.config.targets.modules_to_save)
         count = count_variant(self.architecture.base_parameters, self.layers, config, saved)
-        kept = self._activations(config)
+        added, base = self._activations(config)
         return Costs(
-            rank=config.rank, trainable=count.trainable, frozen=count.frozen,
-            percent_of_base=count.percent_of_base, stored_bytes=count.stored_bytes,
-            optimizer_bytes=count.optimizer_bytes, activation_bytes_per_token=kept[0],
-            base_activation_bytes_per_token=kept[1],
-        )  # fmt: skip
+            rank=config.rank,
+            trainable=count.trainable,
+            frozen=count.frozen,
+            percent_of_base=count.percent_of_base,
+            stored_bytes=count.stored_bytes,
+            optimizer_bytes=count.optimizer_bytes,
+            activation_bytes_per_token=added,
+            base_activation_bytes_per_token=base,
+        )
 
     # -- parts -----------------------------------------------------------------------------
 
@@ -193,10 +204,7 @@ class Workbench:
     ) -> Fit:
         # The rate is the point's own: the recipe's factor went into the grid.
         trainer = replace(self._trainer(seed, steps), lr_scale=1.0)
-        data = self.config.data
-        rows = TrainingSet(
-            self.rows.train, self._plan(trainer), self.rows.pad_id, data.packing, data.max_length
-        )
+        rows = TrainingSet.from_config(self.rows.train, self.rows.pad_id, self.config.data, trainer)
         dev_loss = (lambda: self._dev_loss(head)) if with_curve else None
         return fit(wrapped, head, rows, trainer, dev_loss)
 
@@ -223,9 +231,12 @@ class Workbench:
         size = self.config.trainer.batch_size
         longest = sorted(self.rows.train, key=len)[-size:]
         rows = TrainingSet(
-            longest, self._plan(self.config.trainer), self.rows.pad_id,
-            self.config.data.packing, self.config.data.max_length,
-        )  # fmt: skip
+            longest,
+            self._plan(self.config.trainer),
+            self.rows.pad_id,
+            self.config.data.packing,
+            self.config.data.max_length,
+        )
         batch = rows.batch(range(len(longest))).to(self.base.device)
         wrapped.model.train()
         clip = self.config.trainer.clip_norm
@@ -234,7 +245,7 @@ class Workbench:
         )
 
     def _activations(self, config: AdapterConfig) -> tuple[float | None, float | None]:
-        """Added by the adapters and kept by the base, per token over all adapted blocks."""
+        """Bytes a token that autograd holds for adapters and base, over all adapted blocks."""
         blocks = len({block_of(shape.name) for shape in self.layers} - {None})
         try:
             report = measure_activations(self.architecture, self.config.targets, config)
@@ -248,7 +259,7 @@ FAILURES = (LoratuneError, RuntimeError, MemoryError, ArithmeticError)
 
 
 def failure_reason(error: BaseException) -> str:
-    """A failure in one line; a request to stop is none, and is raised again."""
+    """A failure in one line; a request to stop is raised again."""
     if isinstance(error, (Interrupted, Preempted)):
         raise error
     if isinstance(error, LoratuneError):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -20,8 +20,8 @@ from omegaconf.errors import (
 )
 
 from loratune.config.secrets import redact_text
-from loratune.config.settings import GROUPS, other_owners
-from loratune.errors import ConfigError, LoratuneError, did_you_mean
+from loratune.config.settings import GROUPS, has_no_effect, missing_choice
+from loratune.errors import ConfigError, LoratuneError, did_you_mean, unknown_setting
 
 _PLUS_ADVICE = re.compile(r"^(To append to your config|Either remove|Or add|See https?:).*$", re.M)
 _IN_CONFIG = re.compile(r"In '([\w./+-]+)'")
@@ -47,8 +47,8 @@ def _nodes(container: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         name = f"{prefix}[{key}]" if listed else f"{prefix}.{key}".lstrip(".")
         if name == "hydra" or node is None:
             continue
-        whole = node._is_none() or node._is_missing() or node._is_interpolation()
-        if isinstance(node, (DictConfig, ListConfig)) and not whole:
+        is_leaf = node._is_none() or node._is_missing() or node._is_interpolation()
+        if isinstance(node, (DictConfig, ListConfig)) and not is_leaf:
             yield from _nodes(node, name)
         else:
             yield name, node
@@ -61,26 +61,43 @@ def _unresolved(node: Any, text: str) -> str:
     except InterpolationToMissingValueError:
         return ""
     except InterpolationKeyError:
-        return f"'{text}' refers to no setting"
+        return f"'{text}' refers to a setting that does not exist"
     except (OmegaConfBaseException, RecursionError):
         return f"'{text}' cannot be resolved"
     return ""
 
 
-def translate_composition_error(error: BaseException) -> LoratuneError:
-    """One ``ConfigError`` for whatever composing raised; a ``LoratuneError`` is kept as it is."""
+def to_typed(schema: Any, values: Mapping[str, Any], place: str = "") -> Any:
+    """Plain ``values`` over a dataclass (or an object of one), as an object of it.
+
+    Args:
+        schema: the dataclass.
+        values: nested plain values.
+        place: a file or key, for messages.
+
+    Raises:
+        LoratuneError: for an unknown key, a wrong type, and whatever the dataclass itself raises.
+    """
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as error:
+        raise translate_composition_error(error, place) from error
+
+
+def translate_composition_error(error: BaseException, place: str = "") -> LoratuneError:
+    """One ``ConfigError`` for whatever composing raised; a ``LoratuneError`` stays as it is."""
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, LoratuneError):
             return link
-    place = _place(chain)
+    place = place or _place(chain)
     for link in chain:
         if isinstance(link, MissingConfigException):
             return _missing_config(link)
         if isinstance(link, OmegaConfBaseException):
             return _omegaconf_error(link, place)
-    told = next((link for link in chain if str(link) not in ("", "None")), error)
-    return ConfigError(_first_line(told), where=place, fix=_fix_of(told))
+    cause = next((link for link in chain if str(link) not in ("", "None")), error)
+    return ConfigError(_first_line(cause), where=place, fix=_fix_of(cause))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -110,8 +127,7 @@ def _missing_config(error: MissingConfigException) -> ConfigError:
     if not options and group.partition("/")[0] not in GROUPS:
         fix = did_you_mean(group, GROUPS) or f"groups: {', '.join(GROUPS)}"
         return ConfigError(f"'{group}' is not a group", where=name, fix=fix)
-    fix = f"{did_you_mean(choice, options)} available: {', '.join(options) or 'none'}".strip()
-    return ConfigError(f"no {group} named '{choice}'", where=f"{group}={choice}", fix=fix)
+    return missing_choice(group, choice, options)
 
 
 def _omegaconf_error(error: OmegaConfBaseException, place: str) -> ConfigError:
@@ -124,33 +140,28 @@ def _omegaconf_error(error: OmegaConfBaseException, place: str) -> ConfigError:
     if isinstance(error, InterpolationResolutionError):
         return ConfigError(_first_line(error), where=where, fix="write the value itself")
     if isinstance(error, ValidationError):
-        return ConfigError(f"{key}: {_first_line(error)}", where=where, fix="mend the value")
+        cause = f"{key}: {_first_line(error)}".removeprefix(": ")
+        return ConfigError(cause, where=where, fix="fix the value")
     return ConfigError(_first_line(error), where=where, fix=_fix_of(error))
 
 
 def _unknown(error: OmegaConfBaseException, key: str, where: str) -> ConfigError:
-    owners = other_owners(tuple(key.split(".")))
-    if owners:
-        cause = f"'{key}' has no effect with the chosen adapter"
-        return ConfigError(cause, where=where, fix=f"it belongs to {', '.join(owners)}")
     parent = error.parent_node
-    known = sorted(str(name) for name in parent) if isinstance(parent, DictConfig) else []
-    known = [name for name in known if name != "hydra"]
-    listing = f"known here: {', '.join(known)}" if known else "see --cfg job"
-    fix = f"{did_you_mean(key.rsplit('.', 1)[-1], known)} {listing}".strip()
-    return ConfigError(f"'{key}' is not a setting", where=where or key, fix=fix)
+    names = {str(name) for name in parent} if isinstance(parent, DictConfig) else set()
+    return has_no_effect(key.split("."), where) or unknown_setting(
+        key, names - {"hydra"}, where=where
+    )
 
 
 def _first_line(error: BaseException) -> str:
     """The message without Hydra's advice on ``+`` and without the lines of its own bookkeeping."""
     text = _PLUS_ADVICE.sub("", str(error)) or type(error).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
-    if kept and kept[0].startswith("Ambiguous value for argument"):
-        return (
-            f"{kept[0]}: a list is key=[a,b], text with a comma is key='\"a,b\"', a sweep needs -m"
-        )
-    return redact_text(kept[0] if kept else type(error).__name__)
+    lines = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
+    first = lines[0] if lines else type(error).__name__
+    if first.startswith("Ambiguous value for argument"):
+        return f"{first}: a list is key=[a,b], text with a comma is key='\"a,b\"', a sweep needs -m"
+    return redact_text(first)
 
 
 def _fix_of(error: BaseException) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from loratune.adapters.registry import config_class, variant_names
+from loratune.config.composition import to_typed
 from loratune.config.recipes.yaml_reader import parse, read_text
 from loratune.config.recipes.yaml_reader import plain as plain_values
-from loratune.config.schema import RunConfig, check_values
-from loratune.errors import ConfigError, LoratuneError, did_you_mean, raise_together
+from loratune.config.schema import RunConfig
+from loratune.config.value_checks import check_values
+from loratune.errors import ConfigError, raise_together
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
@@ -48,44 +52,21 @@ def from_plain(values: dict[str, Any], config_type: type[ConfigType]) -> ConfigT
     if not isinstance(adapter, dict) or not adapter.get("variant"):
         raise ConfigError("no adapter is chosen", where="adapter", fix="set adapter=lora")
     adapter_config = config_class(str(adapter["variant"]))
-    try:
-        schema = OmegaConf.structured(config_type(adapter=adapter_config()))
-        merged = OmegaConf.merge(schema, values)
-        config = OmegaConf.to_object(merged)
-    except LoratuneError:
-        raise
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, LoratuneError):
-            raise error.__cause__ from None
-        raise _as_config_error(error) from error
+    config = to_typed(config_type(adapter=adapter_config()), values)
     assert isinstance(config, config_type)
     raise_together(check_values(config))
     return config
 
 
-def _as_config_error(error: OmegaConfBaseException) -> ConfigError:
-    key = str(getattr(error, "full_key", "") or getattr(error, "key", "") or "")
-    message = str(error).splitlines()[0]
-    parent = getattr(error, "parent_node", None)
-    known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-    if "not in" in message and known:
-        last = key.rsplit(".", 1)[-1]
-        fix = did_you_mean(last, known) or f"known here: {', '.join(known)}"
-        return ConfigError(f"'{key}' is not a setting", where=key, fix=fix)
-    return ConfigError(message, where=key, fix="see `loratune train --help`")
-
-
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply ``key=value`` words of the command line to a run's recorded recipe.
+def apply_overrides(values: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+    """Apply the settings of the command line to a run's recorded recipe.
 
     Raises:
         ConfigError: for a word that chooses a group: a finished run's parts are fixed.
 
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     config = OmegaConf.create(values)
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in overrides:
         key = override.key_or_group
         if override.is_delete() or not override.input_line:
             raise ConfigError("a run's settings cannot be deleted", where=key)
@@ -104,8 +85,6 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 def to_plain(config: Any) -> dict[str, Any]:
     """Nested plain values of a typed configuration, enums as their names."""
-    import dataclasses
-    from enum import Enum
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -132,7 +111,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ConfigError(
-            "this is no run folder", where=str(path), fix="name one that `loratune train` made"
+            "this is not a run folder", where=str(path), fix="name one that `loratune train` made"
         )
     node = parse(read_text(path, str(path)), str(path))
     values = None if node is None else plain_values(node)
@@ -143,7 +122,5 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def run_fields(values: dict[str, Any]) -> dict[str, Any]:
     """Only the keys that belong to ``RunConfig`` (a command's own keys are not recorded)."""
-    import dataclasses
-
     names = {field.name for field in dataclasses.fields(RunConfig)}
     return {key: value for key, value in values.items() if key in names}

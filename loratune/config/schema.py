@@ -1,12 +1,12 @@
 """Every key that a recipe or the command line may set, with its type, default and meaning.
 
 Plain dataclasses: Hydra composes YAML and overrides onto them, ``to_run_config`` turns the result
-into these objects.  A recipe is data: nothing here names a class or a function to call.
+into these objects, and ``value_checks`` says which values are in range.  A recipe is data: nothing
+here names a class or a function to call.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 from omegaconf import MISSING
 
 from loratune.adapters.config import AdapterConfig
-from loratune.errors import ConfigError
 
 
 class Dtype(StrEnum):
@@ -24,6 +23,38 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Attention(StrEnum):
+    """Which implementation of attention the base model runs; auto is transformers' choice."""
+
+    auto = "auto"
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+
+
+class Learn(StrEnum):
+    """Which assistant turns of a conversation are supervised."""
+
+    all = "all"
+    last = "last"
+
+
+class Reasoning(StrEnum):
+    """What becomes of an assistant's reasoning: supervised, seen without loss, or left out."""
+
+    learn = "learn"
+    context = "context"
+    drop = "drop"
+
+
+class SpecialTokens(StrEnum):
+    """What becomes of special tokens that are spelt in a row's text."""
+
+    text = "text"
+    parse = "parse"
+    error = "error"
 
 
 class Precision(StrEnum):
@@ -48,6 +79,13 @@ class Overlong(StrEnum):
     truncate = "truncate"
     drop = "drop"
     error = "error"
+
+
+class SplitBy(StrEnum):
+    """What stays together when evaluation rows are split off."""
+
+    row = "row"
+    prompt = "prompt"
 
 
 class RowFormat(StrEnum):
@@ -99,7 +137,7 @@ class ModelConfig:
     """auto keeps the file's dtype on CUDA and loads fp32 on a CPU unless precision says bf16."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    attention: str = "auto"
+    attention: Attention = Attention.auto
     """auto, eager, sdpa or flash_attention_2."""
     architecture: dict[str, Any] | None = None
     """The numbers of ``config.json`` that counting needs, so that it works without the model."""
@@ -137,13 +175,19 @@ class DataConfig:
     """Our name to your column, for example ``data.columns.prompt=question``."""
     template: str | None = None
     """Prompt text with {column} placeholders; kept with the adapter and used by generate."""
+    learn: Learn = Learn.all
+    """Which assistant turns are supervised: all or last; a turn's own ``weight: 0`` wins."""
+    reasoning: Reasoning = Reasoning.learn
+    """Reasoning in assistant turns: learn, context (seen, not supervised) or drop."""
+    special_tokens_in_text: SpecialTokens = SpecialTokens.text
+    """Special tokens spelt in a row: plain text, parse (as tokens) or error."""
     max_length: int = 512
     """Longest row in tokens."""
     overlong: Overlong = Overlong.truncate
     """truncate, drop or error for longer rows."""
     eval_fraction: float = 0.0
     """Share of training rows held out; used only while ``eval_path`` is null."""
-    split_by: str = "row"
+    split_by: SplitBy = SplitBy.row
     """row, or prompt: rows that share a prompt stay on one side of the split."""
     limit: int | None = None
     """Use only the first N training rows."""
@@ -301,144 +345,3 @@ class RunConfig:
     """Keys allowed to differ from what was recorded; the change is applied and noted."""
     trackers: list[str] = field(default_factory=list)
     """Trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
-
-
-def check_values(config: RunConfig) -> list[ConfigError]:
-    """Every value out of range and every contradiction, one error each."""
-    return [
-        *_check_model(config.model),
-        *_check_data(config.data),
-        *_check_trainer(config.trainer),
-        *_check_compare(config.compare),
-        *_check_whole(config),
-    ]
-
-
-ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")
-
-
-def _check_model(model: ModelConfig) -> list[ConfigError]:
-    if model.attention in ATTENTIONS:
-        return []
-    fix = f"choose one of {', '.join(ATTENTIONS)}"
-    return [ConfigError(f"no attention '{model.attention}'", where="model.attention", fix=fix)]
-
-
-def _out_of_range(where: str, value: object, fix: str) -> ConfigError:
-    return ConfigError(f"{value} is out of range", where=where, fix=fix)
-
-
-def _check_data(data: DataConfig) -> list[ConfigError]:
-    errors = []
-    if data.max_length < 2:
-        errors.append(_out_of_range("data.max_length", data.max_length, "use >= 2"))
-    if not 0 <= data.eval_fraction < 1:
-        errors.append(_out_of_range("data.eval_fraction", data.eval_fraction, "use [0, 1)"))
-    if data.split_by not in ("row", "prompt"):
-        errors.append(_out_of_range("data.split_by", data.split_by, "use row or prompt"))
-    for key in ("limit", "eval_limit"):
-        value = getattr(data, key)
-        if value is not None and value < 1:
-            errors.append(_out_of_range(f"data.{key}", value, "use >= 1, or null for all rows"))
-    return errors
-
-
-def _check_trainer(trainer: TrainerConfig) -> list[ConfigError]:
-    errors = []
-    at_least_one = ["batch_size", "grad_accum_steps", "log_every", "keep_checkpoints"]
-    at_least_zero = ["warmup_steps", "weight_decay", "clip_norm", "eval_every", "save_every"]
-    at_least_zero += ["early_stop_patience", "seed"]
-    for key in at_least_one:
-        if getattr(trainer, key) < 1:
-            errors.append(_out_of_range(f"trainer.{key}", getattr(trainer, key), "use >= 1"))
-    for key in at_least_zero:
-        value = getattr(trainer, key)
-        if not (math.isfinite(value) and value >= 0):
-            errors.append(_out_of_range(f"trainer.{key}", value, "use a number >= 0"))
-    for key, value in [("steps", trainer.steps), ("epochs", trainer.epochs)]:
-        if value is not None and not (math.isfinite(value) and value > 0):
-            errors.append(_out_of_range(f"trainer.{key}", value, "use a number above 0"))
-    optional = {"lr": trainer.lr, "lr_scale": trainer.lr_scale, "eps": trainer.eps}
-    for key, rate in optional.items():
-        if rate is not None and not (math.isfinite(rate) and rate >= 0):
-            errors.append(_out_of_range(f"trainer.{key}", rate, "use a number >= 0"))
-    if len(trainer.betas) != 2 or not all(0 <= beta < 1 for beta in trainer.betas):
-        errors.append(_out_of_range("trainer.betas", trainer.betas, "use two numbers in [0, 1)"))
-    if trainer.steps is not None and trainer.epochs is not None:
-        errors.append(
-            ConfigError(
-                "trainer.steps and trainer.epochs exclude each other",
-                where="trainer",
-                fix="set one of them, the other to null",
-            )
-        )
-    return errors
-
-
-def _check_compare(compare: CompareConfig) -> list[ConfigError]:
-    errors = []
-    if not 0 < compare.dev_fraction < 1:
-        fix = "use a number between 0 and 1: without dev rows nothing can be chosen"
-        errors.append(_out_of_range("compare.dev_fraction", compare.dev_fraction, fix))
-    for key in ("seeds", "lr_points", "rungs"):
-        if not 1 <= getattr(compare, key) <= 64:
-            errors.append(_out_of_range(f"compare.{key}", getattr(compare, key), "use 1 to 64"))
-    if not (math.isfinite(compare.lr_factor) and compare.lr_factor > 1):
-        errors.append(_out_of_range("compare.lr_factor", compare.lr_factor, "use a number above 1"))
-    if compare.steps is not None and compare.steps < 1:
-        errors.append(_out_of_range("compare.steps", compare.steps, "use >= 1"))
-    if compare.target_loss is not None and not math.isfinite(compare.target_loss):
-        errors.append(_out_of_range("compare.target_loss", compare.target_loss, "use a number"))
-    return errors
-
-
-def _is_folder_name(name: str) -> bool:
-    """Whether a name stays in its folder and can be shown: it may come from anybody's recipe."""
-    return (
-        0 < len(name) <= 100
-        and name.isprintable()
-        and not set(name) & {"/", "\\"}
-        and name[0] != "."
-    )
-
-
-def _check_whole(config: RunConfig) -> list[ConfigError]:
-    errors = []
-    trains = Stage.train in config.stages
-    has_eval = config.data.eval_path is not None or config.data.eval_fraction > 0
-    if trains and config.trainer.steps is None and config.trainer.epochs is None:
-        errors.append(
-            ConfigError(
-                "no length is set", where="trainer", fix="set trainer.steps or trainer.epochs"
-            )
-        )
-    if trains and config.trainer.eval_every and not has_eval:
-        errors.append(
-            ConfigError(
-                "trainer.eval_every is set but there is nothing to evaluate on",
-                where="trainer.eval_every",
-                fix="set data.eval_path or data.eval_fraction",
-            )
-        )
-    if config.trainer.early_stop_patience and not config.trainer.eval_every:
-        errors.append(
-            ConfigError(
-                "trainer.early_stop_patience has no effect without trainer.eval_every",
-                where="trainer.early_stop_patience",
-                fix="set trainer.eval_every",
-            )
-        )
-    if not trains and config.adapter_path is None:
-        errors.append(
-            ConfigError(
-                f"stages {[str(stage) for stage in config.stages]} need an adapter and train none",
-                where="stages",
-                fix="add train to stages, or set adapter_path=DIR",
-            )
-        )
-    if not _is_folder_name(config.name):
-        fix = "use a plain name: no /, no leading dot, at most 100 characters"
-        errors.append(ConfigError(f"{config.name!r} cannot name a folder", where="name", fix=fix))
-    if config.launch.nproc < 1:
-        errors.append(_out_of_range("launch.nproc", config.launch.nproc, "use >= 1"))
-    return errors

@@ -1,4 +1,4 @@
-"""What a recipe may say, as a tree of names and types read off the dataclasses."""
+"""The settings of a recipe as a tree of names and types, read off the dataclasses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from loratune.adapters.config import AdapterConfig
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import RunConfig
-from loratune.errors import ConfigError, did_you_mean
+from loratune.errors import ConfigError, did_you_mean, unknown_setting
 
 GROUPS = ("adapter", "data", "model", "recipe", "targets", "trainer")
 """Folders whose files are chosen by ``group=name``."""
@@ -82,16 +82,28 @@ def leaves(root: Setting, prefix: str = "") -> Iterator[str]:
 
 
 def unknown_key(root: Setting, path: Sequence[str], where: str = "") -> ConfigError:
-    """The error for a ``path`` that is no setting: what it may have meant, what is known there."""
+    """The error for a ``path`` that is not a setting, with what it may have meant."""
     depth = next(i for i in range(1, len(path) + 1) if find(root, path[:i]) is None)
     parent = find(root, path[: depth - 1]) or root
-    key = ".".join(path[:depth])
-    known = sorted(parent.children)
-    fix = did_you_mean(path[depth - 1], known) or _elsewhere(root, path[-1])
-    listing = f"known here: {', '.join(known)}" if known else f"{'.'.join(path[:-1])} is one value"
-    return ConfigError(
-        f"'{key}' is not a setting", where=where or key, fix=f"{fix} {listing}".strip()
-    )
+    below = ".".join(path[: depth - 1])
+    hint = _elsewhere(root, path[-1]) or ("" if parent.children else f"{below} is one value")
+    return unknown_setting(".".join(path[:depth]), parent.children, where=where, hint=hint)
+
+
+def has_no_effect(path: Sequence[str], where: str = "") -> ConfigError | None:
+    """The error for a setting of other variants (``adapter.lr_ratio``), if it is one."""
+    owners = [name for name in variant_names() if find(known_keys(RunConfig, name), path)]
+    if not owners:
+        return None
+    key = ".".join(path)
+    cause = f"'{key}' has no effect with the chosen adapter"
+    return ConfigError(cause, where=where or key, fix=f"it belongs to {', '.join(owners)}")
+
+
+def missing_choice(group: str, name: str, options: Sequence[str]) -> ConfigError:
+    """The error for a ``group=name`` that does not exist."""
+    fix = f"{did_you_mean(name, options)} available: {', '.join(options) or 'none'}".strip()
+    return ConfigError(f"no {group} named '{name}'", where=f"{group}={name}", fix=fix)
 
 
 def _elsewhere(root: Setting, word: str) -> str:
@@ -103,15 +115,10 @@ def _elsewhere(root: Setting, word: str) -> str:
     return f"did you mean '{by_last[close[0]][-1]}'?" if close else ""
 
 
-def other_owners(path: Sequence[str]) -> list[str]:
-    """Variants that know ``path`` (``("adapter", "lr_ratio")``), where the chosen one does not."""
-    return [name for name in variant_names() if find(known_keys(RunConfig, name), path)]
-
-
 def wrong_type(setting: Setting, value: Any) -> str:
     """What ``setting`` allows, if ``value`` cannot be converted to it; else an empty string.
 
-    The conversion is OmegaConf's own, so this says no exactly where composing would.
+    The conversion is OmegaConf's own, so this refuses exactly what composing would refuse.
     """
     if setting.children:
         return "" if isinstance(value, Mapping) else "a mapping of settings"
@@ -132,8 +139,8 @@ def _one_field(annotation: Any) -> type:
 
 def _without_none(annotation: Any) -> Any:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        kept = [item for item in typing.get_args(annotation) if item is not type(None)]
-        return kept[0] if len(kept) == 1 else annotation
+        others = [item for item in typing.get_args(annotation) if item is not type(None)]
+        return others[0] if len(others) == 1 else annotation
     return annotation
 
 

@@ -117,7 +117,7 @@ def measure_activations(
 
 def one_block(architecture: Architecture, targets: TargetsConfig) -> nn.Module:
     """The model with its first block only, frozen, in evaluation mode (no dropout of its own)."""
-    from loratune.models.measure import build_model
+    from loratune.models.build import build_model
 
     numbers = {k: v for k, v in architecture.numbers.items() if k != "layer_types"}
     numbers |= {key: 1 for key in _BLOCK_COUNTS if key in numbers}

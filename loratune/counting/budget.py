@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -10,10 +9,8 @@ from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.counting.parameters import FP32_BYTES, VariantCount, count_variant, saved_modules
 from loratune.errors import ConfigError
 from loratune.models.architectures import Architecture
+from loratune.units import parse_bytes, parse_count
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
-_BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_BYTE_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _HIGHEST_RANK = 1 << 24
 
 
@@ -59,19 +56,17 @@ def parse_budget(text: str) -> Budget:
     Raises:
         ConfigError: if it is none of these.
     """
-    parsed = re.fullmatch(r"(trainable|bytes):([\d_,]*\.?\d+)([A-Za-z]*)", text.strip())
-    units = _BYTE_UNITS if parsed and parsed[1] == "bytes" else _UNITS
-    if parsed is None or parsed[3].upper() not in units:
+    quantity, _, amount = text.strip().partition(":")
+    limit = parse_count(amount) if quantity == "trainable" else parse_bytes(amount)
+    if quantity not in ("trainable", "bytes") or limit is None:
         raise ConfigError(
             f"'{text}' is not a budget",
             where="match",
             fix="use match=trainable:589824 or match=bytes:6MB",
         )
-    number = float(re.sub("[_,]", "", parsed[2]))
-    limit = round(number * units[parsed[3].upper()])
     if limit < 1:
         raise ConfigError(f"'{text}' allows nothing", where="match", fix="use at least 1")
-    return Budget(parsed[1], limit)
+    return Budget(quantity, limit)
 
 
 def match_budget(

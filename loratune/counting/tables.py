@@ -1,69 +1,48 @@
-"""Reports as tables: for a terminal, as Markdown, as CSV and as JSON."""
+"""Which columns the tables of parameter counts have."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loratune.counting.budget import BudgetMatch
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.published import PublishedRow
-from loratune.files import to_json
+from loratune.tables import Cell, Table
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-Cell = str | int | float
-_LINE = 110
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A titled table; numbers stay numbers until something prints them."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+_COUNTS = {
+    "variant": "variant",
+    "rank": "rank",
+    "trainable": "trainable",
+    "frozen in adapter": "frozen",
+    "stored": "stored",
+    "stored bytes": "stored_bytes",
+    "optimizer bytes": "optimizer_bytes",
+    "% of base": "percent_of_base",
+    "% of base + adapter": "percent_of_total",
+}
+"""Heading to key of a parameter report; the percentages name their denominators."""
 
 
-def variant_grid(report: ParameterReport) -> Grid:
-    """One row a variant; the percentages name their denominators."""
-    columns = (
-        "variant",
-        "rank",
-        "trainable",
-        "frozen in adapter",
-        "stored",
-        "stored bytes",
-        "optimizer bytes",
-        "% of base",
-        "% of base + adapter",
-    )
+def variant_table(report: Mapping[str, Any], own: str = "") -> Table:
+    """One row a variant of a parameter report as plain values; ``own`` is stressed."""
     rows = tuple(
-        (
-            row.variant,
-            row.rank,
-            row.trainable,
-            row.frozen,
-            row.stored,
-            row.stored_bytes,
-            row.optimizer_bytes,
-            round(row.percent_of_base, 4),
-            round(row.percent_of_total, 4),
-        )
-        for row in report.variants
+        tuple(map(_rounded, (row.get(key) for key in _COUNTS.values())))
+        for row in report["variants"]
     )
     title = (
-        f"{report.family}: {report.base_parameters:,} base parameters, {report.layers} adapted "
-        f"layers, {report.bytes_per_number} bytes a stored number"
+        f"{report['family']}: {report['base_parameters']:,} base parameters, {report['layers']} "
+        f"adapted layers, {report['bytes_per_number']} bytes a stored number"
     )
-    return Grid(title, columns, rows)
+    marked = frozenset(n for n, row in enumerate(rows) if row[0] == own)
+    return Table(title, tuple(_COUNTS), rows, marked=marked)
 
 
-def module_grid(report: ParameterReport) -> Grid:
+def _rounded(value: Cell) -> Cell:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def module_table(report: ParameterReport) -> Table:
     """One row a variant and layer; matrices that layers share are a row of their own."""
     rows: list[tuple[Cell, ...]] = []
     for variant in report.variants:
@@ -75,10 +54,10 @@ def module_grid(report: ParameterReport) -> Grid:
             name = "(shared by all layers)"
             rows.append((variant.variant, name, "matrices", "", variant.rank, 0, variant.shared))
     columns = ("variant", "module", "kind", "in → out", "rank", "trainable", "frozen in adapter")
-    return Grid("per module", columns, tuple(rows))
+    return Table("per module", columns, tuple(rows))
 
 
-def budget_grid(matches: Sequence[BudgetMatch]) -> Grid:
+def budget_table(matches: Sequence[BudgetMatch]) -> Table:
     """One row a variant: the rank that comes closest to the budget."""
     rows = tuple(
         (
@@ -91,10 +70,10 @@ def budget_grid(matches: Sequence[BudgetMatch]) -> Grid:
         for match in matches
     )
     title = f"closest to {matches[0].budget:,} {matches[0].quantity}" if matches else ""
-    return Grid(title, ("variant", "rank", "reached", "difference", "note"), rows)
+    return Table(title, ("variant", "rank", "reached", "difference", "note"), rows)
 
 
-def published_grid(rows: Sequence[PublishedRow]) -> Grid:
+def published_table(rows: Sequence[PublishedRow]) -> Table:
     """One row a published number."""
     columns = ("source", "recipe", "quantity", "printed", "exact", "verdict", "really", "why")
     cells = tuple(
@@ -110,69 +89,4 @@ def published_grid(rows: Sequence[PublishedRow]) -> Grid:
         )
         for row in rows
     )
-    return Grid("published counts, recomputed", columns, cells)
-
-
-def _text(cell: Cell) -> str:
-    return f"{cell:,}" if isinstance(cell, int) else str(cell)
-
-
-def _is_numeric(grid: Grid, column: int) -> bool:
-    return any(isinstance(row[column], int | float) for row in grid.rows)
-
-
-def to_markdown(grid: Grid) -> str:
-    """A GitHub table; numbers are aligned right."""
-    numeric = [_is_numeric(grid, column) for column in range(len(grid.columns))]
-    lines = [[*grid.columns], ["---:" if right else "---" for right in numeric]]
-    lines += [[_text(cell).replace("|", "\\|") for cell in row] for row in grid.rows]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{grid.title}\n\n{body}\n"
-
-
-def to_csv(grid: Grid) -> str:
-    """Header and rows; numbers without separators."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([grid.columns, *grid.rows])
-    return text.getvalue()
-
-
-def to_rich(grid: Grid) -> Table:
-    """A table for the terminal; nothing in it is read as markup."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(grid.title), title_justify="left")
-    share = _LINE // len(grid.columns) - 3
-    for column, name in enumerate(grid.columns):
-        right = _is_numeric(grid, column)
-        # Headers wrap where a line is short; a number never does, nor does a word of text up to
-        # its fair share of the line.
-        cells = [_text(row[column]) for row in grid.rows]
-        widest = max((len(part) for cell in cells for part in cell.split(" ")), default=0)
-        table.add_column(
-            Text(name),
-            justify="right" if right else "left",
-            overflow="fold",
-            min_width=widest if right else min(widest, share),
-        )
-    for row in grid.rows:
-        table.add_row(*(Text(_text(cell)) for cell in row))
-    return table
-
-
-def transposed(grid: Grid) -> Grid:
-    """Rows as columns, named by their first cells: for a terminal too narrow for the table."""
-    names = tuple(str(row[0]) for row in grid.rows)
-    rows = tuple(
-        (name, *(row[column] for row in grid.rows))
-        for column, name in enumerate(grid.columns)
-        if column
-    )
-    return Grid(grid.title, ("", *names), rows)
-
-
-def report_json(report: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
-    """Any report's ``to_dict()``, or a list of them, as JSON."""
-    return to_json(report)
+    return Table("published counts, recomputed", columns, cells)

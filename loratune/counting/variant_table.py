@@ -1,4 +1,4 @@
-"""The variants' parameters side by side, for any model whose shapes are known."""
+"""The variants' parameters side by side, for any model with known shapes."""
 
 from __future__ import annotations
 
@@ -110,19 +110,19 @@ def variant_configs(
     Raises:
         ConfigError: for a variant that does not exist, or a rank below 1.
     """
-    known = variant_names()
+    available = variant_names()
     for name in names or ():
-        if name not in known:
-            fix = did_you_mean(name, known) or f"choose of {', '.join(known)}, or all"
+        if name not in available:
+            fix = did_you_mean(name, available) or f"choose among {', '.join(available)}, or all"
             raise ConfigError(f"no adapter variant named '{name}'", where="variants", fix=fix)
     usual = variant_settings(chosen.variant, folders).rank
-    found = []
-    for name in names or known:
+    configs = []
+    for name in names or available:
         own = chosen if name == chosen.variant else variant_settings(name, folders)
         if own is not chosen and own.rank == usual:
             own = replace(own, rank=chosen.rank, rank_pattern=dict(chosen.rank_pattern))
-        found.append(own if rank is None else replace(own, rank=rank))
-    return found
+        configs.append(own if rank is None else replace(own, rank=rank))
+    return configs
 
 
 def _fitting(
@@ -184,7 +184,7 @@ def _measured(
     return tuple(measure_activations(architecture, config.targets, one) for one in configs)
 
 
-def own_numbers(model: ModelConfig, given: Set[str]) -> ModelConfig:
+def own_numbers(model: ModelConfig, keys: Set[str]) -> ModelConfig:
     """``model`` without the numbers of another model.
 
     A group file names a path and that model's numbers.  Where the command line names another
@@ -193,8 +193,8 @@ def own_numbers(model: ModelConfig, given: Set[str]) -> ModelConfig:
 
     Args:
         model: as composed.
-        given: keys that the command line sets.
+        keys: those that the command line sets.
     """
-    if "model.path" in given and not any(key.startswith("model.architecture") for key in given):
+    if "model.path" in keys and not any(key.startswith("model.architecture") for key in keys):
         return replace(model, architecture=None)
     return model

@@ -3,49 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loratune.config.schema import Learn, Reasoning
+from loratune.data.conversations import REASONING
 from loratune.data.rendering import FIX, bounded, check_template
 from loratune.data.rows import Message
+from loratune.data.segments import Range, RowText, Segment, SpellingFinder, cut
 from loratune.data.spans import Rendering, SpanFinder, TurnSpan, is_reasoning
 from loratune.data.tokenizing import Tokenizer, special_tokens
 from loratune.errors import DataError, SecurityError
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PLACEHOLDER = "answer"
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of a row's text.
-
-    Attributes:
-        text: the characters.
-        supervised: whether they are the model's to write.
-        is_text: whether it is a special token that somebody spelt in a text, so no token.
-    """
-
-    text: str
-    supervised: bool
-    is_text: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A rendered conversation, cut where supervision begins and ends.
-
-    Attributes:
-        segments: in order; together they are the rendered text up to the last turn's end.
-        ended: whether that end is a special token of the template.
-        left_out: turns whose reasoning the template leaves out.
-    """
-
-    segments: tuple[Segment, ...]
-    ended: bool
-    left_out: tuple[int, ...] = ()
 
 
 def chat_template_of(tokenizer: Tokenizer) -> str:
@@ -78,42 +49,38 @@ class ChatRenderer:
         self.template = template
         self._learn, self._reasoning = learn, reasoning
         self._stops = special_tokens(tokenizer)
+        self._spellings = SpellingFinder(self._stops)
         self._finder = SpanFinder(template, self._stops)
         self._has_marks = bool(_MARKED.search(template))
 
-    def conversation(
+    def row(
         self, messages: Sequence[Message], source: str, tools: Sequence[Any] | None = None
-    ) -> Conversation:
-        """The conversation cut where the assistant begins and ends.
+    ) -> RowText:
+        """The conversation up to the assistant's last turn, cut where supervision changes.
 
         Raises:
             DataError: if the template raises, or changes or leaves out what a turn says.
         """
-        turns = [self._turn(message) for message in messages]
-        rendering, spans = self._rendered(turns, source, tools)
+        rendering, spans = self._rendered([self._turn(m) for m in messages], source, tools)
+        text = rendering.text[: spans[-1].end]
         supervised = self._supervised(rendering, spans, messages)
-        end = max((span.end for span in spans), default=0)
-        segments = list(self._segments(rendering, supervised, end))
-        ended = any(rendering.text[:end].endswith(stop) for stop in self._stops)
-        written = {word.word.turn for word in rendering.words if is_reasoning(word.word)}
-        silent = [n for n, turn in enumerate(turns) if _reasons(turn) and n not in written]
-        return Conversation(tuple(segments), ended, tuple(silent))
+        last = next(span.start for span in spans if span.turn == spans[-1].turn)
+        before = self._segments(rendering, supervised, 0, last)
+        answer = self._segments(rendering, supervised, last, spans[-1].end)
+        ended = any(text.endswith(stop) for stop in self._stops)
+        return RowText((*before, *answer), len(before), ended)
 
     def prompt(
         self, messages: Sequence[Message], source: str, tools: Sequence[Any] | None = None
     ) -> list[Segment]:
-        """The text before the assistant's next turn, in the stretches in which training saw it."""
-        turns = [self._turn(m) for m in [*messages, Message("assistant", _PLACEHOLDER)]]
-        rendering, spans = self._rendered(turns, source, tools)
-        supervised = [
-            (span.start, span.end) for span in spans if span.turn < len(messages)
-        ] + [(spans[-1].start, spans[-1].start)]
-        return list(self._segments(rendering, supervised, spans[-1].start))
+        """The text before the assistant's next turn, in the segments in which training saw it."""
+        row = self.row([*messages, Message("assistant", _PLACEHOLDER)], source, tools)
+        return list(row.segments[: row.prompt_segments])
 
     def _turn(self, message: Message) -> dict[str, Any]:
         turn = {"role": message.role, "content": message.content, **message.fields}
         if self._reasoning is Reasoning.drop:
-            turn = {key: value for key, value in turn.items() if "reason" not in key}
+            turn = {key: value for key, value in turn.items() if key not in REASONING}
         return turn
 
     def _rendered(
@@ -164,7 +131,7 @@ class ChatRenderer:
 
     def _supervised(
         self, rendering: Rendering, spans: Sequence[TurnSpan], messages: Sequence[Message]
-    ) -> list[tuple[int, int]]:
+    ) -> list[Range]:
         """Character ranges with loss: the recipe's choice, and each turn's own."""
         last = max((span.turn for span in spans), default=-1)
         chosen = []
@@ -180,26 +147,20 @@ class ChatRenderer:
         return chosen
 
     def _segments(
-        self, rendering: Rendering, supervised: Sequence[tuple[int, int]], end: int
+        self, rendering: Rendering, supervised: Sequence[Range], start: int, end: int
     ) -> list[Segment]:
-        """The text up to ``end``, cut at the supervised ranges and at spelt special tokens."""
-        spelt = {
-            (word.start + match.start(), word.start + match.end())
-            for word in rendering.words
-            for match in self._spelt_tokens(rendering.text[word.start : word.end])
-        }
-        edges = {0, end, *(edge for part in supervised for edge in part)}
-        edges |= {edge for part in spelt for edge in part if edge < end}
-        cuts = sorted(edge for edge in edges if edge <= end)
-        segments = []
-        for start, stop in zip(cuts, cuts[1:], strict=False):
-            inside = any(a <= start and stop <= b for a, b in supervised)
-            segments.append(Segment(rendering.text[start:stop], inside, (start, stop) in spelt))
-        return segments
+        """The text from ``start`` to ``end``, cut also at special tokens that a turn spells."""
 
-    def _spelt_tokens(self, text: str) -> list[re.Match[str]]:
-        pattern = "|".join(map(re.escape, self._stops))
-        return list(re.finditer(pattern, text)) if pattern else []
+        def within(ranges: Iterable[Range]) -> list[Range]:
+            cuts = [(max(a, start) - start, min(b, end) - start) for a, b in ranges]
+            return [(a, b) for a, b in cuts if a < b]
+
+        spelt = [
+            place
+            for word in rendering.words
+            for place in self._spellings.ranges(rendering.text[word.start : word.end], word.start)
+        ]
+        return cut(rendering.text[start:end], within(supervised), within(spelt))
 
     # -- templates with {% generation %} -------------------------------------------------------
 
@@ -258,10 +219,6 @@ def _merged(marks: Any) -> list[tuple[int, int]]:
         else:
             merged.append((start, end))
     return merged
-
-
-def _reasons(turn: Mapping[str, Any]) -> bool:
-    return any("reason" in key and bool(value) for key, value in turn.items())
 
 
 def _behind_reasoning(rendering: Rendering, span: TurnSpan) -> int:

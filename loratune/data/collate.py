@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from loratune.data.encoded_rows import IGNORED, EncodedRow
+from loratune.data.encoded_rows import EncodedRow
 from loratune.data.packing import pack
+from loratune.loss.constants import IGNORED
 
 PADDING = -1
 """The segment of padding in a packed batch."""
@@ -21,35 +22,22 @@ class Batch:
 
     Attributes:
         input_ids: token ids.
-        attention_mask: 1 where a token is, 0 on padding; by position, whatever the pad id.
-        labels: ``input_ids`` where learnt, else -100; not shifted.
+        labels: ``input_ids`` where supervised, else -100; not shifted.
         row_ids: the caller's row numbers, in the order of the sequences (packed: of the segments).
+        tokens: tokens that are not padding.
+        supervised: supervised tokens: what the summed loss is divided by.
         position_ids: packed batches only: from 0 in every row.
         segment_ids: packed batches only: the row's number within its sequence, -1 on padding; a
             token sees earlier tokens of its own segment only.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     labels: Tensor
     row_ids: tuple[int, ...]
+    tokens: int
+    supervised: int
     position_ids: Tensor | None = None
     segment_ids: Tensor | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are not padding."""
-        return int(self.attention_mask.sum())
-
-    @property
-    def supervised(self) -> int:
-        """Tokens learnt: what the summed loss is divided by."""
-        return int((self.labels != IGNORED).sum())
-
-    @property
-    def fill(self) -> float:
-        """Share of the batch that is not padding."""
-        return self.tokens / max(1, self.input_ids.numel())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
@@ -63,7 +51,6 @@ class Batch:
         return replace(
             self,
             input_ids=change(self.input_ids),
-            attention_mask=change(self.attention_mask),
             labels=change(self.labels),
             position_ids=None if self.position_ids is None else change(self.position_ids),
             segment_ids=None if self.segment_ids is None else change(self.segment_ids),
@@ -74,9 +61,10 @@ def collate(rows: Sequence[EncodedRow], pad_id: int, row_ids: Sequence[int] = ()
     """One row a sequence; no rows give a batch of shape (0, 0)."""
     return Batch(
         input_ids=_padded([row.input_ids for row in rows], pad_id),
-        attention_mask=_padded([[1] * len(row) for row in rows], 0),
         labels=_padded([row.labels for row in rows], IGNORED),
         row_ids=tuple(row_ids),
+        tokens=sum(map(len, rows)),
+        supervised=sum(row.supervised for row in rows),
     )
 
 
@@ -85,17 +73,18 @@ def collate_packed(
 ) -> Batch:
     """Several rows a sequence, none of them longer than ``max_length`` in all.
 
-    The first token of every row is not learnt (nothing of its own row predicts it), so that the
-    shifted labels never cross from one row into the next.
+    The first token of every row is not supervised (nothing of its own row predicts it), so that
+    the shifted labels never cross from one row into the next.
     """
     bins = pack([len(row) for row in rows], max_length)
     packed = [[rows[place] for place in places] for places in bins]
     order = [place for places in bins for place in places]
     return Batch(
         input_ids=_padded([_chained([r.input_ids for r in seq]) for seq in packed], pad_id),
-        attention_mask=_padded([[1] * sum(map(len, seq)) for seq in packed], 0),
         labels=_padded([_chained([r.labels for r in seq]) for seq in packed], IGNORED),
         row_ids=tuple(row_ids[place] for place in order) if row_ids else (),
+        tokens=sum(map(len, rows)),
+        supervised=sum(row.supervised for row in rows),
         position_ids=_padded([_chained([range(len(r)) for r in seq]) for seq in packed], 0),
         segment_ids=_padded(
             [_chained([[n] * len(r) for n, r in enumerate(seq)]) for seq in packed], PADDING

@@ -1,4 +1,4 @@
-"""Examples to ids, with what is learnt marked by position, never by token id.
+"""Examples to ids, with what is supervised marked by position, never by token id.
 
 A row longer than ``max_length`` loses its end: what is left of it begins exactly as generation
 begins, with the whole prompt.  A row whose prompt alone fills ``max_length`` has nothing left to
@@ -7,11 +7,11 @@ learn and is dropped as ``no_target``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-from loratune.config.schema import Overlong, RowFormat
-from loratune.data.chat import ChatRenderer, Segment
+from loratune.config.schema import DataConfig, Overlong, SpecialTokens
+from loratune.data.chat import ChatRenderer
 from loratune.data.encoded_rows import (
     EncodedRow,
     EncodedRows,
@@ -19,21 +19,28 @@ from loratune.data.encoded_rows import (
     length_to_keep,
     truncate,
 )
-from loratune.data.rows import ERRORS_SHOWN, Example, Message, raise_first
-from loratune.data.templates import PromptFormat, as_text
-from loratune.data.tokenizing import RowTokenizer
+from loratune.data.rows import ERRORS_SHOWN, Example, raise_first
+from loratune.data.segments import RowText, Segment, SpellingFinder, cut
+from loratune.data.templates import PromptFormat
+from loratune.data.tokenizing import RowTokenizer, special_tokens
 from loratune.errors import DataError
 
 
 class Encoder:
     """Examples of one format to ids."""
 
-    def __init__(self, tokenizer: RowTokenizer, prompt_format: PromptFormat) -> None:
+    def __init__(
+        self, tokenizer: RowTokenizer, prompt_format: PromptFormat, data: DataConfig
+    ) -> None:
         self.tokenizer = tokenizer
         self.format = prompt_format
+        self._special = data.special_tokens_in_text
+        self._spellings = SpellingFinder(special_tokens(tokenizer.tokenizer))
         self._chat: ChatRenderer | None = None
         if prompt_format.chat_template is not None:
-            self._chat = ChatRenderer(tokenizer.tokenizer, prompt_format.chat_template)
+            self._chat = ChatRenderer(
+                tokenizer.tokenizer, prompt_format.chat_template, data.learn, data.reasoning
+            )
 
     def encode(
         self, examples: Sequence[Example], *, max_length: int, overlong: Overlong
@@ -47,7 +54,7 @@ class Encoder:
         whole = self._whole_rows(examples, max_length)
         result = EncodedRows(lengths=[len(row) for row in whole])
         if overlong is Overlong.error:
-            _refuse_overlong(whole, max_length)
+            _check_overlong(whole, max_length)
         for number, row in enumerate(whole):
             if len(row) > max_length and overlong is Overlong.drop:
                 result.dropped["overlong"] += 1
@@ -64,100 +71,133 @@ class Encoder:
             raise _nothing_left(result, max_length)
         return result
 
-    def prompt_ids(self, columns: Mapping[str, Any], source: str = "") -> list[int]:
+    def prompt_ids(self, example: Example) -> list[int]:
         """What generation is given: the ids that training saw before an answer to this prompt.
 
         Args:
-            columns: a row without its answer; for conversations ``messages``, or ``prompt`` as
-                the one turn of a user.
-            source: named in errors.
+            example: a row without its answer, as ``parse_question`` makes it.
 
         Raises:
-            ConfigError: if the template needs a column that is missing.
             DataError: if the chat template raises.
         """
         if self._chat is not None:
-            given = columns.get("messages") or [
-                {"role": "user", "content": as_text(columns.get("prompt"), "prompt")}
-            ]
-            turns = [Message(turn["role"], turn["content"]) for turn in given]
-            return self._joined(self._chat.prompt(turns, source))
-        if self.format.format is RowFormat.text:
-            text = as_text(columns.get("prompt", columns.get("text")), "prompt")
+            segments = self._chat.prompt(example.messages, example.source, example.tools)
         else:
-            text = self.format.prompt(columns)
-        return self._joined([text])
-
-    def _joined(self, texts: Sequence[str]) -> list[int]:
-        opening = self.tokenizer.opening_ids(list(texts[:1]) or [""])
-        return [
-            token for ids in (*opening, *self.tokenizer.following_ids(texts[1:])) for token in ids
-        ]
+            segments = list(self._text(example).segments)
+        (ids,) = self._ids([segments or [Segment("", False)]])
+        return [token for part in ids for token in part]
 
     def _whole_rows(self, examples: Sequence[Example], max_length: int) -> list[EncodedRow]:
-        cut = [self._segments(example) for example in examples]
-        clip = self._clip_length(cut, max_length)
-        rows = [[_clipped(segment, clip) for segment in segments] for segments, _ in cut]
-        opening = self.tokenizer.opening_ids([segments[0].text for segments in rows])
-        texts = [segment.text for segments in rows for segment in segments[1:]]
-        following = iter(self.tokenizer.following_ids(texts))
-        encoded = []
-        for example, segments, (_, ended), first in zip(examples, rows, cut, opening, strict=True):
-            ids = [first, *(next(following) for _ in segments[1:])]
-            encoded.append(self._join(segments, ids, ended, example.source))
-        return encoded
+        texts = [self._text(example) for example in examples]
+        clip = self._clip_length([text.segments for text in texts], max_length)
+        rows = [[_clipped(segment, clip) for segment in text.segments] for text in texts]
+        return [
+            self._join(segments, ids, text, example.source)
+            for example, text, segments, ids in zip(
+                examples, texts, rows, self._ids(rows), strict=True
+            )
+        ]
 
-    def _segments(self, example: Example) -> tuple[list[Segment], bool]:
-        """The example's text in stretches, and whether its end token is already written."""
+    def _ids(self, rows: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
+        """Ids of every segment; all first ones in one call of the tokenizer, the rest in two."""
+        firsts = iter(self.tokenizer.opening_ids([row[0].text for row in rows]))
+        rest = [segment for row in rows for segment in row[1:]]
+        plain = iter(self.tokenizer.following_ids([s.text for s in rest if not self._is_text(s)]))
+        spelt = iter(self.tokenizer.spelt_ids([s.text for s in rest if self._is_text(s)]))
+        return [
+            [next(firsts), *(next(spelt if self._is_text(s) else plain) for s in row[1:])]
+            for row in rows
+        ]
+
+    def _is_text(self, segment: Segment) -> bool:
+        return segment.is_text and self._special is SpecialTokens.text
+
+    def _text(self, example: Example) -> RowText:
+        """The example's text in segments; the first one never spells a special token."""
         if example.messages:
             if self._chat is None:
                 raise DataError("conversations need a chat template", where=example.source)
-            return self._chat.segments(example.messages, example.source)
-        segments = [Segment(example.prompt, False), Segment(example.answer, True)]
-        return [segment for segment in segments if segment.text], False
+            row = self._chat.row(example.messages, example.source, example.tools)
+        else:
+            spelt = [
+                place
+                for start, end in example.prompt_values
+                for place in self._spellings.ranges(example.prompt[start:end], start)
+            ]
+            prompt = cut(example.prompt, (), spelt)
+            answer = cut(
+                example.answer, [(0, len(example.answer))], self._spellings.ranges(example.answer)
+            )
+            row = RowText((*prompt, *answer), len(prompt))
+        if self._special is SpecialTokens.error:
+            _check_no_special_token(row, example.source)
+        if row.segments and row.segments[0].is_text:
+            empty = Segment("", False)
+            row = RowText((empty, *row.segments), row.prompt_segments + 1, row.ended)
+        return row
 
-    def _clip_length(
-        self, rows: Sequence[tuple[list[Segment], bool]], max_length: int
-    ) -> int | None:
+    def _clip_length(self, rows: Sequence[Sequence[Segment]], max_length: int) -> int | None:
         """Characters that surely hold more than ``max_length`` tokens, if any text has more.
 
         A line of 50 MB would cost the tokenizer gigabytes to no end; its length in tokens is
         then a lower bound.
         """
-        longest = max((len(part.text) for parts, _ in rows for part in parts), default=0)
+        longest = max((len(part.text) for parts in rows for part in parts), default=0)
         if longest < 100_000:
             return None
         return (max_length + 1) * self.tokenizer.longest_token()
 
     def _join(
-        self, segments: Sequence[Segment], ids: Sequence[list[int]], ended: bool, source: str
+        self, segments: Sequence[Segment], ids: Sequence[list[int]], text: RowText, source: str
     ) -> EncodedRow:
         input_ids: list[int] = []
         spans: list[tuple[int, int]] = []
-        for segment, part in zip(segments, ids, strict=True):
-            if segment.learnt:
+        prompt_length = 0
+        for number, (segment, part) in enumerate(zip(segments, ids, strict=True)):
+            if number == text.prompt_segments:
+                prompt_length = len(input_ids)
+            if segment.supervised and part:
                 spans.append((len(input_ids), len(input_ids) + len(part)))
             input_ids += part
-        if not spans:
-            raise DataError("nothing to learn in this row", where=source)
-        if not ended and input_ids[-1:] != [self.tokenizer.end_id]:
+        ends_supervised = segments[-1].supervised
+        if not text.ended and input_ids[-1:] != [self.tokenizer.end_id]:
             input_ids.append(self.tokenizer.end_id)
-            spans[-1] = (spans[-1][0], len(input_ids))
-        return EncodedRow(input_ids, learnable(spans, self._unlearnt(ids)), spans[-1][0], source)
+            if ends_supervised:
+                spans.append((len(input_ids) - 1, len(input_ids)))
+        return EncodedRow(
+            input_ids, learnable(_merged(spans), self._unpredicted(ids)), prompt_length, source
+        )
 
-    def _unlearnt(self, ids: Sequence[list[int]]) -> int:
+    def _unpredicted(self, ids: Sequence[list[int]]) -> int:
         """Positions at the row's start that nothing predicts: the start token, or the first."""
         start = self.tokenizer.start_ids
         return max(1, len(start) if ids[0][: len(start)] == start else 0)
 
 
+def _merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans that touch as one."""
+    merged: list[tuple[int, int]] = []
+    for start, end in spans:
+        if merged and merged[-1][1] == start:
+            start = merged.pop()[0]
+        merged.append((start, end))
+    return merged
+
+
+def _check_no_special_token(row: RowText, source: str) -> None:
+    spelt = [segment.text for segment in row.segments if segment.is_text]
+    if spelt:
+        fix = "set data.special_tokens_in_text to text or parse, or change the row"
+        raise DataError(f"the text spells the special token {spelt[0]!r}", where=source, fix=fix)
+
+
 def _clipped(segment: Segment, length: int | None) -> Segment:
     if length is None or len(segment.text) <= length:
         return segment
-    return Segment(segment.text[:length], segment.learnt)
+    return replace(segment, text=segment.text[:length])
 
 
-def _refuse_overlong(rows: Sequence[EncodedRow], max_length: int) -> None:
+def _check_overlong(rows: Sequence[EncodedRow], max_length: int) -> None:
     long = [row for row in rows if len(row) > max_length]
     fix = "raise data.max_length, or set data.overlong to truncate or drop"
     raise_first(

@@ -1,4 +1,4 @@
-"""Rows as ids, with what is learnt marked by position."""
+"""Rows as ids, with what is supervised marked by position."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-IGNORED = -100
-"""The label of a token that is not learnt (torch's ``ignore_index``)."""
+from loratune.loss.constants import IGNORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +16,7 @@ class EncodedRow:
 
     Attributes:
         input_ids: the whole row, start token and end token included.
-        spans: positions learnt, ``[start, end)`` each, ascending, none before position 1
+        spans: supervised positions, ``[start, end)`` each, ascending, none before position 1
             (nothing predicts the first token).
         prompt_length: tokens before the last answer: what generation is given.
         source: ``file:line``.
@@ -30,7 +29,7 @@ class EncodedRow:
 
     @property
     def labels(self) -> list[int]:
-        """``input_ids`` where learnt, else ``IGNORED``; not shifted."""
+        """``input_ids`` where supervised, else ``IGNORED``; not shifted."""
         labels = [IGNORED] * len(self.input_ids)
         for start, end in self.spans:
             labels[start:end] = self.input_ids[start:end]
@@ -38,7 +37,7 @@ class EncodedRow:
 
     @property
     def supervised(self) -> int:
-        """Tokens learnt."""
+        """Tokens with loss."""
         return sum(end - start for start, end in self.spans)
 
     def __len__(self) -> int:
@@ -50,11 +49,11 @@ class EncodedRows:
     """The rows that can be trained on, and what became of the others.
 
     Attributes:
-        rows: rows with at least one learnt token, in order.
+        rows: rows with at least one supervised token, in order.
         kept: for each of ``rows`` its position among the examples.
         dropped: reason to count: ``overlong``, ``no_target``.
         truncated: rows kept without their end.
-        lost_target_tokens: learnt tokens that truncation cut off, over all rows.
+        lost_target_tokens: supervised tokens that truncation cut off, over all rows.
         lengths: every row's whole length in tokens, before truncation.
     """
 

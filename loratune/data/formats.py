@@ -1,18 +1,20 @@
 """Which columns make a row: recognised from their names, checked in every row.
 
-text                              every token is learnt
-prompt, completion                the completion is learnt
-instruction, [input], output      the output is learnt
-messages                          every assistant turn is learnt
+text                              every token is supervised
+prompt, completion                the completion is supervised
+instruction, [input], output      the output is supervised
+messages                          every assistant turn is supervised
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from loratune.config.schema import DataConfig, RowFormat
-from loratune.data.rows import ERRORS_SHOWN, Example, Message, Row, listed, raise_first, shown
+from loratune.data.conversations import is_turns, read_tools, read_turns
+from loratune.data.rows import ERRORS_SHOWN, Example, Message, Row, listed, raise_first
 from loratune.data.templates import (
     INSTRUCTION_TEMPLATE,
     INSTRUCTION_WITH_INPUT_TEMPLATE,
@@ -33,7 +35,6 @@ REQUIRED = {
 }
 """The columns of each format, in the order in which formats are recognised."""
 ANSWERS = {RowFormat.prompt: "completion", RowFormat.instruction: "output"}
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def choose_format(config: DataConfig, rows: Sequence[Row]) -> PromptFormat:
@@ -136,7 +137,7 @@ def parse_rows(rows: Sequence[Row], prompt_format: PromptFormat) -> tuple[list[E
         an answer.
 
     Raises:
-        DataError: the rows that lack a column, hold no text, or are no proper conversation.
+        DataError: the rows that lack a column, hold no text, or are not a conversation.
     """
     examples: list[Example] = []
     problems: list[LoratuneError] = []
@@ -181,30 +182,76 @@ def parse_row(row: Row, prompt_format: PromptFormat) -> Example | None:
             raise _missing(name, row)
     if names and all(is_blank(named[name]) for name in names):
         return None
-    return Example(row.source, prompt_format.prompt(named), answer)
+    return _asked(row, prompt_format, answer)
 
 
-def _conversation(row: Row, named: Mapping[str, Any]) -> Example | None:
-    if "messages" not in named:
+def parse_question(row: Row, prompt_format: PromptFormat) -> Example:
+    """One row to be answered: read and checked as for training, its own answer left out.
+
+    Raises:
+        DataError: if it asks nothing, or is not a row of this format.
+    """
+    named = prompt_format.named(row.columns)
+    if prompt_format.format is RowFormat.messages:
+        example = _conversation(row, named, answered=False)
+    elif prompt_format.format is RowFormat.text:
+        column = "prompt" if "prompt" in named else "text"
+        example = Example(row.source, as_text(named.get(column), column))
+    else:
+        for name in placeholders(prompt_format.template or ""):
+            if name not in named:
+                raise _missing(name, row)
+        example = _asked(row, prompt_format, "")
+    if example is None or not (example.messages or example.prompt.strip()):
+        raise DataError("the row asks nothing", where=row.source, fix="give it a prompt")
+    return example
+
+
+def question_row(prompt: str, system: str | None, prompt_format: PromptFormat | None) -> Row:
+    """A row that asks ``prompt`` under a format that may name its columns otherwise.
+
+    Raises:
+        ConfigError: if the format needs several texts, or has no place for a system text.
+    """
+    source = "prompt"
+    if prompt_format is None:
+        return Row({"prompt": prompt, "completion": "-"}, source)
+    if prompt_format.format is RowFormat.messages:
+        turns = [{"role": "system", "content": system}] if system else []
+        return Row({"messages": [*turns, {"role": "user", "content": prompt}]}, source)
+    if prompt_format.format is RowFormat.text:
+        return Row({"prompt": prompt}, source)
+    names = [name for name in placeholders(prompt_format.template or "") if name != "system"]
+    if len(names) != 1:
+        cause = f"the adapter's template has the placeholders {listed(names)}"
+        fix = "write a file of rows with these columns: prompts=FILE"
+        raise ConfigError(cause, where="prompt", fix=fix)
+    return Row({names[0]: prompt, **({"system": system} if system else {})}, source)
+
+
+def _asked(row: Row, prompt_format: PromptFormat, answer: str) -> Example:
+    prompt, values = prompt_format.prompt(row.columns)
+    return Example(row.source, prompt, answer, prompt_values=values)
+
+
+def _conversation(row: Row, named: Mapping[str, Any], *, answered: bool = True) -> Example | None:
+    """Turns under ``messages`` (or ShareGPT's ``conversations``), or in prompt and completion."""
+    column = next((name for name in ("messages", "conversations") if name in named), None)
+    if column is not None:
+        turns = named[column]
+        if turns is None or turns == []:
+            return None
+        messages = read_turns(turns, column)
+    elif is_turns(named.get("prompt")):
+        context = read_turns(named["prompt"], "prompt")
+        completion = read_turns(named.get("completion") or [], "completion")
+        messages = (*(replace(turn, supervised=False) for turn in context), *completion)
+    elif not answered and not is_blank(named.get("prompt")):
+        messages = (Message("user", as_text(named["prompt"], "prompt")),)
+    else:
         raise _missing("messages", row)
-    turns = named["messages"]
-    if turns is None or turns == []:
-        return None
-    if not isinstance(turns, list):
-        raise DataError(f"`messages` is a {type(turns).__name__}, not a list of turns")
-    messages = tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
-    if not any(message.role == "assistant" for message in messages):
-        raise DataError("no assistant turn: there is nothing to learn", where=row.source)
-    return Example(row.source, messages=messages)
-
-
-def _turn(number: int, turn: object) -> Message:
-    if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-        raise DataError(f"turn {number} needs `role` and `content`, is {shown(turn)}")
-    role, content = turn["role"], turn["content"]
-    if role not in ROLES:
-        fix = did_you_mean(str(role), ROLES) or f"use {', '.join(ROLES)}"
-        raise DataError(f"turn {number} has the unknown role {shown(role)}", fix=fix)
-    if is_blank(content):
-        raise DataError(f"turn {number} ({role}) is empty", fix="give it text or remove it")
-    return Message(role, as_text(content, f"content of turn {number}"))
+    if answered and not any(m.role == "assistant" and m.supervised for m in messages):
+        raise DataError("no assistant turn to learn from: all are masked, or there is none")
+    while not answered and messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    return Example(row.source, messages=messages, tools=read_tools(named.get("tools")))

@@ -1,7 +1,8 @@
-"""JSON lines and JSON lists, read with the line and column of every mistake."""
+"""JSON lines and JSON lists, with the place of every mistake: line and column, or row."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from typing import IO, Any
@@ -10,11 +11,10 @@ from loratune.data.rows import ERRORS_SHOWN, Row, raise_first
 from loratune.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
-_SPACE = " \t\r\n"
 
 
 def read_json_lines(stream: IO[bytes], label: str) -> Iterator[Row]:
-    """One object a line; blank lines are no rows.
+    """One object a line; blank lines are not rows.
 
     After the first bad line no more rows come: the rest is only searched for further bad lines,
     and all are raised together.
@@ -64,17 +64,7 @@ def read_json(stream: IO[bytes], label: str) -> Iterator[Row]:
     if _is_one_object(content):
         cause = "the file holds one object, not a list of rows"
         raise DataError(cause, where=label, fix="write a list [...] or one object a line")
-    yield from read_json_lines(_Lines(content), label)  # type: ignore[arg-type]
-
-
-class _Lines:
-    """The lines of a file already read."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.content.splitlines(keepends=True))
+    yield from read_json_lines(io.BytesIO(content), label)
 
 
 def _is_one_object(content: bytes) -> bool:
@@ -84,41 +74,16 @@ def _is_one_object(content: bytes) -> bool:
 
 
 def _read_list(text: str, label: str) -> Iterator[Row]:
-    decoder = json.JSONDecoder()
-    line, counted, position = 1, 0, text.index("[") + 1
-    while True:
-        position = _skip_space(text, position)
-        if text[position : position + 1] == "]":
-            return
-        line, counted = line + text.count("\n", counted, position), position
-        where = f"{label}:{line}"
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            place = f"{label}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else where
-            ended = getattr(error, "pos", 0) < len(text.rstrip())
-            raise _not_json(error, place, terminated=ended) from error
-        yield Row(_as_columns(value, where) or {}, where)
-        position = _after_item(text, position, label)
-
-
-def _after_item(text: str, position: int, label: str) -> int:
-    position = _skip_space(text, position)
-    mark = text[position : position + 1]
-    if mark == ",":
-        return position + 1
-    if mark == "]":
-        return position
-    where = f"{label}:{1 + text.count(chr(10), 0, position)}"
-    if not mark:
-        raise DataError("unterminated list: the file was cut short", where=where)
-    raise DataError("not valid JSON: expecting ',' between two rows", where=where)
-
-
-def _skip_space(text: str, position: int) -> int:
-    while text[position : position + 1] and text[position] in _SPACE:
-        position += 1
-    return position
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        terminated = error.pos < len(text.rstrip())
+        raise _not_json(error, f"{label}:{error.lineno}", terminated=terminated) from error
+    except (ValueError, RecursionError) as error:
+        raise _not_json(error, label, terminated=True) from error
+    for number, value in enumerate(values, start=1):
+        where = f"{label}, row {number}"
+        yield Row(_as_columns(value, where), where)
 
 
 def _as_columns(value: object, where: str) -> dict[str, Any]:

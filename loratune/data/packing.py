@@ -39,12 +39,6 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     return best
 
 
-def fill_rate(lengths: Sequence[int], bins: Sequence[Sequence[int]]) -> float:
-    """Share of a packed batch that is rows, not padding."""
-    totals = [sum(lengths[row] for row in rows) for rows in bins]
-    return sum(totals) / (max(totals) * len(totals)) if totals else 1.0
-
-
 def _first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """First-fit decreasing: each row, longest first, into the first sequence with room."""
     bins: list[list[int]] = []

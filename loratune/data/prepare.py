@@ -101,7 +101,7 @@ def prepare_data(
         prompt_format = _with_chat_template(choose_format(config, _first(read)), tokenizer)
     train, held_out = _sides(config, read, prompt_format, seed)
     rows = RowTokenizer(tokenizer)
-    encoder = Encoder(rows, prompt_format)
+    encoder = Encoder(rows, prompt_format, config)
     encoded = [_encode(encoder, config, side) for side in (train, held_out)]
     rows.check_ids((row.input_ids for part in encoded for row in part.rows), vocab_size)
     pad_id = rows.pad_id if rows.pad_id < vocab_size else rows.end_id

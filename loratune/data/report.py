@@ -18,9 +18,9 @@ class SplitReport:
         kept: rows used.
         dropped: reason (``empty``, ``overlong``, ``no_target``) to rows left out for it.
         truncated: rows used without their end.
-        lost_target_tokens: learnt tokens that truncation cut off.
+        lost_target_tokens: supervised tokens that truncation cut off.
         tokens: tokens of the rows used.
-        supervised_tokens: those of them that are learnt.
+        supervised_tokens: those of them with loss.
         longest: tokens of the longest row as it was, before truncation (a lower bound for a text
             so long that only its beginning was tokenized).
         max_length_to_keep: share of rows (``95%``, ``99%``, ``100%``) to the ``data.max_length``
@@ -83,7 +83,7 @@ class DataReport:
 
 def _line(side: SplitReport) -> str:
     parts = [f"{side.kept:,} of {side.rows:,} rows", f"{side.tokens:,} tokens"]
-    parts += [f"{side.supervised_tokens:,} learnt", f"longest {side.longest:,}"]
+    parts += [f"{side.supervised_tokens:,} supervised", f"longest {side.longest:,}"]
     if side.dropped:
         counts = " ".join(f"{reason}={count}" for reason, count in side.dropped.items())
         parts.append(f"dropped: {counts}")

@@ -51,6 +51,7 @@ class Example:
     Attributes:
         source: ``file:line``.
         prompt: the text before the answer; empty for text rows and conversations.
+        prompt_values: where in ``prompt`` the row's own words stand; the rest is the template's.
         answer: the text to learn; empty for conversations.
         messages: the turns of a conversation, else empty.
         tools: definitions of the tools that the conversation may call, for its template.
@@ -59,6 +60,7 @@ class Example:
     source: str
     prompt: str = ""
     answer: str = ""
+    prompt_values: tuple[tuple[int, int], ...] = ()
     messages: tuple[Message, ...] = field(default=())
     tools: Sequence[Any] | None = field(default=None, hash=False)
 

@@ -122,9 +122,7 @@ def make_skeleton(
     return Skeleton(result, tuple(words), re.compile(f"{left}([0-9]+){right}"))
 
 
-def _stretches(
-    text: str, splitter: re.Pattern[str] | None
-) -> list[str | tuple[str, str, str]]:
+def _stretches(text: str, splitter: re.Pattern[str] | None) -> list[str | tuple[str, str, str]]:
     """A text cut into what stays and what is marked, in order.
 
     Returns:

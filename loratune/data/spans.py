@@ -183,9 +183,7 @@ class SpanFinder:
         places = [(at, stop) for stop in closing if (at := tail.find(stop)) >= 0]
         if not places:
             margin = rest[: len(rest) - len(rest.lstrip())]
-            places = [
-                (len(margin), stop) for stop in closing if rest.startswith(stop, len(margin))
-            ]
+            places = [(len(margin), stop) for stop in closing if rest.startswith(stop, len(margin))]
         if not places:
             trail = skeleton.words[last[2]].trail
             return last[1] + (len(trail) if trail and rest.startswith(trail) else 0)
@@ -295,7 +293,9 @@ def is_reasoning(word: Word) -> bool:
     It stands under a key of its own, or in the content in front of the keyword at which the
     template splits (``</think>``).
     """
-    return word.field != "content" and "reason" in word.field or word.trail.strip().startswith("</")
+    return (word.field != "content" and "reason" in word.field) or word.trail.strip().startswith(
+        "</"
+    )
 
 
 def _changed(word: Word, instead: str = "") -> DataError:

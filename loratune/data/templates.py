@@ -46,8 +46,8 @@ class PromptFormat:
         ours = {our: columns[theirs] for our, theirs in self.columns.items() if theirs in columns}
         return {**columns, **ours}
 
-    def prompt(self, columns: Mapping[str, Any]) -> str:
-        """The text before the answer.
+    def prompt(self, columns: Mapping[str, Any]) -> tuple[str, tuple[tuple[int, int], ...]]:
+        """The text before the answer, and where in it the row's own words stand.
 
         Args:
             columns: the row under the user's names or ours.
@@ -89,23 +89,30 @@ def placeholders(template: str) -> list[str]:
     return list(dict.fromkeys(name for _, name in _pieces(template) if name is not None))
 
 
-def substitute(template: str, columns: Mapping[str, Any]) -> str:
+def substitute(
+    template: str, columns: Mapping[str, Any]
+) -> tuple[str, tuple[tuple[int, int], ...]]:
     """``template`` with every ``{column}`` replaced by the column's text, and nothing else.
 
     Values are put in as they are: braces in them have no meaning, and attributes, indices,
     conversions and format specifications are refused.
 
+    Returns:
+        The text, and the character range of every value in it.
+
     Raises:
         ConfigError: for a placeholder that names no column.
         DataError: for a column that holds no text.
     """
-    written = []
+    written, values = "", []
     for literal, name in _pieces(template):
-        written.append(literal)
+        written += literal
         if name is not None:
             check_placeholder(name, columns)
-            written.append(as_text(columns[name], name))
-    return "".join(written)
+            start = len(written)
+            written += as_text(columns[name], name)
+            values.append((start, len(written)))
+    return written, tuple(values)
 
 
 def check_placeholder(name: str, columns: Mapping[str, Any]) -> None:

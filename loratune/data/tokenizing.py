@@ -8,6 +8,7 @@ the ids of a prompt alone are the prefix of the ids of prompt and answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from loratune.errors import ModelError
@@ -55,8 +56,8 @@ class RowTokenizer:
 
     Attributes:
         start_ids: what comes before every row; empty for GPT-2.
-        end_id: the end token, learnt after every answer.
-        pad_id: fills up batches; never attended to, never learnt.
+        end_id: the end token, supervised after every answer.
+        pad_id: fills up batches; never attended to, never supervised.
 
     Raises:
         ModelError: if the tokenizer has no end token.
@@ -83,6 +84,10 @@ class RowTokenizer:
         """Ids of texts that continue a row: nothing is put before them, no space either."""
         return self._unique(texts, self._anchored_ids)
 
+    def spelt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that spell special tokens and are none: encoded as any other text."""
+        return self._unique(texts, partial(self._anchored_ids, spelt=True))
+
     def longest_token(self) -> int:
         """Characters of the longest token: a text of n times as many has more than n tokens."""
         if self._longest_token is None:
@@ -108,25 +113,28 @@ class RowTokenizer:
         known = dict(zip(distinct, encode(distinct), strict=True))
         return [known[text] for text in texts]
 
-    def _ids(self, texts: list[str], *, special: bool = False) -> list[list[int]]:
+    def _ids(
+        self, texts: list[str], *, special: bool = False, spelt: bool = False
+    ) -> list[list[int]]:
         encoded = self.tokenizer(
             texts,
             add_special_tokens=special,
             return_attention_mask=False,
             return_token_type_ids=False,
             truncation=False,
+            split_special_tokens=spelt,
             verbose=False,
         )
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def _anchored_ids(self, texts: list[str]) -> list[list[int]]:
+    def _anchored_ids(self, texts: list[str], *, spelt: bool = False) -> list[list[int]]:
         anchor = self._anchor_ids
         if not anchor:
-            return self._ids(texts)
-        anchored = self._ids([_ANCHOR + text for text in texts])
+            return self._ids(texts, spelt=spelt)
+        anchored = self._ids([_ANCHOR + text for text in texts], spelt=spelt)
         cut = [ids[len(anchor) :] if ids[: len(anchor)] == anchor else None for ids in anchored]
         merged = [text for text, ids in zip(texts, cut, strict=True) if ids is None]
-        plain = iter(self._ids(merged) if merged else [])
+        plain = iter(self._ids(merged, spelt=spelt) if merged else [])
         return [next(plain) if ids is None else ids for ids in cut]
 
     def _find_start_ids(self) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 
 from loratune import files
 from loratune.doctor.finding import Finding, Status
-from loratune.models.load import has_native_bf16
+from loratune.models.devices import has_native_bf16
 
 _ENOUGH_DISK = 1 << 30
 

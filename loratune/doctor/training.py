@@ -18,28 +18,27 @@ from loratune.config.schema import (
     MergeConfig,
     ModelConfig,
     Precision,
+    Schedule,
     TargetsConfig,
     TrainerConfig,
     Verify,
 )
-from loratune.data.collate import collate
 from loratune.data.prepare import prepare_data
+from loratune.data.training_set import TrainingSet
 from loratune.doctor.finding import Finding, examine
 from loratune.errors import MergeError, TrainingError
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.stages.load import BaseModel, load
 from loratune.stages.merge import merge
 from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel, adapter_state
-from loratune.training.optim import make_optimizer
-from loratune.training.state import seed_everything
-from loratune.training.step import train_step
+from loratune.training.loop import start, steps
 from loratune.verify import verify
 
 STEPS = 3
 _ROWS = 8
-_TRAINER = TrainerConfig(steps=STEPS, batch_size=_ROWS, lr_scale=10)
+_TRAINER = TrainerConfig(steps=STEPS, batch_size=_ROWS, lr_scale=10, schedule=Schedule.constant)
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,10 @@ def short_run(variant: str, device: str = "cpu", dropout: float = 0.0) -> ShortR
     data = prepare_data(data_config, base.tokenizer, base.vocab_size, seed=0)
     config = config_class(variant)(dropout=dropout)
     wrapped = wrap(base.model, config, TargetsConfig(), seed=0)
-    seed_everything(0)
-    head = LanguageModelHead(wrapped.model)
-    optimizer = make_optimizer(wrapped.model, config, _TRAINER)
-    batch = collate(data.train, data.pad_id, range(len(data.train))).to(base.device)
+    rows = TrainingSet.from_config(data.train, data.pad_id, data_config, _TRAINER)
+    head, optimizer = LanguageModelHead(wrapped.model), start(wrapped, _TRAINER)
     wrapped.model.train()
-    losses = [train_step(head, [batch], optimizer, 1.0, step).loss for step in range(STEPS)]
+    losses = [metrics.loss for metrics in steps(head, rows, optimizer, _TRAINER)]
     wrapped.model.eval()
     return ShortRun(base, wrapped, losses, tensors_fingerprint(adapter_state(wrapped)))
 

@@ -20,7 +20,7 @@ class LanguageModelHead(nn.Module):
     computes its full logits.  Auxiliary losses of a model (a router's) are left out.
 
     Attributes:
-        model: the whole model, as given.
+        model: the whole model.
         split: backbone and head, or ``None`` where the model cannot be taken apart.
         chunk_size: rows of the head at a time; ``None`` chooses by the vocabulary.
     """
@@ -121,5 +121,5 @@ def _hidden(output: Any) -> Tensor:
 
 
 def _rows(states: Tensor, rows: Tensor) -> Tensor:
-    """The given flat rows of (B, T, width) states."""
+    """Flat rows of (B, T, width) states, by number."""
     return states.reshape(-1, states.shape[-1]).index_select(0, rows)

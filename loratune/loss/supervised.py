@@ -2,7 +2,7 @@
 
 The language-model head runs on the rows that have a target, a chunk at a time: neither the full
 logits nor their gradient ever exist.  With a frozen head the gradient with respect to the hidden
-states is ready at the end of the forward pass, and is all that is kept.
+states is ready at the end of the forward pass, and is all that is stored.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-IGNORED = -100
-"""Label of a position that is not supervised, as in transformers."""
-CHUNK_LOGITS = 1 << 24
-"""Logits alive at one time: 64 MiB in fp32."""
+from loratune.loss.constants import CHUNK_LOGITS, IGNORED
 
 
 class Targets(NamedTuple):

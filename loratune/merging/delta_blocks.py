@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -17,49 +18,67 @@ PROBES = 8
 class DeltaBlocks:
     """One adapter's ΔW, block by block: the whole of it is never in memory.
 
-    The layer's own ``delta(x)`` on random inputs is compared with x ΔWᵀ: a sign, a transpose or a
-    scaling lost on the way to the merged weight shows there.
+    The layer's own ``delta(x, y)`` on random inputs is compared with x ΔWᵀ: a sign, a transpose or
+    a scaling lost on the way to the merged weight shows there.
 
     Attributes:
+        shape: of the weight, in its own layout.
         dtype: the adapter's.
         device: where the adapter is.
     """
 
-    def __init__(self, adapter: Adapter) -> None:
-        A, B, self._scale = adapter.factors()
-        self.dtype, self.device = A.dtype, A.device
-        self._kind = adapter.shape.kind
-        # Rows of ΔW are B's rows, or A's columns where the weight lies input first.
-        is_linear = self._kind is LayerKind.linear
-        self._left, self._right = (B, A) if is_linear else (A.T, B.T)
+    def __init__(self, adapter: Adapter, weight: Tensor) -> None:
+        self._adapter, self._weight = adapter, weight
+        own = next(iter(adapter.adapter_tensors().values()))
+        self.shape, self.dtype, self.device = adapter.weight.shape, own.dtype, own.device
+        self._write = adapter.row_writer(weight)
         self._inputs = _probe_inputs(adapter).to(self.device)
-        self._expected = adapter.delta(self._inputs)
-        self._got = torch.zeros_like(self._expected)
+        self._base = self._inputs.new_zeros(PROBES, adapter.out_features, dtype=torch.float32)
+        self._corrections = torch.zeros_like(self._base)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of the weight, in its own layout."""
-        return self._left.shape[0], self._right.shape[1]
+    def block(self, rows: slice, base: Tensor, out: Tensor) -> None:
+        """Write ``rows`` of ΔW to ``out``, in the adapter's dtype; ``base`` is W's rows in fp32."""
+        self._write(rows, out)
+        self._multiply(rows, out, self._corrections)
+        if self._adapter.reads_base:
+            self._multiply(rows, base.to(self.device), self._base)
 
-    def block(self, rows: slice, out: Tensor) -> None:
-        """Write ``rows`` of ΔW to ``out``, (rows, columns) in the adapter's dtype."""
-        torch.mm(self._left[rows], self._right, out=out)
-        if self._scale != 1:
-            out.mul_(self._scale)
-        if self._kind is LayerKind.linear:
-            self._got[:, rows] = nn.functional.linear(self._inputs, out.to(self._inputs.dtype))
-        elif self._kind is LayerKind.conv1d:
-            self._got += self._inputs[:, rows] @ out.to(self._inputs.dtype)
+    def _multiply(self, rows: slice, block: Tensor, outputs: Tensor) -> None:
+        """Put what ``rows`` of a matrix do to the probe inputs into ``outputs``."""
+        x, block = self._inputs, block.float()
+        if self._adapter.shape.kind is LayerKind.linear:
+            outputs[:, rows] = nn.functional.linear(x, block)
+        elif self._adapter.shape.kind is LayerKind.conv1d:
+            outputs += x[:, rows] @ block
         else:
-            here = (self._inputs >= rows.start) & (self._inputs < rows.stop)
-            self._got[here] = out[self._inputs[here] - rows.start]
+            here = (x >= rows.start) & (x < rows.stop)
+            outputs[here] = block[x[here] - rows.start]
 
-    @property
     def probe_error(self) -> float:
         """After the last block: largest difference between the two outputs, relative to them."""
-        difference = float((self._expected - self._got).abs().max())
-        scale = float(self._expected.abs().max())
+        with _standing_on(self._adapter, self._weight):
+            expected = self._adapter.delta(self._inputs, self._base).float()
+        difference = float((expected - self._corrections).abs().max())
+        scale = float(expected.abs().max())
         return difference / scale if scale else difference
+
+
+@contextmanager
+def _standing_on(adapter: Adapter, weight: Tensor) -> Iterator[None]:
+    """Inside the block an adapter that reads its base finds ``weight`` there, and no bias."""
+    if not adapter.reads_base:
+        yield
+        return
+    layer, before = adapter.base_layer, (adapter.weight, adapter.bias)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if adapter.bias is not None:
+        layer.register_parameter("bias", None)
+    try:
+        yield
+    finally:
+        layer.weight, bias = before
+        if bias is not None:
+            layer.bias = bias
 
 
 def row_slices(rows: int, columns: int, elements: int) -> Iterator[slice]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from loratune.adapter_files.offline import OfflineAdapter, attach
+from loratune.adapter_files.offline import MetaAdapter, attach
 from loratune.adapter_files.peft_format import AdapterFolder, read_adapter
 from loratune.config.schema import Verify
 from loratune.errors import MergeError
@@ -20,7 +20,7 @@ TOLERANCE = 1e-6
 
 
 def prove_export(
-    original: OfflineAdapter, folder: Path, *, exact: bool, verify: Verify
+    original: MetaAdapter, folder: Path, *, exact: bool, verify: Verify
 ) -> dict[str, Any]:
     """Prove that what lies in ``folder`` computes what the original does.
 
@@ -42,7 +42,7 @@ def prove_export(
     return {**proof, "logits": logits}
 
 
-def _prove_equal(original: OfflineAdapter, exported: OfflineAdapter) -> dict[str, Any]:
+def _prove_equal(original: MetaAdapter, exported: MetaAdapter) -> dict[str, Any]:
     """Every tensor of the model, frozen ones too, is the same to the bit."""
     before, after = adapter_state(original.wrapped), adapter_state(exported.wrapped)
     for name in sorted(before.keys() | after.keys()):
@@ -52,15 +52,18 @@ def _prove_equal(original: OfflineAdapter, exported: OfflineAdapter) -> dict[str
     return {"worst_relative_difference": 0.0, "module": "", "tolerance": 0.0}
 
 
-def _compare_scaling(original: OfflineAdapter, exported: OfflineAdapter) -> None:
+def _compare_scaling(original: MetaAdapter, exported: MetaAdapter) -> None:
     for name, layer in original.wrapped.adapters.items():
         if layer.scaling != exported.wrapped.adapters[name].scaling:
             raise MergeError("the exported form scales differently", where=name)
 
 
 @torch.no_grad()
-def _prove_deltas(original: OfflineAdapter, exported: OfflineAdapter) -> dict[str, Any]:
-    """Largest difference of every module's ΔW, relative to its largest entry."""
+def _prove_deltas(original: MetaAdapter, exported: MetaAdapter) -> dict[str, Any]:
+    """Largest difference of every module's ΔW, relative to its largest entry.
+
+    Only corrections that do not depend on the base have an inexact form.
+    """
     if original.wrapped.adapters.keys() != exported.wrapped.adapters.keys():
         raise MergeError("the exported form adapts other layers", where=str(exported.folder.path))
     worst, where = 0.0, ""
@@ -76,7 +79,7 @@ def _prove_deltas(original: OfflineAdapter, exported: OfflineAdapter) -> dict[st
 
 
 def _prove_logits(
-    original: OfflineAdapter, exported: AdapterFolder, *, exact: bool, verify: Verify
+    original: MetaAdapter, exported: AdapterFolder, *, exact: bool, verify: Verify
 ) -> dict[str, Any] | None:
     entries = tensor_entries(original.base_folder)
     size = sum(entry.end - entry.begin for entry in entries.values())

@@ -13,13 +13,13 @@ from torch import Tensor
 from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
 from loratune.config.schema import Verify
 from loratune.errors import MergeError
+from loratune.models.dtypes import torch_dtype
 from loratune.models.load import load_model
 from loratune.models.weights import tensor_entries
 from loratune.surgery import WrappedModel, disabled, unwrap_model
 
 AUTO_LIMIT_BYTES = 6 << 30
 FP32_TOLERANCE = 1e-5
-_HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _probe_ids(model: Any) -> Tensor:
 
 def _stored_half(folder: Path) -> torch.dtype | None:
     dtypes = {entry.dtype for entry in tensor_entries(folder).values()}
-    return next((_HALF[dtype] for dtype in sorted(dtypes) if dtype in _HALF), None)
+    return next((torch_dtype(dtype) for dtype in ("BF16", "F16") if dtype in dtypes), None)
 
 
 def _judge(proof: LogitsProof, half: torch.dtype | None, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which tensors a merge writes, and the value of each that changes."""
+"""Which tensors a merged model has, which base tensor each comes from, and what is added to it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from torch import Tensor
 
 from loratune.adapter_files.offline import attach, tensor_name, weight_source
 from loratune.adapter_files.peft_format import AdapterFolder
+from loratune.adapters.base import Adapter
 from loratune.config.schema import Dtype
 from loratune.errors import MergeError
 from loratune.merging.weight import ModuleProof, merged_weight
-from loratune.models.tensors import DTYPES, tensor_in
+from loratune.models.dtypes import COMPUTED_IN, ITEM_BYTES, safetensors_name, torch_dtype
+from loratune.models.tensors import tensor_in
 from loratune.models.weights import TensorEntry, tensor_entries
-
-_MERGED = {name: DTYPES[name] for name in ("F32", "F16", "BF16")}
-_NAMES = {Dtype.float32: "F32", Dtype.float16: "F16", Dtype.bfloat16: "BF16"}
 
 
 class MergePlan:
@@ -27,93 +26,102 @@ class MergePlan:
         entries: the base's tensors.
         offline: the adapters on the base's names and shapes.
         unties: whether head and input embedding must part.
+        sources: output tensor name to the base tensor it comes from.
+        layers: output tensor name to the corrections added to it, in the adapters' order.
+        trained: output tensor name to its value, for modules trained in full.
+
+    Raises:
+        LoratuneError: an adapter that does not fit the base, or changes a tensor that the base
+            does not have.
     """
 
-    def __init__(self, adapters: Sequence[AdapterFolder], base_folder: Path, dtype: Dtype) -> None:
+    def __init__(
+        self, adapters: Sequence[AdapterFolder], base_folder: Path, dtype: Dtype = Dtype.auto
+    ) -> None:
         self.base_folder, self._dtype = base_folder, dtype
         self.entries = tensor_entries(base_folder)
         self.offline = [attach(base_folder, adapter) for adapter in adapters]
         self.unties = any(offline.unties for offline in self.offline)
-        self._changed = self._changed_modules()
-        self._saved = self._saved_tensors()
+        self.sources = self._sources()
+        self.layers = self._layers()
+        self.trained = self._trained_tensors()
+        missing = sorted((self.layers.keys() | self.trained.keys()) - self.sources.keys())
+        if missing:
+            raise MergeError(f"the base has no tensor '{missing[0]}'", where=str(base_folder))
 
-    def _changed_modules(self) -> dict[str, str]:
-        """Output tensor name to module, for every adapted weight."""
-        changed: dict[str, str] = {}
+    def _sources(self) -> dict[str, TensorEntry]:
+        """The base's tensors, and a head of its own where it must part from the embedding."""
+        sources = dict(self.entries)
+        first = self.offline[0]
+        head = f"{first.output_head}.weight"
+        if self.unties and head not in sources:
+            sources[head] = self.entries[weight_source(first, self.entries, first.output_head)]
+        return sources
+
+    def _layers(self) -> dict[str, list[Adapter]]:
+        layers: dict[str, list[Adapter]] = {}
         for offline in self.offline:
-            for module in offline.wrapped.adapters:
+            for module, layer in offline.wrapped.adapters.items():
                 source = weight_source(offline, self.entries, module)
                 is_tied_head = offline.tied and module == offline.output_head
-                changed[f"{module}.weight" if is_tied_head else source] = module
-        return changed
+                layers.setdefault(f"{module}.weight" if is_tied_head else source, []).append(layer)
+        return layers
 
-    def _saved_tensors(self) -> dict[str, Tensor]:
-        """Output tensor name to trained value, for modules trained in full."""
-        saved: dict[str, Tensor] = {}
+    def _trained_tensors(self) -> dict[str, Tensor]:
+        trained: dict[str, Tensor] = {}
         for offline in self.offline:
             for module, layer in offline.wrapped.saved_modules.items():
                 for key, value in layer.trained_module.state_dict().items():
-                    wanted = f"{module}.{key}"
-                    name = tensor_name(self.entries, wanted, offline.prefix) or wanted
-                    if name in saved:
+                    full_name = f"{module}.{key}"
+                    name = tensor_name(self.entries, full_name, offline.prefix) or full_name
+                    if name in trained:
                         raise MergeError(
                             "two adapters both trained this module in full", where=module
                         )
-                    saved[name] = value.detach()
-        return saved
+                    trained[name] = value.detach()
+        return trained
 
-    def outputs(self) -> dict[Path, list[tuple[str, TensorEntry]]]:
-        """Per file of the base: the tensors to write, each with the base tensor it comes from.
+    def out_entries(self, folder: Path) -> dict[Path, list[TensorEntry]]:
+        """The tensors to write to each file, one for each of the base's; places are from 0."""
+        shards: dict[Path, list[TensorEntry]] = {entry.file: [] for entry in self.entries.values()}
+        last = list(shards)[-1]
+        for name, source in self.sources.items():
+            file = source.file if name in self.entries else last
+            dtype = self._out_dtype(source)
+            begin = shards[file][-1].end if shards[file] else 0
+            size = source.size // ITEM_BYTES[source.dtype] * ITEM_BYTES[dtype]
+            entry = TensorEntry(name, folder / file.name, dtype, source.shape, begin, begin + size)
+            shards[file].append(entry)
+        return {folder / file.name: entries for file, entries in shards.items()}
 
-        Raises:
-            MergeError: if an adapter changes a tensor that the base does not have.
-        """
-        outputs: dict[Path, list[tuple[str, TensorEntry]]] = {}
-        for name, entry in self.entries.items():
-            outputs.setdefault(entry.file, []).append((name, entry))
-        first = self.offline[0]
-        head = f"{first.output_head}.weight"
-        if self.unties and head not in self.entries:
-            source = self.entries[weight_source(first, self.entries, first.output_head)]
-            outputs[list(outputs)[-1]].append((head, source))
-        written = {name for items in outputs.values() for name, _ in items}
-        missing = sorted((self._changed.keys() | self._saved.keys()) - written)
-        if missing:
-            raise MergeError(f"the base has no tensor '{missing[0]}'", where=str(self.base_folder))
-        return outputs
-
-    def out_dtype(self, entry: TensorEntry) -> str:
+    def _out_dtype(self, source: TensorEntry) -> str:
         """Safetensors dtype of an output tensor; only floating ones are converted."""
-        if self._dtype is Dtype.auto or entry.dtype not in _MERGED:
-            return entry.dtype
-        return _NAMES[self._dtype]
+        if self._dtype is Dtype.auto or source.dtype not in COMPUTED_IN:
+            return source.dtype
+        return safetensors_name(self._dtype)
 
-    def is_copied(self, name: str, entry: TensorEntry) -> bool:
-        """Whether the tensor's bytes are the base's."""
-        changes = name in self._changed or name in self._saved
-        return not changes and self.out_dtype(entry) == entry.dtype
+    def is_copied(self, entry: TensorEntry) -> bool:
+        """Whether an output tensor's bytes are the base's."""
+        changes = entry.name in self.layers or entry.name in self.trained
+        return not changes and entry.dtype == self.sources[entry.name].dtype
 
-    def value(
-        self, name: str, entry: TensorEntry, content: memoryview
-    ) -> tuple[Tensor, ModuleProof | None]:
+    def value(self, entry: TensorEntry, content: memoryview) -> tuple[Tensor, ModuleProof | None]:
         """The new value of a tensor that is not copied, and its proof if it was merged.
 
         Args:
-            name: of the output tensor.
-            entry: the base tensor it comes from.
-            content: the bytes of that tensor's file.
+            entry: the output tensor.
+            content: the bytes of the base file that it comes from.
 
         Raises:
             MergeError: a dtype that cannot be merged, or a proof that fails.
         """
-        dtype = _MERGED.get(self.out_dtype(entry))
-        if dtype is None:
-            raise MergeError(f"weights of type {entry.dtype} cannot be merged", where=name)
-        if name in self._saved:
-            return self._saved[name].reshape(entry.shape).to(dtype), None
-        stored = tensor_in(entry, content)
-        if name not in self._changed:
+        name, source = entry.name, self.sources[entry.name]
+        if entry.dtype not in COMPUTED_IN:
+            raise MergeError(f"weights of type {source.dtype} cannot be merged", where=name)
+        dtype = torch_dtype(entry.dtype)
+        if name in self.trained:
+            return self.trained[name].reshape(source.shape).to(dtype), None
+        stored = tensor_in(source, content)
+        if name not in self.layers:
             return stored.to(dtype), None
-        module = self._changed[name]
-        layers = [o.wrapped.adapters[module] for o in self.offline if module in o.wrapped.adapters]
-        return merged_weight(stored, layers, dtype)
+        return merged_weight(stored, self.layers[name], dtype)

@@ -5,39 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """A tensor to be written: its name, safetensors dtype, shape and bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    size: int
+from loratune.models.weights import TensorEntry
 
 
 class SafetensorsWriter:
-    """A file whose tensors arrive in the order of ``plans``.
+    """A file whose tensors arrive in the order of ``entries``; their places count from 0.
 
     Attributes:
         sha256: hex digest of the whole file, once closed.
     """
 
     def __init__(
-        self, path: Path, plans: Sequence[TensorPlan], metadata: Mapping[str, str]
+        self, path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str]
     ) -> None:
         self._file: BinaryIO = path.open("wb")
         self._digest = hashlib.sha256()
-        self._left = [plan.size for plan in plans]
+        self._left = [entry.size for entry in entries]
         self.sha256 = ""
-        self._put(_header(plans, metadata))
+        self._put(_header(entries, metadata))
 
     def __enter__(self) -> Self:
         return self
@@ -67,18 +56,15 @@ class SafetensorsWriter:
         self._file.write(content)
 
 
-def _header(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> bytes:
+def _header(entries: Sequence[TensorEntry], metadata: Mapping[str, str]) -> bytes:
     """Length and JSON header, padded with spaces so that tensors start at a multiple of 8."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for plan in plans:
-        end = offset + plan.size
-        header[plan.name] = {
-            "dtype": plan.dtype,
-            "shape": list(plan.shape),
-            "data_offsets": [offset, end],
+    for entry in entries:
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [entry.begin, entry.end],
         }
-        offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

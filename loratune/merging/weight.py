@@ -76,25 +76,25 @@ def _walk(
             f"the base weight is {list(weight.shape)}, the merged one {list(merged.shape)}",
             where=name,
         )
-    corrections = [DeltaBlocks(adapter) for adapter in adapters]
+    corrections = [DeltaBlocks(adapter, weight) for adapter in adapters]
     for correction in corrections:
         if correction.shape != weight.shape:
             raise MergeError(
                 f"the base weight is {list(weight.shape)}, the correction {list(correction.shape)}",
                 where=name,
             )
-    room = _Room(weight, corrections)
+    scratch = _Scratch(weight, corrections)
     parts = []
-    for rows in row_slices(weight.shape[0], weight.shape[1], room.elements):
-        delta = room.delta(rows, corrections)
-        base, total, error = room.of(delta)
+    for rows in row_slices(weight.shape[0], weight.shape[1], scratch.elements):
+        base, total, error = scratch.blocks(rows)
         base.copy_(weight[rows])
+        delta = scratch.delta(rows, base, corrections)
         if writes:
             merged[rows] = torch.add(base, delta, out=total)
         total.copy_(merged[rows])
         parts.append(_prove_block(base, delta, total, error, merged.dtype))
     whole = _Sums(*(sum(values) for values in zip(*parts, strict=True)))
-    probe_error = max(correction.probe_error for correction in corrections)
+    probe_error = max(correction.probe_error() for correction in corrections)
     _judge(whole, probe_error, name)
     norm = math.sqrt(whole.delta_squared)
     kept = whole.moved_delta / whole.delta_squared if norm else 1.0
@@ -102,7 +102,7 @@ def _walk(
     return ModuleProof(name, norm, residual, kept, probe_error)
 
 
-class _Room:
+class _Scratch:
     """Memory for one block's intermediate results, used again for every block.
 
     Fresh tensors would cost more than the sums: the system clears every page it hands out.
@@ -118,25 +118,26 @@ class _Room:
     def _new(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(self.elements, dtype=dtype, device=device)
 
-    def delta(self, rows: slice, corrections: Sequence[DeltaBlocks]) -> Tensor:
-        """``rows`` of Σ ΔW in fp32."""
+    def delta(self, rows: slice, base: Tensor, corrections: Sequence[DeltaBlocks]) -> Tensor:
+        """``rows`` of Σ ΔW in fp32; ``base`` is W's rows."""
         count = rows.stop - rows.start
         total = self._block(self._summed[0], count)
-        for number, (correction, room) in enumerate(zip(corrections, self._single, strict=True)):
-            single = self._block(room, count)
-            correction.block(rows, single)
+        for number, (correction, memory) in enumerate(zip(corrections, self._single, strict=True)):
+            single = self._block(memory, count)
+            correction.block(rows, base, single)
             if len(corrections) == 1 and single.dtype is torch.float32:
                 return single.to(total.device)
             total = total.copy_(single) if number == 0 else total.add_(single.to(total.device))
         return total
 
-    def of(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Three fp32 tensors of a block's shape."""
-        first, second, third = (self._block(room, len(delta)) for room in self._summed[1:])
+    def blocks(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Three fp32 tensors of the shape of ``rows``."""
+        count = rows.stop - rows.start
+        first, second, third = (self._block(memory, count) for memory in self._summed[1:])
         return first, second, third
 
-    def _block(self, room: Tensor, count: int) -> Tensor:
-        return room[: count * self._columns].view(count, self._columns)
+    def _block(self, memory: Tensor, count: int) -> Tensor:
+        return memory[: count * self._columns].view(count, self._columns)
 
 
 class _Sums(NamedTuple):
@@ -157,7 +158,7 @@ def _prove_block(
         base: W in fp32.
         delta: Σ ΔW in fp32.
         merged: W' as it is stored, in fp32.
-        error: room for a block.
+        error: memory for a block.
         dtype: in which W' is stored.
     """
     torch.sub(merged, base, out=error)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,34 +12,46 @@ import torch
 
 from loratune import files
 from loratune.merging.plan import MergePlan
-from loratune.merging.safetensors_writer import ITEM_BYTES, SafetensorsWriter, TensorPlan
+from loratune.merging.safetensors_writer import SafetensorsWriter
 from loratune.merging.threads import in_order, tensor_threads
 from loratune.merging.weight import ModuleProof
 from loratune.models.fingerprint import combine_hashes
 from loratune.models.weights import TensorEntry, drop_pages, mapped, tensor_hash
 
 
-@dataclass(frozen=True)
+@dataclass
 class WrittenModel:
     """What was read and written.
 
     Attributes:
-        base: fingerprint of the base's weights, hashed while they were read.
-        merged: fingerprint of the merged weights, hashed while they were written.
-        proofs: of every merged module.
+        plan: what was to be written.
         entries: the written tensors.
-        hashes: file name to sha256 of every shard written.
+        base_hashes: base tensor name to sha256, taken while they were read.
+        hashes: written tensor name to sha256, taken while they were written.
+        proofs: of every merged module.
+        file_hashes: file name to sha256 of every shard written.
     """
 
-    base: str
-    merged: str
-    proofs: list[ModuleProof]
-    entries: dict[str, TensorEntry]
-    hashes: dict[str, str]
+    plan: MergePlan
+    entries: dict[str, TensorEntry] = field(default_factory=dict)
+    base_hashes: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    proofs: list[ModuleProof] = field(default_factory=list)
+    file_hashes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def base(self) -> str:
+        """Fingerprint of the base's weights."""
+        return combine_hashes(self.plan.entries, self.base_hashes)
+
+    @property
+    def merged(self) -> str:
+        """Fingerprint of the merged weights."""
+        return combine_hashes(self.entries, self.hashes)
 
 
 @dataclass(frozen=True)
-class _Made:
+class _EncodedTensor:
     """A tensor ready to be written.
 
     Attributes:
@@ -64,83 +76,54 @@ def write_merged(plan: MergePlan, target: Path) -> WrittenModel:
         MergeError: if a module does not prove itself.
         StorageError: if the disk refuses.
     """
+    written = WrittenModel(plan)
+    flushes: list[Future[None]] = []
     with tensor_threads() as pool:
-        writer = _Writer(plan, target, pool)
-        for source, items in plan.outputs().items():
-            writer.write_file(source, items)
-        return writer.finish()
-
-
-class _Writer:
-    def __init__(self, plan: MergePlan, target: Path, pool: ThreadPoolExecutor) -> None:
-        self._plan, self._target, self._pool = plan, target, pool
-        self._base: dict[str, str] = {}
-        self._merged: dict[str, str] = {}
-        self._entries: dict[str, TensorEntry] = {}
-        self._proofs: list[ModuleProof] = []
-        self._hashes: dict[str, str] = {}
-        self._flushes: list[Future[None]] = []
-
-    def write_file(self, source: Path, items: list[tuple[str, TensorEntry]]) -> None:
-        path = self._target / source.name
-        plans = [self._tensor_plan(name, entry) for name, entry in items]
-        contents = {file: mapped(file) for file in {entry.file for _, entry in items}}
-        made = in_order(self._pool, self._jobs(items, contents))
-        with (
-            files.storage_errors(path),
-            SafetensorsWriter(path, plans, {"format": "pt"}) as writer,
-        ):
-            offset = 0
-            for (name, entry), plan, tensor in zip(items, plans, made, strict=True):
-                writer.write(tensor.data)
-                drop_pages(contents[entry.file], entry.begin, entry.end)
-                self._note(name, entry, tensor)
-                end = offset + plan.size
-                self._entries[name] = TensorEntry(name, path, plan.dtype, plan.shape, offset, end)
-                offset = end
-        self._hashes[path.name] = writer.sha256
-        self._flushes.append(self._pool.submit(files.sync_file, path))
-
-    def _tensor_plan(self, name: str, entry: TensorEntry) -> TensorPlan:
-        dtype = self._plan.out_dtype(entry)
-        size = entry.end - entry.begin
-        if dtype != entry.dtype:
-            size = size // ITEM_BYTES[entry.dtype] * ITEM_BYTES[dtype]
-        return TensorPlan(name, dtype, entry.shape, size)
-
-    def _jobs(
-        self, items: list[tuple[str, TensorEntry]], contents: Mapping[Path, memoryview]
-    ) -> Iterator[Callable[[], _Made]]:
-        hashed = set(self._base)
-        for name, entry in items:
-            is_new = entry.name not in hashed
-            hashed.add(entry.name)
-            yield partial(self._make, name, entry, contents[entry.file], hashes_base=is_new)
-
-    def _make(
-        self, name: str, entry: TensorEntry, content: memoryview, *, hashes_base: bool
-    ) -> _Made:
-        base = tensor_hash(entry, content) if hashes_base else None
-        if self._plan.is_copied(name, entry):
-            return _Made(content[entry.begin : entry.end], base, None, None)
-        result, proof = self._plan.value(name, entry, content)
-        data = result.contiguous().view(torch.uint8).reshape(-1).numpy().data
-        return _Made(data, base, files.sha256_bytes(data), proof)
-
-    def _note(self, name: str, entry: TensorEntry, tensor: _Made) -> None:
-        if tensor.base is not None:
-            self._base[entry.name] = tensor.base
-        self._merged[name] = tensor.merged or self._base[entry.name]
-        if tensor.proof is not None:
-            self._proofs.append(tensor.proof)
-
-    def finish(self) -> WrittenModel:
-        for flush in self._flushes:
+        for path, entries in plan.out_entries(target).items():
+            _write_file(path, entries, written, pool)
+            flushes.append(pool.submit(files.sync_file, path))
+        for flush in flushes:
             flush.result()
-        return WrittenModel(
-            combine_hashes(self._plan.entries, self._base),
-            combine_hashes(self._entries, self._merged),
-            self._proofs,
-            self._entries,
-            self._hashes,
-        )
+    return written
+
+
+def _write_file(
+    path: Path, entries: Sequence[TensorEntry], written: WrittenModel, pool: ThreadPoolExecutor
+) -> None:
+    sources = [written.plan.sources[entry.name] for entry in entries]
+    contents = {file: mapped(file) for file in {source.file for source in sources}}
+    encoded = in_order(pool, _jobs(written, entries, contents))
+    with files.storage_errors(path), SafetensorsWriter(path, entries, {"format": "pt"}) as writer:
+        for entry, source, tensor in zip(entries, sources, encoded, strict=True):
+            writer.write(tensor.data)
+            drop_pages(contents[source.file], source.begin, source.end)
+            if tensor.base is not None:
+                written.base_hashes[source.name] = tensor.base
+            written.hashes[entry.name] = tensor.merged or written.base_hashes[source.name]
+            written.entries[entry.name] = entry
+            if tensor.proof is not None:
+                written.proofs.append(tensor.proof)
+    written.file_hashes[path.name] = writer.sha256
+
+
+def _jobs(
+    written: WrittenModel, entries: Sequence[TensorEntry], contents: Mapping[Path, memoryview]
+) -> Iterator[Callable[[], _EncodedTensor]]:
+    hashed = set(written.base_hashes)
+    for entry in entries:
+        source = written.plan.sources[entry.name]
+        is_new = source.name not in hashed
+        hashed.add(source.name)
+        yield partial(_encode, written.plan, entry, contents[source.file], hashes_base=is_new)
+
+
+def _encode(
+    plan: MergePlan, entry: TensorEntry, content: memoryview, *, hashes_base: bool
+) -> _EncodedTensor:
+    source = plan.sources[entry.name]
+    base = tensor_hash(source, content) if hashes_base else None
+    if plan.is_copied(entry):
+        return _EncodedTensor(content[source.begin : source.end], base, None, None)
+    result, proof = plan.value(entry, content)
+    data = result.contiguous().view(torch.uint8).reshape(-1).numpy().data
+    return _EncodedTensor(data, base, files.sha256_bytes(data), proof)

@@ -26,7 +26,7 @@ def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
     if type(module).__name__ == "Conv1D" and isinstance(module.weight, torch.Tensor):
         rows, columns = module.weight.shape
         return LayerKind.conv1d, rows, columns
-    # Subclasses with another forward (OPT's positions) are no plain lookup.
+    # Subclasses with another forward (OPT's positions) are not plain lookups.
     if isinstance(module, nn.Embedding) and _is_plain_lookup(module):
         return LayerKind.embedding, module.num_embeddings, module.embedding_dim
     return None

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratune.config.schema import ModelConfig
-from loratune.errors import ModelError
-from loratune.files import ASSETS, BUILTIN
 from loratune.models.architectures import (
     Architecture,
     OtherModule,
     architecture_from_numbers,
     is_known_family,
 )
-from loratune.models.architectures.reading import read_config
+from loratune.models.build import build_model, meta_model, read_transformers_config
+from loratune.models.source import local_folder, read_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,44 +36,27 @@ def find_architecture(model: ModelConfig) -> Architecture:
         ModelError: if none of them gives one.
         ConfigError: if a number is missing or impossible.
     """
-    folder = _local_folder(model.path)
+    folder = local_folder(model.path)
     if folder is not None:
         numbers = read_config(folder)
         if is_known_family(numbers):
             return architecture_from_numbers(numbers, where=str(folder / "config.json"))
-        return measure_architecture(folder)
+        return measure_source(folder)
     if model.architecture is not None:
         if is_known_family(model.architecture):
             return architecture_from_numbers(model.architecture)
         return measure_numbers(model.architecture)
-    return measure_architecture(model.path, revision=model.revision)
+    return measure_source(model.path, model.revision)
 
 
-def _local_folder(path: str) -> Path | None:
-    if path.startswith(BUILTIN):
-        return ASSETS / path.removeprefix(BUILTIN)
-    is_local = Path(path).is_dir() or path.startswith(("/", "./", "../", "~"))
-    return Path(path).expanduser() if is_local else None
-
-
-def measure_architecture(path: str | Path, revision: str | None = None) -> Architecture:
-    """Build a model without weights and list what it is made of; runs no code from the folder.
+def measure_source(source: Path | str, revision: str | None = None) -> Architecture:
+    """The architecture of a folder's or the hub's model, built without weights.
 
     Raises:
         ModelError: if transformers cannot build it.
     """
-    import torch
-    from transformers import AutoConfig
-
-    if isinstance(path, Path):
-        read_config(path)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _cannot_build(error, str(path)) from error
-    with torch.device("meta"):
-        model = _build(config, str(path))
-    return measure_model(model, config.to_dict())
+    config = read_transformers_config(source, revision)
+    return measure_model(meta_model(config, str(source)), config.to_dict())
 
 
 def measure_numbers(numbers: Mapping[str, Any]) -> Architecture:
@@ -86,39 +68,11 @@ def measure_numbers(numbers: Mapping[str, Any]) -> Architecture:
     import torch
 
     with torch.device("meta"):
-        model = build_model(numbers)
-    return measure_model(model, numbers)
-
-
-def build_model(numbers: Mapping[str, Any]) -> nn.Module:
-    """A model of these numbers with random weights, on torch's default device.
-
-    Raises:
-        ModelError: if transformers cannot build it.
-    """
-    from transformers import AutoConfig
-
-    values = dict(numbers)
-    try:
-        config = AutoConfig.for_model(values.pop("model_type"), **values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise _cannot_build(error, "model.architecture") from error
-    return _build(config, "model.architecture")
-
-
-def _build(config: Any, where: str) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    auto: Any = AutoModelForCausalLM
-    try:
-        model: nn.Module = auto.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError) as error:
-        raise _cannot_build(error, where) from error
-    return model
+        return measure_model(build_model(numbers), numbers)
 
 
 def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) -> Architecture:
-    """The architecture of a model that exists; tied weights are counted once."""
+    """The architecture of a model in memory; tied weights are counted once."""
     from loratune.models.layers import layer_shapes
 
     layers = tuple(layer_shapes(model))
@@ -129,7 +83,7 @@ def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) ->
 
 
 def other_modules(model: nn.Module, layer_names: set[str]) -> tuple[OtherModule, ...]:
-    """Modules with parameters of their own that are no layers, and every 3-D expert tensor."""
+    """Modules with parameters of their own that are not layers, and every 3-D expert tensor."""
     others = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
@@ -142,12 +96,3 @@ def other_modules(model: nn.Module, layer_names: set[str]) -> tuple[OtherModule,
         if rest:
             others.append(OtherModule(name, type(module).__name__, rest))
     return tuple(others)
-
-
-def _cannot_build(error: Exception, where: str) -> ModelError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ModelError(
-        f"transformers cannot build this model: {reason[:300]}",
-        where=where,
-        fix="check model.path; models that need their own code are not supported",
-    )

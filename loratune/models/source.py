@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loratune.errors import ConfigError, ModelError, SecurityError, did_you_mean, raise_together
+from loratune.errors import ConfigError, ModelError, did_you_mean
 from loratune.files import ASSETS, BUILTIN
-from loratune.models.weights import inside, leads_out
+from loratune.models.untrusted import RESTORE, check_config, read_object
 
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja"]
 
@@ -24,6 +22,33 @@ def is_hub_id(path: str) -> bool:
         and all(parts)
         and not Path(path).exists()
     )
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder that a model path names: an embedded model or a local one; None for a hub id.
+
+    Raises:
+        ModelError: if the folder does not exist.
+    """
+    if is_hub_id(path):
+        return None
+    name = path.removeprefix(BUILTIN)
+    if path.startswith(BUILTIN):
+        folder = ASSETS / name
+        if not folder.is_dir() or Path(name).name != folder.name:
+            cause = f"there is no embedded model '{path}'"
+            raise ModelError(cause, where="model.path", fix="builtin:demo-opt")
+        return folder
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise _no_folder(folder)
+    return folder
+
+
+def _no_folder(folder: Path) -> ModelError:
+    siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    fix = did_you_mean(folder.name, siblings) or "set model.path to a folder or a hub id"
+    return ModelError("no such folder", where=str(folder), fix=fix)
 
 
 def model_folder(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -42,26 +67,7 @@ def model_folder(path: str, revision: str | None = None, *, weights: bool = True
             where=f"model.revision={revision}",
             fix="remove it, or set model.path to a hub id",
         )
-    if path.startswith(BUILTIN):
-        folder = ASSETS / path.removeprefix(BUILTIN)
-        if not folder.is_dir() or Path(path.removeprefix(BUILTIN)).name != folder.name:
-            raise ModelError(
-                f"no embedded model '{path}'", where="model.path", fix="builtin:demo-opt"
-            )
-        return folder
-    if not is_hub_id(path):
-        folder = Path(path).expanduser()
-        if not folder.is_dir():
-            raise ModelError(
-                "the model folder does not exist", where=str(folder), fix=_close(folder)
-            )
-        return folder
-    return _fetch(path, revision, _FILES if weights else _FILES[1:])
-
-
-def _close(folder: Path) -> str:
-    siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-    return did_you_mean(folder.name, siblings) or "set model.path to a folder or a hub id"
+    return local_folder(path) or _fetch(path, revision, _FILES if weights else _FILES[1:])
 
 
 def _fetch(path: str, revision: str | None, patterns: list[str]) -> Path:
@@ -80,110 +86,28 @@ def _fetch(path: str, revision: str | None, patterns: list[str]) -> Path:
     return Path(folder)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a model folder, as it is: enough to count, not to load the model.
+
+    Raises:
+        ModelError: if the folder or the file is missing or broken.
+        SecurityError: if the file is a link to somewhere else.
+    """
+    if not folder.is_dir():
+        raise _no_folder(folder)
+    return read_object(folder, "config.json")
+
+
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a model folder.
+    """``config.json`` of a model folder that is about to be loaded.
 
     Raises:
         ModelError: if it is missing or broken.
         SecurityError: if it asks for code of its own, or for files elsewhere.
     """
-    path = folder / "config.json"
-    config = _read_object(path, folder)
+    config = read_config(folder)
     if "model_type" not in config:
-        raise ModelError("config.json names no model_type", where=str(path), fix=_RESTORE)
-    _refuse_links(folder)
-    raise_together(
-        SecurityError(f"config.json {reason}", where=f"{path}: {key}", fix=_PLAIN)
-        for key, value in _leaves(config)
-        if (reason := _reason_against(key, value))
-    )
+        where = str(folder / "config.json")
+        raise ModelError("config.json names no model_type", where=where, fix=RESTORE)
+    check_config(folder, config)
     return config
-
-
-_RESTORE = "restore the file that belongs to the weights"
-_PLAIN = "use a model whose architecture transformers knows, and remove the key"
-
-
-def _read_object(path: Path, folder: Path) -> dict[str, Any]:
-    """A JSON object of a model folder."""
-    inside(folder, path.name)
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError as error:
-        cause = f"{path.name} is missing"
-        raise ModelError(
-            cause, where=str(folder), fix="set model.path to a model folder"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path.name} is unreadable", where=str(path), fix=_RESTORE) from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path.name} is no JSON object", where=str(path), fix=_RESTORE)
-    return value
-
-
-def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every key, outer ones first."""
-    for key, item in value.items():
-        yield f"{prefix}{key}", item
-        if isinstance(item, dict):
-            yield from _leaves(item, f"{prefix}{key}.")
-
-
-def _reason_against(key: str, value: Any) -> str:
-    """Why a key of config.json is more than numbers, or an empty string.
-
-    ``auto_map`` names Python files; the private attention key, and an attention "kernel" with an
-    owner, fetch code from the hub; ``transformers_weights`` replaces the weights we fingerprint.
-    """
-    name = key.rsplit(".", 1)[-1]
-    if name == "auto_map" and value:
-        return "asks to run code of its own"
-    if name == "_attn_implementation_internal":
-        return "sets a private key that loads code"
-    if "attn_implementation" in name and "/" in json.dumps(value):
-        return "names an attention kernel to fetch"
-    if name in ("transformers_weights", "custom_generate", "custom_pipelines") and value:
-        return "names other files to load"
-    return ""
-
-
-_LOADED = ("*.json", "*.model", "*.txt", "*.jinja", "*/*.jinja")
-
-
-def _refuse_links(folder: Path) -> None:
-    """No file that transformers reads from a model folder may be a link to somewhere else."""
-    for pattern in _LOADED:
-        for path in sorted(folder.glob(pattern)):
-            if leads_out(folder, path):
-                raise SecurityError(
-                    "a link leads out of the folder", where=str(path), fix="copy the file itself"
-                )
-
-
-def refuse_tokenizer_code(folder: Path) -> None:
-    """Check what a tokenizer's settings ask for, before transformers reads them.
-
-    Raises:
-        ModelError: if they are unreadable.
-        SecurityError: for code of its own, and for files outside the folder.
-    """
-    _refuse_links(folder)
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "processor_config.json"):
-        path = folder / name
-        if not path.exists() and not path.is_symlink():
-            continue
-        settings = _read_object(path, folder)
-        raise_together(
-            SecurityError(f"{name} {reason}", where=f"{path}: {key}", fix=_PLAIN)
-            for key, value in _leaves(settings)
-            if (reason := _tokenizer_reason(key, value))
-        )
-
-
-def _tokenizer_reason(key: str, value: Any) -> str:
-    name = key.rsplit(".", 1)[-1]
-    if name == "auto_map" and value:
-        return "asks to run code of its own"
-    if name.endswith("_file") and isinstance(value, str) and value != Path(value).name:
-        return f"names a file elsewhere ({value!r})"
-    return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from loratune.errors import LoratuneError, ModelError, SecurityError, raise_together
+from loratune.models.dtypes import ITEM_BYTES
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 _HEADER_LIMIT = 100 << 20
-_ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
-    "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +35,11 @@ class TensorEntry:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.end - self.begin
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -67,7 +70,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     except OSError as error:
         raise ModelError(f"cannot read: {error.strerror}", where=str(file)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError("this is no safetensors file", where=str(file), fix=_COPY) from error
+        raise ModelError("not a safetensors file", where=str(file), fix=_COPY) from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -92,19 +95,17 @@ def _entries(file: Path, header: Any, start: int, size: int) -> dict[str, Tensor
             continue
         begin, end = (start + int(offset) for offset in item["data_offsets"])
         shape = tuple(int(n) for n in item["shape"])
-        count = 1
-        for n in shape:
-            count *= n
+        count = math.prod(shape)
         if end > size:
             raise ModelError(_truncated(end, size), where=str(file), fix=_COPY)
-        if begin < start or end - begin != count * _ITEM_BYTES.get(item["dtype"], -1):
+        if begin < start or end - begin != count * ITEM_BYTES.get(item["dtype"], -1):
             raise ModelError(f"tensor '{name}' is inconsistent", where=str(file), fix=_COPY)
         entries[str(name)] = TensorEntry(str(name), file, item["dtype"], shape, begin, end)
-    _refuse_gaps(file, entries, start, size)
+    _check_gaps(file, entries, start, size)
     return entries
 
 
-def _refuse_gaps(file: Path, entries: dict[str, TensorEntry], start: int, size: int) -> None:
+def _check_gaps(file: Path, entries: dict[str, TensorEntry], start: int, size: int) -> None:
     """The tensors must fill the file, each byte belonging to one of them."""
     place = start
     for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
@@ -131,7 +132,7 @@ def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, checked against its index."""
     if not folder.is_dir():
-        raise ModelError("the model folder does not exist", where=str(folder), fix="set model.path")
+        raise ModelError("no such folder", where=str(folder), fix="set model.path")
     index = folder / INDEX
     if index.is_file():
         return _indexed_files(folder, index)
@@ -155,7 +156,7 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError("the index is broken", where=str(index), fix=_COPY) from error
     errors: list[LoratuneError] = []
-    found = []
+    files = []
     for name in names:
         try:
             file = inside(folder, name)
@@ -165,11 +166,11 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
             missing = _missing_of(weight_map, name, file)
             if missing:
                 raise ModelError(f"shard lacks '{missing[0]}'", where=str(file), fix=_COPY)
-            found.append(file)
+            files.append(file)
         except LoratuneError as error:
             errors.append(error)
     raise_together(errors)
-    return found
+    return files
 
 
 def _missing_of(weight_map: dict[str, str], name: str, file: Path) -> list[str]:
@@ -177,11 +178,11 @@ def _missing_of(weight_map: dict[str, str], name: str, file: Path) -> list[str]:
     return sorted(t for t, value in weight_map.items() if value == name and t not in present)
 
 
-_OWN = "put the file itself into the folder"
+_COPY_INTO = "put the file itself into the folder"
 
 
 def inside(folder: Path, name: str) -> Path:
-    """``folder/name``, refused if it leads out of the folder.
+    """``folder/name``, which may not lead out of the folder.
 
     The one link allowed is the Hugging Face cache's own: ``snapshots/REV/FILE`` to ``blobs/HASH``.
 
@@ -190,9 +191,11 @@ def inside(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts or name != Path(name).name:
-        raise SecurityError("a path leads out of the folder", where=f"{folder}: {name}", fix=_OWN)
+        raise SecurityError(
+            "a path leads out of the folder", where=f"{folder}: {name}", fix=_COPY_INTO
+        )
     if path.is_symlink() and leads_out(folder, path):
-        raise SecurityError("a link leads out of the folder", where=str(path), fix=_OWN)
+        raise SecurityError("a link leads out of the folder", where=str(path), fix=_COPY_INTO)
     return path
 
 
@@ -241,6 +244,6 @@ def hash_tensors(entries: dict[str, TensorEntry]) -> dict[str, str]:
 
 
 def _hash_and_drop(entry: TensorEntry, content: memoryview) -> str:
-    found = tensor_hash(entry, content)
+    sha256 = tensor_hash(entry, content)
     drop_pages(content, entry.begin, entry.end)
-    return found
+    return sha256

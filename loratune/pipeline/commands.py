@@ -4,128 +4,74 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loratune import files
 from loratune.adapter_files.peft_format import AdapterFolder, read_adapter
-from loratune.config.schema import ExportFormat, ModelConfig, RunConfig
+from loratune.config.schema import DataConfig, ExportFormat, ModelConfig, RunConfig
 from loratune.console import console, say
 from loratune.data.encode import Encoder
-from loratune.data.formats import choose_format
+from loratune.data.formats import choose_format, parse_question, question_row
 from loratune.data.prepare import prepare_data
 from loratune.data.reading import read_rows
+from loratune.data.rows import Row
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer
-from loratune.errors import CheckpointError, ConfigError, MergeError, refused_as
+from loratune.errors import ConfigError, MergeError, refused_as
 from loratune.files import BUILTIN
 from loratune.generation import Sampling, generate_answers
-from loratune.loss import LanguageModelHead
-from loratune.models.fingerprint import tokenizer_fingerprint
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder
-from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table, show
-from loratune.runs.drift import fact_changes, refuse
-from loratune.stages.evaluate import evaluate
-from loratune.stages.export import export
+from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
+from loratune.pipeline.loading import evaluation_only, wrap_saved
 from loratune.stages.load import BaseModel, load
-from loratune.stages.merge import merge
-from loratune.stages.wrap import wrap_existing
 from loratune.surgery import WrappedModel, disabled
 
-if TYPE_CHECKING:
-    from loratune.cli.commands.evaluate import Config as EvaluateCommand
-    from loratune.cli.commands.generate import Config as GenerateCommand
 
+def evaluate_adapter(
+    config: RunConfig,
+    folder: Path,
+    *,
+    base_named: bool,
+    own_template: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure base and adapted model on the recipe's evaluation rows; print and write the scores.
 
-def base_of(adapter: AdapterFolder, model: ModelConfig, given: set[str], run: str | None) -> str:
-    """Where the adapter's base is: the command line's word, the run's, or the adapter's own.
-
-    An adapter's own word is taken only for an embedded model or a folder beside which it lies;
-    a hub id in it is never fetched unasked.
-
-    Raises:
-        ConfigError: if nobody says.
-    """
-    if run is not None or given & {"model", "model.path", "recipe"}:
-        return model.path
-    recorded = str(adapter.facts.get("base_path") or "")
-    if recorded.startswith(BUILTIN) or (recorded and Path(recorded).is_dir()):
-        return recorded
-    named = str(adapter.peft.get("base_model_name_or_path") or "")
-    raise ConfigError(
-        "which base model?",
-        where=str(adapter.path),
-        fix=f"set model.path=DIR{f' (the adapter names {named!r})' if named else ''}",
-    )
-
-
-def _base_folder(
-    adapter: AdapterFolder, config: RunConfig, given: set[str], run: str | None
-) -> Path:
-    config.model.path = base_of(adapter, config.model, given, run)
-    return model_folder(config.model.path, config.model.revision)
-
-
-def _adapted(
-    config: RunConfig, folder: Path, given: set[str], run: str | None
-) -> tuple[BaseModel, WrappedModel, AdapterFolder]:
-    adapter = read_adapter(folder)
-    _base_folder(adapter, config, given, run)
-    base = load(config.model, config.trainer.precision)
-    facts = {"base": base.fingerprint, "tokenizer": base.tokenizer_fingerprint}
-    _check_binding(adapter, facts, config.allow_drift)
-    wrapped, adapter = wrap_existing(base.model, adapter)
-    wrapped.model.eval()
-    return base, wrapped, adapter
-
-
-def _check_binding(adapter: AdapterFolder, facts: dict[str, str], allowed: Sequence[str]) -> None:
-    if "base" not in adapter.facts:
-        say("note: this adapter does not say which base it was trained on")
-    changes = fact_changes(adapter.facts, facts, ("base", "tokenizer"))
-    for line in refuse(changes, allowed, where=str(adapter.path), error=CheckpointError):
-        say(f"drift allowed: {line}")
-
-
-def evaluate_adapter(config: EvaluateCommand, folder: Path, given: set[str]) -> None:
-    """Measure base and adapted model on the recipe's evaluation rows; print, and keep with a run.
+    Args:
+        config: the recipe.
+        folder: the adapter's.
+        base_named: whether ``model`` was chosen, by the user or by a run; see ``base_model``.
+        own_template: whether ``data.template`` stands in place of the adapter's.
+        out: a file for the scores.
+        as_json: whether the scores are printed as JSON.
 
     Raises:
         LoratuneError: unusable data, base or adapter, or drift.
     """
-    base, wrapped, adapter = _adapted(config, folder, given, config.run)
-    data_config = config.data
-    data_config.eval_path = data_config.test_path or data_config.eval_path
-    if data_config.eval_path is not None:
-        data_config.path = None
-    kept = adapter.facts.get("prompt_format")
-    prompt_format = PromptFormat.from_dict(kept) if kept and "data.template" not in given else None
+    adapter, base, wrapped = _load_adapted(config, folder, base_named)
     data = prepare_data(
-        data_config,
+        evaluation_only(config.data),
         base.tokenizer,
         base.vocab_size,
         config.trainer.seed,
-        prompt_format=prompt_format,
+        prompt_format=None if own_template else _prompt_format(adapter),
     )
     if not data.eval:
         raise ConfigError(
             "no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE"
         )
     head = LanguageModelHead(wrapped.model)
-    result = evaluate(wrapped, head, base.tokenizer, data, config.evaluate)
-    if config.format == "json":
-        print(files.to_json(result.as_dict()), end="")
-        return
-    show(evaluation_table(result))
-    if result.samples:
-        show(sample_table(result.samples))
-    if config.out is not None and config.run is None:
-        files.write_json(Path(config.out), result.as_dict())
+    evaluate_and_show(wrapped, head, base.tokenizer, data, config, out, as_json=as_json)
+    if out is not None and not as_json:
+        say(f"scores: {out}")
 
 
 def merge_adapters(
-    config: RunConfig, folders: Sequence[Path], target: Path, given: set[str]
+    config: RunConfig, folders: Sequence[Path], out: Path, *, base_named: bool
 ) -> None:
     """Merge adapters into their base and print the proof.
 
@@ -133,18 +79,111 @@ def merge_adapters(
         LoratuneError: what stands against it; nothing is published then.
     """
     adapters = [_adapter_to_merge(folder) for folder in folders]
-    base_folder = _base_folder(adapters[0], config, given, getattr(config, "run", None))
-    report = merge(
-        adapters,
-        base_folder,
-        target,
-        config.merge,
-        tokenizer=tokenizer_fingerprint(load_tokenizer(base_folder)),
-        allow_drift=config.allow_drift,
+    base_folder = _base_folder(adapters[0], config, base_named)
+    merge_and_show(adapters, base_folder, load_tokenizer(base_folder), out, config)
+
+
+def export_adapter(
+    config: RunConfig, folder: Path, out: Path, form: ExportFormat, *, base_named: bool
+) -> None:
+    """Export an adapter in another form and print what was proved.
+
+    Raises:
+        LoratuneError: what stands against it; nothing is published then.
+    """
+    if form is ExportFormat.merged:
+        merge_adapters(config, [folder], out, base_named=base_named)
+        return
+    adapter = _adapter_to_merge(folder)
+    export_and_show(adapter, _base_folder(adapter, config, base_named), out, form, config)
+
+
+def generate(
+    config: RunConfig,
+    folder: Path,
+    *,
+    base_named: bool,
+    prompt: str | None,
+    prompts: str | None,
+    system: str | None,
+    sampling: Sampling,
+    with_base: bool,
+) -> None:
+    """Answer a prompt or a file of rows; one JSON object per line on standard output.
+
+    Args:
+        config: the recipe.
+        folder: the adapter's.
+        base_named: whether ``model`` was chosen, by the user or by a run; see ``base_model``.
+        prompt: one prompt; or else
+        prompts: a file of rows.
+        system: a system text for ``prompt``.
+        sampling: how answers are drawn.
+        with_base: whether the base model answers as well.
+
+    Raises:
+        LoratuneError: unusable rows, base or adapter, or drift.
+    """
+    adapter, base, wrapped = _load_adapted(config, folder, base_named)
+    tokenizer = RowTokenizer(base.tokenizer)
+    prompt_format = _prompt_format(adapter)
+    rows = (
+        read_rows(str(prompts)) if prompt is None else [question_row(prompt, system, prompt_format)]
     )
-    for line in merge_lines(report):
-        say(line)
-    say(f"merged model: {target}")
+    questions, ids = _questions(rows, tokenizer, prompt_format, config.data)
+    adapted = generate_answers(wrapped.model, base.tokenizer, ids, sampling, tokenizer.pad_id)
+    before: list[str | None] = [None] * len(ids)
+    if with_base:
+        with disabled(wrapped):
+            before = [
+                *generate_answers(wrapped.model, base.tokenizer, ids, sampling, tokenizer.pad_id)
+            ]
+    for question, old, new in zip(questions, before, adapted, strict=True):
+        record: dict[str, Any] = {"prompt": question, "adapted": new}
+        if old is not None:
+            record["base"] = old
+        print(json.dumps(record, ensure_ascii=not console().is_terminal))
+
+
+# -- adapter and base ----------------------------------------------------------------------
+
+
+def base_model(adapter: AdapterFolder, model: ModelConfig, *, named: bool) -> ModelConfig:
+    """The adapter's base: ``model`` where the user or a run named it, else what the adapter says.
+
+    An adapter's own word is taken only for an embedded model or a folder beside which it lies;
+    a hub id in it is never fetched unasked.
+
+    Raises:
+        ConfigError: if nobody says.
+    """
+    if named:
+        return model
+    recorded = str(adapter.facts.get("base_path") or "")
+    if recorded.startswith(BUILTIN) or (recorded and Path(recorded).is_dir()):
+        return replace(model, path=recorded)
+    hint = str(adapter.peft.get("base_model_name_or_path") or "")
+    raise ConfigError(
+        "which base model?",
+        where=str(adapter.path),
+        fix=f"set model.path=DIR{f' (the adapter names {hint!r})' if hint else ''}",
+    )
+
+
+def _base_folder(adapter: AdapterFolder, config: RunConfig, base_named: bool) -> Path:
+    model = base_model(adapter, config.model, named=base_named)
+    return model_folder(model.path, model.revision)
+
+
+def _load_adapted(
+    config: RunConfig, folder: Path, base_named: bool
+) -> tuple[AdapterFolder, BaseModel, WrappedModel]:
+    adapter = read_adapter(folder)
+    model = base_model(adapter, config.model, named=base_named)
+    base = load(model, config.trainer.precision)
+    wrapped, _ = wrap_saved(base, adapter, config.allow_drift)
+    wrapped.model.eval()
+    return adapter, base, wrapped
 
 
 def _adapter_to_merge(folder: Path) -> AdapterFolder:
@@ -153,73 +192,23 @@ def _adapter_to_merge(folder: Path) -> AdapterFolder:
         return read_adapter(folder)
 
 
-def export_adapter(
-    config: RunConfig, folder: Path, target: Path, form: ExportFormat, given: set[str]
-) -> None:
-    """Export an adapter in another form and say what was proved.
-
-    Raises:
-        LoratuneError: what stands against it; nothing is published then.
-    """
-    if form is ExportFormat.merged:
-        merge_adapters(config, [folder], target, given)
-        return
-    adapter = _adapter_to_merge(folder)
-    base_folder = _base_folder(adapter, config, given, getattr(config, "run", None))
-    certificate = export(adapter, base_folder, target, form, config.merge.verify)
-    worst, logits = (certificate["proof"][key] for key in ("worst_relative_difference", "logits"))
-    proved = f"ΔW differs from the original's by {worst:.1e} at most"
-    if logits is not None:
-        proved += f", logits by {logits['max_difference']:.1e} on {logits['tokens']} tokens"
-    say(f"exported {form}: {target} ({proved})")
+# -- prompts -------------------------------------------------------------------------------
 
 
-def generate(config: GenerateCommand, folder: Path, given: set[str]) -> None:
-    """Answer a prompt or a file of rows; one JSON object per line on standard output.
-
-    Raises:
-        LoratuneError: unusable rows, base or adapter, or drift.
-    """
-    base, wrapped, adapter = _adapted(config, folder, given, config.run)
-    questions, ids = _questions(config, adapter, base.tokenizer)
-    pad_id = RowTokenizer(base.tokenizer).pad_id
-    sampling = Sampling(
-        config.max_new_tokens,
-        config.temperature,
-        config.top_p,
-        config.evaluate.batch_size,
-        config.seed,
-    )
-    adapted = generate_answers(wrapped.model, base.tokenizer, ids, sampling, pad_id)
-    before: list[str | None] = [None] * len(ids)
-    if config.base:
-        with disabled(wrapped):
-            before = [*generate_answers(wrapped.model, base.tokenizer, ids, sampling, pad_id)]
-    for question, old, new in zip(questions, before, adapted, strict=True):
-        record: dict[str, Any] = {"prompt": question, "adapted": new}
-        if old is not None:
-            record["base"] = old
-        print(json.dumps(record, ensure_ascii=not console().is_terminal))
+def _prompt_format(adapter: AdapterFolder) -> PromptFormat | None:
+    """How prompts were written in training, where the adapter says it."""
+    recorded = adapter.facts.get("prompt_format")
+    return PromptFormat.from_dict(recorded) if recorded else None
 
 
 def _questions(
-    config: GenerateCommand, adapter: AdapterFolder, tokenizer: Any
+    rows: Sequence[Row],
+    tokenizer: RowTokenizer,
+    prompt_format: PromptFormat | None,
+    data: DataConfig,
 ) -> tuple[list[Any], list[list[int]]]:
-    """What is asked, and its ids, written exactly as in training."""
-    kept = adapter.facts.get("prompt_format")
-    if config.prompt is not None:
-        prompt_format = PromptFormat.from_dict(kept) if kept else None
-        encoder = Encoder(RowTokenizer(tokenizer), prompt_format or _plain_format(config))
-        return [config.prompt], [encoder.prompt_ids({"prompt": config.prompt})]
-    rows = read_rows(str(config.prompts))
-    prompt_format = PromptFormat.from_dict(kept) if kept else choose_format(config.data, rows)
-    encoder = Encoder(RowTokenizer(tokenizer), prompt_format)
-    ids = [encoder.prompt_ids(row.columns, row.source) for row in rows]
+    """What is asked and its ids, read, checked and written exactly as in training."""
+    prompt_format = prompt_format or choose_format(data, rows)
+    encoder = Encoder(tokenizer, prompt_format, data)
+    ids = [encoder.prompt_ids(parse_question(row, prompt_format)) for row in rows]
     return [dict(row.columns) for row in rows], ids
-
-
-def _plain_format(config: GenerateCommand) -> PromptFormat:
-    from loratune.data.rows import Row
-
-    row = Row({"prompt": config.prompt, "completion": "-"}, "prompt")
-    return choose_format(config.data, [row])

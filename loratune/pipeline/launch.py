@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,13 @@ from loratune.config.convert import from_plain, to_plain
 from loratune.config.schema import RunConfig
 from loratune.errors import LoratuneError, TrainingError
 from loratune.runs.checkpoint import published_checkpoints, step_of
-from loratune.runs.resume import run_folder
-from loratune.runs.run_dir import RunDir
+from loratune.runs.resume_setting import with_run_folder
+from loratune.runs.run_dir import RunDir, fresh_folder
 from loratune.training.signals import stopped
 
 LINGER = 3.0
 """Seconds that a process waits after losing a peer, so that the peer's end is noticed first."""
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error")
-
-
-def is_launched() -> bool:
-    """Whether torchrun or a cluster started this process as one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def launch(config: RunConfig) -> None:
@@ -43,7 +39,9 @@ def launch(config: RunConfig) -> None:
     Raises:
         LoratuneError: what stopped a process, or which process died of what.
     """
-    config.out = str(run_folder(config))  # chosen here, so that its name is known afterwards
+    config = with_run_folder(config)
+    if config.out is None:  # chosen here, so that its name is known afterwards
+        config = replace(config, out=str(fresh_folder(Path("outputs") / config.name)))
     _quieten()
     settings = LaunchConfig(
         min_nodes=1,
@@ -59,9 +57,9 @@ def launch(config: RunConfig) -> None:
     try:
         elastic_launch(settings, worker)(to_plain(config))
     except ChildFailedError as error:
-        raise _explained(error, config.out) from None
+        raise _explained(error, str(config.out)) from None
     except SignalException as error:
-        _end_as(error.sigval, Path(config.out))
+        _end_as(error.sigval, Path(str(config.out)))
 
 
 def _quieten() -> None:
@@ -92,12 +90,12 @@ def join(config: RunConfig) -> None:
     """
     from loratune.pipeline.run import run
 
-    config.launch.nproc = int(os.environ["WORLD_SIZE"])
+    processes = int(os.environ["WORLD_SIZE"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        run(config)
+        run(replace(config, launch=replace(config.launch, nproc=processes)))
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _LOST_PEER):
             raise

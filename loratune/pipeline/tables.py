@@ -1,13 +1,11 @@
-"""The tables that a run prints."""
+"""What a run prints of its results."""
 
 from __future__ import annotations
 
-from rich.table import Table
-from rich.text import Text
-
-from loratune.console import console, printable
-from loratune.stages.evaluate import Evaluation, Metrics, Sample
+from loratune.report.scores import score_table
+from loratune.stages.evaluate import Evaluation, Sample
 from loratune.stages.merge import MergeReport
+from loratune.tables import Table
 
 SAMPLES_SHOWN = 4
 SAMPLE_WIDTH = 200
@@ -15,45 +13,23 @@ SAMPLE_WIDTH = 200
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Base and adapted scores side by side."""
-    table = Table(title=f"evaluation on {evaluation.rows:,} rows", title_justify="left")
-    table.add_column("")
-    sides = [("base", evaluation.base), ("adapted", evaluation.adapted)]
-    shown = [(name, metrics) for name, metrics in sides if metrics is not None]
-    for name, _ in shown:
-        table.add_column(name, justify="right")
-    for label, key, form in _SCORES:
-        values = [getattr(metrics, key) for _, metrics in shown]
-        if any(value is not None for value in values):
-            table.add_row(label, *(_formatted(value, form) for value in values))
-    return table
-
-
-_SCORES = (
-    ("loss (nats/token)", "loss", "{:.4f}"),
-    ("perplexity", "perplexity", "{:.4g}"),
-    ("token accuracy", "token_accuracy", "{:.1%}"),
-    ("exact match", "exact_match", "{:.1%}"),
-)
-
-
-def _formatted(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+    return score_table(evaluation.as_dict())
 
 
 def sample_table(samples: list[Sample]) -> Table:
     """A few prompts with the answers before and after."""
-    table = Table(title="answers before and after", title_justify="left", show_lines=True)
-    for name in ("prompt", "base", "adapted", "reference"):
-        table.add_column(name, overflow="fold")
     # One step more than an even spread: rows often come in groups of a few per subject.
     step = len(samples) // SAMPLES_SHOWN + 1
-    for sample in samples[::step][:SAMPLES_SHOWN]:
-        row = (sample.prompt, sample.base, sample.adapted, sample.reference)
-        table.add_row(*(Text(_shortened(printable(text.strip()))) for text in row))
-    return table
+    rows = tuple(
+        tuple(map(_shortened, (sample.prompt, sample.base, sample.adapted, sample.reference)))
+        for sample in samples[::step][:SAMPLES_SHOWN]
+    )
+    columns = ("prompt", "base", "adapted", "reference")
+    return Table("answers before and after", columns, rows, numeric=(False,) * 4, ruled=True)
 
 
 def _shortened(text: str) -> str:
+    text = text.strip()
     return text if len(text) <= SAMPLE_WIDTH else text[: SAMPLE_WIDTH - 1] + "…"
 
 
@@ -74,14 +50,3 @@ def merge_lines(report: MergeReport) -> list[str]:
     if report.untied:
         lines.append("input embedding and head were tied; the merged model has one copy each")
     return lines
-
-
-def show(table: Table) -> None:
-    """Print a table."""
-    console().print(table)
-
-
-def metrics_line(name: str, metrics: Metrics) -> str:
-    """Scores on one line."""
-    pairs = [f"{label} {_formatted(getattr(metrics, key), form)}" for label, key, form in _SCORES]
-    return f"{name}: " + ", ".join(pairs)

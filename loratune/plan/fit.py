@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,12 +10,11 @@ from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
 from loratune.plan.memory import ERROR_BAR
 from loratune.plan.workload import Rows, Workload, divided, read_workload_rows, workload
+from loratune.units import byte_size, parse_bytes
 
 if TYPE_CHECKING:
-    from loratune.plan.estimate import Setting
+    from loratune.plan.setting import Setting
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SHARES = ("99%", "95%")
 
 
@@ -24,12 +22,11 @@ def parse_size(text: str) -> int:
     """``24GB``, ``512MiB`` or plain bytes.
 
     Raises:
-        ConfigError: if it is no size above 0.
+        ConfigError: if it is not a size above 0.
     """
-    parsed = re.fullmatch(r"(\d*\.?\d+)\s*([A-Za-z]*)", text.strip())
-    if parsed is None or parsed[2].upper() not in _UNITS:
+    size = parse_bytes(text)
+    if size is None:
         raise ConfigError(f"'{text}' is not a size", where="fit", fix="use fit=24GB or fit=900MiB")
-    size = int(float(parsed[1]) * _UNITS[parsed[2].upper()])
     if size < 1:
         raise ConfigError(f"'{text}' allows nothing", where="fit", fix="use fit=24GB")
     return size
@@ -68,7 +65,7 @@ def fitted(
     if smallest.fixed * (1 + ERROR_BAR) < limit:
         fix = "lower data.max_length further"
     raise ConfigError(
-        f"nothing fits into {limit / 1e9:.3g} GB: at least {need / 1e9:.3g} GB are needed",
+        f"nothing fits into {byte_size(limit)}: at least {byte_size(need)} are needed",
         where="fit",
         fix=fix,
     )

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from loratune.counting.activations import ActivationReport
 from loratune.counting.parameters import FP32_BYTES, VariantCount
+from loratune.loss.constants import CHUNK_LOGITS
 from loratune.models.architectures import Architecture
 from loratune.plan.workload import MicroBatch
 from loratune.targets.find import block_of
 
-if TYPE_CHECKING:
-    from loratune.counting.activations import ActivationReport
-
 ERROR_BAR = 0.25
 """Stated relative error of the predicted peak; ``benchmarks/plan_memory.py`` measures it."""
-CHUNK_LOGITS = 1 << 24
-"""Logits alive at one time in the loss (``loratune.loss.supervised``, checked by a test)."""
 
 
 @dataclass(frozen=True)

@@ -109,12 +109,12 @@ def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
 
 def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow:
     rows = RowTokenizer(tokenizer)
-    learnt = {place for start, end in row.spans for place in range(start, end)}
+    supervised = {place for start, end in row.spans for place in range(start, end)}
     starts = len(rows.start_ids) if row.input_ids[: len(rows.start_ids)] == rows.start_ids else 0
     tokens = []
     for place, token in enumerate(row.input_ids):
-        kind = "supervised" if place in learnt else "start" if place < starts else "context"
-        if token == rows.end_id and place in learnt:
+        kind = "supervised" if place in supervised else "start" if place < starts else "context"
+        if token == rows.end_id and place in supervised:
             kind = "end"
         tokens.append(ShownToken(token, _text(token, tokenizer), kind))
     padding = ShownToken(pad_id, _text(pad_id, tokenizer), "padding")
@@ -149,10 +149,10 @@ def row_text(row: ShownRow) -> Text:
     text = Text()
     inside = False
     for number, token in enumerate(row.tokens):
-        learnt = token.kind in ("supervised", "end")
-        if learnt != inside:
-            text.append("⟦" if learnt else "⟧", "bold green")
-            inside = learnt
+        supervised = token.kind in ("supervised", "end")
+        if supervised != inside:
+            text.append("⟦" if supervised else "⟧", "bold green")
+            inside = supervised
         if token.kind == "padding":
             text.append(f" [padding × {row.count('padding')}]", "dim")
             break

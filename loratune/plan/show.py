@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
-from loratune.console import console, printable, say
+from loratune.console import say
 from loratune.plan.memory import ERROR_BAR
 from loratune.plan.sources import COMMAND_LINE, DEFAULT
+from loratune.tables import Table, show
+from loratune.units import byte_size, duration
 
 if TYPE_CHECKING:
-    from loratune.plan.estimate import Plan
+    from loratune.plan.plan import Plan
 
 _LABELS = {
     "process": "process (python, torch)",
@@ -26,48 +25,31 @@ _LABELS = {
 }
 
 
-def size(number: float) -> str:
-    """Bytes with a decimal unit and three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 def show_plan(plan: Plan) -> None:
     """Print it."""
-    console().print(_values(plan))
+    show(_values(plan))
     for line in _work(plan):
         say(line)
-    console().print(_memory(plan))
+    show(_memory(plan))
     for line in _rest(plan):
         say(line)
 
 
 def _values(plan: Plan) -> Table:
-    table = Table(title=Text(f"recipe {plan.name}"), title_justify="left")
-    for name in ("setting", "value", "set by"):
-        table.add_column(name, overflow="fold")
-    hidden = 0
-    for item in plan.values:
-        if item.source == DEFAULT or item.key.startswith("model.architecture"):
-            hidden += 1
-            continue
-        style = "bold" if item.source == COMMAND_LINE else ""
-        table.add_row(item.key, Text(printable(str(item.value)), style), Text(item.source))
-    table.caption = f"{hidden} more are defaults or the model's numbers (--cfg job shows all)"
-    table.caption_justify = "left"
-    return table
+    listed = [
+        item
+        for item in plan.values
+        if item.source != DEFAULT and not item.key.startswith("model.architecture")
+    ]
+    hidden = len(plan.values) - len(listed)
+    return Table(
+        f"recipe {plan.name}",
+        ("setting", "value", "set by"),
+        tuple((item.key, str(item.value), item.source) for item in listed),
+        numeric=(False, False, False),
+        caption=f"{hidden} more are defaults or the model's numbers (--cfg job shows all)",
+        marked=frozenset(n for n, item in enumerate(listed) if item.source == COMMAND_LINE),
+    )
 
 
 def _work(plan: Plan) -> Iterator[str]:
@@ -79,7 +61,7 @@ def _work(plan: Plan) -> Iterator[str]:
         yield "steps: not known without the rows (trainer.epochs)"
     yield (
         f"{work.steps:,} steps{passes}, {work.tokens:,} tokens with padding, "
-        f"{work.supervised:,} learnt"
+        f"{work.supervised:,} supervised"
     )
     yield (
         f"largest micro-batch: {work.largest.sequences} × {work.largest.length} tokens; "
@@ -88,39 +70,33 @@ def _work(plan: Plan) -> Iterator[str]:
 
 
 def _memory(plan: Plan) -> Table:
-    table = Table(title=f"peak memory (± {ERROR_BAR:.0%})", title_justify="left")
-    table.add_column("component")
-    table.add_column("bytes", justify="right")
-    table.add_column("share", justify="right")
-    for name, number in plan.memory.components().items():
-        if number:
-            table.add_row(_LABELS[name], size(number), f"{number / plan.memory.peak:.0%}")
-    table.add_section()
-    table.add_row("peak", size(plan.memory.peak), "")
-    return table
+    parts = [(name, number) for name, number in plan.memory.components().items() if number]
+    rows = [(_LABELS[name], number, f"{number / plan.memory.peak:.0%}") for name, number in parts]
+    return Table(
+        f"peak memory (± {ERROR_BAR:.0%})",
+        ("component", "bytes", "share"),
+        (*rows, ("peak", plan.memory.peak, "")),
+        formats={"bytes": byte_size},
+        marked=frozenset({len(rows)}),
+    )
 
 
 def _rest(plan: Plan) -> Iterator[str]:
     disk = plan.disk
-    merged = f", merged model {size(disk.merged)}" if disk.merged else ""
+    merged = f", merged model {byte_size(disk.merged)}" if disk.merged else ""
     yield (
-        f"disk: checkpoints {size(disk.checkpoints)}, adapter {size(disk.adapter)}{merged}; "
-        f"{size(disk.free)} free"
+        f"disk: checkpoints {byte_size(disk.checkpoints)}, "
+        f"adapter {byte_size(disk.adapter)}{merged}; {byte_size(disk.free)} free"
     )
     if plan.time is not None:
         yield (
-            f"time: about {duration(plan.time.training)} of training "
+            f"time: about {duration(plan.time.training, 2)} of training "
             f"({plan.time.tokens_per_second:,.0f} tokens/s, from one block on "
-            f"{plan.time.calibrated_on} tokens) and {duration(plan.time.evaluation)} of "
+            f"{plan.time.calibrated_on} tokens) and {duration(plan.time.evaluation, 2)} of "
             "evaluation, generation not counted"
         )
     for warning in plan.warnings:
         yield warning if warning.startswith(("warning", "error")) else f"warning: {warning}"
     if plan.budget is not None:
-        words = " ".join(plan.overrides)
-        said = (
-            f"fits into {size(plan.budget)} with: {words}"
-            if words
-            else (f"fits into {size(plan.budget)} as it is")
-        )
-        yield said
+        how = f"with: {' '.join(plan.overrides)}" if plan.overrides else "as it is"
+        yield f"fits into {byte_size(plan.budget)} {how}"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from loratune.config.convert import run_fields, to_plain
+from loratune.config.flatten import flatten
 from loratune.config.recipes.folders import builtin_recipes
-from loratune.config.recipes.variant_settings import recipe_file
-from loratune.config.recipes.yaml_reader import parse, plain, read_text
+from loratune.config.recipes.variant_settings import group_values
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.config.settings import GROUPS
@@ -44,11 +44,11 @@ def sourced_values(
         folders: the user's recipe folders.
     """
     files = [
-        (path, _flat(values, "" if group == "recipe" else f"{group}."))
+        (path, flatten(values, "" if group == "recipe" else f"{group}."))
         for group in _ORDER
-        for path, values in _chain(group, choices.get(group), folders)
+        for path, values in group_values(group, choices.get(group) or "", folders)
     ]
-    settings = _flat(redact(run_fields(to_plain(config))), "")
+    settings = flatten(redact(run_fields(to_plain(config))))
     return [SourcedValue(key, value, _source(key, given, files)) for key, value in settings.items()]
 
 
@@ -62,34 +62,6 @@ def _source(key: str, given: Set[str], files: Sequence[tuple[Path, Mapping[str, 
         if any(name in values for name in names):
             return _shown(path)
     return DEFAULT
-
-
-def _chain(
-    group: str, name: str | None, folders: Sequence[Path], depth: int = 0
-) -> list[tuple[Path, dict[str, Any]]]:
-    """A group's file and those of the same group that its defaults name, in merging order."""
-    path = recipe_file(group, name, folders) if name else None
-    if path is None or depth > 10:
-        return []
-    node = parse(read_text(path, str(path)), str(path))
-    values = plain(node) if node is not None else {}
-    found: list[tuple[Path, dict[str, Any]]] = []
-    for entry in [*values.pop("defaults", []), "_self_"]:
-        if entry == "_self_":
-            found = [*[item for item in found if item[0] != path], (path, values)]
-        elif isinstance(entry, str) and not entry.startswith("/"):
-            found += _chain(group, entry.partition("@")[0], folders, depth + 1)
-    return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _shown(path: Path) -> str:

@@ -47,11 +47,11 @@ class Workload:
         steps: optimizer steps.
         epochs: passes over the rows; ``None`` where the rows are not known.
         tokens: tokens computed in all training steps, padding included.
-        supervised: tokens learnt in them.
+        supervised: tokens with loss in them.
         largest: the micro-batch with the most tokens.
         evaluation_tokens: tokens of one pass over the evaluation rows.
         report: what became of the rows, where they could be read.
-        audit: what was found in them.
+        audit: what is doubtful about them.
         assumed: why rows were assumed, or an empty string.
     """
 

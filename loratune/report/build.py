@@ -9,8 +9,8 @@ from pathlib import Path
 from loratune import __version__, files
 from loratune.errors import ConfigError, StorageError
 from loratune.report.page import render
+from loratune.runs.run_dir import PAGE, RECIPE
 
-REPORT = "report.html"
 COMPARISON = "comparison.json"
 
 
@@ -37,16 +37,16 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     runs = [run for folder in folders for run in _runs_in(folder)]
     if len(runs) == 1:
         return write_run_report(runs[0], out)
-    return write_runs_report(runs, out or Path(REPORT))
+    return write_runs_report(runs, out or Path(PAGE))
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    if (folder / "recipe.yaml").is_file():
+    if (folder / RECIPE).is_file():
         return [folder]
-    inside = sorted({path.parent.resolve() for path in folder.glob("*/recipe.yaml")})
+    inside = sorted({path.parent.resolve() for path in folder.glob(f"*/{RECIPE}")})
     if not inside:
         raise ConfigError(
-            "there is no run and no comparison here",
+            "neither a run nor a comparison is here",
             where=str(folder),
             fix="name a folder that `loratune train` or `loratune compare` made",
         )
@@ -57,13 +57,13 @@ def write_run_report(folder: Path, out: Path | None = None) -> Path:
     """Write a run's page, by default as ``report.html`` in its folder.
 
     Raises:
-        ConfigError: if it is no run folder.
+        ConfigError: if it is not a run folder.
         StorageError: if it cannot be written.
     """
     from loratune.report.records import read_run
     from loratune.report.run_page import run_page
 
-    return _write(out or folder / REPORT, render(run_page(read_run(folder), _footer())))
+    return _write(out or folder / PAGE, render(run_page(read_run(folder), _footer())))
 
 
 def finished_report(folder: Path) -> Path:
@@ -101,14 +101,14 @@ def write_comparison_report(folder: Path, out: Path | None = None) -> Path:
             where=str(path),
             fix="name a folder that `loratune compare` made",
         ) from error
-    return _write(out or folder / REPORT, render(comparison_page(comparison, _footer())))
+    return _write(out or folder / PAGE, render(comparison_page(comparison, _footer())))
 
 
 def write_runs_report(folders: Sequence[Path], out: Path) -> Path:
     """Write one page that sets several runs side by side.
 
     Raises:
-        ConfigError: if one is no run folder.
+        ConfigError: if one is not a run folder.
         StorageError: if it cannot be written.
     """
     from loratune.report.records import read_run

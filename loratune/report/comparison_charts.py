@@ -1,46 +1,47 @@
-"""The drawings of a comparison."""
+"""The drawings of a comparison; a variant has the same colour, dash and marker in all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from statistics import fmean
+
+from loratune.compare.metrics import BY_KEY
 from loratune.compare.result import Comparison, CurvePoint, VariantResult
-from loratune.compare.words import possible_interval
+from loratune.compare.verdict import Choice
 from loratune.report.charts.chart_frame import Chart
 from loratune.report.charts.interval import Interval, interval_chart
 from loratune.report.charts.line import line_chart
 from loratune.report.charts.scatter import scatter_chart
 from loratune.report.charts.series import Point, Series
-from loratune.report.comparison_verdict import verdict
-from loratune.report.numbers import percent, significant
 
 _LOSS = "loss, nats per token"
 _MOST_PAIRS = 10
 
 
-def looks(comparison: Comparison) -> dict[str, int]:
-    """Label to colour, dash and marker, the same in every drawing."""
-    return {variant.label: number for number, variant in enumerate(comparison.variants)}
-
-
 def pareto_charts(comparison: Comparison) -> tuple[Chart, ...]:
     """Quality against trainable bytes and against memory."""
-    note = "Lower left is better. Whiskers: 95 % interval. Dashed: what nothing beats on both."
-    trained = [_quality(c, v, 4.0 * v.costs.trainable) for c, v in _numbered(comparison)]
+    trained = [
+        _quality(look, variant, 4.0 * variant.costs.trainable)
+        for look, variant in enumerate(comparison.variants)
+    ]
     peaks = [
         _quality(look, variant, variant.estimates["peak_bytes"].mean)
-        for look, variant in _numbered(comparison)
+        for look, variant in enumerate(comparison.variants)
         if "peak_bytes" in variant.estimates
     ]
-    charts = (
-        scatter_chart("Quality against trainable bytes", "trainable bytes (fp32)", _LOSS,
-                      [s for s in trained if s.points], note=note),
-        scatter_chart("Quality against memory", "peak memory of a training step", _LOSS,
-                      [s for s in peaks if s.points], note=note),
-    )  # fmt: skip
+    note = "Lower left is better. Whiskers: 95 % interval. Dashed: what nothing beats on both."
+    return _drawn(
+        scatter_chart(
+            "Quality against trainable bytes", "trainable bytes (fp32)", _LOSS, trained, note=note
+        ),
+        scatter_chart(
+            "Quality against memory", "peak memory of a training step", _LOSS, peaks, note=note
+        ),
+    )
+
+
+def _drawn(*charts: Chart | None) -> tuple[Chart, ...]:
     return tuple(chart for chart in charts if chart is not None)
-
-
-def _numbered(comparison: Comparison) -> list[tuple[int, VariantResult]]:
-    return list(enumerate(comparison.variants))
 
 
 def _quality(look: int, variant: VariantResult, cost: float) -> Series:
@@ -51,83 +52,96 @@ def _quality(look: int, variant: VariantResult, cost: float) -> Series:
     return Series(variant.label, (point,), look, line=False, markers=True)
 
 
-def difference_charts(comparison: Comparison) -> tuple[Chart, ...]:
+def difference_charts(comparison: Comparison, choice: Choice | None) -> tuple[Chart, ...]:
     """Every pair's difference with its interval; with many variants, those with the best one."""
-    charts = (
-        _differences(comparison, "loss", "Differences in loss", _LOSS,
-                     "Left of zero: the first is better."),
-        _differences(comparison, "exact_match", "Differences in exact match", "share of prompts",
-                     "Right of zero: the first is better."),
-    )  # fmt: skip
-    return tuple(chart for chart in charts if chart is not None)
+    best = choice.best.label if choice else ""
+    return _drawn(
+        _differences(comparison, best, "loss", _LOSS, "Left of zero: the first is better."),
+        _differences(
+            comparison,
+            best,
+            "exact_match",
+            "share of prompts",
+            "Right of zero: the first is better.",
+        ),
+    )
 
 
 def _differences(
-    comparison: Comparison, metric: str, title: str, unit: str, note: str
+    comparison: Comparison, best: str, metric: str, unit: str, note: str
 ) -> Chart | None:
     pairs = [d for d in comparison.differences if d.metric == metric]
-    best = verdict(comparison).best
     if len(pairs) > _MOST_PAIRS:
         pairs = [d for d in pairs if best in (d.first, d.second)]
     intervals = [
-        Interval(f"{d.first} − {d.second}", d.difference, d.low, d.high, d.significant, d.words)
+        Interval(
+            f"{d.first} − {d.second}",
+            d.difference,
+            d.low,
+            d.high,
+            d.significant,
+            d.words,
+        )
         for d in pairs
     ]
-    whole = f"{note} Hollow: not told from zero after correction for the number of pairs."
-    return interval_chart(title, f"difference in {unit}", intervals, note=whole)
+    return interval_chart(
+        f"Differences in {BY_KEY[metric].name}",
+        f"difference in {unit}",
+        intervals,
+        note=f"{note} Hollow: not told from zero after correction for the number of pairs.",
+    )
 
 
 def curve_charts(comparison: Comparison) -> tuple[Chart, ...]:
     """Dev loss of every variant against steps, tokens and seconds: mean and range over seeds."""
-    note = "Line: mean over seeds; band: lowest to highest seed."
     axes = (
         ("Loss against steps", "optimizer steps", "step"),
         ("Loss against tokens", "answer tokens seen", "tokens"),
         ("Loss against time", "seconds in optimizer steps", "seconds"),
     )
-    charts = [
-        line_chart(
-            title,
-            across,
-            f"dev {_LOSS}",
-            [_curve(look, variant, key) for look, variant in _numbered(comparison)],
-            note=note,
+    return _drawn(
+        *(
+            line_chart(
+                title,
+                across,
+                f"dev {_LOSS}",
+                [_curve(look, v, key) for look, v in enumerate(comparison.variants)],
+                note="Line: mean over seeds; band: lowest to highest seed.",
+            )
+            for title, across, key in axes
         )
-        for title, across, key in axes
-    ]
-    return tuple(chart for chart in charts if chart is not None)
+    )
 
 
 def _curve(look: int, variant: VariantResult, key: str) -> Series:
     by_step: dict[int, list[CurvePoint]] = {}
-    for member in variant.members:
-        for point in member.curve:
-            if point.dev_loss is not None:
-                by_step.setdefault(point.step, []).append(point)
-    points = []
-    for _, found in sorted(by_step.items()):
-        losses = [point.dev_loss for point in found if point.dev_loss is not None]
-        across = sum(float(getattr(point, key)) for point in found) / len(found)
-        several = len(losses) > 1
-        points.append(
-            Point(
-                across,
-                sum(losses) / len(losses),
-                min(losses) if several else None,
-                max(losses) if several else None,
-            )
-        )
-    return Series(variant.label, tuple(points), look, markers=len(points) <= 12)
+    for run in variant.members:
+        for point in run.curve:
+            by_step.setdefault(point.step, []).append(point)
+    points = [_mean_point(measured, key) for _, measured in sorted(by_step.items())]
+    drawn = tuple(point for point in points if point is not None)
+    return Series(variant.label, drawn, look, markers=len(drawn) <= 12)
+
+
+def _mean_point(measured: Iterable[CurvePoint], key: str) -> Point | None:
+    """The mean over seeds and, where there are several, the range."""
+    pairs = [(getattr(p, key), p.dev_loss) for p in measured if p.dev_loss is not None]
+    if not pairs:
+        return None
+    losses = [loss for _, loss in pairs]
+    across = fmean(place for place, _ in pairs)
+    if len(losses) == 1:
+        return Point(across, losses[0])
+    return Point(across, fmean(losses), min(losses), max(losses))
 
 
 def search_chart(comparison: Comparison) -> Chart | None:
     """How the loss depends on the learning rate, at the first and shortest round of the search."""
-    series = [_searched(look, variant) for look, variant in _numbered(comparison)]
     return line_chart(
         "Learning-rate sensitivity",
         "learning rate",
         f"dev {_LOSS}",
-        series,
+        [_searched(look, variant) for look, variant in enumerate(comparison.variants)],
         log_across=True,
         unit_across="",
         note="First round of the search: every rate trained equally long. The values name the "
@@ -146,16 +160,3 @@ def _searched(look: int, variant: VariantResult) -> Series:
         for lr, loss in sorted(best.items())
     )
     return Series(variant.label, points, look, markers=True)
-
-
-def scores(variant: VariantResult, metric: str, *, share: bool = False) -> str:
-    """A metric's mean, its interval on a second line."""
-    estimate = variant.estimates.get(metric)
-    if estimate is None:
-        return "–"
-    form = percent if share else significant
-    text = form(estimate.mean)
-    if estimate.low is None or estimate.high is None:
-        return text
-    low, high = possible_interval(metric, estimate)
-    return f"{text}\n{form(low)} to {form(high)}"

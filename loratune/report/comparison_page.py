@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from loratune.compare.result import Comparison
+from loratune.compare.result import Comparison, VariantResult
+from loratune.compare.tables import cost_table, difference_table, quality_table, search_table
+from loratune.compare.verdict import Choice, verdict
 from loratune.config.secrets import redact
 from loratune.report.comparison_charts import (
     curve_charts,
@@ -12,15 +15,9 @@ from loratune.report.comparison_charts import (
     pareto_charts,
     search_chart,
 )
-from loratune.report.comparison_tables import (
-    cost_table,
-    difference_details,
-    quality_table,
-    search_details,
-)
-from loratune.report.comparison_verdict import Verdict, verdict
-from loratune.report.numbers import duration
-from loratune.report.page import Folded, Page, Section, facts_table
+from loratune.report.page import Folded, Page, Section
+from loratune.tables import facts
+from loratune.units import duration
 
 _PAIRED = (
     "Variants are compared on the same prompts and seeds, pair by pair. So two variants whose own "
@@ -31,32 +28,31 @@ _PAIRED = (
 def comparison_page(comparison: Comparison, footer: str) -> Page:
     """The page of a comparison."""
     judged = verdict(comparison)
-    names = ", ".join(variant.label for variant in comparison.variants)
-    search = search_chart(comparison)
+    search, searched = search_chart(comparison), search_table(comparison)
+    pairs = difference_table(comparison)
     return Page(
         kicker=f"loratune comparison · {comparison.name} · {comparison.created}",
-        title=f"{names} on {comparison.base.path}",
+        title=f"{_labels(comparison.variants)} on {comparison.base.path}",
         verdict=judged.sentences,
-        advice=judged.cautions,
-        cards=_cards(comparison, judged),
+        warnings=judged.cautions,
+        cards=_cards(comparison, judged.choice),
         sections=(
-            Section("quality", "Quality", tables=(quality_table(comparison, judged),)),
-            Section("cost", "Cost", tables=(cost_table(comparison, judged),)),
+            Section("quality", "Quality", tables=(quality_table(comparison),)),
+            Section("cost", "Cost", tables=(cost_table(comparison),)),
             Section("pareto", "Quality against cost", charts=pareto_charts(comparison)),
             Section(
                 "differences",
                 "How sure the differences are",
                 text=(_PAIRED,) if comparison.differences else (),
-                findings=tuple(comparison.findings),
-                charts=difference_charts(comparison),
-                folded=difference_details(comparison),
+                charts=difference_charts(comparison, judged.choice),
+                folded=(Folded("Every difference", (pairs,)),) if pairs.rows else (),
             ),
             Section("curves", "Loss curves", charts=curve_charts(comparison)),
             Section(
                 "search",
                 "Learning rates",
                 charts=(search,) if search else (),
-                folded=search_details(comparison),
+                folded=(Folded("All trials", (searched,), long=True),) if searched.rows else (),
             ),
             Section("samples", "Answers", samples=_samples(comparison)),
             _settings(comparison),
@@ -66,17 +62,22 @@ def comparison_page(comparison: Comparison, footer: str) -> Page:
     )
 
 
-def _cards(comparison: Comparison, judged: Verdict) -> tuple[tuple[str, str], ...]:
+def _cards(comparison: Comparison, choice: Choice | None) -> tuple[tuple[str, str], ...]:
     rows = comparison.rows
+    equal = _labels([*choice.as_good, *choice.undecided]) if choice else ""
     return (
-        ("to choose", judged.choice or "none"),
-        ("lowest loss", judged.best or "none"),
-        ("as good, or undecided", ", ".join(judged.tied) or "none"),
+        ("to choose", choice.chosen.label if choice else "none"),
+        ("lowest loss", choice.best.label if choice else "none"),
+        ("as good, or undecided", equal or "none"),
         ("seeds a variant", str(len(comparison.seeds))),
         (f"test rows, {rows.prompts:,} prompts", f"{rows.test:,}"),
         ("steps each", f"{comparison.steps:,}"),
         ("spent in all trainings", duration(comparison.seconds)),
     )
+
+
+def _labels(variants: Sequence[VariantResult]) -> str:
+    return ", ".join(variant.label for variant in variants)
 
 
 def _samples(comparison: Comparison) -> tuple[tuple[tuple[str, str], ...], ...]:
@@ -106,12 +107,10 @@ def _settings(comparison: Comparison) -> Section:
     ]
     pairs += [(f"source of {part}", path) for part, path in rows.sources.items()]
     adapters = {variant.label: variant.adapter for variant in comparison.variants}
-    notes = tuple(f"{v.label}: {note}" for v in comparison.variants for note in v.notes)
     return Section(
         "settings",
         "Settings",
-        findings=notes,
-        tables=(facts_table(pairs),),
+        tables=(facts(pairs),),
         folded=(
             Folded("Adapters, with the chosen rates", code=_yaml(yaml, adapters)),
             Folded("Recipe, as resolved", code=_yaml(yaml, comparison.recipe)),
@@ -132,7 +131,7 @@ def _provenance(comparison: Comparison) -> Section:
         *((f"fingerprint of {k} rows", v) for k, v in comparison.rows.fingerprints.items()),
         *_flat(redact(comparison.provenance)),
     ]
-    return Section("provenance", "Provenance", tables=(facts_table(pairs),))
+    return Section("provenance", "Provenance", tables=(facts(pairs),))
 
 
 def _flat(values: dict[str, Any]) -> list[tuple[str, str]]:

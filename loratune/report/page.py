@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
@@ -14,29 +13,7 @@ from markupsafe import Markup
 
 from loratune.console import printable
 from loratune.report.charts.chart_frame import Chart
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of a report; numbers are aligned right.
-
-    Attributes:
-        columns: headings.
-        rows: cells as text.
-        numeric: which columns hold numbers; by default all but the first.
-        caption: what it shows.
-        marked: row numbers to stress.
-    """
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric: tuple[bool, ...] | None = None
-    caption: str = ""
-    marked: frozenset[int] = frozenset()
-
-    def is_numeric(self, column: int) -> bool:
-        """Whether a column is aligned right."""
-        return column > 0 if self.numeric is None else self.numeric[column]
+from loratune.tables import Table
 
 
 @dataclass(frozen=True)
@@ -57,14 +34,12 @@ class Section:
         anchor: its address in the page, never from data.
         title: its heading.
         text: paragraphs.
-        findings: points of a list.
         samples: each the named texts of one prompt.
     """
 
     anchor: str
     title: str
     text: tuple[str, ...] = ()
-    findings: tuple[str, ...] = ()
     charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
     samples: tuple[tuple[tuple[str, str], ...], ...] = ()
@@ -73,7 +48,7 @@ class Section:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to show."""
-        parts = (self.text, self.findings, self.charts, self.tables, self.samples, self.folded)
+        parts = (self.text, self.charts, self.tables, self.samples, self.folded)
         return not any(parts)
 
 
@@ -85,7 +60,7 @@ class Page:
         kicker: what kind of report it is.
         title: what it is about.
         verdict: the result in sentences.
-        advice: what is off and what to do.
+        warnings: what weakens or contradicts the result, and what to do.
         cards: the numbers that matter, name and value.
         sections: the rest; empty ones are left out.
         footer: when and by what it was written.
@@ -94,7 +69,7 @@ class Page:
     kicker: str
     title: str
     verdict: tuple[str, ...]
-    advice: tuple[str, ...]
+    warnings: tuple[str, ...]
     cards: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
     footer: str
@@ -104,8 +79,8 @@ def render(page: Page) -> str:
     """The page as HTML.
 
     Everything in ``page`` is text and is escaped, except the drawings, which were serialized
-    from a tree.  The content-security-policy allows the one style sheet, by its hash, and nothing
-    else: no script, no image, no font, no request.
+    from a tree, and the tables, which escape their own cells.  The content-security-policy allows
+    the one style sheet, by its hash, and nothing else: no script, no image, no font, no request.
     """
     style = _style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -141,8 +116,3 @@ def _finalized(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value)
     return value
-
-
-def facts_table(pairs: Sequence[tuple[str, str]], caption: str = "") -> Table:
-    """Names and values below each other."""
-    return Table(("", ""), tuple(pairs), (False, False), caption)

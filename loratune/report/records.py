@@ -81,7 +81,7 @@ def read_run(folder: Path) -> RunRecords:
     """Everything that lies in a run folder.
 
     Raises:
-        ConfigError: if the folder is none.
+        ConfigError: if it is not a run folder.
     """
     import yaml
 
@@ -102,8 +102,8 @@ def read_run(folder: Path) -> RunRecords:
         parameters=_object(run.parameters, damaged),
         data=_object(run.data, damaged),
         evaluation=_object(run.evaluation, damaged),
-        merge=_object(run.merged / "merge_report.json", damaged),
-        summary=_object(run.path / "summary.json", damaged),
+        merge=_object(run.merge_report, damaged),
+        summary=_object(run.summary, damaged),
         provenance=redact(_object(run.provenance, damaged)),
         unreadable=tuple(damaged),
     )

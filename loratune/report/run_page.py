@@ -6,32 +6,27 @@ import shlex
 from collections import Counter
 from typing import Any
 
-from loratune.report.numbers import byte_size, duration, percent, significant
-from loratune.report.page import Folded, Page, Section, Table, facts_table
+from loratune.report.page import Folded, Page, Section
 from loratune.report.parameter_section import parameter_section
 from loratune.report.records import RunRecords
 from loratune.report.run_charts import curve_charts
 from loratune.report.run_verdict import scored_rows, verdict
+from loratune.report.scores import score_table
+from loratune.tables import Table, facts
 from loratune.training.advice import Setup, advise
-
-_SCORES = (
-    ("loss, nats per token", "loss", significant),
-    ("perplexity", "perplexity", significant),
-    ("token accuracy", "token_accuracy", percent),
-    ("exact match", "exact_match", percent),
-)
+from loratune.units import byte_size, duration, significant
 
 
 def run_page(run: RunRecords, footer: str) -> Page:
     """The page of a run: result first, then what it rests on."""
-    advice = [*run.data.get("warnings", []), *_advice(run)]
+    warnings = [*run.data.get("warnings", []), *_advice(run)]
     if run.unreadable:
-        advice.append(f"Damaged, and left out here: {', '.join(run.unreadable)}.")
+        warnings.append(f"Damaged, and left out here: {', '.join(run.unreadable)}.")
     return Page(
         kicker=f"loratune run · {run.path.name}",
         title=f"{run.variant} on {run.setting('model.path', 'a base model')}",
         verdict=tuple(verdict(run)),
-        advice=tuple(advice),
+        warnings=tuple(warnings),
         cards=tuple(_cards(run)),
         sections=(
             Section("curves", "Training", charts=curve_charts(run)),
@@ -80,30 +75,17 @@ def _cards(run: RunRecords) -> list[tuple[str, str]]:
 
 
 def _evaluation(run: RunRecords) -> Section:
-    adapted, base = run.evaluation.get("adapted"), run.evaluation.get("base")
+    adapted = run.evaluation.get("adapted")
     if not adapted:
         return Section("evaluation", "Evaluation")
-    sides = [("base", base), ("adapted", adapted)]
-    shown = [(name, scores) for name, scores in sides if scores]
-    rows = tuple(
-        (label, *(form(scores.get(key)) for _, scores in shown))
-        for label, key, form in _SCORES
-        if any(scores.get(key) is not None for _, scores in shown)
-    )
     caption = f"{scored_rows(run)}, {adapted.get('tokens', 0):,} answer tokens"
-    table = Table(("", *(name for name, _ in shown)), rows, caption=caption)
-    return Section("evaluation", "Evaluation", tables=(table,))
+    return Section("evaluation", "Evaluation", tables=(score_table(run.evaluation, caption),))
 
 
 def _samples(run: RunRecords) -> Section:
-    names = (
-        ("prompt", "prompt"),
-        ("base", "base"),
-        ("adapted", "adapted"),
-        ("reference", "reference"),
-    )
+    keys = ("prompt", "base", "adapted", "reference")
     samples = tuple(
-        tuple((label, str(sample.get(key, "")).strip()) for label, key in names)
+        tuple((key, str(sample.get(key, "")).strip()) for key in keys)
         for sample in run.evaluation.get("samples") or []
     )
     return Section("samples", "Before and after", samples=samples)
@@ -130,14 +112,21 @@ def _merge(run: RunRecords) -> Section:
                 f"{logits['top1_agreement']:.1%} of {logits['tokens']:,} probe tokens",
             )
         )
-    rows = tuple(
-        (m["module"], f"{m['delta_norm']:.4g}", f"{m['residual']:.1e}", f"{m['delta_kept']:.4%}",
-         f"{m['probe_error']:.1e}")
-        for m in modules
-    )  # fmt: skip
-    columns = ("module", "‖ΔW‖", "‖(W′ − W) − ΔW‖ / ‖ΔW‖", "ΔW kept", "error of the forward pass")
-    folded = Folded(f"{len(modules)} modules", (Table(columns, rows),), long=True)
-    return Section("merge", "Merge certificate", tables=(facts_table(pairs),), folded=(folded,))
+    folded = Folded(f"{len(modules)} modules", (_merged_modules(modules),), long=True)
+    return Section("merge", "Merge certificate", tables=(facts(pairs),), folded=(folded,))
+
+
+def _merged_modules(modules: list[dict[str, Any]]) -> Table:
+    columns = (
+        ("module", "module", str),
+        ("‖ΔW‖", "delta_norm", "{:.4g}".format),
+        ("‖(W′ − W) − ΔW‖ / ‖ΔW‖", "residual", "{:.1e}".format),
+        ("ΔW kept", "delta_kept", "{:.4%}".format),
+        ("error of the forward pass", "probe_error", "{:.1e}".format),
+    )
+    rows = tuple(tuple(module[key] for _, key, _ in columns) for module in modules)
+    formats = {name: form for name, _, form in columns}
+    return Table("modules", tuple(formats), rows, formats=formats)
 
 
 def _data(run: RunRecords) -> Section:
@@ -146,10 +135,14 @@ def _data(run: RunRecords) -> Section:
     if not shown:
         return Section("data", "Data")
     keys = (
-        ("rows read", "rows"), ("rows used", "kept"), ("rows truncated", "truncated"),
-        ("answer tokens cut off", "lost_target_tokens"), ("tokens", "tokens"),
-        ("tokens learnt", "supervised_tokens"), ("longest row, tokens", "longest"),
-    )  # fmt: skip
+        ("rows read", "rows"),
+        ("rows used", "kept"),
+        ("rows truncated", "truncated"),
+        ("answer tokens cut off", "lost_target_tokens"),
+        ("tokens", "tokens"),
+        ("supervised tokens", "supervised_tokens"),
+        ("longest row, tokens", "longest"),
+    )
     rows = [(label, *(significant(side.get(key)) for _, side in shown)) for label, key in keys]
     reasons: Counter[str] = Counter()
     for _, side in shown:
@@ -163,7 +156,8 @@ def _data(run: RunRecords) -> Section:
     rows.append(
         ("rows in both", "", *([significant(run.data.get("overlap", 0))] * (len(shown) - 1)))
     )
-    return Section("data", "Data", tables=(Table(("", *(name for name, _ in shown)), tuple(rows)),))
+    columns = ("", *(name for name, _ in shown))
+    return Section("data", "Data", tables=(Table("rows", columns, tuple(rows)),))
 
 
 def _recipe(run: RunRecords) -> Section:
@@ -175,18 +169,18 @@ def _recipe(run: RunRecords) -> Section:
 
 
 def _provenance(run: RunRecords) -> Section:
-    facts = run.provenance
-    if not facts:
+    recorded = run.provenance
+    if not recorded:
         return Section("provenance", "Provenance")
-    git = facts.get("git") or {}
+    git = recorded.get("git") or {}
     commit = f"{git.get('commit')}{' with uncommitted changes' if git.get('dirty') else ''}"
     pairs = [
-        ("command", shlex.join(map(str, facts.get("command", [])))),
+        ("command", shlex.join(map(str, recorded.get("command", [])))),
         ("code", commit if git else "not a git checkout"),
-        ("device", f"{facts.get('device', '')}, base held in {facts.get('dtype', '')}"),
-        ("machine", f"{facts.get('processor', '')}, {facts.get('platform', '')}"),
-        ("versions", ", ".join(f"{k} {v}" for k, v in (facts.get("versions") or {}).items())),
+        ("device", f"{recorded.get('device', '')}, base held in {recorded.get('dtype', '')}"),
+        ("machine", f"{recorded.get('processor', '')}, {recorded.get('platform', '')}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (recorded.get("versions") or {}).items())),
     ]
-    prints = facts.get("fingerprints") or {}
+    prints = recorded.get("fingerprints") or {}
     pairs += [(f"fingerprint of {key}", str(value)) for key, value in prints.items() if value]
-    return Section("provenance", "Provenance", tables=(facts_table(pairs),))
+    return Section("provenance", "Provenance", tables=(facts(pairs),))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from loratune.report.numbers import percent, share_interval, significant
+from loratune.compare.statistics import share_interval
 from loratune.report.records import RunRecords
+from loratune.units import percent, significant
 
 
 def verdict(run: RunRecords) -> list[str]:

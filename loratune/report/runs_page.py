@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median_high
 from typing import Any
 
+from loratune.compare.statistics import share_interval
 from loratune.report.charts.chart_frame import Chart
 from loratune.report.charts.line import line_chart
 from loratune.report.charts.scatter import scatter_chart
 from loratune.report.charts.series import Point, Series, condensed
-from loratune.report.numbers import byte_size, duration, percent, share_interval, significant
-from loratune.report.page import Page, Section, Table
+from loratune.report.page import Page, Section
 from loratune.report.records import RunRecords
+from loratune.tables import Cell, Table
+from loratune.units import byte_size, duration, percent, significant
 
 _LOSS = "evaluation loss, nats per token"
 _UNREMARKABLE = ("name", "out", "resume", "stages", "trackers", "allow_drift", "trainer.seed")
@@ -28,7 +31,7 @@ def runs_page(runs: Sequence[RunRecords], footer: str) -> Page:
         kicker=f"loratune · {len(runs)} runs",
         title=", ".join(names),
         verdict=tuple(_verdict(runs, names, order)),
-        advice=tuple(_cautions(runs, names)),
+        warnings=tuple(_cautions(runs, names)),
         cards=(),
         sections=(
             Section("scores", "Scores and costs", tables=(_scores(runs, names, best),)),
@@ -117,35 +120,36 @@ def _cautions(runs: Sequence[RunRecords], names: list[str]) -> list[str]:
 
 
 def _scores(runs: Sequence[RunRecords], names: list[str], best: int | None) -> Table:
-    columns = (
-        "run", "rank", "learning rate", "seed", "steps", "trained", "stored", "evaluation loss",
-        "exact match", "95 % interval", "token accuracy", "step time", "peak memory",
-    )  # fmt: skip
-    rows = tuple(_row(run, name) for run, name in zip(runs, names, strict=True))
-    caption = "One line a run; the lowest loss is shaded."
-    return Table(columns, rows, caption=caption, marked=frozenset(() if best is None else {best}))
+    rows = [_row(run, name) for run, name in zip(runs, names, strict=True)]
+    return Table(
+        "scores",
+        tuple(rows[0]),
+        tuple(tuple(row.values()) for row in rows),
+        caption="One line a run; the lowest loss is shaded.",
+        marked=frozenset(() if best is None else {best}),
+    )
 
 
-def _row(run: RunRecords, name: str) -> tuple[str, ...]:
+def _row(run: RunRecords, name: str) -> dict[str, Cell]:
     adapted, own = run.evaluation.get("adapted") or {}, run.own_count
     interval = _exact_interval(run)
     seconds = run.history.values("train/step_seconds")
-    peaks = run.history.values("train/lr")
-    return (
-        name,
-        str(run.setting("adapter.rank", "–")),
-        significant(max(peaks, default=None), 3),
-        str(run.setting("trainer.seed", 0)),
-        f"{max((row['step'] for row in run.history.metrics), default=0):,}",
-        f"{own['trainable']:,}" if own else "–",
-        byte_size(own.get("stored_bytes")),
-        significant(loss_of(run)),
-        percent(adapted.get("exact_match")),
-        "–" if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}",
-        percent(adapted.get("token_accuracy")),
-        duration(sorted(seconds)[len(seconds) // 2] if seconds else None),
-        byte_size(run.peak_bytes),
-    )
+    rates = run.history.values("train/lr")
+    return {
+        "run": name,
+        "rank": run.setting("adapter.rank"),
+        "learning rate": significant(max(rates, default=None), 3),
+        "seed": run.setting("trainer.seed", 0),
+        "steps": max((row["step"] for row in run.history.metrics), default=0),
+        "trainable": own.get("trainable"),
+        "stored bytes": own.get("stored_bytes"),
+        "evaluation loss": significant(loss_of(run)),
+        "exact match": percent(adapted.get("exact_match")),
+        "95 % interval": None if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}",
+        "token accuracy": percent(adapted.get("token_accuracy")),
+        "step time": duration(median_high(seconds) if seconds else None),
+        "peak memory": byte_size(run.peak_bytes),
+    }
 
 
 def _pareto(runs: Sequence[RunRecords], names: list[str]) -> tuple[Chart, ...]:
@@ -161,11 +165,11 @@ def _pareto(runs: Sequence[RunRecords], names: list[str]) -> tuple[Chart, ...]:
         if run.peak_bytes:
             point = Point(run.peak_bytes, loss)
             peaks.append(Series(name, (point,), look, line=False, markers=True))
+    across = "trainable bytes (fp32)"
     charts = (
-        scatter_chart("Quality against trainable bytes", "trainable bytes (fp32)", _LOSS, trained,
-                      note=note),
+        scatter_chart("Quality against trainable bytes", across, _LOSS, trained, note=note),
         scatter_chart("Quality against memory", "peak memory", _LOSS, peaks, note=note),
-    )  # fmt: skip
+    )
     return tuple(chart for chart in charts if chart is not None)
 
 
@@ -178,9 +182,14 @@ def _curves(runs: Sequence[RunRecords], names: list[str]) -> tuple[Chart, ...]:
         training.append(Series(name, tuple(means), look))
     charts = (
         line_chart("Evaluation loss against steps", "optimizer steps", _LOSS, held_out),
-        line_chart("Training loss against steps", "optimizer steps", "loss, nats per token",
-                   training, note="Means of stretches of steps."),
-    )  # fmt: skip
+        line_chart(
+            "Training loss against steps",
+            "optimizer steps",
+            "loss, nats per token",
+            training,
+            note="Means of stretches of steps.",
+        ),
+    )
     return tuple(chart for chart in charts if chart is not None)
 
 
@@ -194,7 +203,8 @@ def _differing(runs: Sequence[RunRecords], names: list[str]) -> tuple[Table, ...
             rows.append((key, *values))
     if not rows:
         return ()
-    return (Table(("setting", *names), tuple(rows), (False,) * (len(names) + 1)),)
+    left = (False,) * (len(names) + 1)
+    return (Table("settings", ("setting", *names), tuple(rows), numeric=left),)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratune import files
 from loratune.errors import CheckpointError
+from loratune.runs.manifest import describe_files, file_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 STATE = "state.json"
 _PREFIX = "step_"
+_OTHER = "resume from another checkpoint, or resume=auto"
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,12 @@ def published_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first; links are never followed."""
     if not folder.is_dir():
         return []
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.name.startswith(_PREFIX)
-        and path.name.removeprefix(_PREFIX).isdigit()
-        and not path.is_symlink()
-    ]
-    return sorted(found, key=step_of)
+    return sorted((path for path in folder.iterdir() if _is_published(path)), key=step_of)
+
+
+def _is_published(path: Path) -> bool:
+    is_step = path.name.startswith(_PREFIX) and path.name.removeprefix(_PREFIX).isdigit()
+    return is_step and not path.is_symlink()
 
 
 def save_checkpoint(
@@ -90,10 +90,7 @@ def save_checkpoint(
         for stem, group in tensors.items():
             _write_tensors(temporary / f"{stem}.safetensors", group)
         files.write_json(temporary / STATE, dict(state))
-        entries = {
-            file.name: {"sha256": files.sha256_file(file), "bytes": file.stat().st_size}
-            for file in sorted(temporary.iterdir())
-        }
+        entries = describe_files(temporary.iterdir())
         manifest = {"format": 1, "step": step, "files": entries, **facts}
         files.write_sealed_json(temporary / MANIFEST, manifest)
     return path
@@ -106,36 +103,36 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(plain, path, metadata={"format": "pt"})
 
 
-def damage(path: Path) -> str:
-    """What is wrong with a checkpoint folder, or an empty string if every byte verifies."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, its seal and step checked; the files that it lists are not.
+
+    Raises:
+        CheckpointError: if it is missing, changed or another step's.
+    """
     if not path.is_dir():
-        return "no such folder"
+        raise CheckpointError("no such folder", where=str(path), fix=_OTHER)
+    problem = ""
     try:
         manifest = files.read_sealed_json(path / MANIFEST)
-        entries = dict(manifest["files"].items())
-        if int(manifest["step"]) != step_of(path):
-            return f"{MANIFEST} belongs to step {manifest['step']}"
+        dict(manifest["files"].items())
+        if int(manifest["step"]) == step_of(path):
+            return manifest
+        problem = f"belongs to step {manifest['step']}"
     except FileNotFoundError:
-        return f"{MANIFEST} is missing"
+        problem = "is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} is unreadable ({type(error).__name__})"
-    for name, entry in entries.items():
-        problem = _file_damage(path / name, entry)
-        if problem:
-            return f"{name} {problem}"
-    return ""
+        problem = f"is unreadable ({type(error).__name__})"
+    raise CheckpointError(f"{MANIFEST} {problem}", where=str(path), fix=_OTHER)
 
 
-def _file_damage(path: Path, entry: Any) -> str:
-    if path.name != str(path.relative_to(path.parent)) or path.is_symlink() or not path.is_file():
-        return "is missing"
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint folder, or an empty string if every byte verifies."""
     try:
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            return f"has {size:,} bytes instead of {entry['bytes']:,}"
-        return "" if files.sha256_file(path) == entry["sha256"] else "sha256 mismatch"
-    except OSError as error:  # unreadable, or removed by the run that owns it while we looked
-        return f"cannot be read ({error.strerror})"
+        entries = read_manifest(path)["files"]
+    except CheckpointError as error:
+        return error.cause
+    problems = ((name, file_problem(path, name, entry)) for name, entry in entries.items())
+    return next((f"{name} {problem}" for name, problem in problems if problem), "")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -149,7 +146,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     problem = damage(path)
     if problem:
         raise CheckpointError(f"damaged checkpoint: {problem}", where=str(path), fix=_OTHER)
-    manifest = files.read_sealed_json(path / MANIFEST)
+    manifest = read_manifest(path)
     tensors = {
         name.removesuffix(".safetensors"): load_file(path / name)
         for name in manifest["files"]
@@ -158,9 +155,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     facts = {key: value for key, value in manifest.items() if key not in ("files", "format")}
     state = files.read_json(path / STATE)
     return Checkpoint(path, int(manifest["step"]), tensors, state, facts)
-
-
-_OTHER = "resume from another checkpoint, or resume=auto"
 
 
 def newest_verified(folder: Path) -> tuple[Path | None, list[str]]:
@@ -206,7 +200,7 @@ def rotate(folder: Path, keep: int, protected: Iterable[int]) -> list[Path]:
 
     Damaged ones are quarantined, not counted; links are never followed.
     """
-    kept = set(protected)
+    protected_steps = set(protected)
     verified = []
     for path in published_checkpoints(folder):
         if damage(path):
@@ -215,10 +209,10 @@ def rotate(folder: Path, keep: int, protected: Iterable[int]) -> list[Path]:
             verified.append(path)
     removed = []
     for path in verified[: max(len(verified) - max(keep, 1), 0)]:
-        if step_of(path) not in kept:
+        if step_of(path) not in protected_steps:
             with files.storage_errors(path):
-                doomed = path.with_name(f"{files.TEMPORARY_PREFIX}old-{path.name}")
-                path.rename(doomed)  # gone at once for readers, then deleted at leisure
-                shutil.rmtree(doomed)
+                hidden = path.with_name(f"{files.TEMPORARY_PREFIX}old-{path.name}")
+                path.rename(hidden)  # gone at once for readers, then deleted at leisure
+                shutil.rmtree(hidden)
             removed.append(path)
     return removed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loratune.config.flatten import flatten
+from loratune.console import say
 from loratune.errors import CheckpointError, LoratuneError, raise_together
 
 # Keys that do not change what is computed, or whose content has a fingerprint of its own.
@@ -15,6 +17,7 @@ _IRRELEVANT = (
     "model.revision",
     "model.architecture", "trainer.keep_checkpoints", "trainer.save_every", "trainer.log_every",
 )  # fmt: skip
+_BINDING = ("base", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def _short(value: Any) -> str:
 
 def recipe_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """Keys of two recipes that differ and matter to what is trained."""
-    old, new = dict(_leaves(saved)), dict(_leaves(now))
+    old, new = flatten(saved), flatten(now)
     keys = sorted(key for key in old.keys() | new.keys() if not _is_irrelevant(key))
     return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
 
@@ -46,18 +49,10 @@ def _is_irrelevant(key: str) -> bool:
     return any(key == name or key.startswith(name + ".") for name in _IRRELEVANT)
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            yield from _leaves(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
-
-
 def fact_changes(
     saved: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]
 ) -> list[Change]:
-    """Of ``keys``, those recorded and different now; what was never recorded is no drift."""
+    """Of ``keys``, those recorded and different now; what was never recorded cannot differ."""
     return [
         Change(key, saved[key], now.get(key))
         for key in keys
@@ -65,14 +60,14 @@ def fact_changes(
     ]
 
 
-def refuse(
+def check_drift(
     changes: Sequence[Change],
     allowed: Sequence[str],
     *,
     where: str,
     error: type[LoratuneError] = CheckpointError,
 ) -> list[str]:
-    """Stop at every change that was not allowed; return those that were.
+    """Stop at every change that is not allowed; returns the changes that were allowed.
 
     Args:
         changes: what differs.
@@ -83,13 +78,53 @@ def refuse(
     Raises:
         LoratuneError: of that kind, one line ``key: saved → now`` per change.
     """
-    accepted: list[Change] = []
-    refused: list[Change] = []
-    for change in changes:
-        covered = any(change.key == key or change.key.startswith(key + ".") for key in allowed)
-        (accepted if covered else refused).append(change)
+
+    def is_allowed(change: Change) -> bool:
+        return any(change.key == key or change.key.startswith(key + ".") for key in allowed)
+
     raise_together(
         error(str(change), where=where, fix=f"undo it, or allow it with allow_drift=[{change.key}]")
-        for change in refused
+        for change in changes
+        if not is_allowed(change)
     )
-    return [str(change) for change in accepted]
+    return [str(change) for change in changes]
+
+
+def check_binding(
+    recorded: Mapping[str, Any],
+    base: str,
+    tokenizer: str | None,
+    allowed: Sequence[str],
+    *,
+    where: str,
+    error: type[LoratuneError] = CheckpointError,
+) -> list[str]:
+    """Check that an adapter belongs to this base and tokenizer; returns the changes allowed.
+
+    An adapter that does not say what it was trained on (PEFT's own) fits any, with a note.
+
+    Args:
+        recorded: the adapter's facts.
+        base: fingerprint of the base's weights.
+        tokenizer: fingerprint of the base's tokenizer.
+        allowed: keys of ``allow_drift``.
+        where: the adapter's folder.
+        error: kind to raise.
+
+    Raises:
+        LoratuneError: of that kind, one line ``key: saved → now`` per change.
+    """
+    if "base" not in recorded:
+        _say("note: this adapter does not say which base it was trained on")
+    changes = fact_changes(recorded, {"base": base, "tokenizer": tokenizer}, _BINDING)
+    accepted = check_drift(changes, allowed, where=where, error=error)
+    for line in accepted:
+        _say(f"drift allowed: {line}")
+    return accepted
+
+
+def _say(line: str) -> None:
+    from loratune.runs import processes  # imports torch
+
+    if processes.is_main():
+        say(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ from loratune.data.batches import evaluation_batches, shard
 from loratune.data.collate import collate
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import GenerationPrompt, PreparedData
+from loratune.data.tokenizing import Tokenizer
 from loratune.generation import Sampling, generate_answers
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs import processes
 from loratune.surgery import WrappedModel, disabled
 from loratune.training.forward import batch_loss
@@ -67,28 +68,67 @@ class Evaluation:
 
 
 @torch.inference_mode()
+def summed_scores(
+    head: LanguageModelHead,
+    rows: Sequence[EncodedRow],
+    batches: Iterable[Sequence[int]],
+    pad_id: int,
+) -> tuple[float, float, float]:
+    """Summed loss, tokens ranked first and supervised tokens of rows, batch by batch.
+
+    Args:
+        head: the model in eval mode.
+        rows: encoded rows.
+        batches: row numbers of each batch.
+        pad_id: fills short rows.
+    """
+    device = next(head.model.parameters()).device
+    loss = correct = tokens = 0.0
+    for numbers in filter(None, batches):
+        batch = collate([rows[number] for number in numbers], pad_id).to(device)
+        scores = batch_loss(head, batch, count_correct=True)
+        assert scores.correct is not None
+        loss, correct = loss + float(scores.total), correct + float(scores.correct)
+        tokens += scores.tokens
+    return loss, correct, tokens
+
+
 def evaluation_loss(
     head: LanguageModelHead, rows: Sequence[EncodedRow], pad_id: int, batch_size: int
 ) -> tuple[float, float, int]:
     """Mean loss, token accuracy and number of supervised tokens, over all processes."""
-    device = next(head.model.parameters()).device
-    loss_sum = correct = tokens = 0.0
-    for places in evaluation_batches([len(row) for row in rows], batch_size):
-        mine = shard(places, processes.rank(), processes.world_size())
-        if mine:
-            batch = collate([rows[place] for place in mine], pad_id).to(device)
-            scores = batch_loss(head, batch, count_correct=True)
-            assert scores.correct is not None
-            loss_sum, correct = loss_sum + float(scores.total), correct + float(scores.correct)
-            tokens += scores.tokens
-    loss_sum, correct, tokens = processes.total([loss_sum, correct, tokens], device)
-    return loss_sum / tokens, correct / tokens, int(tokens)
+    rank, world = processes.rank(), processes.world_size()
+    batches = evaluation_batches([len(row) for row in rows], batch_size)
+    sums = summed_scores(head, rows, (shard(numbers, rank, world) for numbers in batches), pad_id)
+    loss, correct, tokens = processes.total(sums, next(head.model.parameters()).device)
+    return loss / tokens, correct / tokens, int(tokens)
+
+
+def answer_prompts(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[GenerationPrompt],
+    config: EvaluateConfig,
+    pad_id: int,
+) -> tuple[list[str], list[float]]:
+    """The greedy answer to each prompt, and 1 where it is one of the references, else 0."""
+    chosen = prompts[: config.generate_limit] if config.generate else []
+    if not chosen:
+        return [], []
+    sampling = Sampling(config.max_new_tokens, batch_size=config.batch_size)
+    ids = [prompt.prompt_ids for prompt in chosen]
+    answers = generate_answers(model, tokenizer, ids, sampling, pad_id)
+    exact = [
+        float(answer.strip() in prompt.references)
+        for answer, prompt in zip(answers, chosen, strict=True)
+    ]
+    return answers, exact
 
 
 def evaluate(
     wrapped: WrappedModel,
     head: LanguageModelHead,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     data: PreparedData,
     config: EvaluateConfig,
 ) -> Evaluation:
@@ -101,40 +141,29 @@ def evaluate(
         data: has evaluation rows, and prompts where the format has them.
         config: what to measure.
     """
-    prompts = data.prompts[: config.generate_limit] if config.generate else []
-    adapted, answers = _measure(wrapped, head, tokenizer, data, config, prompts)
-    base, base_answers = None, [""] * len(prompts)
+    adapted, answers = _measure(head, tokenizer, data, config)
+    base, base_answers = None, [""] * len(answers)
     if config.base:
         with disabled(wrapped):
-            base, base_answers = _measure(wrapped, head, tokenizer, data, config, prompts)
+            base, base_answers = _measure(head, tokenizer, data, config)
     samples = [
         Sample(tokenizer.decode(p.prompt_ids, skip_special_tokens=True), p.answer, before, after)
-        for p, before, after in zip(prompts, base_answers, answers, strict=True)
+        for p, before, after in zip(data.prompts, base_answers, answers, strict=False)
     ]
     return Evaluation(len(data.eval), adapted, base, samples)
 
 
 def _measure(
-    wrapped: WrappedModel,
-    head: LanguageModelHead,
-    tokenizer: Any,
-    data: PreparedData,
-    config: EvaluateConfig,
-    prompts: Sequence[GenerationPrompt],
+    head: LanguageModelHead, tokenizer: Tokenizer, data: PreparedData, config: EvaluateConfig
 ) -> tuple[Metrics, list[str]]:
     loss, accuracy, tokens = evaluation_loss(head, data.eval, data.pad_id, config.batch_size)
-    sampling = Sampling(config.max_new_tokens, batch_size=config.batch_size)
-    ids = [prompt.prompt_ids for prompt in prompts]
-    answers = generate_answers(wrapped.model, tokenizer, ids, sampling, data.pad_id)
-    exact = sum(
-        answer.strip() in prompt.references for answer, prompt in zip(answers, prompts, strict=True)
-    )
+    answers, exact = answer_prompts(head.model, tokenizer, data.prompts, config, data.pad_id)
     metrics = Metrics(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
         token_accuracy=accuracy,
-        exact_match=exact / len(prompts) if prompts else None,
+        exact_match=sum(exact) / len(exact) if exact else None,
         tokens=tokens,
-        prompts=len(prompts),
+        prompts=len(answers),
     )
     return metrics, answers

@@ -15,6 +15,7 @@ from loratune.adapter_files.peft_format import AdapterFolder, write_adapter_file
 from loratune.config.schema import ExportFormat, Verify
 from loratune.merging.export_proof import prove_export
 from loratune.models.fingerprint import tensors_fingerprint
+from loratune.runs.manifest import describe_files
 from loratune.runs.provenance import package_versions
 
 CERTIFICATE = "certificate.json"
@@ -69,8 +70,5 @@ def _certificate(
         "exported": tensors_fingerprint(tensors),
         "proof": dict(proof),
         "versions": package_versions(),
-        "files": {
-            path.name: {"sha256": files.sha256_file(path), "bytes": path.stat().st_size}
-            for path in sorted(target.iterdir())
-        },
+        "files": describe_files(target.iterdir()),
     }

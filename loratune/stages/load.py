@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from loratune.config.schema import ModelConfig, Precision
+from loratune.models.devices import resolve_device, resolve_dtype
+from loratune.models.dtypes import stored_dtype, torch_dtype
 from loratune.models.fingerprint import base_fingerprint, tokenizer_fingerprint
-from loratune.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
+from loratune.models.load import load_model, load_tokenizer
 from loratune.models.source import model_folder, read_model_config
 from loratune.models.weights import tensor_entries
-
-_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass
@@ -80,12 +80,11 @@ def load(
     """
     folder = model_folder(config.path, config.revision)
     read_model_config(folder)
-    entries = tensor_entries(folder)
+    stored = torch_dtype(stored_dtype(tensor_entries(folder).values()))
     device = resolve_device(config.device)
-    stored = next((entry.dtype for entry in entries.values() if entry.dtype in _STORED), "F32")
-    dtype = resolve_dtype(config.dtype, precision, device, _STORED[stored])
+    dtype = resolve_dtype(config.dtype, precision, device, stored)
     pool = ThreadPoolExecutor(max_workers=1)
     fingerprint = pool.submit(base_fingerprint, folder)
     pool.shutdown(wait=False)
-    model = load_model(folder, dtype, device, config.attention)
+    model = load_model(folder, dtype, device, str(config.attention))
     return BaseModel(model, tokenizer or load_tokenizer(folder), folder, config.path, fingerprint)

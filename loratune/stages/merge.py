@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loratune import files
-from loratune.adapter_files.offline import OfflineAdapter, is_zero
+from loratune.adapter_files.offline import MetaAdapter, has_no_effect
 from loratune.adapter_files.peft_format import AdapterFolder
-from loratune.config.schema import Dtype, MergeConfig
-from loratune.errors import MergeError
+from loratune.config.schema import Dtype, MergeConfig, Verify
+from loratune.errors import MergeError, StorageError
+from loratune.merging.folder import complete_folder
 from loratune.merging.logits import LogitsProof, prove_logits, wants_logits
 from loratune.merging.plan import MergePlan
 from loratune.merging.weight import ModuleProof
 from loratune.merging.writer import write_merged
 from loratune.models.fingerprint import tensors_fingerprint
-from loratune.models.weights import INDEX, SINGLE, TensorEntry
-from loratune.runs.drift import fact_changes, refuse
+from loratune.runs.drift import check_binding
+from loratune.runs.manifest import describe_files
 from loratune.runs.provenance import package_versions
-
-REPORT = "merge_report.json"
-_COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
-_NOT_COPIED = (INDEX, REPORT, "config.json", "adapter_config.json", "loratune.json")
+from loratune.runs.run_dir import MERGE_REPORT
 
 
 @dataclass(frozen=True)
@@ -93,21 +90,11 @@ def merge(
         StorageError: if the disk refuses.
     """
     started = time.perf_counter()
-    _refuse_merged_before(adapters, base_folder)
-    plan = MergePlan(adapters, base_folder, config.dtype)
-    _refuse_no_effect(plan.offline)
-    needed = sum(entry.end - entry.begin for entry in plan.entries.values())
-    _refuse_small_disk(out, needed)
+    plan = _checked_plan(adapters, base_folder, out, config.dtype)
     with files.published_folder(out) as target:
         written = write_merged(plan, target)
-        facts = {"base": written.base, "tokenizer": tokenizer}
-        drift = [line for a in adapters for line in _check_binding(a, facts, allow_drift)]
-        _write_index(target, written.entries)
-        _write_config(base_folder, target, config.dtype, unties=plan.unties)
-        _copy_side_files(base_folder, target)
-        logits = None
-        if wants_logits(config.verify, adapters, needed):
-            logits = prove_logits(base_folder, adapters[0], target)
+        drift = _check_bindings(adapters, written.base, tokenizer, allow_drift)
+        complete_folder(base_folder, target, written.entries, config.dtype, unties=plan.unties)
         report = MergeReport(
             base=written.base,
             adapters=[tensors_fingerprint(adapter.tensors) for adapter in adapters],
@@ -116,27 +103,31 @@ def merge(
             dtype="base" if config.dtype is Dtype.auto else str(config.dtype),
             untied=plan.unties,
             modules=written.proofs,
-            logits=logits,
+            logits=_logits_proof(plan, adapters, target, config.verify),
             delta_kept=_overall_kept(written.proofs),
             seconds=time.perf_counter() - started,
             drift=drift,
             versions=package_versions(),
-            files=_described_files(target, written.hashes),
+            files=describe_files(target.iterdir(), written.file_hashes),
         )
-        _refuse_lost(report, config)
-        files.write_sealed_json(target / REPORT, {"format": 1, **asdict(report)})
+        _require_kept(report, config)
+        files.write_sealed_json(target / MERGE_REPORT, {"format": 1, **asdict(report)})
     return report
 
 
-def _check_binding(
-    adapter: AdapterFolder, facts: Mapping[str, Any], allowed: Sequence[str]
-) -> list[str]:
-    changes = fact_changes(adapter.facts, facts, ("base", "tokenizer"))
-    return refuse(changes, allowed, where=str(adapter.path), error=MergeError)
+def _checked_plan(
+    adapters: Sequence[AdapterFolder], base_folder: Path, out: Path, dtype: Dtype
+) -> MergePlan:
+    """What is to be written, once everything that can stop it beforehand was looked at."""
+    _check_not_merged(adapters, base_folder)
+    plan = MergePlan(adapters, base_folder, dtype)
+    _require_effect(plan.offline)
+    _require_space(plan, out)
+    return plan
 
 
-def _refuse_merged_before(adapters: Sequence[AdapterFolder], base_folder: Path) -> None:
-    report = base_folder / REPORT
+def _check_not_merged(adapters: Sequence[AdapterFolder], base_folder: Path) -> None:
+    report = base_folder / MERGE_REPORT
     if not report.is_file():
         return
     try:
@@ -151,10 +142,9 @@ def _refuse_merged_before(adapters: Sequence[AdapterFolder], base_folder: Path) 
             )  # fmt: skip
 
 
-def _refuse_no_effect(offlines: Sequence[OfflineAdapter]) -> None:
+def _require_effect(offlines: Sequence[MetaAdapter]) -> None:
     for offline in offlines:
-        layers = offline.wrapped.adapters.values()
-        if not offline.wrapped.saved_modules and all(is_zero(layer) for layer in layers):
+        if has_no_effect(offline):
             raise MergeError(
                 "the adapter has no effect: every correction is zero",
                 where=str(offline.folder.path),
@@ -162,10 +152,9 @@ def _refuse_no_effect(offlines: Sequence[OfflineAdapter]) -> None:
             )
 
 
-def _refuse_small_disk(out: Path, needed: int) -> None:
-    from loratune.errors import StorageError
-
-    free = files.free_bytes(out)
+def _require_space(plan: MergePlan, out: Path) -> None:
+    shards = plan.out_entries(out).values()
+    needed, free = sum(entry.size for shard in shards for entry in shard), files.free_bytes(out)
     if free < needed:
         raise StorageError(
             f"not enough disk: {needed:,} bytes needed, {free:,} free",
@@ -174,7 +163,31 @@ def _refuse_small_disk(out: Path, needed: int) -> None:
         )
 
 
-def _refuse_lost(report: MergeReport, config: MergeConfig) -> None:
+def _check_bindings(
+    adapters: Sequence[AdapterFolder],
+    base: str,
+    tokenizer: str | None,
+    allowed: Sequence[str],
+) -> list[str]:
+    accepted: list[str] = []
+    for adapter in adapters:
+        where = str(adapter.path)
+        accepted += check_binding(
+            adapter.facts, base, tokenizer, allowed, where=where, error=MergeError
+        )
+    return accepted
+
+
+def _logits_proof(
+    plan: MergePlan, adapters: Sequence[AdapterFolder], target: Path, verify: Verify
+) -> LogitsProof | None:
+    size = sum(entry.size for entry in plan.entries.values())
+    if not wants_logits(verify, adapters, size):
+        return None
+    return prove_logits(plan.base_folder, adapters[0], target)
+
+
+def _require_kept(report: MergeReport, config: MergeConfig) -> None:
     if report.delta_kept < config.min_delta_kept:
         raise MergeError(
             f"rounding kept only {report.delta_kept:.1%} of the correction",
@@ -187,41 +200,3 @@ def _overall_kept(proofs: Sequence[ModuleProof]) -> float:
     whole = sum(proof.delta_norm**2 for proof in proofs)
     kept = sum(proof.delta_kept * proof.delta_norm**2 for proof in proofs)
     return kept / whole if whole else 1.0
-
-
-def _write_index(target: Path, entries: Mapping[str, TensorEntry]) -> None:
-    weight_map = {name: entry.file.name for name, entry in entries.items()}
-    if set(weight_map.values()) == {SINGLE}:
-        return
-    size = sum(entry.end - entry.begin for entry in entries.values())
-    files.write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
-
-
-def _write_config(base_folder: Path, target: Path, dtype: Dtype, *, unties: bool) -> None:
-    config = files.read_json(base_folder / "config.json")
-    if unties:
-        config["tie_word_embeddings"] = False
-    if dtype is not Dtype.auto:
-        config["dtype"] = str(dtype)
-        config.pop("torch_dtype", None)
-    files.write_json(target / "config.json", config)
-
-
-def _copy_side_files(base_folder: Path, target: Path) -> None:
-    """Tokenizer, generation settings and the like, as they are."""
-    for pattern in _COPIED:
-        for path in sorted(base_folder.glob(pattern)):
-            if path.name not in _NOT_COPIED and path.is_file():
-                shutil.copyfile(path, target / path.name)
-
-
-def _described_files(target: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """sha256 and size of every file; the shards were hashed while they were written."""
-    return {
-        path.name: {
-            "sha256": known.get(path.name) or files.sha256_file(path),
-            "bytes": path.stat().st_size,
-        }
-        for path in sorted(target.iterdir())
-        if path.is_file()
-    }

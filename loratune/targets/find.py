@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
+from loratune.models.architectures import names_module
 from loratune.targets.errors import left_out, unmatched, unsupported
-from loratune.targets.patterns import fitting_keys, names_module, resolve_pattern
+from loratune.targets.patterns import fitting_keys, resolve_pattern
 from loratune.targets.words import Pattern, block_of, read_patterns
 
 __all__ = ["TargetMatch", "alpha_for", "block_of", "find_targets", "rank_for", "resolve_pattern"]

@@ -15,11 +15,6 @@ _LONGEST = 2000
 _Value = TypeVar("_Value")
 
 
-def names_module(suffix: str, name: str) -> bool:
-    """Whether ``suffix`` is ``name`` or its end at a dot, as in PEFT."""
-    return name == suffix or name.endswith("." + suffix)
-
-
 class TimedPattern:
     """A regular expression whose matches take at most one second in total."""
 
@@ -27,7 +22,7 @@ class TimedPattern:
         """Compile ``pattern``; ``where`` is named in errors.
 
         Raises:
-            ConfigError: if it is no regular expression, or longer than any honest one.
+            ConfigError: if it is not a regular expression, or is overlong.
         """
         if len(pattern) > _LONGEST:
             raise ConfigError(
@@ -70,7 +65,7 @@ def fitting_keys(
     """Name to the first key that is its end at a dot, as a regular expression, as in PEFT.
 
     Raises:
-        ConfigError: if a key is no regular expression.
+        ConfigError: if a key is not a regular expression.
         SecurityError: if a key takes longer than a second over all names.
     """
     compiled = {key: TimedPattern(rf"(.*\.)?({key})", where) for key in patterns}

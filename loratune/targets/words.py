@@ -9,9 +9,9 @@ from typing import Any
 
 from loratune.adapters.config import LayerKind, LayerShape
 from loratune.errors import ConfigError
-from loratune.models.architectures import ROLE_WORDS, is_known_family, roles_of
+from loratune.models.architectures import ROLE_WORDS, is_known_family, names_module, roles_of
 from loratune.targets.errors import no_roles
-from loratune.targets.patterns import TimedPattern, names_module
+from loratune.targets.patterns import TimedPattern
 
 ALL_LINEAR = ("all_linear", "all-linear")
 _OUTPUT_HEADS = ("lm_head", "embed_out")

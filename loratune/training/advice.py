@@ -1,12 +1,14 @@
-"""What is off with a training, and what to do: each rule reads the records alone."""
+"""Problems of a training, and what to do about them: each rule reads the records alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from statistics import fmean, median_high
 from typing import Any
 
-from loratune.training.history import History, mean, median
+from loratune.adapters.registry import config_class, variant_names
+from loratune.training.history import History
 
 RISEN = 1.02
 """Evaluation loss over its best from which a rise counts."""
@@ -17,7 +19,7 @@ TOO_FAR = 3.0
 BARELY = 0.03
 """Share by which a loss must fall to count as learning."""
 LOW_FILL = 0.7
-"""Share of computed tokens that are no padding below which batches are wasteful."""
+"""Share of computed tokens that are not padding below which batches are wasteful."""
 OFTEN_CLIPPED = 0.9
 """Share of clipped steps from which the norm is set too low."""
 FEW_STEPS = 20
@@ -26,9 +28,10 @@ FEW_STEPS = 20
 
 @dataclass(frozen=True)
 class Setup:
-    """The settings that advice depends on; ``lr_ratio`` only where the variant has one."""
+    """The settings that advice depends on."""
 
-    lr_ratio: float | None = None
+    on_jumps: str = ""
+    """The variant's own advice where the loss jumps, beside a lower learning rate."""
     clip_norm: float = 0.0
     packing: bool = False
     group_by_length: bool = True
@@ -37,18 +40,25 @@ class Setup:
     def of(cls, recipe: Mapping[str, Any]) -> Setup:
         """From a resolved recipe as plain values."""
         adapter, trainer, data = (recipe.get(key) or {} for key in ("adapter", "trainer", "data"))
-        ratio = adapter.get("lr_ratio")
         return cls(
-            lr_ratio=float(ratio) if ratio is not None else None,
+            on_jumps=_advice_on_jumps(adapter),
             clip_norm=float(trainer.get("clip_norm") or 0.0),
             packing=bool(data.get("packing")),
             group_by_length=bool(data.get("group_by_length", True)),
         )
 
 
+def _advice_on_jumps(adapter: Mapping[str, Any]) -> str:
+    if adapter.get("variant") not in variant_names():
+        return ""
+    variant = config_class(adapter["variant"])
+    settings = {f.name: adapter[f.name] for f in fields(variant) if f.name in adapter}
+    return variant(**settings).advice_on_jumps()
+
+
 @dataclass(frozen=True)
 class Advice:
-    """One thing that is off, with what to do about it.
+    """One problem, with what to do about it.
 
     Attributes:
         kind: ``eval_rising``, ``rate_too_high``, ``ratio_too_high``, ``rate_too_low``,
@@ -61,9 +71,9 @@ class Advice:
 
 
 def advise(history: History, setup: Setup) -> list[Advice]:
-    """Everything that is off, the gravest first."""
+    """Every problem, the most serious first."""
     too_high = _rate_too_high(history, setup)
-    found = [
+    advice = [
         too_high,
         _dead_modules(history),
         _eval_rising(history),
@@ -72,7 +82,7 @@ def advise(history: History, setup: Setup) -> list[Advice]:
         None if too_high else _often_clipped(history, setup),
         _low_fill(history, setup),
     ]
-    return [one for one in found if one is not None]
+    return [one for one in advice if one is not None]
 
 
 def _dead_modules(history: History) -> Advice | None:
@@ -99,7 +109,7 @@ def _eval_rising(history: History) -> Advice | None:
         return None
     before = [loss for step, loss in history.pairs("train/loss") if step <= best_step]
     after = [loss for step, loss in history.pairs("train/loss") if step > best_step]
-    memorises = before and after and mean(after[-10:]) < mean(before[-10:])
+    memorises = before and after and fmean(after[-10:]) < fmean(before[-10:])
     why = " while training loss fell: the adapter memorises" if memorises else ""
     return Advice(
         "eval_rising",
@@ -113,12 +123,8 @@ def _rate_too_high(history: History, setup: Setup) -> Advice | None:
     what = _leap(history) or _jumps(history)
     if what is None:
         return None
-    if setup.lr_ratio is not None and setup.lr_ratio > 1:
-        return Advice(
-            "ratio_too_high",
-            f"{what}. B learns {setup.lr_ratio:g} times as fast as A: lower adapter.lr_ratio "
-            "(8 or 4), or the learning rate (trainer.lr_scale).",
-        )
+    if setup.on_jumps:
+        return Advice("ratio_too_high", f"{what}. {setup.on_jumps}")
     return Advice(
         "rate_too_high",
         f"{what}: the learning rate is too high. Divide it by three to ten (trainer.lr_scale), or "
@@ -137,14 +143,14 @@ def _jumps(history: History) -> str | None:
     losses = history.values("train/loss")
     if len(losses) < FEW_STEPS:
         return None
-    floor = 0.25 * median(losses[:5])
+    floor = 0.25 * median_high(losses[:5])
     jumps = [
         number
         for number in range(10, len(losses))
-        if losses[number] > max(JUMP * median(losses[number - 10 : number]), floor)
+        if losses[number] > max(JUMP * median_high(losses[number - 10 : number]), floor)
     ]
     tenth = max(len(losses) // 10, 3)
-    ended, started = mean(losses[-tenth:]), mean(losses[:3])
+    ended, started = fmean(losses[-tenth:]), fmean(losses[:3])
     if len(jumps) < 2 and ended <= started * 1.2:
         return None
     if ended > started * 1.2:
@@ -157,7 +163,7 @@ def _rate_too_low(history: History) -> Advice | None:
     if len(losses) < FEW_STEPS:
         return None
     tenth = max(len(losses) // 10, 3)
-    started, ended = mean(losses[:tenth]), mean(losses[-tenth:])
+    started, ended = fmean(losses[:tenth]), fmean(losses[-tenth:])
     if started <= 0 or ended < started * (1 - BARELY):
         return None
     return Advice(
@@ -191,7 +197,8 @@ def _often_clipped(history: History, setup: Setup) -> Advice | None:
         return None
     return Advice(
         "often_clipped",
-        f"Gradients were clipped at {share:.0%} of the steps (median norm {median(norms):.3g}, "
+        f"Gradients were clipped at {share:.0%} of the steps "
+        f"(median norm {median_high(norms):.3g}, "
         f"trainer.clip_norm={setup.clip_norm:g}): the clip, not the gradient, sets the step. Raise "
         "trainer.clip_norm, or use larger batches.",
     )
@@ -199,14 +206,14 @@ def _often_clipped(history: History, setup: Setup) -> Advice | None:
 
 def _low_fill(history: History, setup: Setup) -> Advice | None:
     fills = history.values("train/fill_rate")
-    if len(fills) < 5 or mean(fills) >= LOW_FILL:
+    if len(fills) < 5 or fmean(fills) >= LOW_FILL:
         return None
     fix = "data.packing=true" if setup.group_by_length else "data.group_by_length=true"
     if setup.packing:
         fix = "a data.max_length nearer to a multiple of the rows' lengths"
     return Advice(
         "low_fill",
-        f"{1 - mean(fills):.0%} of the computed tokens were padding; {fix} wastes less.",
+        f"{1 - fmean(fills):.0%} of the computed tokens were padding; {fix} wastes less.",
     )
 
 
@@ -222,11 +229,11 @@ def summary_lines(history: History, setup: Setup) -> list[str]:
     seconds, rates = history.values("train/step_seconds"), history.values("train/tokens_per_second")
     fills, ratio = history.values("train/fill_rate"), history.last("health/norm_ratio")
     if seconds:
-        parts.append(f"{median(seconds):.3g} s a step")
+        parts.append(f"{median_high(seconds):.3g} s a step")
     if rates:
-        parts.append(f"{median(rates):,.0f} tokens/s")
+        parts.append(f"{median_high(rates):,.0f} tokens/s")
     if fills:
-        parts.append(f"{mean(fills):.0%} filled")
+        parts.append(f"{fmean(fills):.0%} filled")
     if ratio is not None:
         parts.append(f"‖B‖/‖A‖ {ratio:.2g}")
     advice = [f"advice: {one.text}" for one in advise(history, setup)]

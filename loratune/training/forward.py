@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from loratune.data.collate import PADDING, Batch
-from loratune.loss import LanguageModelHead, TokenLoss
+from loratune.loss.causal_model import LanguageModelHead
+from loratune.loss.supervised import TokenLoss
 
 
 def batch_loss(head: LanguageModelHead, batch: Batch, *, count_correct: bool = False) -> TokenLoss:
     """Summed loss of a batch's supervised tokens.
 
     Rows are padded on the right, so that causal attention never looks at padding: no mask is
-    given, and attention runs at its fastest.  A packed batch gets a block-diagonal mask and
+    needed, and attention runs at its fastest.  A packed batch gets a block-diagonal mask and
     positions that restart with every row.
     """
     loss: TokenLoss = head(

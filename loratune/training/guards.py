@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.base import trainable_parameters
+from loratune.adapters.optimizer import trainable_parameters
 from loratune.errors import StorageError, TrainingError
 from loratune.files import free_bytes
+from loratune.training.state import Progress
 
 # A's gradient is exactly zero while B is zero, so two steps with a learning rate say nothing.
 STEPS_TO_JUDGE = 3
 
 
-def refuse_nothing_trainable(model: nn.Module) -> None:
+def require_trainable(model: nn.Module) -> None:
     """Stop before the first step if nothing would train.
 
     Raises:
@@ -30,13 +31,13 @@ def refuse_nothing_trainable(model: nn.Module) -> None:
         )
 
 
-def refuse_zero_rate(rates: list[float]) -> None:
+def require_learning_rate(optimizer: torch.optim.Optimizer) -> None:
     """Stop before the first step if every group's learning rate is zero.
 
     Raises:
         TrainingError: always with that cause.
     """
-    if not any(rates):
+    if not any(group["peak_lr"] for group in optimizer.param_groups):
         raise TrainingError(
             "every learning rate is zero: nothing would move",
             where="trainer.lr",
@@ -44,8 +45,8 @@ def refuse_zero_rate(rates: list[float]) -> None:
         )
 
 
-def refuse_small_disk(model: nn.Module, folder: Path, keep: int) -> None:
-    """Stop before the first step if the checkpoints that will be kept cannot fit.
+def check_disk_space(model: nn.Module, folder: Path, keep: int) -> None:
+    """Stop before the first step if the checkpoints do not fit on the disk.
 
     A checkpoint holds the adapter and AdamW's two moments; the best, the last and the one being
     written come on top of the ``keep`` newest.
@@ -73,40 +74,32 @@ def _hash(tensor: Tensor) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class GradientWatch:
-    """Remembers which trainable tensors have ever had a non-zero gradient."""
+def watch_gradients(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """After a step: note which tensors have ever had a gradient; judge after enough steps.
 
-    def __init__(self, seen: Mapping[str, bool] | None = None, steps: int = 0) -> None:
-        self.seen = dict(seen or {})
-        self.steps = steps
+    Steps without a learning rate say nothing and are not counted.
 
-    def look(self, model: nn.Module, lr_factor: float) -> None:
-        """After a step: note gradients; judge once enough steps had a learning rate.
-
-        Raises:
-            TrainingError: naming the tensors that never had a gradient.
-        """
-        if self.steps >= STEPS_TO_JUDGE or not lr_factor:
-            return
-        self.steps += 1
-        for name, parameter in trainable_parameters(model):
-            had = parameter.grad is not None and bool(parameter.grad.any())
-            self.seen[name] = self.seen.get(name, False) or had
-        if self.steps == STEPS_TO_JUDGE:
-            self._judge()
-
-    def _judge(self) -> None:
-        dead = [name for name, had in self.seen.items() if not had]
-        if dead:
-            listed = ", ".join(dead[:3]) + (", ..." if len(dead) > 3 else "")
-            raise TrainingError(
-                f"{len(dead)} of {len(self.seen)} adapter tensors had no gradient: {listed}",
-                where=f"after step {self.steps}",
-                fix="those layers do not reach the loss; choose other targets.modules",
-            )
+    Raises:
+        TrainingError: naming the tensors that never had a gradient.
+    """
+    moving = any(group["lr"] for group in optimizer.param_groups)
+    if progress.watched_steps >= STEPS_TO_JUDGE or not moving:
+        return
+    progress.watched_steps += 1
+    seen = progress.seen_gradient
+    for name, parameter in trainable_parameters(model):
+        has_gradient = parameter.grad is not None and bool(parameter.grad.any())
+        seen[name] = seen.get(name, False) or has_gradient
+    dead = [name for name, had_gradient in seen.items() if not had_gradient]
+    if dead and progress.watched_steps == STEPS_TO_JUDGE:
+        raise TrainingError(
+            f"{len(dead)} of {len(seen)} adapter tensors had no gradient: {_listed(dead)}",
+            where=f"after step {progress.watched_steps}",
+            fix="those layers do not reach the loss; choose other targets.modules",
+        )
 
 
-def refuse_unmoved(model: nn.Module, initial: Mapping[str, str], steps: int) -> None:
+def require_moved(model: nn.Module, initial: Mapping[str, str], steps: int) -> None:
     """At the end: every trainable tensor must differ from its start.
 
     Raises:
@@ -116,15 +109,18 @@ def refuse_unmoved(model: nn.Module, initial: Mapping[str, str], steps: int) -> 
         return
     still = [name for name, value in value_hashes(model).items() if initial.get(name) == value]
     if still:
-        listed = ", ".join(still[:3]) + (", ..." if len(still) > 3 else "")
         raise TrainingError(
-            f"{len(still)} trainable tensors never moved: {listed}",
+            f"{len(still)} trainable tensors never moved: {_listed(still)}",
             where="end of training",
             fix="raise trainer.lr, or choose other targets.modules",
         )
 
 
-def refuse_non_finite(model: nn.Module, step: int) -> None:
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def check_finite(model: nn.Module, step: int) -> None:
     """Before anything is published: every trained tensor is finite.
 
     Raises:

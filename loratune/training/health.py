@@ -1,4 +1,4 @@
-"""How a training feels: sizes of what is trained, of its updates, and modules without gradient.
+"""Health of a training: norms, update sizes, modules without gradient.
 
 Everything measured here follows from weights and gradients alone, so that a resumed run measures
 the same.  It is measured at a few steps only: at every step it would cost as much as the step of a
@@ -8,6 +8,7 @@ small adapter's optimizer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median_high
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class HealthMonitor:
             for name in names
         ]
         values = torch.stack(squares).sqrt().tolist()
-        usual = sorted(values)[len(values) // 2]
+        usual = median_high(values)
         return [
             name for name, value in zip(names, values, strict=True)
             if value <= DEAD_BELOW * usual

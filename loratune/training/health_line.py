@@ -1,8 +1,10 @@
-"""One line that says how a training goes; the least important parts give way first."""
+"""Progress of a training in one line; the least important parts give way first."""
 
 from __future__ import annotations
 
-from loratune.training.history import mean
+from statistics import fmean
+
+from loratune.units import clock
 
 _TREND = 20
 """Steps on either side of the trend."""
@@ -11,7 +13,7 @@ _STEADY = 0.01
 
 
 class HealthLine:
-    """Collects what a training reports and says it in one line.
+    """Collects what a training reports and puts it into one line.
 
     Args:
         total: optimizer steps of the whole training.
@@ -30,7 +32,7 @@ class HealthLine:
 
         Args:
             metrics: as in ``metrics.jsonl``.
-            fill: share of the computed tokens that are no padding.
+            fill: share of the computed tokens that are not padding.
             rate: tokens per second.
             left: seconds until the end.
         """
@@ -67,9 +69,9 @@ class HealthLine:
         ):
             if key in latest:
                 parts.append((rank, f"{label} {latest[key]:.2g}"))
-        parts.append((8, f"fill {mean(self._fills):.0%}"))
+        parts.append((8, f"fill {fmean(self._fills):.0%}"))
         parts.append((3, f"{self._rate:,.0f} tokens/s"))
-        parts.append((1, f"{duration(self._left)} left"))
+        parts.append((1, f"{clock(self._left)} left"))
         return parts
 
     def _trend(self) -> str:
@@ -77,15 +79,8 @@ class HealthLine:
         count = min(_TREND, len(self._losses) // 2)
         if count < 3:
             return ""
-        before, now = mean(self._losses[-2 * count : -count]), mean(self._losses[-count:])
+        before, now = fmean(self._losses[-2 * count : -count]), fmean(self._losses[-count:])
         change = (now - before) / abs(before) if before else 0.0
         if abs(change) < _STEADY:
             return " →"
         return f" {'↑' if change > 0 else '↓'}{abs(change):.0%}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 0:05 or 1:02:03."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -69,13 +69,3 @@ class History:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one value."""
-    return sum(values) / len(values)
-
-
-def median(values: Sequence[float]) -> float:
-    """Middle value (the upper one of two) of at least one."""
-    return sorted(values)[len(values) // 2]

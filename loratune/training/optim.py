@@ -1,18 +1,14 @@
-"""Learning-rate schedule and optimizer state, both plain functions of the step."""
+"""The optimizer of a training: the variant's own, with the recipe's rates."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from loratune.adapters.base import OptimizerSettings, trainable_parameters
 from loratune.adapters.config import AdapterConfig
+from loratune.adapters.optimizer import OptimizerSettings, trainable_parameters
 from loratune.adapters.registry import adapter_class
-from loratune.config.schema import Schedule, TrainerConfig
+from loratune.config.schema import TrainerConfig
 
 
 def learning_rate(trainer: TrainerConfig, adapter: AdapterConfig) -> float:
@@ -38,62 +34,11 @@ def make_optimizer(
     return optimizer
 
 
-def schedule_factor(step: int, total: int, trainer: TrainerConfig) -> float:
-    """Share of the peak learning rate at optimizer step ``step`` (from 0) of ``total``.
-
-    Rises linearly over ``warmup_steps`` (step 0 already moves), then stays, or falls to zero
-    along a line or half a cosine.
-    """
-    warmup = trainer.warmup_steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if trainer.schedule is Schedule.constant:
-        return 1.0
-    progress = (step - warmup) / max(total - warmup, 1)
-    if trainer.schedule is Schedule.linear:
-        return max(0.0, 1.0 - progress)
-    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Scale every group's peak rate by the same factor, so that LoRA+'s ratio holds."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Optimizer state as ``parameter name|state name`` to tensor."""
-    return {
-        f"{name}|{key}": torch.as_tensor(value)
-        for name, parameter in trainable_parameters(model)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
-) -> None:
-    """The inverse of ``optimizer_tensors``; tensors move to their parameter's device."""
-    parameters = dict(trainable_parameters(model))
-    optimizer.state.clear()
-    for key, tensor in tensors.items():
-        name, _, state_name = key.rpartition("|")
-        parameter = parameters[name]
-        # torch keeps AdamW's step counter on the CPU unless the kernel is fused.
-        moved: Any = tensor.clone() if tensor.dim() == 0 else tensor.to(parameter.device, copy=True)
-        if tensor.dim() == 0 and parameter.is_cuda:
-            moved = moved.to(parameter.device)
-        optimizer.state[parameter][state_name] = moved
-
-
-def describe_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Name, size, peak rate and decay of every group, for the report."""
+def group_lines(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Name, size, peak rate and decay of every group, one line each."""
     return [
-        {
-            "name": group.get("name", ""),
-            "parameters": sum(parameter.numel() for parameter in group["params"]),
-            "lr": group["peak_lr"],
-            "weight_decay": group["weight_decay"],
-        }
+        f"  group {group.get('name', '')}: "
+        f"{sum(parameter.numel() for parameter in group['params']):,} parameters, "
+        f"lr {group['peak_lr']:g}, decay {group['weight_decay']:g}"
         for group in optimizer.param_groups
     ]

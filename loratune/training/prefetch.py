@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from loratune.data.collate import Batch
 
 
-class Prefetch:
-    """Batches by step number.
+def prefetched(
+    build: Callable[[int], list[Batch]], steps: range, device: torch.device
+) -> Generator[list[Batch], None, None]:
+    """The batches of every step, on the device.
 
     On CUDA the next step's batches are collated into pinned memory by a second thread and copied
     without waiting.  On a CPU that thread would only take time from the arithmetic: there each
@@ -19,27 +21,20 @@ class Prefetch:
 
     Args:
         build: step number to this process's batches, on the CPU.
+        steps: numbers of the steps.
         device: where the model is.
     """
+    if device.type != "cuda":
+        for step in steps:
+            yield [batch.to(device) for batch in build(step)]
+        return
 
-    def __init__(self, build: Callable[[int], list[Batch]], device: torch.device) -> None:
-        self._build, self._device = build, device
-        self._pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
-        self._next: tuple[int, Future[list[Batch]]] | None = None
+    def pinned(step: int) -> list[Batch]:
+        return [batch.pinned() for batch in build(step)]
 
-    def batches(self, step: int) -> list[Batch]:
-        """The batches of a step, on the device; the next step's are begun."""
-        if self._pool is None:
-            return [batch.to(self._device) for batch in self._build(step)]
-        ready = self._next[1] if self._next and self._next[0] == step else None
-        batches = ready.result() if ready else self._pinned(step)
-        self._next = (step + 1, self._pool.submit(self._pinned, step + 1))
-        return [batch.to(self._device, non_blocking=True) for batch in batches]
-
-    def _pinned(self, step: int) -> list[Batch]:
-        return [batch.pinned() for batch in self._build(step)]
-
-    def close(self) -> None:
-        """End the second thread."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(pinned, steps.start)
+        for step in steps:
+            batches = following.result()
+            following = pool.submit(pinned, step + 1)
+            yield [batch.to(device, non_blocking=True) for batch in batches]

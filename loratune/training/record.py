@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median_high
 from typing import Any, Protocol
 
 import torch
 
 from loratune.errors import LoratuneError
+from loratune.runs.records import append_line
 from loratune.runs.run_dir import RunDir
 from loratune.training.display import Silent, make_display
 from loratune.training.health_line import HealthLine
@@ -71,7 +73,7 @@ class Recorder:
         seconds = time.perf_counter() - self._step_started
         self._seconds = [*self._seconds, seconds][-50:]
         rate, fill = tokens / seconds, tokens / max(padded, 1)
-        self._run_dir.append(self._run_dir.metrics, {"step": step, **metrics})
+        append_line(self._run_dir.metrics, {"step": step, **metrics})
         timing: dict[str, Any] = {
             "step": step,
             "train/step_seconds": seconds,
@@ -82,9 +84,9 @@ class Recorder:
         }
         if dead:
             timing["health/dead_names"] = list(dead[:3])
-        self._run_dir.append(self._run_dir.timings, timing)
+        append_line(self._run_dir.timings, timing)
         self._track(step, {**metrics, "train/tokens_per_second": rate, "train/fill_rate": fill})
-        left = (self._total - step) * sorted(self._seconds)[len(self._seconds) // 2]
+        left = (self._total - step) * median_high(self._seconds)
         self._line.step(metrics, fill, rate, left)
         self._display.step(step, self._line)
 
@@ -92,7 +94,7 @@ class Recorder:
         """Record an evaluation after ``step``."""
         if not self._active:
             return
-        self._run_dir.append(self._run_dir.metrics, {"step": step, **metrics})
+        append_line(self._run_dir.metrics, {"step": step, **metrics})
         self._track(step, metrics)
         if "eval/loss" in metrics:
             self._line.evaluation(step, metrics["eval/loss"])

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from loratune.adapters.base import Adapter
+from loratune.adapters.optimizer import trainable_parameters
 from loratune.errors import CheckpointError
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint
 from loratune.surgery import WrappedModel
-from loratune.training.optim import load_optimizer_tensors, optimizer_tensors
 
 
 @dataclass
@@ -43,6 +43,18 @@ class Progress:
     watched_steps: int = 0
     initial: dict[str, str] = field(default_factory=dict)
     drift: list[str] = field(default_factory=list)
+
+    def count_evaluation(self, loss: float) -> bool:
+        """Take in an evaluation after the current step; whether it is the best so far."""
+        if self.best_loss is None or loss < self.best_loss:
+            self.best_loss, self.best_step, self.stale_evaluations = loss, self.step, 0
+            return True
+        self.stale_evaluations += 1
+        return False
+
+    def is_stale(self, patience: int) -> bool:
+        """Whether ``patience`` evaluations in a row brought no better loss; 0 waits for ever."""
+        return bool(patience) and self.stale_evaluations >= patience
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for ``state.json``."""
@@ -79,6 +91,15 @@ def capture(
         "adapter": adapter_tensors(wrapped),
         "optimizer": optimizer_tensors(optimizer, wrapped.model),
         "rng": generators,
+    }
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Optimizer state as ``parameter name|state name`` to tensor."""
+    return {
+        f"{name}|{key}": torch.as_tensor(value)
+        for name, parameter in trainable_parameters(model)
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -131,6 +152,22 @@ def load_adapter_state(wrapped: WrappedModel, checkpoint: Checkpoint) -> None:
         tensor.copy_(saved[name])
 
 
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of ``optimizer_tensors``; tensors move to their parameter's device."""
+    parameters = dict(trainable_parameters(model))
+    optimizer.state.clear()
+    for key, tensor in tensors.items():
+        name, _, state_name = key.rpartition("|")
+        parameter = parameters[name]
+        # torch keeps AdamW's step counter on the CPU unless the kernel is fused.
+        moved: Any = tensor.clone() if tensor.dim() == 0 else tensor.to(parameter.device, copy=True)
+        if tensor.dim() == 0 and parameter.is_cuda:
+            moved = moved.to(parameter.device)
+        optimizer.state[parameter][state_name] = moved
+
+
 def _restore_random(states: Mapping[str, Tensor]) -> None:
     prefix = f"{processes.rank()}|"
     if prefix + "torch" in states:
@@ -143,8 +180,3 @@ def seed_everything(seed: int) -> None:
     """Seed every generator; each process its own, so that dropout masks differ."""
     random.seed(seed + processes.rank())
     torch.manual_seed(seed + processes.rank())
-
-
-def trainable_count(model: nn.Module) -> int:
-    """Numbers that train."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""One optimizer step: the only place where gradients are made and applied."""
+"""One optimizer step: the only place that computes and applies gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from loratune.data.collate import Batch
 from loratune.errors import TrainingError
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs import processes
 from loratune.training.forward import batch_loss
 
@@ -22,6 +22,7 @@ class StepMetrics:
     """What one step measured, over all processes.
 
     Attributes:
+        step: number of the step, from 1.
         loss: mean over the step's supervised tokens.
         grad_norm: Euclidean norm of the gradient before clipping.
         supervised: supervised tokens.
@@ -29,6 +30,7 @@ class StepMetrics:
         padded: tokens with padding: what was computed.
     """
 
+    step: int
     loss: float
     grad_norm: float
     supervised: int
@@ -87,7 +89,7 @@ def train_step(
     if clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     optimizer.step()
-    return StepMetrics(loss, float(norm), int(supervised), int(tokens), int(padded))
+    return StepMetrics(step + 1, loss, float(norm), int(supervised), int(tokens), int(padded))
 
 
 def _divergence(model: nn.Module, loss: float, where: str) -> TrainingError:

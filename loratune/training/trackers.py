@@ -7,12 +7,12 @@ recipe is redacted, and command line, environment, code and console are not hand
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 from loratune.config.convert import to_plain
 from loratune.config.schema import RunConfig
@@ -114,11 +114,7 @@ class Trackio:
         self._module.finish()
 
 
-class _Starts(Protocol):
-    def __call__(self, run: TrackedRun) -> Tracker: ...
-
-
-_TRACKERS: dict[str, _Starts] = {
+_TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "trackio": Trackio,
@@ -139,7 +135,7 @@ def _problem(name: str) -> ConfigError | None:
         return ConfigError(
             f"no tracker '{name}'",
             where="trackers",
-            fix=did_you_mean(name, _TRACKERS) or f"choose of {', '.join(_TRACKERS)}",
+            fix=did_you_mean(name, _TRACKERS) or f"choose from {', '.join(_TRACKERS)}",
         )
     if find_spec(name) is None:
         return ConfigError(
@@ -172,6 +168,6 @@ def open_trackers(config: RunConfig, run_dir: RunDir, resumed_after: int = 0) ->
             raise ConfigError(
                 f"the tracker '{name}' does not start: {redact_text(str(error))}",
                 where="trackers",
-                fix="mend that, or leave it out; WANDB_MODE=offline needs no account",
+                fix="fix that, or leave it out; WANDB_MODE=offline needs no account",
             ) from error
     return started

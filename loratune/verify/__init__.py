@@ -13,8 +13,8 @@ from pathlib import Path
 
 from loratune.adapter_files.peft_config import CONFIG as ADAPTER_CONFIG
 from loratune.errors import ConfigError, MergeError
+from loratune.runs.run_dir import MERGE_REPORT
 from loratune.stages.export import CERTIFICATE
-from loratune.stages.merge import REPORT
 from loratune.verify.adapter import check_adapter, check_export
 from loratune.verify.base import Base
 from loratune.verify.checks import Check, Verification
@@ -33,14 +33,14 @@ def kind_of(folder: Path) -> str:
     if not folder.is_dir():
         raise ConfigError("no such folder", where=str(folder), fix="name a folder to verify")
     kinds = {
-        "merged model": (folder / REPORT).exists(),
+        "merged model": (folder / MERGE_REPORT).exists(),
         "export": (folder / CERTIFICATE).exists(),
         "adapter": (folder / ADAPTER_CONFIG).exists(),
         "checkpoint": is_checkpoint(folder),
         "run": is_run(folder),
     }
-    for kind, found in kinds.items():
-        if found:
+    for kind, is_here in kinds.items():
+        if is_here:
             return kind
     raise ConfigError(
         "nothing here that loratune published",

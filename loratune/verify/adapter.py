@@ -11,7 +11,7 @@ from loratune.adapter_files.peft_format import FACTS, TENSORS, read_adapter
 from loratune.errors import LoratuneError, MergeError
 from loratune.stages.export import CERTIFICATE
 from loratune.verify.base import Base
-from loratune.verify.checks import Check, compared, file_checks, refused, sealed
+from loratune.verify.checks import Check, compared, file_checks, sealed, unusable
 from loratune.verify.tensors import file_fingerprint, unfit_names
 
 
@@ -50,7 +50,7 @@ def _tensor_check(folder: Path) -> Check:
     try:
         names = unfit_names(folder / TENSORS)
     except LoratuneError as error:
-        return refused(TENSORS, what, error)
+        return unusable(TENSORS, what, error)
     problem = f"'{names[0]}' and {len(names) - 1} more are not" if names else ""
     return Check(TENSORS, what, problem)
 
@@ -60,7 +60,7 @@ def _fit_check(folder: Path, base: Base) -> Check:
     try:
         attach(base.folder, read_adapter(folder))
     except LoratuneError as error:
-        return refused(TENSORS, what, error)
+        return unusable(TENSORS, what, error)
     return Check(TENSORS, what)
 
 
@@ -74,7 +74,7 @@ def base_checks(
             now = base.fingerprint if key == "base" else base.tokenizer
             checks.append(compared(item, what, facts.get(key), now, error))
         except LoratuneError as reason:
-            checks.append(refused(item, what, reason))
+            checks.append(unusable(item, what, reason))
     return checks
 
 

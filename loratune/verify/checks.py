@@ -9,6 +9,7 @@ from typing import Any
 
 from loratune import files
 from loratune.errors import LoratuneError, MergeError, raise_together
+from loratune.runs.manifest import file_problem
 
 # What a loader would read, or could be made to run: such a file must have been published with
 # the rest.  A README or a licence added later does no harm.
@@ -126,7 +127,7 @@ def file_checks(
         error: kind of error that a problem is.
     """
     checks = [
-        Check(name, "sha256 and size", _file_problem(folder, name, entry), error=error)
+        Check(name, "sha256 and size", file_problem(folder, name, entry), error=error)
         for name, entry in sorted(recorded.items())
     ]
     for path in sorted(folder.iterdir()):
@@ -135,33 +136,17 @@ def file_checks(
     return checks
 
 
-def _file_problem(folder: Path, name: str, entry: Any) -> str:
-    path = folder / name
-    if name != Path(name).name or path.is_symlink():
-        return "leads elsewhere"
-    if not path.is_file():
-        return "is missing"
-    recorded = entry if isinstance(entry, Mapping) else {"sha256": entry}
-    size = path.stat().st_size
-    if "bytes" in recorded and recorded["bytes"] != size:
-        return f"has {size:,} bytes instead of {recorded['bytes']:,}"
-    try:
-        return "" if files.sha256_file(path) == recorded.get("sha256") else "its bytes differ"
-    except OSError as reason:
-        return f"cannot be read: {reason.strerror}"
-
-
 def compared(
     item: str, what: str, recorded: Any, now: Any, error: type[LoratuneError] = MergeError
 ) -> Check:
-    """Whether a fingerprint is the recorded one; nothing recorded is no problem."""
+    """Whether a fingerprint is the recorded one; not checked where nothing was recorded."""
     if recorded is None:
         return Check(item, what, note="nothing was recorded")
     problem = "" if recorded == now else f"{str(recorded)[:12]} → {str(now)[:12]}"
     return Check(item, what, problem, error=error)
 
 
-def refused(item: str, what: str, error: LoratuneError) -> Check:
+def unusable(item: str, what: str, error: LoratuneError) -> Check:
     """A check that could not be made because what it needs is unusable."""
     place = f" ({error.where})" if error.where else ""
     return Check(item, what, f"{error.cause}{place}")

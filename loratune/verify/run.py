@@ -9,10 +9,9 @@ from loratune import files
 from loratune.adapter_files.peft_config import CONFIG as ADAPTER_CONFIG
 from loratune.adapter_files.peft_format import TENSORS
 from loratune.errors import CheckpointError, LoratuneError
-from loratune.runs.checkpoint import MANIFEST, damage, published_checkpoints
-from loratune.runs.run_dir import SUMMARY, RunDir
+from loratune.runs.checkpoint import MANIFEST, published_checkpoints, read_manifest
+from loratune.runs.run_dir import MERGE_REPORT, SUMMARY, RunDir
 from loratune.stages.export import CERTIFICATE
-from loratune.stages.merge import REPORT
 from loratune.verify.adapter import base_checks, check_adapter, check_export
 from loratune.verify.base import Base
 from loratune.verify.checks import Check, file_checks, sealed
@@ -35,12 +34,14 @@ def is_run(folder: Path) -> bool:
 
 def check_checkpoint(folder: Path, base: Base | None = None) -> list[Check]:
     """A checkpoint's manifest, every file, and its adapter's values."""
-    problem = damage(folder)
-    if problem:
-        return [Check(".", "manifest and files", problem, error=CheckpointError)]
-    manifest = files.read_sealed_json(folder / MANIFEST)
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return [Check(MANIFEST, "seal", error.cause, error=CheckpointError)]
     checks = [Check(MANIFEST, "seal")]
     checks += file_checks(folder, manifest["files"], MANIFEST, CheckpointError)
+    if any(check.problem for check in checks):
+        return checks
     names = unfit_names(folder / _ADAPTER) if (folder / _ADAPTER).exists() else []
     problem = f"'{names[0]}' is not" if names else ""
     checks.append(Check(_ADAPTER, "finite, not empty", problem, error=CheckpointError))
@@ -58,11 +59,11 @@ def check_run(folder: Path, base: Base | None = None) -> list[Check]:
         checks += [check.within(place) for check in check_checkpoint(path, base)]
     if run.adapter.is_dir():
         checks += [check.within(run.adapter.name) for check in check_adapter(run.adapter, base)]
-    if (run.merged / REPORT).exists():
-        given = _merged_from(run) if base is not None else []
-        checks += [c.within(run.merged.name) for c in check_merged(run.merged, base, given)]
+    if (run.merge_report).exists():
+        adapters = _merged_from(run) if base is not None else []
+        checks += [c.within(run.merged.name) for c in check_merged(run.merged, base, adapters)]
     elif run.merged.exists():
-        checks.append(Check(run.merged.name, "certificate", f"{REPORT} is missing"))
+        checks.append(Check(run.merged.name, "certificate", f"{MERGE_REPORT} is missing"))
     if (run.export / CERTIFICATE).exists():
         checks += [c.within(run.export.name) for c in check_export(run.export, base)]
     elif (run.export / ADAPTER_CONFIG).exists():
@@ -84,7 +85,7 @@ def _record_checks(folder: Path) -> list[Check]:
 def _merged_from(run: RunDir) -> list[Path]:
     """The run's adapter, if the merged model says that it was made from it alone."""
     try:
-        adapters = files.read_sealed_json(run.merged / REPORT).get("adapters")
+        adapters = files.read_sealed_json(run.merge_report).get("adapters")
         own = file_fingerprint(run.adapter / TENSORS)
     except (OSError, ValueError, LoratuneError):
         return []

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loratune.models.tensors import DTYPES, tensor_in
+from loratune.models.dtypes import FLOATING, torch_dtype
+from loratune.models.tensors import tensor_in
 from loratune.models.weights import TensorEntry, mapped, read_header
 
 
@@ -17,15 +18,14 @@ def file_fingerprint(path: Path) -> str:
     """What ``fingerprint.tensors_fingerprint`` gives for the file's tensors, without loading it.
 
     Raises:
-        ModelError: if it is no safetensors file.
+        ModelError: if it is not a safetensors file.
     """
     digest = hashlib.sha256()
     entries = read_header(path)
     content = mapped(path)
     for name in sorted(entries):
         entry = entries[name]
-        dtype = DTYPES.get(entry.dtype, entry.dtype)
-        digest.update(f"{name} {dtype} {list(entry.shape)}\n".encode())
+        digest.update(f"{name} {torch_dtype(entry.dtype)} {list(entry.shape)}\n".encode())
         digest.update(content[entry.begin : entry.end])
     return digest.hexdigest()
 
@@ -34,7 +34,7 @@ def unfit_names(path: Path) -> list[str]:
     """Names of tensors that are empty, NaN or infinite.
 
     Raises:
-        ModelError: if it is no safetensors file.
+        ModelError: if it is not a safetensors file.
     """
     entries = read_header(path)
     return [name for name, tensor in each(entries) if not _is_fit(tensor)]
@@ -52,5 +52,5 @@ def each(entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Tensor]]:
     for name, entry in entries.items():
         if entry.file not in contents:
             contents[entry.file] = mapped(entry.file)
-        if entry.dtype in DTYPES:
+        if entry.dtype in FLOATING:
             yield name, tensor_in(entry, contents[entry.file])

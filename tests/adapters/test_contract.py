@@ -6,12 +6,14 @@ import copy
 
 import pytest
 import torch
+from support.tiny_models import tiny_gpt2, tiny_llama
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import loratune
 from loratune.adapters.config import Kernel, LayerKind, LayerShape
+from loratune.adapters.low_rank import LowRank
 from loratune.adapters.registry import config_class, variant_names
+from loratune.config.convert import to_plain
 from loratune.config.schema import TargetsConfig
 from loratune.models.layers import layer_shapes
 from loratune.surgery import (
@@ -23,28 +25,6 @@ from loratune.surgery import (
 from loratune.targets.find import rank_for
 
 VARIANTS = variant_names()
-
-
-def llama() -> nn.Module:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=28,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=32,
-        )
-    ).eval()
-
-
-def gpt2() -> nn.Module:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=4, n_positions=32)
-    ).eval()
 
 
 def wrapped_with_motion(model: nn.Module, variant: str, **settings: object):
@@ -61,7 +41,7 @@ def wrapped_with_motion(model: nn.Module, variant: str, **settings: object):
 IDS = torch.arange(12).reshape(2, 6)
 
 
-@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize("variant", VARIANTS)
 class TestEveryVariant:
     def test_starts_exactly_as_the_base(self, variant: str, build) -> None:
@@ -131,11 +111,23 @@ class TestEveryVariant:
             x = torch.randn(5, adapter.in_features)
             weight = adapter.delta_weight()
             oriented = weight if adapter.shape.kind is LayerKind.linear else weight.T
-            torch.testing.assert_close(
-                adapter.delta(x), nn.functional.linear(x, oriented), atol=1e-5, rtol=1e-4
-            )
-            A, B = adapter.low_rank_factors()
-            torch.testing.assert_close(B @ A, oriented, atol=1e-5, rtol=1e-4)
+            delta = adapter.delta(x, adapter.base_layer(x))
+            expected = nn.functional.linear(x, oriented)
+            torch.testing.assert_close(delta, expected, atol=1e-5, rtol=1e-4)
+            if isinstance(adapter, LowRank):
+                A, B = adapter.low_rank_factors()
+                torch.testing.assert_close(B @ A, oriented, atol=1e-5, rtol=1e-4)
+
+    def test_rows_of_delta_weight_are_those_of_the_whole(self, variant: str, build) -> None:
+        wrapped = wrapped_with_motion(build(), variant)
+        for adapter in wrapped.adapters.values():
+            whole, rows = adapter.delta_weight(), slice(3, 7)
+            by_rows = adapter.delta_rows(adapter.weight, rows)
+            torch.testing.assert_close(by_rows, whole[rows], atol=1e-6, rtol=1e-5)
+            written = torch.empty_like(by_rows)
+            with torch.no_grad():
+                adapter.row_writer(adapter.weight)(rows, written)
+            torch.testing.assert_close(written, whole[rows], atol=1e-6, rtol=1e-5)
 
     def test_fused_and_reference_kernels_agree(self, variant: str, build) -> None:
         reference = wrapped_with_motion(build(), variant, kernel=Kernel.reference)
@@ -159,7 +151,6 @@ class TestEveryVariant:
 def test_settings_survive_peft_s_configuration_file(variant: str) -> None:
     cls = config_class(variant)
     config = cls(rank=5, dropout=0.1, lr=0.5)
-    from loratune.config.convert import to_plain
 
     again = cls.from_peft(config.to_peft(), to_plain(config))
     assert again.to_peft() == config.to_peft()
@@ -170,7 +161,10 @@ def test_settings_survive_peft_s_configuration_file(variant: str) -> None:
 def test_a_thousand_by_thousand_layer_at_rank_eight(variant: str) -> None:
     expected = {"lora": 16_000, "lora_fa": 8_000, "lora_plus": 16_000, "vera": 1_008}
     shape = LayerShape("layer", LayerKind.linear, 1000, 1000)
-    assert config_class(variant)(rank=8).count([(shape, 8)]).trainable == expected[variant]
+    count = config_class(variant)(rank=8).count([(shape, 8)])
+    wrapped = loratune.wrap(nn.Sequential(nn.Linear(1000, 1000)), variant, targets=["0"], rank=8)
+    trained = sum(p.numel() for p in wrapped.model.parameters() if p.requires_grad)
+    assert count.trainable == trained == expected.get(variant, trained)
 
 
 def test_works_on_any_module_in_three_lines() -> None:
@@ -184,7 +178,7 @@ def test_works_on_any_module_in_three_lines() -> None:
 
 
 def test_a_tied_head_and_embedding_part_when_one_is_adapted() -> None:
-    model = gpt2()
+    model = tiny_gpt2()
     wrapped = loratune.wrap(model, "lora", targets=["wte"], rank=4)
     torch.manual_seed(2)
     nn.init.normal_(wrapped.adapters["transformer.wte"].lora_A)
@@ -196,7 +190,7 @@ def test_a_tied_head_and_embedding_part_when_one_is_adapted() -> None:
 
 
 def test_modules_to_save_train_in_full_and_merge() -> None:
-    model = llama()
+    model = tiny_llama()
     config = config_class("lora")()
     wrapped = wrap_model(
         model, config, TargetsConfig(modules=["q_proj"], modules_to_save=["lm_head"])

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from loratune.adapters.kernels import fused_lora_linear, fused_vera_linear
-from loratune.adapters.kernels.choose import dense_pays
 from loratune.adapters.kernels.dropout import Dropout
-from loratune.adapters.kernels.shared_input import recall_product
+from loratune.adapters.kernels.linear import dense_pays
+from loratune.adapters.kernels.shared_input import SharedProducts
 from loratune.errors import ModelError
 
 SHAPES = [(7, 5), (2, 3, 5), (0, 5), (1, 5)]
@@ -297,24 +297,26 @@ def test_no_dropout_draws_no_random_number() -> None:
 def test_a_shared_product_is_used_only_while_it_is_true(change: str) -> None:
     x, weight, A, B = (draw(*s, grad=False) for s in ((4, IN), (OUT, IN), (RANK, IN), (OUT, RANK)))
     d, b = draw(RANK), draw(OUT)
-    fused_vera_linear(x, weight, None, A, B, d, b)
+    products = SharedProducts()
+    fused_vera_linear(x, weight, None, A, B, d, b, products=products)
     if change == "input":
         x.mul_(2)
     elif change == "factor":
         A.mul_(2)
     elif change == "other factor":
         A = A.clone() * 2
-    known = recall_product(x, A, torch.float64)
+    known = products.recall(x, A, torch.float64)
     assert (known is not None) == (change == "nothing")
-    actual = fused_vera_linear(x, weight, None, A, B, d, b)
+    actual = fused_vera_linear(x, weight, None, A, B, d, b, products=products)
     expected = vera_reference(x, weight, None, A, B, d, b, 1.0, None, False)
     assert_same_gradients(actual, expected, [d, b], 1e-12)
 
 
 def test_a_shared_product_dies_with_its_input() -> None:
     x, weight, A, B = (draw(*s, grad=False) for s in ((4, IN), (OUT, IN), (RANK, IN), (OUT, RANK)))
-    y = fused_vera_linear(x, weight, None, A, B, draw(RANK), draw(OUT))
-    product = weakref.ref(recall_product(x, A, torch.float64))
+    products = SharedProducts()
+    y = fused_vera_linear(x, weight, None, A, B, draw(RANK), draw(OUT), products=products)
+    product = weakref.ref(products.recall(x, A, torch.float64))
     assert product() is not None
     del x, y
     assert product() is None

@@ -7,57 +7,25 @@ from typing import Any
 
 import pytest
 import torch
+from support.tiny_models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_opt
+from support.tolerance import T0
 from torch import Tensor, nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-)
 
 from loratune.adapters.config import Kernel
 from loratune.adapters.registry import config_class
 from loratune.config.schema import TargetsConfig
 from loratune.surgery import WrappedModel, wrap_model
 
-BATCH, LENGTH, WIDTH, INNER, RANK, VOCABULARY = 2, 9, 32, 48, 4, 40
+BATCH, LENGTH, WIDTH, INNER, RANK = 2, 9, 32, 48, 4
 TOKENS = BATCH * LENGTH
 DISTINCT_INPUTS_PER_LAYER = 4  # of q, k, v together; of attention's output; of either MLP half
 
 
-def opt() -> nn.Module:
-    return OPTForCausalLM(
-        OPTConfig(
-            vocab_size=VOCABULARY, hidden_size=WIDTH, ffn_dim=INNER, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=16, word_embed_proj_dim=WIDTH,
-            dropout=0.0, attention_dropout=0.0,
-        )
-    )  # fmt: skip
-
-
-def gpt2() -> nn.Module:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY, n_embd=WIDTH, n_inner=INNER, n_layer=2, n_head=2,
-            n_positions=16, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            bos_token_id=0, eos_token_id=0,
-        )
-    )  # fmt: skip
-
-
-def llama() -> nn.Module:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=INNER,
-            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-            max_position_embeddings=16,
-        )
-    )  # fmt: skip
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {"opt": opt, "gpt2": gpt2, "llama": llama}
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "opt": lambda: tiny_opt(hidden_size=WIDTH, word_embed_proj_dim=WIDTH, ffn_dim=INNER),
+    "gpt2": lambda: tiny_gpt2(n_embd=WIDTH, n_inner=INNER),
+    "llama": lambda: tiny_llama(hidden_size=WIDTH, intermediate_size=INNER),
+}
 
 
 def saved_storages(model: nn.Module) -> dict[int, tuple[int, torch.UntypedStorage]]:
@@ -118,6 +86,7 @@ def distinct_inputs(model: WrappedModel) -> dict[int, Tensor]:
     return inputs
 
 
+@pytest.mark.case(41, T0)
 @pytest.mark.parametrize("p", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("variant", ["lora_fa", "vera"])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
-from loratune.cli.dispatch import dispatch
 from loratune.cli.hydra_app import run_app
 from loratune.config.schema import RunConfig
 
@@ -27,22 +24,3 @@ def composed() -> Callable[..., RunConfig]:
         return found[0]
 
     return compose
-
-
-@pytest.fixture
-def loratune(capsys) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process: exit code, standard output, standard error."""
-
-    def run(command: str, *words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = dispatch(command, list(words))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-def run_python(code: str, *arguments: str, **options) -> subprocess.CompletedProcess:
-    """A fresh interpreter."""
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)

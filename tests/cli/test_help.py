@@ -10,31 +10,20 @@ from pathlib import Path
 import pytest
 
 import loratune as package
-from loratune.cli import COMMANDS, main
-
-
-def called(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["loratune", *words])
-    capsys.readouterr()
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+from loratune.cli import COMMANDS
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("help",)])
-def test_the_help_names_every_command(words, monkeypatch, capsys):
-    code, out, _ = called(monkeypatch, capsys, *words)
+def test_the_help_names_every_command(words, cli):
+    code, out, _ = cli(*words)
     assert code == 0
     for name in COMMANDS:
         assert f"\n  {name} " in out
 
 
-def test_the_version_is_the_packages(monkeypatch, capsys):
-    assert called(monkeypatch, capsys, "--version") == (0, f"{package.__version__}\n", "")
+def test_the_version_is_the_packages(cli):
+    code, out, err = cli("--version")
+    assert (code, out, err) == (0, f"{package.__version__}\n", "")
 
 
 def test_python_m_is_the_same_program(tmp_path):
@@ -44,9 +33,9 @@ def test_python_m_is_the_same_program(tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_table_exists_and_helps(command, loratune):
+def test_every_command_of_the_table_exists_and_helps(command, cli):
     module = import_module(f"loratune.cli.commands.{command.replace('-', '_')}")
-    code, out, err = loratune(command, "--help")
+    code, out, err = cli(command, "--help")
     assert (code, err) == (0, "")
     assert f"loratune {command}" in out.splitlines()[0]
     if hasattr(module, "Config"):
@@ -54,24 +43,24 @@ def test_every_command_of_the_table_exists_and_helps(command, loratune):
         assert "schema/adapter" not in out
 
 
-def test_a_misspelt_command_is_recognised(loratune):
-    code, _, err = loratune("tarin")
+def test_a_misspelt_command_is_recognised(cli):
+    code, _, err = cli("tarin")
     assert code == 2
     assert err == "error[2] no command 'tarin'; loratune; did you mean 'train'?\n"
 
 
-def test_cfg_job_prints_what_would_run_and_runs_nothing(loratune):
-    code, out, _ = loratune("train", "recipe=smoke", "adapter=vera", "--cfg", "job")
+def test_cfg_job_prints_what_would_run_and_runs_nothing(cli):
+    code, out, _ = cli("train", "recipe=smoke", "adapter=vera", "--cfg", "job")
     assert code == 0
     assert "name: smoke" in out and "variant: vera" in out
     assert not list(Path().iterdir())
 
 
-def test_info_says_where_values_come_from(loratune):
-    code, out, _ = loratune("train", "recipe=smoke", "--info", "defaults")
+def test_info_says_where_values_come_from(cli):
+    code, out, _ = cli("train", "recipe=smoke", "--info", "defaults")
     assert code == 0
     assert "trainer/smoke" in out and "recipe/smoke" in out
-    code, out, _ = loratune("train", "--info", "searchpath")
+    code, out, _ = cli("train", "--info", "searchpath")
     assert code == 0 and "main" in out
 
 
@@ -89,7 +78,7 @@ def test_own_rows_need_two_words(composed):
     assert config.data.split_by == "prompt"
 
 
-def test_own_rows_without_a_path_say_which_word_is_missing(loratune):
-    code, _, err = loratune("train", "data=local")
+def test_own_rows_without_a_path_say_which_word_is_missing(cli):
+    code, _, err = cli("train", "data=local")
     assert code == 2
     assert err == "error[2] there are no rows to train on; data.path; set data.path=FILE\n"

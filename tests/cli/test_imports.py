@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from .conftest import run_python
+from loratune.cli import commands
 
 HEAVY = {"torch", "transformers", "datasets", "safetensors", "numpy", "pandas", "peft"}
 PROBE = """
@@ -22,6 +24,12 @@ except SystemExit as stop:
 new = sorted(name for name in set(sys.modules) - before)
 print("IMPORTED", code, *new)
 """
+
+
+def run_python(code: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    """A fresh interpreter."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
 def imported(*words: str, **options) -> tuple[int, set[str]]:
@@ -81,3 +89,13 @@ def test_the_pipeline_imports_no_machinery_of_sharding_and_compiling():
     modules = set(result.stdout.split())
     assert "loratune.training.sharding" in modules
     assert not modules & {"torch.distributed.fsdp", "torch._inductor"}
+
+
+def test_no_command_imports_another():
+    folder = Path(commands.__file__).parent
+    importers = [
+        path.name
+        for path in folder.glob("*.py")
+        if "loratune.cli.commands" in path.read_text(encoding="utf-8")
+    ]
+    assert importers == []

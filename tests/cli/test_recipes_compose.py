@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loratune.adapters.registry import variant_names
+from loratune.config.command_line import read_command_line
 from loratune.config.overrides import check_overrides
 from loratune.config.recipes.folders import builtin_recipes, group_options
 from loratune.config.recipes.variant_settings import variant_settings
@@ -47,7 +48,7 @@ def test_a_recipe_file_opens_with_a_command_that_parses(path):
     found = commands(path)
     assert found, "the file opens with the command that runs it"
     for _, command, *words in found:
-        assert check_overrides(words, schema_of(command)) == []
+        assert check_overrides(read_command_line(words), schema_of(command)) == []
 
 
 @pytest.mark.parametrize(

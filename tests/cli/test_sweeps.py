@@ -8,9 +8,9 @@ from pathlib import Path
 QUICK = ("recipe=smoke", "trainer.steps=2", "stages=[train]")
 
 
-def test_every_job_has_a_folder_of_its_own_and_a_failed_one_spares_the_rest(loratune):
+def test_every_job_has_a_folder_of_its_own_and_a_failed_one_spares_the_rest(cli):
     words = (*QUICK, "-m", "data.path=builtin:train,nope.jsonl", "adapter=lora,vera")
-    code, _, err = loratune("train", *words)
+    code, _, err = cli("train", *words)
     assert code == 3
     lines = err.splitlines()
     assert len(lines) == 2 and all(
@@ -25,30 +25,21 @@ def test_every_job_has_a_folder_of_its_own_and_a_failed_one_spares_the_rest(lora
     assert all((path.parents[1] / "summary.json").is_file() for path in adapters)
 
 
-def test_the_overrides_of_a_failed_job_keep_their_secrets(loratune):
+def test_the_overrides_of_a_failed_job_keep_their_secrets(cli):
     words = (*QUICK, "-m", "data.path=nope.jsonl,no.jsonl", "name=hf_abcdefghijklmnopqrstuvwx")
-    code, _, err = loratune("train", *words)
+    code, _, err = cli("train", *words)
     assert code == 3
     assert "hf_abcdefghijklmnopqrstuvwx" not in err
 
 
-def test_an_interrupt_ends_the_whole_sweep(loratune, monkeypatch):
-    from loratune.errors import Interrupted
-    from loratune.pipeline import run as pipeline
-
-    runs = []
-
-    def interrupted(config):
-        runs.append(config)
-        raise Interrupted("interrupted; saved at step 1")
-
-    monkeypatch.setattr(pipeline, "run", interrupted)
-    code, _, _ = loratune("train", *QUICK, "-m", "adapter=lora,vera,lora_fa")
-    assert code == 130
-    assert len(runs) == 1
+def test_an_interrupt_ends_the_whole_sweep(cli):
+    faults = ["count@loratune.pipeline.run.run", "int@loratune.stages.train.train_step:1"]
+    ended = cli("train", *QUICK, "-m", "adapter=lora,vera,lora_fa", faults=faults)
+    assert ended.code == 130
+    assert len(ended.calls) == 1
 
 
-def test_several_values_without_m_say_how_to_sweep(loratune):
-    code, _, err = loratune("train", "recipe=smoke", "adapter=lora,vera")
+def test_several_values_without_m_say_how_to_sweep(cli):
+    code, _, err = cli("train", "recipe=smoke", "adapter=lora,vera")
     assert code == 2
     assert "add -m" in err and err.count("\n") == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.forked import Outcome, run_cli
+from support.command_line import CommandLine, Outcome
 
 from loratune.compare.result import Comparison
 
@@ -39,44 +39,44 @@ def refused(found: Outcome, code: int, *words: str) -> None:
         (["lr_grid=[]"], ["no learning rate is left"]),
         (["lr_grid=[-1e-3]"], ["not all positive rates"]),
         (["compare.dev_fraction=0"], ["compare.dev_fraction"]),
-        (["part=5/4"], ["'5/4' is no part"]),
-        (["format=xml"], ["no format 'xml'"]),
+        (["part=5/4"], ["part must be K/N, not '5/4'"]),
+        (["format=xml"], ["format must be one of table, md, csv, json"]),
         (["data.eval_path=null"], ["nothing to evaluate on"]),
     ],
 )
 def test_contradictions_are_one_line_and_code_2(
-    tmp_path: Path, given: list[str], words: list[str]
+    cli: CommandLine, given: list[str], words: list[str]
 ) -> None:
-    refused(run_cli("compare", *SHORT, "variants=[lora]", *given, cwd=tmp_path), 2, *words)
+    refused(cli("compare", *SHORT, "variants=[lora]", *given), 2, *words)
 
 
-def test_parts_need_a_folder_to_share(tmp_path: Path) -> None:
-    refused(run_cli("compare", "recipe=demo", "part=1/2", cwd=tmp_path), 2, "out=DIR")
+def test_parts_need_a_folder_to_share(cli: CommandLine) -> None:
+    refused(cli("compare", "recipe=demo", "part=1/2"), 2, "out=DIR")
 
 
-def test_rows_that_leave_none_to_choose_by_are_code_3(tmp_path: Path) -> None:
-    found = run_cli("compare", *QUICK, "data.eval_path=builtin:test", cwd=tmp_path)
+def test_rows_that_leave_none_to_choose_by_are_code_3(cli: CommandLine) -> None:
+    found = cli("compare", *QUICK, "data.eval_path=builtin:test")
     refused(found, 3, "no row is left to choose the learning rate by")
 
 
-def test_a_comparison_prints_what_it_writes(tmp_path: Path) -> None:
-    first = run_cli("compare", *QUICK, cwd=tmp_path)
+def test_a_comparison_prints_what_it_writes(cli: CommandLine, tmp_path: Path) -> None:
+    first = cli("compare", *QUICK)
     assert first.code == 0, first.text
     assert "differences, paired by prompt and seed" in first.out
-    assert "Two seeds say little" in first.out
-    second = run_cli("compare", *QUICK, "format=json", cwd=tmp_path)
+    assert "Only 2 seeds: luck of initialisation" in first.out
+    second = cli("compare", *QUICK, "format=json")
     written = (tmp_path / "out" / "comparison.json").read_text()
     assert second.out == written
     assert [v.label for v in Comparison.from_dict(json.loads(written)).variants] == [
         "lora", "lora_fa",
     ]  # fmt: skip
-    third = run_cli("compare", *QUICK, "format=md", cwd=tmp_path)
+    third = cli("compare", *QUICK, "format=md")
     assert third.out == (tmp_path / "out" / "comparison.md").read_text()
     assert "complete: out" in third.err
 
 
-def test_a_sweep_over_parts_fills_one_folder(tmp_path: Path) -> None:
-    found = run_cli("compare", "-m", *QUICK, "part=1/2,2/2", cwd=tmp_path)
+def test_a_sweep_over_parts_fills_one_folder(cli: CommandLine, tmp_path: Path) -> None:
+    found = cli("compare", "-m", *QUICK, "part=1/2,2/2")
     assert found.code == 0, found.text
     assert (tmp_path / "out" / "comparison.json").is_file()
     assert len(list((tmp_path / "out" / "members").rglob("*.json"))) == 4
@@ -86,9 +86,9 @@ def tuned(tmp_path: Path) -> Path:
     return tmp_path / "recipes" / "recipe" / "demo_tuned.yaml"
 
 
-def test_tune_writes_a_recipe_that_train_takes(tmp_path: Path) -> None:
+def test_tune_writes_a_recipe_that_train_takes(cli: CommandLine, tmp_path: Path) -> None:
     grid = ["lr_grid=[1e-5,2e-3]", "ratio_grid=[1,16]"]
-    found = run_cli("tune", *SHORT, "adapter=lora_plus", *grid, cwd=tmp_path)
+    found = cli("tune", *SHORT, "adapter=lora_plus", *grid)
     assert found.code == 0, found.text
     assert "best: lr 0.002, lr_ratio 16" in found.out
     text = tuned(tmp_path).read_text()
@@ -96,7 +96,7 @@ def test_tune_writes_a_recipe_that_train_takes(tmp_path: Path) -> None:
     values = yaml.safe_load(text)
     assert values["defaults"] == ["demo", {"override /adapter": "lora_plus"}]
     assert values["trainer"]["lr"] == 2e-3
-    composed = run_cli("train", "recipe=demo_tuned", "--cfg", "job", cwd=tmp_path)
+    composed = cli("train", "recipe=demo_tuned", "--cfg", "job")
     assert composed.code == 0, composed.text
     recipe = yaml.safe_load(composed.out)
     assert recipe["trainer"]["lr"] == 2e-3
@@ -106,14 +106,14 @@ def test_tune_writes_a_recipe_that_train_takes(tmp_path: Path) -> None:
     assert recipe["data"]["path"] == "builtin:train"
 
 
-def test_tune_never_writes_over_a_recipe_of_the_users_own(tmp_path: Path) -> None:
+def test_tune_never_writes_over_a_recipe_of_the_users_own(cli: CommandLine, tmp_path: Path) -> None:
     tuned(tmp_path).parent.mkdir(parents=True)
     tuned(tmp_path).write_text("# @package _global_\nname: mine\n")
-    refused(run_cli("tune", *SHORT, cwd=tmp_path), 8, "in the way")
+    refused(cli("tune", *SHORT), 8, "in the way")
     assert "mine" in tuned(tmp_path).read_text()
 
 
-def test_tune_says_that_no_rate_was_usable(tmp_path: Path) -> None:
-    found = run_cli("tune", *SHORT, "lr_grid=[1e30]", cwd=tmp_path)
+def test_tune_says_that_no_rate_was_usable(cli: CommandLine, tmp_path: Path) -> None:
+    found = cli("tune", *SHORT, "lr_grid=[1e30]")
     refused(found, 5, "no learning rate was usable", "diverged")
     assert not tuned(tmp_path).exists()

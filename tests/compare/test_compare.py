@@ -118,8 +118,8 @@ def test_other_rows_or_settings_need_another_folder(
         compare(replace(config, data=replace(config.data, eval_path="builtin:terse_dev")), TWO)
 
 
-def _kill_when(folder: Path, pieces: int, task: Callable[[], object]) -> None:
-    """Run ``task`` in a child and kill it as soon as so many pieces are done."""
+def _kill_when(folder: Path, tasks: int, task: Callable[[], object]) -> None:
+    """Run ``task`` in a child and kill it as soon as so many tasks are done."""
     child = os.fork()
     if child == 0:
         try:
@@ -127,20 +127,20 @@ def _kill_when(folder: Path, pieces: int, task: Callable[[], object]) -> None:
         finally:
             os._exit(0)
     deadline = time.monotonic() + 60
-    while len(files_below(folder)) < pieces and time.monotonic() < deadline:
+    while len(files_below(folder)) < tasks and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("pieces", [3, 8])
+@pytest.mark.parametrize("tasks", [3, 8])
 def test_a_killed_comparison_continues_to_the_same_numbers(
-    template: tuple[Comparison, Path], tmp_path: Path, pieces: int
+    template: tuple[Comparison, Path], tmp_path: Path, tasks: int
 ) -> None:
     config = tiny_config(tmp_path / "killed")
-    _kill_when(tmp_path / "killed", pieces, lambda: compare(config, TWO))
+    _kill_when(tmp_path / "killed", tasks, lambda: compare(config, TWO))
     kept = files_below(tmp_path / "killed")
-    assert len(kept) >= pieces
+    assert len(kept) >= tasks
     assert not (tmp_path / "killed" / "comparison.json").exists()
     resumed, folder = compare(config, TWO)
     after = files_below(folder)
@@ -165,11 +165,11 @@ def test_two_processes_share_the_work_and_agree(
     assert len(files_below(folder)) == len(files_below(template[1]))
 
 
-def test_a_failed_member_is_kept_with_its_reason_and_the_others_count(tiny: Make) -> None:
+def test_a_failed_seed_run_is_kept_with_its_reason_and_the_others_count(tiny: Make) -> None:
     config = tiny()
     _, plan, store = prepare(config, TWO)
     bench = Workbench(config)
-    train, calls = bench.member, []
+    train, calls = bench.seed_run, []
 
     def fails_once(settings: Any, seed: int) -> Any:
         calls.append(seed)
@@ -177,7 +177,7 @@ def test_a_failed_member_is_kept_with_its_reason_and_the_others_count(tiny: Make
             raise TrainingError("training diverged: the loss is nan", where="step 3")
         return train(settings, seed)
 
-    bench.member = fails_once  # type: ignore[method-assign]
+    bench.seed_run = fails_once  # type: ignore[method-assign]
     do_all(bench, plan, store)
     found, _ = compare(config, TWO)
     lora, frozen = found.variants
@@ -186,24 +186,24 @@ def test_a_failed_member_is_kept_with_its_reason_and_the_others_count(tiny: Make
     assert not lora.reason
     assert lora.estimates["loss"].seeds == 1
     assert frozen.estimates["loss"].seeds == 2
-    assert any("lora seed 1 failed: training diverged" in line for line in found.findings)
+    assert any("lora, seed 1 failed: training diverged" in line for line in found.findings)
     again, _ = compare(config, replace(TWO, retry=True))
     assert not again.variants[0].members[1].reason
     assert again.variants[0].estimates["loss"].seeds == 2
 
 
-def test_a_piece_whose_process_died_twice_is_given_up(tiny: Make) -> None:
+def test_a_task_whose_process_died_twice_is_given_up(tiny: Make) -> None:
     config = tiny()
     bench, plan, store = prepare(config, TWO)
-    [work, *_] = [work for work in plan.open_work(store) if work.piece.kind == "trials"]
+    [task, *_] = [task for task in plan.open_tasks(store) if task.cached.kind == "trials"]
     for _ in range(2):
         child = os.fork()
         if child == 0:
-            with store.claim(work.piece):
+            with store.claim(task.cached):
                 os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(child, 0)
     do_all(bench, plan, store)
-    result = store.read(work.piece)
+    result = store.read(task.cached)
     assert result is not None
     assert "its process died 2 times" in result["failed"]
 
@@ -215,7 +215,8 @@ def test_a_variant_that_cannot_adapt_the_layers_is_named_and_the_others_stay(tin
     assert not lora.reason
     assert "embed" in frozen.reason
     assert any(
-        line.startswith("lora_fa failed: no learning rate was usable") for line in found.findings
+        line.startswith("lora_fa failed and is left out: no learning rate was usable")
+        for line in found.findings
     )
 
 
@@ -231,7 +232,7 @@ def test_a_grid_without_a_usable_rate_is_refused_before_the_model_is_read(tiny: 
     config = tiny(model=replace(tiny().model, path="/nowhere"))
     with pytest.raises(ConfigError, match="rate"):
         compare(config, replace(TWO, lr_grid=[]))
-    with pytest.raises(ConfigError, match="no way to match"):
+    with pytest.raises(ConfigError, match="unknown match"):
         compare(config, replace(TWO, match="size"))
 
 
@@ -243,13 +244,13 @@ def test_an_impossible_part_is_refused(text: str) -> None:
 
 def test_a_budget_sets_the_ranks_that_are_trained(tiny: Make) -> None:
     _, plan, _ = prepare(tiny(), replace(TWO, match="trainable"))
-    ranks = {c.contender.label: c.contender.config.rank for c in plan.contests}
+    ranks = {s.contender.label: s.contender.config.rank for s in plan.searches}
     assert ranks == {"lora": 4, "lora_fa": 8}
 
 
-def test_a_plan_counts_the_pieces_that_are_done_in_the_end(
+def test_a_plan_counts_the_tasks_that_are_done_in_the_end(
     finished: tuple[Comparison, RunConfig],
 ) -> None:
     _, plan, store = prepare(finished[1], TWO)
-    assert plan.open_work(store) == []
+    assert plan.open_tasks(store) == []
     assert len(store.finished()) == plan.count()

@@ -49,7 +49,7 @@ def test_the_demo_keeps_its_towns_apart(tiny: Make, tokenizer: Any) -> None:
     assert not questions(rows.train) & questions(rows.dev)
     assert not questions(rows.dev) & questions(rows.test)
     assert not questions(rows.train) & questions(rows.test)
-    assert rows.notes == []
+    assert rows.summary.notes == []
 
 
 def test_without_test_rows_whole_prompts_are_set_aside_to_choose_by(
@@ -86,7 +86,7 @@ def test_dev_rows_that_ask_a_final_question_are_left_out(
     found = prepared(tiny(data=data), tokenizer)
     assert len(found.dev) == 2
     assert not questions(found.dev) & questions(found.test)
-    assert found.notes == ["2 dev rows ask a question of the final rows and were left out"]
+    assert found.summary.notes == ["2 dev rows ask a question of the final rows and were left out"]
 
 
 def test_training_on_final_questions_is_said(tiny: Make, rows: Write, tokenizer: Any) -> None:
@@ -95,7 +95,7 @@ def test_training_on_final_questions_is_said(tiny: Make, rows: Write, tokenizer:
         eval_path=rows("dev", pairs(4, start=10)),
         test_path=rows("test", pairs(4, start=4)),
     )
-    [note] = prepared(tiny(data=data), tokenizer).notes
+    [note] = prepared(tiny(data=data), tokenizer).summary.notes
     assert note.startswith("2 training rows ask a question of the final rows")
 
 

@@ -31,7 +31,7 @@ def run(search: Search, loss: Loss, draw: random.Random | None = None) -> Done:
         found = loss(point, steps)
         reason = "" if found is not None else "diverged"
         done[point, steps] = Trial(
-            lr=point.lr, lr_ratio=point.lr_ratio, steps=steps, loss=found, reason=reason
+            lr=point.lr, lr_ratio=point.ratio, steps=steps, loss=found, reason=reason
         )
     return done
 
@@ -122,7 +122,7 @@ def test_a_grid_that_the_user_gave_stays_as_it_is() -> None:
 def test_ratios_are_tried_with_every_rate() -> None:
     search = plan_search(1e-3, 40, points=3, factor=2.0, rungs=2, ratios=[4.0, 16.0])
     assert len(search.points) == 6
-    winner = search.winner(run(search, lambda p, steps: valley(1e-3)(p, steps) + (p.lr_ratio or 0)))
+    winner = search.winner(run(search, lambda p, steps: valley(1e-3)(p, steps) + (p.ratio or 0)))
     assert winner == Point(1e-3, 4.0)
 
 

@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from loratune.compare.statistics import Scores, holm, interval, over_seeds
+from loratune.compare.statistics import Scores, holm, interval, over_seeds, share_interval
 
 T_975 = {1: 12.7062, 2: 4.30265, 4: 2.77645}
 """Upper 2.5 % points of Student's t by degrees of freedom, from tables."""
@@ -113,3 +113,14 @@ def test_holm_steps_down_and_never_falls(given: list[float], expected: list[floa
 def test_the_same_scores_give_the_same_interval_twice() -> None:
     scores = Scores([[1.0, 2.0, 4.0], [2.0, 2.0, 5.0]], [1.0, 2.0, 1.0])
     assert interval(scores) == interval(scores)
+
+
+def test_a_shares_interval_agrees_with_its_definition() -> None:
+    """Wilson's bounds are where |p̂ − p| = z √(p (1 − p) / n)."""
+    for hits, trials in [(36, 48), (1, 7), (240, 300)]:
+        share = hits / trials
+        for bound in share_interval(hits, trials):
+            distance = 1.959964 * math.sqrt(bound * (1 - bound) / trials)
+            assert abs(share - bound) == pytest.approx(distance, rel=1e-5)
+    assert share_interval(0, 10)[0] == pytest.approx(0, abs=1e-12)
+    assert share_interval(10, 10)[1] == pytest.approx(1, abs=1e-12)

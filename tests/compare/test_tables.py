@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 
 from loratune.compare import tables
+from loratune.compare.metrics import difference_in_words
 from loratune.compare.result import (
     BaseScores,
     Comparison,
     Costs,
     Difference,
     Estimate,
-    Member,
     Rows,
+    SeedRun,
     Trial,
     VariantResult,
 )
-from loratune.compare.words import difference_in_words, findings
+from loratune.compare.verdict import verdict
 
 
 def variant(label: str, loss: float, trainable: int = 1000, **more: Any) -> VariantResult:
@@ -36,7 +37,7 @@ def variant(label: str, loss: float, trainable: int = 1000, **more: Any) -> Vari
     }
     fields: dict[str, Any] = {
         "lr": 1e-3, "estimates": estimates,
-        "members": [Member(seed=seed, loss=loss) for seed in range(3)],
+        "members": [SeedRun(seed=seed, loss=loss) for seed in range(3)],
         "search": [Trial(lr=1e-3, lr_ratio=None, steps=60, loss=loss)],
     }  # fmt: skip
     return VariantResult(label=label, variant=label, adapter={}, costs=costs, **{**fields, **more})
@@ -72,63 +73,18 @@ def test_a_significant_difference_names_its_way() -> None:
     assert "higher" in difference_in_words(difference("lora", "vera", 0.2, 0.01))
 
 
-def test_the_best_is_named_only_against_those_it_beats() -> None:
-    found = comparison(
-        variant("lora", 0.1, 4000), variant("vera", 0.101, 100), variant("lora_fa", 0.3),
-        differences=[
-            difference("lora", "vera", -0.001, 0.8),
-            difference("lora", "lora_fa", -0.2, 0.001),
-            difference("vera", "lora_fa", -0.199, 0.001),
-        ],
-    )  # fmt: skip
-    lines = findings(found)
-    assert lines[0] == "Choose vera: the cheapest that keeps 99% of what lora gained."
-    assert lines[1] == "lora has the lowest loss, 0.1000; no significant difference from vera."
-    assert "Of these, vera trains the fewest numbers (100)" in " ".join(lines)
-
-
-def test_a_clear_winner_is_called_one() -> None:
-    found = comparison(
-        variant("lora", 0.1), variant("vera", 0.3),
-        differences=[difference("lora", "vera", -0.2, 0.001)],
-    )  # fmt: skip
-    assert "lora has the lowest loss, 0.1000, significantly so." in findings(found)
-
-
-def test_when_nothing_differs_the_cheaper_is_not_taken_for_equal() -> None:
-    found = comparison(
-        variant("lora", 0.1), variant("vera", 0.2),
-        differences=[difference("lora", "vera", -0.1, 0.5)],
-    )  # fmt: skip
-    first, second, *_ = findings(found)
-    assert first == ("Choose lora: it has the lowest loss; nothing cheaper is shown to be as good.")
-    assert second == "No significant difference in loss between any and the best (0.1000)."
-
-
-@pytest.mark.parametrize(("seeds", "word"), [([0], "One seed"), ([0, 1], "Two seeds")])
-def test_too_few_seeds_are_said(seeds: list[int], word: str) -> None:
-    assert any(line.startswith(word) for line in findings(comparison(variant("a", 1), seeds=seeds)))
-
-
-def test_failures_are_findings() -> None:
-    broken = variant("vera", 0.2, reason="no learning rate was usable: diverged", estimates={})
-    part = variant("lora", 0.1, members=[Member(seed=4, reason="out of memory")])
-    lines = findings(comparison(part, broken))
-    assert "vera failed: no learning rate was usable: diverged." in lines
-    assert any(line.startswith("lora seed 4 failed: out of memory") for line in lines)
-
-
 def test_a_failed_variant_has_a_row_without_numbers() -> None:
     broken = variant("vera", 0.2, reason="diverged", estimates={}, lr=None, members=[])
-    grid = tables.quality_grid(comparison(variant("lora", 0.1), broken))
-    assert grid.rows[1][:2] == ("vera", "failed")
-    assert set(grid.rows[1][2:]) == {"-"}
+    table = tables.quality_table(comparison(variant("lora", 0.1), broken))
+    assert table.rows[1][:2] == ("vera", "failed")
+    assert set(table.rows[1][2:-1]) == {None}
+    assert table.rows[1][-1] == "failed"
 
 
 def test_an_interval_of_a_share_stays_a_share() -> None:
-    grid = tables.quality_grid(comparison(variant("lora", 0.1)))
-    assert "50.0% [0.0%, 100.0%]" in grid.rows[0]
-    assert "0.1000 [0.0900, 0.1100]" in grid.rows[0]
+    table = tables.quality_table(comparison(variant("lora", 0.1)))
+    assert "50.0%\n[0.0%, 100.0%]" in table.rows[0]
+    assert "0.1000\n[0.0900, 0.1100]" in table.rows[0]
 
 
 HOSTILE = "<script>alert(1)</script> | **x** [y](http://z) `c`\n# head \x1b[31m"
@@ -137,13 +93,13 @@ HOSTILE = "<script>alert(1)</script> | **x** [y](http://z) `c`\n# head \x1b[31m"
 def test_hostile_text_stays_text_in_markdown() -> None:
     broken = variant("vera", 0.2, reason=HOSTILE, estimates={})
     made = comparison(variant("lora", 0.1), broken, name=HOSTILE)
-    page = tables.markdown(replace(made, findings=findings(made)))
+    page = tables.markdown(replace(made, findings=verdict(made).findings))
     assert "<script" not in page
     assert "\x1b" not in page
     assert "\n# head" not in page
     assert "[y](" not in page and "\\[y\\](http" in page
-    [row] = [line for line in page.splitlines() if line.startswith("| vera | 0.001 | -")]
-    assert row.count(" | ") == 5
+    [row] = [line for line in page.splitlines() if line.startswith("| vera | 0.001 | –")]
+    assert row.count(" | ") == 4
 
 
 def test_csv_keeps_every_number_and_every_column() -> None:
@@ -161,10 +117,10 @@ def test_the_search_shows_each_rate_on_each_rung() -> None:
         Trial(lr=2e-3, lr_ratio=None, steps=30, loss=None, reason="diverged"),
         Trial(lr=1e-3, lr_ratio=None, steps=60, loss=0.25),
     ]
-    grid = tables.search_grid(comparison(variant("lora", 0.1, search=trials)))
-    assert grid.rows == (
+    table = tables.search_table(comparison(variant("lora", 0.1, search=trials)))
+    assert table.rows == (
         ("lora", "0.001", "0.5000", "0.2500", "chosen"),
-        ("lora", "0.002", "failed", "", ""),
+        ("lora", "0.002", "failed", "", "diverged"),
     )
 
 

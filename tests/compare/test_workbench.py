@@ -16,9 +16,9 @@ from loratune.compare.search import Point
 from loratune.compare.workbench import Workbench
 from loratune.config.recipes.variant_settings import variant_settings
 from loratune.config.schema import RunConfig, TargetsConfig
-from loratune.loss import LanguageModelHead
+from loratune.data.training_set import TrainingSet
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.stages.evaluate import evaluation_loss
-from loratune.stages.train import TrainingSet
 from loratune.surgery import unwrap_model, wrap_model
 
 Make = Callable[..., RunConfig]
@@ -80,20 +80,20 @@ def test_every_variant_sees_the_same_rows_in_the_same_order(
     orders = {}
     for name in variant_names():
         seen.clear()
-        member = bench.member(small(name), seed=7).member
+        member = bench.seed_run(small(name), seed=7).member
         # The last batch is the one whose memory is measured.
         orders[name] = (tuple(seen[:-1]), member.order)
     assert len(set(orders.values())) == 1
     rows, _ = orders["lora"]
     assert len(rows) == 5
     seen.clear()
-    other = bench.member(small("lora"), seed=8).member
+    other = bench.seed_run(small("lora"), seed=8).member
     assert tuple(seen[:-1]) != rows
     assert other.order != orders["lora"][1]
 
 
 def test_a_member_is_the_same_twice(bench: Workbench) -> None:
-    first, second = (bench.member(small("lora"), seed=3) for _ in range(2))
+    first, second = (bench.seed_run(small("lora"), seed=3) for _ in range(2))
     assert first.test == second.test
     assert first.answers == second.answers
     assert [p.dev_loss for p in first.member.curve] == [p.dev_loss for p in second.member.curve]
@@ -124,7 +124,7 @@ def test_scores_by_prompt_add_up_to_the_evaluations_loss(bench: Workbench) -> No
 
 
 def test_a_member_measures_what_it_promises(bench: Workbench) -> None:
-    member = bench.member(small("lora"), seed=0).member
+    member = bench.seed_run(small("lora"), seed=0).member
     base = bench.base_scores().member
     assert member.loss is not None and base.loss is not None
     assert member.loss < base.loss

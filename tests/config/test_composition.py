@@ -87,7 +87,7 @@ def test_missing_values_and_dangling_references_are_found_together() -> None:
     assert errors == {
         "a": "'a' must be set",
         "b.c": "'b.c' must be set",
-        "e[0]": "'${nowhere}' refers to no setting",
+        "e[0]": "'${nowhere}' refers to a setting that does not exist",
         "f": "'${f}' cannot be resolved",
     }
 

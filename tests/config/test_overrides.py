@@ -10,20 +10,20 @@ from textwrap import dedent
 
 import pytest
 
-from loratune.config.overrides import check_overrides, prepare_overrides
-from loratune.config.recipes.folders import (
-    builtin_recipes,
-    group_options,
-    parse_flags,
-    user_recipe_folders,
-)
-from loratune.errors import ConfigError, SecurityError
+from loratune.config import overrides
+from loratune.config.command_line import read_command_line
+from loratune.config.recipes.folders import builtin_recipes, group_options, user_recipe_folders
+from loratune.errors import ConfigError, LoratuneError, SecurityError
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def check_overrides(words: list[str]) -> list[LoratuneError]:
+    return overrides.check_overrides(read_command_line(words))
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,9 @@ def test_all_wrong_words_are_reported_in_one_go() -> None:
 
 
 def test_unknown_flags_are_one_line() -> None:
-    (error,) = check_overrides(["--bogus"])
-    assert "--bogus" in str(error)
+    with pytest.raises(ConfigError, match="--bogus") as caught:
+        read_command_line(["--bogus"])
+    assert len(caught.value.lines()) == 1
 
 
 def test_a_secret_in_a_wrong_word_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,7 @@ def test_deeply_nested_words_are_refused_not_crashed_on() -> None:
 def test_words_are_prepared_so_that_hydra_takes_them() -> None:
     words = ["-m", "data.columns.prompt=q", "+trainer.steps=4", "--config-dir", "x", "adapter=vera"]
     Path("x").mkdir()
-    assert prepare_overrides(words) == [
+    assert read_command_line(words).for_hydra() == [
         "++data.columns.prompt=q",
         "trainer.steps=4",
         "adapter=vera",
@@ -160,18 +161,20 @@ def test_words_are_prepared_so_that_hydra_takes_them() -> None:
 
 
 def test_user_folders_are_config_dir_then_recipes() -> None:
-    assert user_recipe_folders([]) == []
+    assert user_recipe_folders() == []
     Path("recipes").mkdir()
     Path("more").mkdir()
-    assert user_recipe_folders([]) == [Path("recipes")]
-    assert user_recipe_folders(["a=1", "-cd", "more"]) == [Path("more"), Path("recipes")]
+    assert user_recipe_folders() == [Path("recipes")]
+    assert user_recipe_folders("more") == [Path("more"), Path("recipes")]
     with pytest.raises(ConfigError, match="no such folder"):
-        user_recipe_folders(["--config-dir", "none"])
+        user_recipe_folders("none")
+    line = read_command_line(["a=1", "-cd", "more"])
+    assert line.folders == (Path("more"), Path("recipes"))
 
 
 def test_the_package_own_folder_is_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(builtin_recipes().parent)
-    assert user_recipe_folders([]) == []
+    assert user_recipe_folders() == []
 
 
 def test_options_of_a_group_join_the_users_and_the_packages() -> None:
@@ -182,8 +185,17 @@ def test_options_of_a_group_join_the_users_and_the_packages() -> None:
     assert {"mine", "lora", "vera"} <= set(options)
 
 
-def test_flags_are_read_anywhere() -> None:
-    assert parse_flags(["a=1", "-m", "b=2"]).overrides == ["a=1", "b=2"]
+def test_the_words_are_read_once_and_tell_everything_that_commands_ask() -> None:
+    words = ["trainer.seed=1,2", "-m", "+data.columns.q=x", "hydra.job.name=y", "recipe=demo"]
+    line = read_command_line(words)
+    assert [str(one.input_line) for one in line.settings] == [words[0], words[2], words[4]]
+    assert line.flag_words == ("-m",) and line.flags.multirun
+    assert line.keys == {"trainer.seed", "data.columns.q", "hydra.job.name", "recipe"}
+    assert line.recipe == "demo"
+    assert read_command_line(["recipe=null"]).recipe is None
+    job = line.job(["trainer.seed=2", "recipe=e2e"])
+    assert (job.keys, job.recipe) == ({"trainer.seed", "recipe"}, "e2e")
+    assert job.settings[0].value() == 2
 
 
 APP = dedent(
@@ -192,10 +204,10 @@ APP = dedent(
     import hydra
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
-    from loratune.config.composition import check_composed
+    from loratune.config.composition import check_composed, translate_composition_error
     from loratune.config.convert import register_schemas
-    from loratune.config.overrides import (
-        check_overrides, prepare_overrides, translate_composition_error)
+    from loratune.config.command_line import read_command_line
+    from loratune.config.overrides import check_overrides
     from loratune.config.recipes.files import check_recipe_files
     from loratune.config.schema import RunConfig
     from loratune.config.recipes.folders import *
@@ -211,10 +223,11 @@ APP = dedent(
         if not errors:
             print(OmegaConf.to_yaml(config, resolve=True))
     try:
-        folders = user_recipe_folders(words)
+        line = read_command_line(words)
+        folders = line.folders
         if checked:
-            raise_together([*check_recipe_files(folders), *check_overrides(words)])
-            sys.argv[1:] = prepare_overrides(words)
+            raise_together([*check_recipe_files(folders), *check_overrides(line)])
+            sys.argv[1:] = line.for_hydra()
         register_user_recipes(folders)
         register_schemas(RunConfig)
         ConfigStore.instance().store("loratune", {"template": ""}, group="hydra/help")
@@ -304,7 +317,10 @@ def test_a_rerun_pickle_is_not_loaded() -> None:
     ("words", "said"),
     [
         (["recipe=null", "data.path=???"], ["'data.path' must be set"]),
-        (["recipe=demo", "name=${nothing.here}"], ["'${nothing.here}' refers to no setting; name"]),
+        (
+            ["recipe=demo", "name=${nothing.here}"],
+            ["'${nothing.here}' refers to a setting that does not exist; name"],
+        ),
         (
             ["recipe=null", "data.path=???", "model.path=???", "name=${a.b}", "out=${c}"],
             ["'data.path'", "'model.path'", "'${a.b}'", "'${c}'"],

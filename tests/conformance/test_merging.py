@@ -17,7 +17,7 @@ from support.peft_oracle import (
     peft_parameters,
 )
 from support.tiny_models import EMBEDDING, FAMILIES, UNEQUAL, logits, tiny_opt
-from support.tolerance import T0, T1, T2, case, largest
+from support.tolerance import T0, T1, T2, largest
 
 from conformance.test_training import VARIANTS, every_variant, loss_of, stir
 from loratune.errors import ModelError
@@ -31,7 +31,7 @@ def adapted(family: str, variant: str = "lora", *, embedding: bool = False) -> W
     return wrapped
 
 
-@case(56, T2)
+@pytest.mark.case(56, T2)
 @every_variant
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapted_merged_unmerged_and_unwrapped_agree(family: str, variant: str) -> None:
@@ -51,7 +51,7 @@ def test_adapted_merged_unmerged_and_unwrapped_agree(family: str, variant: str) 
     assert [type(module) for _, module in plain.named_modules()] == kinds
 
 
-@case(57, T1)
+@pytest.mark.case(57, T1)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_merged_model_saves_as_contiguous_safetensors(family: str, tmp_path: Path) -> None:
     wrapped = adapted(family)
@@ -66,7 +66,7 @@ def test_the_merged_model_saves_as_contiguous_safetensors(family: str, tmp_path:
     T2.check(logits(fresh), expected)
 
 
-@case(58, T0)
+@pytest.mark.case(58, T0)
 @every_variant
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_broken_adapter_is_not_merged_and_the_base_stays(variant: str, value: float) -> None:
@@ -88,7 +88,7 @@ def test_a_broken_adapter_is_not_merged_and_the_base_stays(variant: str, value: 
                 assert bool(torch.isfinite(own).all())
 
 
-@case(59, T0)
+@pytest.mark.case(59, T0)
 def test_merging_twice_changes_nothing_more() -> None:
     wrapped = adapted("opt")
     layer = next(iter(wrapped.adapters.values()))
@@ -101,7 +101,7 @@ def test_merging_twice_changes_nothing_more() -> None:
     T0.check(layer.weight.detach(), tiny_opt().get_submodule(layer.shape.name).weight.detach())
 
 
-@case(60, T0)
+@pytest.mark.case(60, T0)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_weights_merge_in_fp32_rounded_once(family: str, dtype: Any) -> None:
@@ -116,7 +116,7 @@ def test_half_precision_weights_merge_in_fp32_rounded_once(family: str, dtype: A
         T0.check(layer.weight.detach(), before)
 
 
-@case(62, T1)
+@pytest.mark.case(62, T1)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_merged_weights_are_pefts(family: str) -> None:
     targets = [*UNEQUAL[family], EMBEDDING[family]]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from support.peft_oracle import our_model, our_parameters
 from support.tiny_models import EMBEDDING, FAMILIES, UNEQUAL, logits
-from support.tolerance import T0, case
+from support.tolerance import T0
 
 from conformance.test_training import VARIANTS, every_variant, stir
 from loratune.adapter_files.peft_format import read_adapter, wrap_for_loading, write_adapter
@@ -49,9 +49,9 @@ def loaded(folder: Path, base: Any) -> WrappedModel:
     return wrap_for_loading(base, adapter)
 
 
-@case(65, T0)
-@case(66, T0)
-@case(70, T0)
+@pytest.mark.case(65, T0)
+@pytest.mark.case(66, T0)
+@pytest.mark.case(70, T0)
 @every_variant
 @every_family
 def test_a_saved_adapter_loads_to_the_same_numbers_whatever_the_seed(
@@ -68,7 +68,7 @@ def test_a_saved_adapter_loads_to_the_same_numbers_whatever_the_seed(
     assert trained == {id(p) for p in new.values()}
 
 
-@case(68, T0)
+@pytest.mark.case(68, T0)
 @every_variant
 @every_family
 def test_loading_and_saving_again_gives_the_same_bytes(
@@ -82,7 +82,7 @@ def test_loading_and_saving_again_gives_the_same_bytes(
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
-@case(55, T0)
+@pytest.mark.case(55, T0)
 def test_veras_alpha_is_folded_once_however_often_it_is_saved(tmp_path: Path) -> None:
     before = written(tmp_path / "a", "opt", "vera", alpha=24.0)
     assert {layer.scaling for layer in before.adapters.values()} == {3.0}
@@ -94,7 +94,7 @@ def test_veras_alpha_is_folded_once_however_often_it_is_saved(tmp_path: Path) ->
         T0.check(second[name], tensor, name)
 
 
-@case(69, T0)
+@pytest.mark.case(69, T0)
 @every_variant
 def test_a_missing_tensor_is_an_error_that_names_it(tmp_path: Path, variant: str) -> None:
     written(tmp_path / "a", "opt", variant)
@@ -105,7 +105,7 @@ def test_a_missing_tensor_is_an_error_that_names_it(tmp_path: Path, variant: str
         wrap_for_loading(FAMILIES["opt"](), replace(adapter, tensors=fewer))
 
 
-@case(71, T0)
+@pytest.mark.case(71, T0)
 @every_variant
 def test_adapters_are_fp32_before_and_after_a_reload_on_a_half_precision_base(
     tmp_path: Path, variant: str
@@ -119,7 +119,7 @@ def test_adapters_are_fp32_before_and_after_a_reload_on_a_half_precision_base(
     T0.check(logits(after.model), logits(before.model))
 
 
-@case(72, T0)
+@pytest.mark.case(72, T0)
 @every_family
 def test_an_adapted_embedding_is_stored_without_a_copy_of_the_base(
     tmp_path: Path, family: str
@@ -134,7 +134,7 @@ def test_an_adapted_embedding_is_stored_without_a_copy_of_the_base(
     T0.check(logits(loaded(tmp_path / "a", FAMILIES[family]()).model), logits(wrapped.model))
 
 
-@case(52, T0)
+@pytest.mark.case(52, T0)
 def test_vera_without_stored_matrices_reloads_to_the_same_outputs(tmp_path: Path) -> None:
     before = written(tmp_path / "a", "llama", "vera", save_projection=False)
     names = load_file(tmp_path / "a" / "adapter_model.safetensors")

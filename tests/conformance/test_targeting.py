@@ -6,14 +6,14 @@ import pytest
 import torch
 from support.peft_oracle import lora_config, our_model, peft_model, peft_parameters
 from support.tiny_models import FAMILIES, UNEQUAL, tiny_gpt2, tiny_opt
-from support.tolerance import T0, case
+from support.tolerance import T0
 from torch import nn
 
 from loratune.errors import LoratuneError, ModelError
 from loratune.models.layers import layer_shapes
 
 
-@case(15, T0)
+@pytest.mark.case(15, T0)
 @pytest.mark.parametrize("names", [["nothing"], ["q_proj", "o_proj"]])
 def test_every_name_that_matches_nothing_is_an_error(names: list[str]) -> None:
     model = tiny_opt()
@@ -22,7 +22,7 @@ def test_every_name_that_matches_nothing_is_an_error(names: list[str]) -> None:
     assert all(type(module).__name__ != "LoRA" for module in model.modules())
 
 
-@case(16, T0)
+@pytest.mark.case(16, T0)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chosen_blocks_alone_are_adapted_as_in_peft(family: str) -> None:
     targets = UNEQUAL[family]
@@ -35,19 +35,19 @@ def test_chosen_blocks_alone_are_adapted_as_in_peft(family: str) -> None:
     assert set(ours.adapters) == theirs and len(theirs) == len(targets)
 
 
-@case(16, T0)
+@pytest.mark.case(16, T0)
 def test_a_block_that_the_model_has_not_is_an_error() -> None:
     with pytest.raises(ModelError, match="no block 7"):
         our_model(tiny_opt(), "lora", ["q_proj"], rank=4, layers=[0, 7])
 
 
-@case(18, T0)
+@pytest.mark.case(18, T0)
 def test_a_module_cannot_be_adapted_and_trained_in_full() -> None:
     with pytest.raises(LoratuneError, match="q_proj"):
         our_model(tiny_opt(), "lora", ["q_proj"], rank=4, modules_to_save=("q_proj",))
 
 
-@case(19, T0)
+@pytest.mark.case(19, T0)
 def test_wrapped_layers_show_their_sizes() -> None:
     wrapped = our_model(tiny_gpt2(), "lora", ["c_attn", "c_fc", "wte"], rank=4)
     sizes = {
@@ -57,10 +57,10 @@ def test_wrapped_layers_show_their_sizes() -> None:
     assert sizes == {"c_attn": (16, 48), "c_fc": (16, 24), "wte": (300, 16)}
 
 
-@case(21, T0)
-@case(49, T0)
-@case(50, T0)
-@case(53, T0)
+@pytest.mark.case(21, T0)
+@pytest.mark.case(49, T0)
+@pytest.mark.case(50, T0)
+@pytest.mark.case(53, T0)
 def test_a_model_holds_one_adapter_and_a_second_is_refused() -> None:
     wrapped = our_model(tiny_opt(), "lora", ["q_proj"], rank=4)
     before = sorted(name for name, _ in wrapped.model.named_modules())

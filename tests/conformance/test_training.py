@@ -9,16 +9,14 @@ import pytest
 import torch
 from support.peft_oracle import our_model, our_optimizer, our_parameters
 from support.tiny_models import ATTENTION, EMBEDDING, FAMILIES, UNEQUAL, logits, tiny_opt, token_ids
-from support.tolerance import T0, T1, T2, case, largest
+from support.tolerance import T0, T1, T2, largest
 from torch import Tensor, nn
 
+from loratune.adapters.registry import variant_names
 from loratune.surgery import WrappedModel, disabled
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 4, "alpha": 8.0},
-    "lora_fa": {"rank": 4, "alpha": 8.0},
-    "lora_plus": {"rank": 4, "alpha": 8.0},
-    "vera": {"rank": 8},
+    name: {"rank": 8} if name == "vera" else {"rank": 4, "alpha": 8.0} for name in variant_names()
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -46,8 +44,8 @@ def gradients(wrapped: WrappedModel, step: int = 0) -> dict[str, Tensor]:
     return {name: gradient.clone() for name, gradient in found.items() if gradient is not None}
 
 
-@case(20, T0)
-@case(22, T0)
+@pytest.mark.case(20, T0)
+@pytest.mark.case(22, T0)
 @every_variant
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_trained_number_gets_a_gradient_and_nothing_else_moves(
@@ -70,7 +68,7 @@ def test_every_trained_number_gets_a_gradient_and_nothing_else_moves(
         assert torch.equal(tensor, before[name]) is (name not in names), name
 
 
-@case(23, T1)
+@pytest.mark.case(23, T1)
 @every_variant
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("kernel", ["reference", "auto"])
@@ -93,7 +91,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(
         T1.check(got[name], gradient, name)
 
 
-@case(24, T0)
+@pytest.mark.case(24, T0)
 @pytest.mark.parametrize("kernel", ["reference", "fused"])
 @pytest.mark.parametrize("variant", ["lora", "vera"])
 def test_gradients_are_the_papers_formulas_to_fp64(variant: str, kernel: str) -> None:
@@ -128,7 +126,7 @@ def test_gradients_are_the_papers_formulas_to_fp64(variant: str, kernel: str) ->
     assert largest(layer(x), x @ (W + delta).T + linear.bias) < 1e-12
 
 
-@case(29, T0)
+@pytest.mark.case(29, T0)
 @every_variant
 def test_evaluation_ignores_dropout(variant: str) -> None:
     dropped = our_model(tiny_opt(), variant, UNEQUAL["opt"], dropout=0.5, **VARIANTS[variant])
@@ -140,7 +138,7 @@ def test_evaluation_ignores_dropout(variant: str) -> None:
     assert not torch.equal(loss_of(dropped.model), loss_of(still.model))
 
 
-@case(30, T1)
+@pytest.mark.case(30, T1)
 @every_variant
 def test_accumulated_micro_batches_equal_one_batch(variant: str) -> None:
     whole = our_model(tiny_opt(), variant, UNEQUAL["opt"], **VARIANTS[variant])
@@ -158,7 +156,7 @@ def test_accumulated_micro_batches_equal_one_batch(variant: str) -> None:
         T1.check(summed[name].grad, parameter.grad, name)
 
 
-@case(46, T0)
+@pytest.mark.case(46, T0)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_plus_with_ratio_one_is_lora(family: str) -> None:
     plus = our_model(FAMILIES[family](), "lora_plus", UNEQUAL[family], rank=4, lr_ratio=1.0)
@@ -172,7 +170,7 @@ def test_lora_plus_with_ratio_one_is_lora(family: str) -> None:
         T0.check(our_parameters(plus)[name].detach(), parameter.detach(), name)
 
 
-@case(44, T0)
+@pytest.mark.case(44, T0)
 def test_lora_plus_steps_with_embedding_and_linear_targets_on_a_bare_model() -> None:
     wrapped = our_model(
         tiny_opt(), "lora_plus", [EMBEDDING["opt"], *ATTENTION["opt"]], rank=4, embedding_lr=1e-3
@@ -185,7 +183,7 @@ def test_lora_plus_steps_with_embedding_and_linear_targets_on_a_bare_model() -> 
     assert all(largest(p, before[name]) > 0 for name, p in our_parameters(wrapped).items())
 
 
-@case(48, T0)
+@pytest.mark.case(48, T0)
 @every_variant
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_trained_number_is_in_exactly_one_group(family: str, variant: str) -> None:
@@ -202,17 +200,13 @@ def test_every_trained_number_is_in_exactly_one_group(family: str, variant: str)
     assert trained == {id(p) for p in our_parameters(wrapped).values()}
 
 
-@case(47, T0)
+@pytest.mark.case(47, T0)
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_lora_plus_keeps_its_ratio_at_every_step_and_after_a_resume(schedule: str) -> None:
     from loratune.config.schema import Schedule, TrainerConfig
-    from loratune.training.optim import (
-        load_optimizer_tensors,
-        make_optimizer,
-        optimizer_tensors,
-        schedule_factor,
-        set_learning_rate,
-    )
+    from loratune.training.optim import make_optimizer
+    from loratune.training.schedule import schedule_factor, set_learning_rate
+    from loratune.training.state import load_optimizer_tensors, optimizer_tensors
 
     trainer = TrainerConfig(steps=10, lr=1e-3, warmup_steps=3, schedule=Schedule(schedule))
     wrapped = our_model(tiny_opt(), "lora_plus", ["q_proj"], rank=4, lr_ratio=16.0)
@@ -233,8 +227,8 @@ def test_lora_plus_keeps_its_ratio_at_every_step_and_after_a_resume(schedule: st
     assert schedule == "constant" or rates[-1] < rates[3]
 
 
-@case(54, T0)
-@case(71, T0)
+@pytest.mark.case(54, T0)
+@pytest.mark.case(71, T0)
 @every_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kernel", ["reference", "auto"])
@@ -251,7 +245,7 @@ def test_the_output_keeps_the_bases_dtype_and_the_adapter_stays_in_fp32(
     assert all(torch.isfinite(gradient).all() for gradient in gradients(wrapped).values())
 
 
-@case(64, T0)
+@pytest.mark.case(64, T0)
 @every_variant
 def test_disabled_adapters_give_the_base_and_come_back(variant: str) -> None:
     base = logits(tiny_opt())
@@ -272,7 +266,7 @@ def test_disabled_adapters_give_the_base_and_come_back(variant: str) -> None:
     T0.check(logits(wrapped.model), adapted)
 
 
-@case(49, T0)
+@pytest.mark.case(49, T0)
 def test_veras_layers_share_their_matrices_and_not_their_vectors() -> None:
     wrapped = our_model(tiny_opt(), "vera", UNEQUAL["opt"], rank=8)
     layers: list[Any] = list(wrapped.adapters.values())
@@ -282,7 +276,7 @@ def test_veras_layers_share_their_matrices_and_not_their_vectors() -> None:
     assert len({layer.vera_lambda_b.data_ptr() for layer in layers}) == len(layers)
 
 
-@case(25, T2)
+@pytest.mark.case(25, T2)
 @every_variant
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_fused_kernel_follows_the_reference_through_training(family: str, variant: str) -> None:

@@ -24,17 +24,9 @@ from loratune.config.schema import TargetsConfig
 from loratune.counting.budget import Budget, match_budget, parse_budget
 from loratune.counting.parameters import ParameterReport, VariantCount, count_variants
 from loratune.counting.published import published_report
-from loratune.counting.tables import (
-    budget_grid,
-    module_grid,
-    published_grid,
-    report_json,
-    to_csv,
-    to_markdown,
-    to_rich,
-    variant_grid,
-)
+from loratune.counting.tables import budget_table, module_table, published_table, variant_table
 from loratune.errors import ConfigError, ModelError
+from loratune.files import to_json
 from loratune.models.architectures import Architecture, architecture_from_numbers
 from loratune.targets.find import find_targets
 
@@ -278,20 +270,20 @@ def test_a_budget_that_is_none_is_refused(text: str) -> None:
 
 def test_the_tables_hold_the_counts() -> None:
     report = report_for(opt("125m"), 16)
-    markdown = to_markdown(variant_grid(report))
+    markdown = variant_table(report.to_dict()).to_markdown()
     assert "| lora | 16 | 589,824 | 0 | 589,824 | 2,359,296 | 4,718,592 | 0.471 |" in markdown
     assert "125,239,296 base parameters" in markdown
-    rows = list(csv.DictReader(io.StringIO(to_csv(variant_grid(report)))))
+    rows = list(csv.DictReader(io.StringIO(variant_table(report.to_dict()).to_csv())))
     assert {row["variant"]: int(row["trainable"]) for row in rows}["vera"] == 18_816
-    assert json.loads(report_json(report.to_dict()))["variants"][0]["trainable"] == 589_824
+    assert json.loads(to_json(report.to_dict()))["variants"][0]["trainable"] == 589_824
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(to_rich(variant_grid(report)))
+    console.print(variant_table(report.to_dict()).to_rich())
     assert "589,824" in console.export_text()
 
 
 def test_the_module_table_adds_up_to_the_variants() -> None:
     report = report_for(opt("125m"), 16)
-    rows = list(csv.DictReader(io.StringIO(to_csv(module_grid(report)))))
+    rows = list(csv.DictReader(io.StringIO(module_table(report).to_csv())))
     for variant in report.variants:
         own = [row for row in rows if row["variant"] == variant.variant]
         assert sum(int(row["trainable"]) for row in own) == variant.trainable
@@ -303,19 +295,19 @@ def test_names_in_a_table_are_never_read_as_markup() -> None:
     square = Architecture("[bold]", (layer,), (), 16, {})
     report = count_variants(square, [layer], [LoRAConfig(rank=1)])
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(to_rich(module_grid(report)), to_rich(variant_grid(report)))
+    console.print(module_table(report).to_rich(), variant_table(report.to_dict()).to_rich())
     text = console.export_text()
     assert "[/red]layer" in text
     assert "[bold]" in text
-    assert r"[/red]layer\|x" in to_markdown(module_grid(report))
+    assert r"[/red]layer\|x" in module_table(report).to_markdown()
 
 
 def test_budgets_and_published_counts_have_tables() -> None:
     architecture = opt("125m")
     budget = Budget("trainable", 100)
     matches = match_budget(architecture, matched(architecture), [LoRAConfig()], budget)
-    assert "| lora | none | 36,864 | 36,764 |" in to_markdown(budget_grid(matches))
-    published = to_markdown(published_grid(published_report()))
+    assert "| lora | none | 36,864 | 36,764 |" in budget_table(matches).to_markdown()
+    published = published_table(published_report()).to_markdown()
     assert published.count("\n| ") == len(published_report()) + 2
     assert "not reproducible" in published
 

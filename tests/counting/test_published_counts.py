@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.tolerance import T0
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -44,6 +45,7 @@ WRONG = {
 }
 
 
+@pytest.mark.case(74, T0)
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_the_exact_number_of_a_published_cell(row: PublishedRow) -> None:
     if row.verdict is Verdict.not_reproducible:

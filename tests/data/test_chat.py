@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
-from loratune.config.schema import Overlong, RowFormat
+from loratune.config.schema import DataConfig, Overlong, RowFormat
 from loratune.data.chat import chat_template_of
 from loratune.data.encode import Encoder
-from loratune.data.encoded_rows import IGNORED, EncodedRow
+from loratune.data.encoded_rows import EncodedRow
 from loratune.data.rows import Example, Message
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer
 from loratune.errors import DataError
+from loratune.loss.constants import IGNORED
 
 from .conftest import byte_level_tokenizer
 
@@ -46,27 +47,27 @@ def encode(
 ) -> tuple[Any, Any, EncodedRow]:
     tokenizer = byte_level_tokenizer(start=start, pad=True, chat_template=template)
     chosen = PromptFormat(RowFormat.messages, chat_template=chat_template_of(tokenizer))
-    encoder = Encoder(RowTokenizer(tokenizer), chosen)
+    encoder = Encoder(RowTokenizer(tokenizer), chosen, DataConfig())
     example = [Example("talk.jsonl:1", messages=talk)]
     rows = encoder.encode(example, max_length=512, overlong=Overlong.truncate).rows
     return tokenizer, encoder, rows[0]
 
 
-def turns_learnt(tokenizer: Any, row: EncodedRow) -> list[str]:
+def supervised_turns(tokenizer: Any, row: EncodedRow) -> list[str]:
     return [tokenizer.decode(row.input_ids[start:end]) for start, end in row.spans]
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED])
-def test_every_assistant_turn_is_learnt_with_its_end_and_nothing_else(template: str) -> None:
+def test_every_assistant_turn_is_supervised_with_its_end_and_nothing_else(template: str) -> None:
     tokenizer, _, row = encode(template)
-    assert turns_learnt(tokenizer, row) == ["one two<|im_end|>", "the red fox<|im_end|>"]
+    assert supervised_turns(tokenizer, row) == ["one two<|im_end|>", "the red fox<|im_end|>"]
     others = [t for t, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED]
     assert "red fox" not in tokenizer.decode(others)
 
 
 def test_a_template_whose_header_only_the_turn_itself_writes() -> None:
     tokenizer, _, row = encode(LLAMA_LIKE)
-    assert [text.strip() for text in turns_learnt(tokenizer, row)] == [
+    assert [text.strip() for text in supervised_turns(tokenizer, row)] == [
         "one two</s>",
         "the red fox</s>",
     ]
@@ -82,7 +83,7 @@ def test_one_start_token_whether_or_not_the_template_writes_it(template: str, st
 
 def test_a_template_without_end_tokens_gets_one_at_the_end() -> None:
     tokenizer, _, row = encode(WITHOUT_END)
-    assert turns_learnt(tokenizer, row) == [" one two", " the red fox</s>"]
+    assert supervised_turns(tokenizer, row) == [" one two", " the red fox</s>"]
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED, LLAMA_LIKE, WITHOUT_END])
@@ -92,9 +93,9 @@ def test_generation_is_given_the_prefix_that_training_saw(template: str) -> None
     assert encoder.prompt_ids({"messages": turns}) == row.input_ids[: row.prompt_length]
 
 
-def test_a_conversation_that_the_assistant_opens_is_learnt() -> None:
+def test_a_conversation_that_the_assistant_opens_is_supervised() -> None:
     tokenizer, _, row = encode(CHATML, (Message("assistant", "hello"),))
-    assert turns_learnt(tokenizer, row) == ["hello<|im_end|>"]
+    assert supervised_turns(tokenizer, row) == ["hello<|im_end|>"]
 
 
 def test_a_template_that_changes_the_answer_is_refused() -> None:

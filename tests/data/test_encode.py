@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from loratune.config.schema import Overlong, RowFormat
+from loratune.config.schema import DataConfig, Overlong, RowFormat
 from loratune.data.encode import Encoder
-from loratune.data.encoded_rows import IGNORED, EncodedRow, EncodedRows, length_to_keep
+from loratune.data.encoded_rows import EncodedRow, EncodedRows, length_to_keep
 from loratune.data.rows import Example
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer
 from loratune.errors import DataError, ModelError
+from loratune.loss.constants import IGNORED
 
 from .conftest import space_prefixing_tokenizer
 
@@ -32,12 +33,12 @@ def encode(
     examples = [Example(f"f:{n}", p, a) for n, (p, a) in enumerate(pairs, start=1)]
     chosen = PROMPT if pairs[0][0] else TEXT
     overlong = options.get("overlong", Overlong.truncate)
-    return Encoder(RowTokenizer(tokenizer), chosen).encode(
+    return Encoder(RowTokenizer(tokenizer), chosen, DataConfig()).encode(
         examples, max_length=max_length, overlong=overlong
     )
 
 
-def learnt(row: EncodedRow) -> list[int]:
+def supervised_ids(row: EncodedRow) -> list[int]:
     return [label for label in row.labels if label != IGNORED]
 
 
@@ -46,9 +47,9 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-def test_what_is_learnt_decodes_to_the_answer_and_the_end_token(tokenizer: Any) -> None:
+def test_what_is_supervised_decodes_to_the_answer_and_the_end_token(tokenizer: Any) -> None:
     for (_, answer), row in zip(PAIRS, encode(tokenizer, PAIRS).rows, strict=True):
-        assert tokenizer.decode(learnt(row)) == answer + "</s>"
+        assert tokenizer.decode(supervised_ids(row)) == answer + "</s>"
         labels = row.labels
         assert all(
             label in (IGNORED, token) for label, token in zip(labels, row.input_ids, strict=True)
@@ -61,11 +62,11 @@ def test_labels_shifted_by_one_would_not_pass_the_decoding_oracle(tokenizer: Any
     for shift in (-1, 1):
         spans = tuple((a + shift, b + shift) for a, b in row.spans)
         moved = EncodedRow([*row.input_ids, 0], spans, row.prompt_length, row.source)
-        assert tokenizer.decode(learnt(moved)) != PAIRS[0][1] + "</s>"
+        assert tokenizer.decode(supervised_ids(moved)) != PAIRS[0][1] + "</s>"
 
 
 def test_the_ids_of_a_prompt_alone_are_the_prefix_of_its_row(tokenizer: Any) -> None:
-    encoder = Encoder(RowTokenizer(tokenizer), PROMPT)
+    encoder = Encoder(RowTokenizer(tokenizer), PROMPT, DataConfig())
     for (prompt, _), row in zip(PAIRS, encode(tokenizer, PAIRS).rows, strict=True):
         alone = encoder.prompt_ids({"prompt": prompt})
         assert row.input_ids[: row.prompt_length] == alone
@@ -83,19 +84,19 @@ def test_an_end_token_is_there_once_also_where_the_answer_writes_it(tokenizer: A
     end = tokenizer.eos_token_id
     for answer in (" world", " world</s>"):
         row = encode(tokenizer, [("hello", answer)]).rows[0]
-        assert row.input_ids.count(end) == 1 and learnt(row)[-1] == end
+        assert row.input_ids.count(end) == 1 and supervised_ids(row)[-1] == end
 
 
-def test_an_end_token_inside_the_prompt_is_not_learnt(tokenizer: Any) -> None:
+def test_an_end_token_inside_the_prompt_is_not_supervised(tokenizer: Any) -> None:
     row = encode(tokenizer, [("one</s>two", " three")]).rows[0]
     places = [n for n, token in enumerate(row.input_ids) if token == tokenizer.eos_token_id]
     assert [row.labels[place] == IGNORED for place in places] == [True, False]
 
 
-def test_every_token_of_a_text_is_learnt_but_the_first(tokenizer: Any) -> None:
+def test_every_token_of_a_text_is_supervised_but_the_first(tokenizer: Any) -> None:
     row = encode(tokenizer, [("", "the cat sat")]).rows[0]
     assert row.labels[0] == IGNORED
-    assert learnt(row) == row.input_ids[1:]
+    assert supervised_ids(row) == row.input_ids[1:]
     assert tokenizer.decode(row.input_ids).removeprefix("<s>") == "the cat sat</s>"
 
 
@@ -122,11 +123,11 @@ def test_a_tokenizer_without_an_end_token_is_refused(gpt2_like: Any) -> None:
         RowTokenizer(bare)
 
 
-def test_truncation_cuts_the_end_and_counts_the_learnt_tokens_lost(tokenizer: Any) -> None:
+def test_truncation_cuts_the_end_and_counts_the_supervised_tokens_lost(tokenizer: Any) -> None:
     whole = encode(tokenizer, PAIRS[:1]).rows[0]
     result = encode(tokenizer, PAIRS[:1], max_length=len(whole) - 3)
     assert result.rows[0].input_ids == whole.input_ids[:-3]
-    assert learnt(result.rows[0]) == learnt(whole)[:-3]
+    assert supervised_ids(result.rows[0]) == supervised_ids(whole)[:-3]
     assert (result.truncated, result.lost_target_tokens) == (1, 3)
     exact = encode(tokenizer, PAIRS[:1], max_length=len(whole))
     assert exact.rows == [whole] and exact.truncated == 0

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -91,10 +90,10 @@ def test_json_that_is_no_row_never_escapes_as_another_error(file: Path, line: st
     assert "train.jsonl:1" in str(error_of(file))
 
 
-def test_a_json_list_gives_rows_with_their_lines(tmp_path: Path) -> None:
+def test_a_json_list_gives_rows_with_their_numbers(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=1))
-    assert [row.source for row in read_rows(str(path))] == [f"{path}:2", f"{path}:5"]
+    assert [row.source for row in read_rows(str(path))] == [f"{path}, row 1", f"{path}, row 2"]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +103,7 @@ def test_a_json_list_gives_rows_with_their_lines(tmp_path: Path) -> None:
         ('[\n{"a": 1}\n{"a": 2}]', "rows.json:3"),
         ('[\n{"a": 1},\n{"a": 2', "unterminated"),
         ('[\n{"a": 1}\n', "unterminated"),
+        ('[\n{"a": 1}, 2]', "rows.json, row 2"),
         ('{\n "data": []\n}', "one object"),
     ],
 )
@@ -174,10 +174,8 @@ def test_gzipped_rows_are_read_and_a_damaged_file_is_named(tmp_path: Path) -> No
 
 def test_a_named_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
-    began = time.monotonic()
     assert "named pipe" in str(error_of(tmp_path / "pipe.jsonl"))
     assert "device" in str(error_of("/dev/null"))
-    assert time.monotonic() - began < 3
 
 
 def test_symbolic_links_that_form_a_loop_are_refused(tmp_path: Path) -> None:

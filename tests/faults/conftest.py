@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command_line import Case, CommandLine, Outcome
 
-from faults.harness import Case, Outcome, Zygote
 from faults.tally import TALLY
 
 LENGTHS = (3, 5, 9, 4, 7, 6)
@@ -24,12 +24,12 @@ class Bench:
     Attributes:
         folder: an empty folder of the test's own.
         shared: the bases and rows, to be read only.
-        zygote: forks the cases.
+        cli: the command line.
     """
 
     folder: Path
     shared: Path
-    zygote: Zygote
+    cli: CommandLine
     runs: int = field(default=0)
 
     def words(self, out: str | Path, *more: str) -> list[str]:
@@ -67,7 +67,7 @@ class Bench:
     def start(self, out: str | Path, *more: str, **options: Any) -> Case:
         """Start a run."""
         options.setdefault("cwd", self.folder)
-        return self.zygote.start(self.words(out, *more), **options)
+        return self.cli.start(*self.words(out, *more), **options)
 
     def train(self, out: str | Path, *more: str, **options: Any) -> Outcome:
         """Run to the end."""
@@ -76,7 +76,7 @@ class Bench:
     def loratune(self, *words: str, **options: Any) -> Outcome:
         """Any other command."""
         options.setdefault("cwd", self.folder)
-        return self.zygote.run(words, **options)
+        return self.cli(*words, **options)
 
     def copy(self, name: str) -> Path:
         """The test's own copy of something shared."""
@@ -88,13 +88,6 @@ class Bench:
         else:
             shutil.copyfile(source, target)
         return target
-
-
-@pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    process = Zygote(tmp_path_factory.mktemp("cases"))
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="session")
@@ -124,15 +117,15 @@ def write_rows(path: Path, numbers: Sequence[int]) -> None:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, shared_inputs: Path, zygote: Zygote) -> Bench:
-    return Bench(tmp_path, shared_inputs, zygote)
+def bench(tmp_path: Path, shared_inputs: Path, cli: CommandLine) -> Bench:
+    return Bench(tmp_path, shared_inputs, cli)
 
 
 @pytest.fixture(scope="session")
 def session_bench(
-    tmp_path_factory: pytest.TempPathFactory, shared_inputs: Path, zygote: Zygote
+    tmp_path_factory: pytest.TempPathFactory, shared_inputs: Path, cli: CommandLine
 ) -> Bench:
-    return Bench(tmp_path_factory.mktemp("session"), shared_inputs, zygote)
+    return Bench(tmp_path_factory.mktemp("session"), shared_inputs, cli)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -1,4 +1,4 @@
-"""C09, C12, D01, D10, D11, D14, D16: unusable rows or plans stop a run before its first step."""
+"""Unusable rows or plans stop a run before its first step."""
 
 from __future__ import annotations
 

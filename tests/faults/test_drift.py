@@ -1,4 +1,4 @@
-"""R02, P08: what differs from what was saved stops the resume, or is allowed and really applied."""
+"""What differs from what was saved stops the resume, or is allowed and really applied."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from faults.harness import in_parallel, result, tree
 from faults.tally import TALLY
 from faults.test_resume import cut
 from faults.verify import check_told
+
+PROJECTION = "loratune.adapters.vera.module.SharedProjection"
 
 # Every case: words that change one thing, and the key that must be named.
 CHANGES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -151,6 +153,9 @@ def test_projections_that_come_out_differently_stop_the_resume(bench: Bench) -> 
     assert bench.train(run, *words).code == 0
     again = cut(run, bench.folder / "again", 6)
     outcome = bench.train(
-        again, *words, "resume=auto", faults=["scale@loratune.adapters.vera.module._kaiming:1"]
+        again,
+        *words,
+        "resume=auto",
+        faults=[f"scale@{PROJECTION}.__init__:1"],
     )
     check_told(outcome, 6, "projection: ")

@@ -1,4 +1,4 @@
-"""C10: no key is dead.  Every setting, changed alone, changes what the run does or is refused."""
+"""No key is dead.  Every setting, changed alone, changes what the run does or is refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from support.command_line import Outcome
 
 from faults.conftest import Bench
-from faults.harness import Outcome, in_parallel, tree
+from faults.harness import in_parallel, tree
 from faults.tally import TALLY
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import RunConfig
@@ -108,7 +109,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "trainer.precision": m("trainer.precision=bf16"),
     "trainer.gradient_checkpointing": m(
-        "trainer.gradient_checkpointing=true", calls="loratune.pipeline.run.checkpoint_activations"
+        "trainer.gradient_checkpointing=true",
+        calls="loratune.pipeline.training.checkpoint_activations",
     ),
     "trainer.compile": m("trainer.compile=true", calls="torch.compile"),
     "trainer.seed": m("trainer.seed=1"),
@@ -159,8 +161,8 @@ MUTATIONS: dict[str, Mutation] = {
 ELSEWHERE = {
     "model.architecture": "count-params without the model",
     "data.split": "sources with several splits, which come from the hub",
-    "resume": "a run that was stopped (R01)",
-    "allow_drift": "resumes that differ (R02)",
+    "resume": "a run that was stopped",
+    "allow_drift": "resumes that differ",
 }
 """Keys that a plain `train` does not read, and what does; their tests lie there."""
 
@@ -239,7 +241,6 @@ REPEATING = (
 )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> None:
     places = {
         "base2": bench.shared / "base2",

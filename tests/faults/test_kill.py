@@ -1,4 +1,4 @@
-"""T03, R07, X07: SIGKILL at every write, at random, in a chain, and during a merge."""
+"""SIGKILL at every write, at random, in a chain, and during a merge."""
 
 from __future__ import annotations
 

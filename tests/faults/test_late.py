@@ -1,4 +1,4 @@
-"""T14-T16: what fails late cannot harm what was published; the same run gives the same bytes."""
+"""What fails late cannot harm what was published; the same run gives the same bytes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ def test_evaluation_rows_that_are_missing_are_found_before_training(bench: Bench
     assert not (bench.folder / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "merge", "finished_report"])
+@pytest.mark.parametrize(
+    "stage", ["later_stages.evaluate", "later_stages.merge", "records.finished_report"]
+)
 def test_a_stage_that_fails_late_leaves_the_adapter_published(bench: Bench, stage: str) -> None:
     assert bench.train("whole", *STAGES).code == 0
     run = bench.folder / "run"
-    stopped = bench.train(run, *STAGES, faults=[f"enospc@loratune.pipeline.run.{stage}:1"])
+    stopped = bench.train(run, *STAGES, faults=[f"enospc@loratune.pipeline.{stage}:1"])
     check_told(stopped, 8)
     adapter = run / "adapter"
     assert f"adapter saved: {adapter}" in stopped.out

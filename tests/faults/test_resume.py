@@ -1,4 +1,4 @@
-"""R01, R04-R06, R09, R10: a resumed run is the run that never stopped, or it does not start."""
+"""A resumed run is the run that never stopped, or it does not start."""
 
 from __future__ import annotations
 

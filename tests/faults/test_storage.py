@@ -1,4 +1,4 @@
-"""T07, T09, X07, X13: a disk that refuses is exit 8, and nothing that was saved is lost."""
+"""A disk that refuses is exit 8, and nothing that was saved is lost."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_loaded(
         pytest.skip("root may write everywhere")
     stopped = bench.train(out, faults=["count@loratune.pipeline.run.run"])
     check_told(stopped, 8, out.split("/")[-1])
-    assert stopped.calls == [] and stopped.seconds < 3
+    assert stopped.calls == []
     assert (bench.folder / "taken").read_text() == "a file"
 
 

@@ -1,4 +1,4 @@
-"""T01, T10, M04, M05: divergence, memory, and training that would move nothing."""
+"""Divergence, memory, and training that would move nothing."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_a_gradient_that_is_not_a_number_names_the_tensor(bench: Bench) -> None:
 
 def test_a_parameter_that_is_not_a_number_is_never_published(bench: Bench) -> None:
     run = bench.folder / "run"
-    stopped = bench.train(run, faults=["nanparameter@loratune.stages.train.train_step:6"])
+    stopped = bench.train(run, faults=["nanparameter@loratune.training.loop.train_step:6"])
     check_told(stopped, 5, "parameter", "not finite", "step 6")
     assert verified_steps(run) == [3] and all_finite(run)
 
 
 def test_out_of_memory_is_one_line_with_advice(bench: Bench) -> None:
     stopped = bench.train(
-        "run", faults=["memory@loratune.stages.train.train_step:4"], limits={"RLIMIT_AS": 1 << 36}
+        "run", faults=["memory@loratune.training.loop.train_step:4"], limits={"RLIMIT_AS": 1 << 36}
     )
     check_told(stopped, 5, "out of memory", "batch_size 2", "tokens", "grad_accum_steps")
     assert verified_steps(bench.folder / "run") == [3]
@@ -73,7 +73,7 @@ def test_out_of_memory_is_one_line_with_advice(bench: Bench) -> None:
 
 
 def test_python_running_out_of_memory_is_told_likewise(bench: Bench) -> None:
-    stopped = bench.train("run", faults=["memoryerror@loratune.stages.train.train_step:4"])
+    stopped = bench.train("run", faults=["memoryerror@loratune.training.loop.train_step:4"])
     check_told(stopped, 5, "out of memory", "grad_accum_steps")
 
 
@@ -90,21 +90,21 @@ def test_a_learning_rate_of_zero_is_refused_before_the_first_step(
 
 
 def test_nothing_trainable_is_refused_before_the_first_step(bench: Bench) -> None:
-    stopped = bench.train("run", faults=["freeze@loratune.pipeline.run.wrap:1"])
+    stopped = bench.train("run", faults=["freeze@loratune.pipeline.loading.wrap:1"])
     check_told(stopped, 5, "0 trainable of")
     assert not (bench.folder / "run" / "checkpoints").exists()
 
 
 def test_adapters_without_a_gradient_are_named_after_three_steps(bench: Bench) -> None:
     """The two sides of a layer that the loss does not reach."""
-    stopped = bench.train("run", faults=["detach@loratune.pipeline.run.wrap:1"])
+    stopped = bench.train("run", faults=["detach@loratune.pipeline.loading.wrap:1"])
     check_told(stopped, 5, "had no gradient", "layers.0.", "after step 3")
     assert not (bench.folder / "run" / "adapter").exists()
 
 
 def test_adapters_that_never_moved_are_not_published(bench: Bench) -> None:
     stopped = bench.train(
-        "run", "adapter=lora_fa", faults=["idle@loratune.stages.train.make_optimizer:1"]
+        "run", "adapter=lora_fa", faults=["idle@loratune.training.loop.make_optimizer:1"]
     )
     check_told(stopped, 5, "never moved")
     assert not (bench.folder / "run" / "adapter").exists()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from faults.harness import Outcome, differences, leftovers, result
+from support.command_line import Outcome
+
+from faults.harness import differences, leftovers, result
 from faults.tally import TALLY
 
 

@@ -1,4 +1,4 @@
-"""Faulty rows: D16, D21, and the bad input a first user brings."""
+"""Faulty rows, and the bad input a first user brings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.forked import Outcome
+from support.command_line import Outcome
 
 from .world import PROMPTS, World, refused
 
@@ -15,11 +15,10 @@ ROW = '{"prompt": "a b", "completion": "c d"}\n'
 
 
 def on(world: World, path: object, *words: str, base: Path | None = None) -> Outcome:
-    return world.train(f"data.path={path}", "data.eval_path=null", *words, base=base, seconds=20)
+    return world.train(f"data.path={path}", "data.eval_path=null", *words, base=base)
 
 
 def test_a_pattern_or_folder_without_files_is_named(world: World) -> None:
-    """D16."""
     refused(on(world, f"'{world.path}/none*.jsonl'"), 3, "none*.jsonl")
     refused(on(world, world.path / "none.jsonl"), 3, "none.jsonl")
     (world.path / "empty").mkdir()
@@ -28,16 +27,14 @@ def test_a_pattern_or_folder_without_files_is_named(world: World) -> None:
 
 
 def test_a_named_pipe_is_refused_and_never_waited_for(world: World) -> None:
-    """D16."""
     os.mkfifo(world.path / "pipe.jsonl")
     outcome = on(world, world.path / "pipe.jsonl")
     refused(outcome, 3, "named pipe")
-    assert outcome.seconds < 10 and world.left() == []
+    assert world.left() == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_named(world: World) -> None:
-    """D16."""
     path = world.rows(ROW)
     path.chmod(0)
     refused(on(world, path), 3, "rows.jsonl")
@@ -49,13 +46,17 @@ LATIN = (ROW * 4).encode() + b'{"prompt": "\xe9"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        pytest.param("rows.jsonl", ROW * 2 + '{"prompt": \n' + ROW, ["rows.jsonl:3"], id="D01"),
-        pytest.param("rows.jsonl", "", ["rows.jsonl"], id="D02"),
-        pytest.param("rows.jsonl", (ROW * 2)[:-5], ["rows.jsonl:2"], id="D03"),
-        pytest.param("rows.jsonl", LATIN, ["rows.jsonl:5"], id="D04"),
-        pytest.param("rows.jsonl.gz", b"no gzip", ["rows.jsonl.gz"], id="D16-gz"),
-        pytest.param("rows.xyz", ROW, [".xyz", ".jsonl"], id="D16-kind"),
-        pytest.param("rows.jsonl", '{"question": "a", "reply": "b"}\n' * 4, ["question"], id="D06"),
+        pytest.param(
+            "rows.jsonl", ROW * 2 + '{"prompt": \n' + ROW, ["rows.jsonl:3"], id="cut-line"
+        ),
+        pytest.param("rows.jsonl", "", ["rows.jsonl"], id="empty"),
+        pytest.param("rows.jsonl", (ROW * 2)[:-5], ["rows.jsonl:2"], id="cut-file"),
+        pytest.param("rows.jsonl", LATIN, ["rows.jsonl:5"], id="latin-1"),
+        pytest.param("rows.jsonl.gz", b"no gzip", ["rows.jsonl.gz"], id="gz"),
+        pytest.param("rows.xyz", ROW, [".xyz", ".jsonl"], id="kind"),
+        pytest.param(
+            "rows.jsonl", '{"question": "a", "reply": "b"}\n' * 4, ["question"], id="columns"
+        ),
     ],
 )
 def test_a_file_that_is_no_rows_is_named_with_its_line(
@@ -66,8 +67,8 @@ def test_a_file_that_is_no_rows_is_named_with_its_line(
     assert world.left() == []
 
 
-def test_rows_without_a_learnt_token_stop_the_run(world: World) -> None:
-    """D10: every answer lies behind the cut."""
+def test_rows_without_a_supervised_token_stop_the_run(world: World) -> None:
+    """Every answer lies behind the cut."""
     outcome = on(world, world.rows(PROMPTS), "data.max_length=2")
     refused(outcome, 3, "12/12", "data.max_length")
     assert world.left() == []
@@ -109,7 +110,6 @@ def test_a_conversation_trains(world: World) -> None:
 def test_an_unusable_conversation_is_named_with_its_line(
     world: World, turns: object, named: str
 ) -> None:
-    """D21."""
     refused(chat(world, turns), 3, "rows.jsonl:2", named)
     assert world.left() == []
 
@@ -127,7 +127,6 @@ def test_an_unusable_conversation_is_named_with_its_line(
 def test_an_unusable_template_is_told_with_its_reason(
     world: World, template: str | None, named: str
 ) -> None:
-    """D21."""
     refused(chat(world, [ASK, ANSWER], template), 3, named)
     assert world.left() == []
 
@@ -148,8 +147,8 @@ def test_an_unusable_template_is_told_with_its_reason(
     ids=["time", "memory", "doubling", "power", "product", "globals", "classes", "lipsum"],
 )
 def test_a_hostile_template_is_stopped_in_time_and_in_memory(world: World, template: str) -> None:
-    """S06, D21: bounded in time and memory, inside its sandbox."""
+    """Bounded in time and memory, inside its sandbox."""
     outcome = chat(world, [ASK, ANSWER], template)
-    assert outcome.code in (3, 9) and outcome.errors and "Traceback" not in outcome.text
-    assert outcome.seconds < 15 and outcome.peak_bytes < 1.5e9
+    assert outcome.code in (3, 9) and outcome.errors and not outcome.has_traceback
+    assert outcome.grown_bytes < 5e8
     assert not world.canary.exists() and world.left() == []

@@ -1,22 +1,21 @@
-"""Planted pickles, links, escapes and sockets: rows S03, S05, S06, S13, S18 and S19."""
+"""Planted pickles, links, escapes and sockets."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
-from support.forked import run_cli
 
 from .test_models import sharded, write_index
 from .world import Tensors, World, refused, unchanged
@@ -37,44 +36,33 @@ def plant(folder: Path) -> None:
         (folder / name).write_bytes(pickle.dumps(_Touch()))
 
 
-def watched(world: World) -> Callable[[], None]:
-    """Note every unpickling and every opening of a planted file, from inside the child."""
-    record = world.path / "SEEN"
-
-    def note(event: str, arguments: tuple[object, ...]) -> None:
-        planted = event == "open" and os.path.basename(str(arguments[0])) in PICKLES
-        if event == "pickle.find_class" or planted:
-            with record.open("a") as file:
-                file.write(f"{event} {arguments}\n")
-
-    return lambda: sys.addaudithook(note)
-
-
-FORCED = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+WATCHED: dict[str, Any] = {
+    "environment": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
+    "faults": [rf"audit@pickle\.find_class|open (.*/)?({'|'.join(map(re.escape, PICKLES))})"],
+}
+"""Torch told to trust pickles; every unpickling and every opening of a planted file is seen."""
 
 
 def test_planted_pickles_are_never_opened(world: World) -> None:
-    """S03: in the base, the adapter and a checkpoint, with torch told to trust pickles."""
+    """In the base, the adapter and a checkpoint, with torch told to trust pickles."""
     base, adapter = world.new_base(edit=plant), world.new_adapter(sealed=True, edit=plant)
-    options: dict[str, Any] = {"env": FORCED, "before": watched(world)}
-    assert world.train("trainer.save_every=1", base=base, **options).code == 0
+    trained = world.train("trainer.save_every=1", base=base, **WATCHED)
     out = world.path / "out"
     for checkpoint in (out / "checkpoints").iterdir():
         plant(checkpoint)
     plant(out / "adapter")
     shutil.rmtree(out / "checkpoints" / "step_000002")
     (out / "summary.json").unlink()
-    words = [f"resume={out}", "trainer.steps=2"]
-    assert run_cli("train", *words, cwd=world.path, **options).code == 0
-    assert world.merge(adapter, base=base, **options).code == 0
-    assert not world.canary.exists() and not (world.path / "SEEN").exists()
-    verified = run_cli("verify", str(adapter), cwd=world.path, **options)
+    resumed = world.cli("train", f"resume={out}", "trainer.steps=2", **WATCHED)
+    merged = world.merge(adapter, base=base, **WATCHED)
+    assert [done.code for done in (trained, resumed, merged)] == [0, 0, 0]
+    verified = world.cli("verify", str(adapter), **WATCHED)
     refused(verified, 7, "never published", "optimizer.pt")
-    assert not world.canary.exists() and not (world.path / "SEEN").exists()
+    assert not trained.calls + resumed.calls + merged.calls + verified.calls
+    assert not world.canary.exists()
 
 
 def test_only_pickled_weights_are_refused_unopened(world: World) -> None:
-    """S03."""
 
     def pickled(name: str) -> Callable[[Path], None]:
         def edit(folder: Path) -> None:
@@ -83,17 +71,17 @@ def test_only_pickled_weights_are_refused_unopened(world: World) -> None:
 
         return edit
 
-    options: dict[str, Any] = {"env": FORCED, "before": watched(world)}
-    base = world.new_base(edit=pickled("model.safetensors"))
-    refused(world.train(base=base, **options), 9, "pytorch_model.bin", "pickle")
+    trained = world.train(base=world.new_base(edit=pickled("model.safetensors")), **WATCHED)
+    refused(trained, 9, "pytorch_model.bin", "pickle")
     adapter = world.new_adapter(edit=pickled("adapter_model.safetensors"))
-    refused(world.merge(adapter, **options), 9, "adapter_model.bin", "pickle")
-    assert not world.canary.exists() and not (world.path / "SEEN").exists()
+    merged = world.merge(adapter, **WATCHED)
+    refused(merged, 9, "adapter_model.bin", "pickle")
+    assert not trained.calls + merged.calls and not world.canary.exists()
     assert world.left() == []
 
 
 def test_nothing_that_is_written_is_a_pickle(world: World) -> None:
-    """S03: safetensors, JSON, YAML and HTML only; no zip, no pickle opcode at the start."""
+    """Safetensors, JSON, YAML and HTML only; no zip, no pickle opcode at the start."""
     assert world.train("stages=[train,evaluate,merge,export]").code == 0
     files = [path for path in (world.path / "out").rglob("*") if path.is_file()]
     assert len(files) > 15
@@ -104,7 +92,6 @@ def test_nothing_that_is_written_is_a_pickle(world: World) -> None:
 
 @pytest.mark.parametrize("escape", ["../other/model.safetensors", "/etc/passwd", "sub/../../x"])
 def test_an_index_cannot_name_a_file_outside(world: World, escape: str) -> None:
-    """S05."""
     base = world.new_base(edit=sharded)
     other = world.path / "other"
     shutil.copytree(world.base, other)
@@ -116,7 +103,6 @@ def test_an_index_cannot_name_a_file_outside(world: World, escape: str) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_link_cannot_lead_out_of_the_base(world: World, name: str) -> None:
-    """S05."""
     base, outside = world.new_base(), world.path / "outside"
     (base / name).rename(outside)
     (base / name).symlink_to(outside)
@@ -125,7 +111,7 @@ def test_a_link_cannot_lead_out_of_the_base(world: World, name: str) -> None:
 
 
 def test_the_links_of_the_hubs_own_cache_are_followed(world: World) -> None:
-    """S05: snapshots/REVISION/FILE leads to blobs/HASH."""
+    """snapshots/REVISION/FILE leads to blobs/HASH."""
     cache = world.path / "models--owner--name"
     blobs, snapshot = cache / "blobs", cache / "snapshots" / "abc"
     blobs.mkdir(parents=True)
@@ -140,7 +126,6 @@ def test_the_links_of_the_hubs_own_cache_are_followed(world: World) -> None:
     "name", ["adapter_model.safetensors", "adapter_config.json", "loratune.json"]
 )
 def test_a_link_cannot_lead_out_of_the_adapter(world: World, name: str) -> None:
-    """S05."""
     adapter, outside = world.new_adapter(sealed=True), world.path / "outside"
     (adapter / name).rename(outside)
     (adapter / name).symlink_to(outside)
@@ -164,7 +149,6 @@ def test_a_link_cannot_lead_out_of_the_adapter(world: World, name: str) -> None:
 def test_a_base_cannot_ask_for_code_or_other_files(
     world: World, where: str, values: dict[str, Any]
 ) -> None:
-    """S06."""
     base = world.new_base(**{where: values})  # type: ignore[arg-type]
     (base / "evil.py").write_text("import os; os.system('touch CANARY')\n")
     refused(world.train(base=base), 9, next(iter(values)))
@@ -174,26 +158,23 @@ def test_a_base_cannot_ask_for_code_or_other_files(
 
 @pytest.mark.parametrize("library", ["os", "transformers_evil", "evil.module"])
 def test_an_adapter_cannot_name_a_library(world: World, library: str) -> None:
-    """S06."""
     mapping = {"base_model_class": "Model", "parent_library": library}
     refused(world.merge(world.new_adapter(config={"auto_mapping": mapping})), 9, library)
     assert world.left() == []
 
 
 @pytest.mark.parametrize("pattern", ["(([a-z0-9_.])+)+!", "(a|a)*b", "(.*)*(.*)*(.*)*!"])
-def test_an_exponential_pattern_takes_a_second_at_most(world: World, pattern: str) -> None:
-    """S06."""
+def test_an_exponential_pattern_is_cut_short(world: World, pattern: str) -> None:
     outcome = world.merge(world.new_adapter(config={"target_modules": pattern}))
     assert outcome.code in (7, 9)
     refused(outcome, outcome.code, pattern)
-    assert outcome.seconds < 15 and world.left() == []
+    assert world.left() == []
 
 
 # -- what is planted where we write --------------------------------------------------------
 
 
 def test_a_linked_run_folder_is_refused(world: World) -> None:
-    """S13."""
     victim = world.path / "victim"
     victim.mkdir()
     (world.path / "out").symlink_to(victim)
@@ -202,7 +183,7 @@ def test_a_linked_run_folder_is_refused(world: World) -> None:
 
 
 def test_rotation_and_publishing_never_follow_a_link(world: World) -> None:
-    """S13: step_1, the adapter and the merged model planted as links to somebody's folder."""
+    """A checkpoint, the adapter and the merged model planted as links to somebody's folder."""
     victim = world.path / "victim"
     victim.mkdir()
     (victim / "mine").write_text("mine")
@@ -217,7 +198,6 @@ def test_rotation_and_publishing_never_follow_a_link(world: World) -> None:
 
 
 def test_a_linked_output_of_a_merge_is_refused(world: World) -> None:
-    """S13."""
     victim = world.path / "victim"
     victim.mkdir()
     (world.path / "merged").symlink_to(victim)
@@ -231,20 +211,10 @@ def test_a_linked_output_of_a_merge_is_refused(world: World) -> None:
 
 
 def test_a_whole_run_opens_no_socket(world: World) -> None:
-    """S18."""
-
-    def no_sockets() -> None:
-        def refuse(*_: object, **__: object) -> NoReturn:
-            (world.path / "SOCKET").touch()
-            raise OSError("no network here")
-
-        socket.socket.connect = refuse  # type: ignore[method-assign]
-        socket.socket.connect_ex = refuse  # type: ignore[method-assign]
-        socket.getaddrinfo = refuse
-
-    outcome = world.train("stages=[train,evaluate,merge,export]", before=no_sockets)
+    sockets = [r"deny@socket\.(connect|getaddrinfo|gethostbyname|sendto)"]
+    outcome = world.train("stages=[train,evaluate,merge,export]", faults=sockets)
     assert outcome.code == 0, outcome.err
-    assert not (world.path / "SOCKET").exists()
+    assert outcome.calls == []
 
 
 def _can_unshare() -> bool:
@@ -255,14 +225,12 @@ def _can_unshare() -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not _can_unshare(), reason="no user namespaces here")
 def test_a_run_without_any_network_interface_succeeds(tmp_path: Path) -> None:
-    """S18."""
     command = ["unshare", "-rn", sys.executable, "-m", "loratune", "train", "recipe=smoke"]
     done = subprocess.run([*command, "out=run"], cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
 
 def test_the_dependency_floors_are_the_doctors() -> None:
-    """S19."""
     from packaging.requirements import Requirement
 
     from loratune.doctor.floors import FLOORS

@@ -1,4 +1,4 @@
-"""Faulty base models and tokenizers: rows M01 to M10, M21 and D15."""
+"""Faulty base models and tokenizers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ WEIGHTS = "model.safetensors"
 @pytest.mark.parametrize(
     ("words", "code", "named"),
     [
-        pytest.param(["targets.modules=[gate_proj]"], 4, ["gate_proj", "q_proj"], id="M01"),
-        pytest.param(["targets.modules=[q_proj,gate_proj]"], 4, ["gate_proj"], id="M02"),
-        pytest.param(["targets.modules='.*no_such.*'"], 4, ["no_such"], id="M01-regex"),
-        pytest.param(["targets.modules=[final_layer_norm]"], 4, ["LayerNorm"], id="M03"),
-        pytest.param(["targets.modules=[embed_positions]"], 4, ["embed_positions"], id="M03-embed"),
-        pytest.param(["model.dtype=float12"], 2, ["float12", "bfloat16"], id="M21-unknown"),
-        pytest.param(["model.dtype=float16", "trainer.precision=auto"], 2, ["CPU"], id="M21-half"),
-        pytest.param(["model.device=warp"], 2, ["warp"], id="M21-device"),
-        pytest.param(["model.device=mps"], 2, ["mps"], id="M21-mps"),
-        pytest.param(["model.attention=owner/kernel"], 2, ["model.attention"], id="S06-kernel"),
+        pytest.param(["targets.modules=[gate_proj]"], 4, ["gate_proj", "q_proj"], id="target"),
+        pytest.param(
+            ["targets.modules=[q_proj,gate_proj]"], 4, ["gate_proj"], id="one-of-two-targets"
+        ),
+        pytest.param(["targets.modules='.*no_such.*'"], 4, ["no_such"], id="regex"),
+        pytest.param(["targets.modules=[final_layer_norm]"], 4, ["LayerNorm"], id="kind-of-layer"),
+        pytest.param(["targets.modules=[embed_positions]"], 4, ["embed_positions"], id="embed"),
+        pytest.param(["model.dtype=float12"], 2, ["float12", "bfloat16"], id="unknown"),
+        pytest.param(["model.dtype=float16", "trainer.precision=auto"], 2, ["CPU"], id="half"),
+        pytest.param(["model.device=warp"], 2, ["warp"], id="device"),
+        pytest.param(["model.device=mps"], 2, ["mps"], id="mps"),
+        pytest.param(["model.attention=owner/kernel"], 2, ["model.attention"], id="kernel"),
         pytest.param(["adapter.rnak=8"], 2, ["adapter.rnak", "rank"], id="unknown-key"),
         pytest.param(["adapter=dora"], 2, ["dora", "lora"], id="unknown-variant"),
         pytest.param(["model.path=nowhere/at/all"], 4, ["nowhere"], id="missing-folder"),
@@ -44,8 +46,8 @@ def test_a_recipe_that_does_not_fit_the_model_is_refused(
 
 
 def test_a_model_id_without_a_network_is_one_line(world: World) -> None:
-    """M-hub: the hub switched off."""
-    outcome = world.train(base="facebook/not-here", env={"HF_HUB_OFFLINE": "1"})
+    """The hub switched off."""
+    outcome = world.train(base="facebook/not-here", environment={"HF_HUB_OFFLINE": "1"})
     refused(outcome, 4, "facebook/not-here", "model.path")
     assert world.left() == []
 
@@ -75,24 +77,24 @@ HTML = "<html>404</html>" * 9
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
-        pytest.param(NO_QUERY, ["q_proj"], id="M06"),
-        pytest.param({"config": {"ffn_dim": 256}}, ["[512, 128]", "[256, 128]"], id="M07-shape"),
-        pytest.param({"config": {"num_hidden_layers": 3}}, ["layers.3"], id="M07-unexpected"),
-        pytest.param({"config": {"num_hidden_layers": 5}}, ["layers.4"], id="M07-missing"),
-        pytest.param({"config": {"num_attention_heads": 3}}, ["num_heads"], id="M07-heads"),
-        pytest.param({"config": {"hidden_size": "big"}}, ["hidden_size"], id="M07-type"),
-        pytest.param({"config": {"model_type": "nonsense"}}, ["nonsense"], id="M07-architecture"),
-        pytest.param({"config": {"vocab_size": 64}}, ["739", "64"], id="D15"),
-        pytest.param(file("config.json", "{"), ["config.json"], id="M07-broken"),
-        pytest.param(file("config.json", "[]"), ["config.json"], id="M07-list"),
-        pytest.param(file("config.json", None), ["config.json"], id="M07-none"),
+        pytest.param(NO_QUERY, ["q_proj"], id="missing-tensor"),
+        pytest.param({"config": {"ffn_dim": 256}}, ["[512, 128]", "[256, 128]"], id="shape"),
+        pytest.param({"config": {"num_hidden_layers": 3}}, ["layers.3"], id="unexpected"),
+        pytest.param({"config": {"num_hidden_layers": 5}}, ["layers.4"], id="missing"),
+        pytest.param({"config": {"num_attention_heads": 3}}, ["num_heads"], id="heads"),
+        pytest.param({"config": {"hidden_size": "big"}}, ["hidden_size"], id="type"),
+        pytest.param({"config": {"model_type": "nonsense"}}, ["nonsense"], id="architecture"),
+        pytest.param({"config": {"vocab_size": 64}}, ["739", "64"], id="vocabulary"),
+        pytest.param(file("config.json", "{"), ["config.json"], id="broken"),
+        pytest.param(file("config.json", "[]"), ["config.json"], id="list"),
+        pytest.param(file("config.json", None), ["config.json"], id="none"),
         pytest.param(file("tokenizer.json", None), ["tokenizer"], id="no-tokenizer"),
         pytest.param(file("tokenizer.json", "{}"), ["tokenizer"], id="bad-tokenizer"),
-        pytest.param(CUT, ["truncated", "1,000,000"], id="M09-truncated"),
-        pytest.param(file(WEIGHTS, b""), ["truncated"], id="M09-empty"),
-        pytest.param(file(WEIGHTS, LFS), ["git lfs pull"], id="M09-lfs"),
-        pytest.param(file(WEIGHTS, HTML), ["no safetensors"], id="M09-html"),
-        pytest.param(file(WEIGHTS, None), ["no weights"], id="M08-none"),
+        pytest.param(CUT, ["truncated", "1,000,000"], id="truncated"),
+        pytest.param(file(WEIGHTS, b""), ["truncated"], id="empty"),
+        pytest.param(file(WEIGHTS, LFS), ["git lfs pull"], id="lfs"),
+        pytest.param(file(WEIGHTS, HTML), ["not a safetensors"], id="html"),
+        pytest.param(file(WEIGHTS, None), ["no weights"], id="none"),
     ],
 )
 def test_a_broken_base_is_refused_before_training(
@@ -127,7 +129,6 @@ def test_a_sharded_base_trains_like_the_whole_one(world: World) -> None:
 
 
 def test_a_missing_shard_is_named_with_what_is_lost(world: World) -> None:
-    """M08."""
     base = world.new_base(edit=sharded)
     (base / "model-00003-of-00003.safetensors").unlink()
     outcome = world.train(base=base)
@@ -136,7 +137,6 @@ def test_a_missing_shard_is_named_with_what_is_lost(world: World) -> None:
 
 
 def test_a_truncated_shard_and_a_broken_index_are_named(world: World) -> None:
-    """M09."""
     base = world.new_base(edit=sharded)
     os.truncate(base / "model-00002-of-00003.safetensors", 5000)
     refused(world.train(base=base), 4, "model-00002-of-00003", "truncated")
@@ -158,7 +158,7 @@ def duplicate_key(path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["duplicate", "trailing", "overlap"])
 def test_what_two_readers_could_read_differently_is_refused(world: World, fault: str) -> None:
-    """M09: duplicate keys, bytes after the last tensor, tensors that share bytes."""
+    """Duplicate keys, bytes after the last tensor, tensors that share bytes."""
 
     def edit(folder: Path) -> None:
         path = folder / WEIGHTS
@@ -197,7 +197,7 @@ def test_everything_wrong_is_told_in_one_go(world: World) -> None:
 
 
 def test_bases_in_two_formats_agree_on_the_resolved_dtype(world: World) -> None:
-    """M21: what is used is printed; adapters stay fp32 on a bf16 base."""
+    """What is used is printed; adapters stay fp32 on a bf16 base."""
     outcome = world.train("model.dtype=bfloat16", "trainer.precision=auto")
     assert outcome.code == 0 and "torch.bfloat16" in outcome.out
     saved = load_file(world.path / "out" / "adapter" / "adapter_model.safetensors")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from support.forked import Outcome, run_cli
+from support.command_line import CommandLine, Outcome
 from torch import Tensor
 
 DEMO = Path(__file__).parents[2] / "loratune" / "assets" / "demo-opt"
@@ -29,12 +29,14 @@ class World:
 
     Attributes:
         path: the test's own folder; commands run in it.
+        cli: the command line.
         base: a base model, not to be changed.
         run: a finished run on it: LoRA on the attention, two steps.
         vera: the same with VeRA.
     """
 
     path: Path
+    cli: CommandLine
     base: Path
     run: Path
     vera: Path
@@ -90,21 +92,25 @@ class World:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
+    def run_here(self, *words: str, timeout: float = 60, **options: Any) -> Outcome:
+        """Any command; hostile input may not hold it up."""
+        return self.cli(*words, timeout=timeout, cwd=self.path, **options)
+
     def train(self, *words: str, base: Path | str | None = None, **options: Any) -> Outcome:
         """Two training steps, nothing after them."""
-        return run_cli(
+        return self.run_here(
             "train", "recipe=smoke", "trainer.steps=2", "trainer.save_every=0", "stages=[train]",
             f"model.path={base or self.base}", f"out={self.path / 'out'}", *words,
-            cwd=self.path, **options,
+            **options,
         )  # fmt: skip
 
     def merge(
         self, adapter: Path, *words: str, base: Path | None = None, **options: Any
     ) -> Outcome:
         """Merge an adapter into the base."""
-        return run_cli(
+        return self.run_here(
             "merge", f"adapter_path={adapter}", f"model.path={base or self.base}",
-            f"out={self.path / 'merged'}", *words, cwd=self.path, **options,
+            f"out={self.path / 'merged'}", *words, **options,
         )  # fmt: skip
 
     def left(self) -> list[str]:

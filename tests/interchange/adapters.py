@@ -109,4 +109,4 @@ def train_words(base: Path, rows: Path, out: str, *words: str) -> list[str]:
 def train_here(cli: CommandLine, base: Path, rows: Path, *words: str, out: str = "run") -> Path:
     """A run folder's adapter, trained through the command line."""
     cli.succeeds(*train_words(base, rows, out, *words))
-    return cli.folder / out / "adapter"
+    return Path.cwd() / out / "adapter"

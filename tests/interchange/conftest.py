@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_line import CommandLine, write_rows
 from support.peft_oracle import PEFT_ABOUT_ITSELF
 from support.tiny_models import FAMILIES, save_base
 
@@ -14,15 +14,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             for mark in PEFT_ABOUT_ITSELF:
                 item.add_marker(mark)
-
-
-@pytest.fixture
-def cli(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> CommandLine:
-    """The command line, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return CommandLine(tmp_path, capsys)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +26,12 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Training rows."""
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    for word in ("red", "blue", "green", "grey", "pink", "teal", "gold", "lime"):
+        row = {"prompt": f"Say {word}.", "completion": f" {word} {word}"}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    return path
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.command_line import CommandLine
 from support.tiny_models import load_plain, logits
-from support.tolerance import T0, T1, case, largest
+from support.tolerance import T0, T1, largest
 
 from interchange.adapters import (
     load_here,
@@ -26,7 +26,7 @@ from loratune.errors import MergeError
 MIXED = ("rslora", "patterns", "embedding", "vera", "vera, projections not saved")
 
 
-@case(73, T1)
+@pytest.mark.case(73, T1)
 @pytest.mark.parametrize("form", ["portable", "lora"])
 @pytest.mark.parametrize(
     ("family", "kind"),
@@ -47,9 +47,10 @@ def test_plain_forms_need_nothing_but_one_rank_and_compute_the_same_in_peft(
     tensors = tensors_of(plain)
     assert {t.shape[0] for name, t in tensors.items() if "_A" in name} == {config["r"]}
     assert all("lora_" in name for name in tensors)
-    expected = logits(load_with_peft(base, folder))
+    # In fp64: what is left is the rounding of the folded factors to the fp32 of the file.
+    expected = logits(load_with_peft(base, folder).double())
     scale = float(expected.abs().max())
-    T1.check(logits(load_with_peft(base, plain)) / scale, expected / scale)
+    T1.check(logits(load_with_peft(base, plain).double()) / scale, expected / scale)
     proof = files.read_sealed_json(plain / "certificate.json")["proof"]
     assert proof["worst_relative_difference"] <= proof["tolerance"] == 1e-6
     assert proof["logits"]["tokens"] > 0

@@ -20,7 +20,7 @@ from support.tiny_models import (
     tiny_gpt2,
     tiny_opt,
 )
-from support.tolerance import T0, T1, T2, case, largest
+from support.tolerance import T0, T1, T2, largest
 
 from interchange.adapters import (
     load_here,
@@ -40,8 +40,8 @@ def merge_words(base: Path, *folders: Path, out: str = "merged") -> list[str]:
     return ["merge", f"model.path={base}", f"adapter_path={adapter}", f"out={out}"]
 
 
-@case(56, T2)
-@case(62, T1)
+@pytest.mark.case(56, T2)
+@pytest.mark.case(62, T1)
 @pytest.mark.parametrize(
     ("family", "kind"),
     [("opt", "patterns"), ("gpt2", "rslora"), ("llama", "vera"), ("llama", "embedding")],
@@ -74,7 +74,7 @@ def _weights_are_base_plus_delta(base: Path, merged: Path, wrapped: Any) -> None
             T0.check(after[name], tensor, name)
 
 
-@case(63, T2)
+@pytest.mark.case(63, T2)
 @pytest.mark.parametrize("family", ["opt", "gpt2"])
 @pytest.mark.parametrize("ends", ["input", "output", "both"])
 def test_tied_embeddings_part_in_the_merged_folder_and_the_logits_stay(
@@ -108,7 +108,7 @@ def test_untouched_tied_embeddings_stay_tied(
     )
 
 
-@case(60, T0)
+@pytest.mark.case(60, T0)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("wanted", ["auto", "float32", "other"])
 def test_half_precision_bases_merge_in_fp32_and_are_rounded_once(
@@ -136,7 +136,7 @@ def test_half_precision_bases_merge_in_fp32_and_are_rounded_once(
     assert rounded < 1e-5 if out is torch.float32 else rounded > 1e-4
 
 
-@case(61, T0)
+@pytest.mark.case(61, T0)
 def test_several_adapters_are_summed_in_fp32_once(cli: CommandLine, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", tiny_opt().to(torch.bfloat16))
     configs = peft_configs("opt")
@@ -158,7 +158,7 @@ def test_several_adapters_are_summed_in_fp32_once(cli: CommandLine, tmp_path: Pa
     assert len(report["adapters"]) == 3
 
 
-@case(61, T2)
+@pytest.mark.case(61, T2)
 def test_merging_one_after_the_other_agrees_with_merging_at_once(
     cli: CommandLine, bases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -210,7 +210,7 @@ def test_a_base_whose_file_leaves_out_the_models_prefix_merges_too(
     T2.check(logits(load_plain(tmp_path / "merged")), expected)
 
 
-@case(58, T0)
+@pytest.mark.case(58, T0)
 def test_a_nan_adapter_is_refused_and_nothing_changes(
     cli: CommandLine, bases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -238,7 +238,7 @@ def test_an_adapter_that_overflows_the_output_dtype_is_refused(
     cli.succeeds(*merge_words(base, folder), "merge.dtype=float32", "merge.verify=weights")
 
 
-@case(59, T0)
+@pytest.mark.case(59, T0)
 def test_merging_the_same_adapter_into_its_own_result_is_refused(
     cli: CommandLine, bases: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.command_line import CommandLine
 from support.tiny_models import logits
-from support.tolerance import T0, T1, case, largest
+from support.tolerance import T0, T1, largest
 
 from interchange.adapters import (
     load_here,
@@ -44,7 +44,7 @@ SOME = {
 CASES = [(family, kind) for family in ("opt", "gpt2", "llama") for kind in OURS] + list(SOME)
 
 
-@case(67, T0)
+@pytest.mark.case(67, T0)
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_peft_loads_what_loratune_trained_to_equal_logits_without_a_warning(
     cli: CommandLine, bases: dict[str, Path], rows: Path, family: str, kind: str
@@ -58,7 +58,7 @@ def test_peft_loads_what_loratune_trained_to_equal_logits_without_a_warning(
     assert largest(logits(theirs), logits(load_plain(bases[family]))) > 1e-3
 
 
-@case(67, T0)
+@pytest.mark.case(67, T0)
 def test_peft_saves_back_the_very_tensors_that_loratune_wrote(
     cli: CommandLine, bases: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
@@ -70,7 +70,7 @@ def test_peft_saves_back_the_very_tensors_that_loratune_wrote(
         T0.check(after[name], tensor, name)
 
 
-@case(55, T1)
+@pytest.mark.case(55, T1)
 def test_veras_alpha_is_folded_into_lambda_b_and_peft_computes_the_same(
     cli: CommandLine, bases: dict[str, Path], rows: Path
 ) -> None:

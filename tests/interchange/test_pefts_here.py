@@ -10,7 +10,7 @@ import torch
 from support.command_line import CommandLine
 from support.peft_oracle import lora_config, vera_config
 from support.tiny_models import load_plain, logits
-from support.tolerance import T0, T2, case, largest
+from support.tolerance import T0, T2, largest
 
 from interchange.adapters import (
     KINDS,
@@ -26,7 +26,7 @@ from interchange.adapters import (
 families = pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
 
 
-@case(67, T0)
+@pytest.mark.case(67, T0)
 @families
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_peft_wrote_gives_pefts_logits(
@@ -87,7 +87,7 @@ def test_trained_biases_are_refused_with_the_setting_named(
     assert f"bias={bias}" in said and not (tmp_path / "merged").exists()
 
 
-@case(12, T0)
+@pytest.mark.case(12, T0)
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("lora_bias", True), ("use_dora", True), ("target_parameters", ["x"]), ("r", 0)],
@@ -103,7 +103,7 @@ def test_what_changes_the_mathematics_and_is_not_here_is_refused_by_name(
     assert (setting if setting != "r" else "rank") in said and not (tmp_path / "x").exists()
 
 
-@case(69, T0)
+@pytest.mark.case(69, T0)
 def test_missing_extra_and_misshapen_tensors_are_listed_in_one_go(
     cli: CommandLine, bases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -121,7 +121,7 @@ def test_missing_extra_and_misshapen_tensors_are_listed_in_one_go(
     assert "v_proj.lora_A.weight" in said and "[4, 15]" in said and "[4, 16]" in said
 
 
-@case(52, T0)
+@pytest.mark.case(52, T0)
 def test_vera_without_stored_projections_draws_the_same_ones_again(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -135,7 +135,7 @@ def test_vera_without_stored_projections_draws_the_same_ones_again(
     T0.check(logits(load_here(base, bare).model), logits(load_here(base, full).model))
 
 
-@case(51, T0)
+@pytest.mark.case(51, T0)
 def test_stored_projections_are_used_as_stored_even_if_no_seed_gives_them(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -163,7 +163,7 @@ def test_vera_that_claims_stored_projections_and_lacks_them_is_refused(
     assert "base_model.vera_A" in said and "base_model.vera_B" in said
 
 
-@case(17, T0)
+@pytest.mark.case(17, T0)
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_a_wrong_fan_in_fan_out_changes_nothing(
     bases: dict[str, Path], tmp_path: Path, family: str

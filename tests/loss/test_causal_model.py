@@ -2,81 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from support.tiny_models import (
+    VOCABULARY,
+    tiny_cohere,
+    tiny_gemma2,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_opt,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-)
 
-from loratune.loss import IGNORED, LanguageModelHead, backbone_and_head
-
-VOCABULARY = 61
-DECODER: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-}
-
-
-def tiny_opt(**changes: Any) -> nn.Module:
-    settings = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "ffn_dim": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 32,
-        "word_embed_proj_dim": 16,
-        "dropout": 0.0,
-    }
-    return OPTForCausalLM(OPTConfig(**(settings | changes)))
-
-
-def tiny_gpt2() -> nn.Module:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=32,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            bos_token_id=0, eos_token_id=0,
-        )
-    )  # fmt: skip
-
+from loratune.loss.causal_model import LanguageModelHead, backbone_and_head
+from loratune.loss.constants import IGNORED
 
 SPLIT = {
     "opt": tiny_opt,
     "opt with projected embeddings": lambda: tiny_opt(word_embed_proj_dim=8),
     "gpt2": tiny_gpt2,
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER)),
-    "gemma2 without soft-capping": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**DECODER, final_logit_softcapping=None)
-    ),
+    "llama": tiny_llama,
+    "gemma2 without soft-capping": lambda: tiny_gemma2(final_logit_softcapping=None),
 }
 WHOLE = {
-    "gemma2, soft-capped": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**DECODER, final_logit_softcapping=30.0)
-    ),
-    "cohere, scaled": lambda: CohereForCausalLM(
-        CohereConfig(**DECODER, logit_scale=0.25, bos_token_id=1, eos_token_id=2)
-    ),
+    "gemma2, soft-capped": lambda: tiny_gemma2(final_logit_softcapping=30.0),
+    "cohere, scaled": tiny_cohere,
 }
 
 

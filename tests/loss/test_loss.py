@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loratune.loss import IGNORED, causal_targets, supervised_loss
+from loratune.loss.constants import IGNORED
+from loratune.loss.supervised import causal_targets, supervised_loss
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 17
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}

@@ -14,15 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from loratune.config.schema import ModelConfig
 from loratune.errors import ConfigError, ModelError
-from loratune.models.architectures import architecture_from_numbers, read_architecture, roles_of
+from loratune.models.architectures import architecture_from_numbers, roles_of
 from loratune.models.architectures.roles import FAMILIES
 from loratune.models.measure import (
     FUSED_EXPERTS,
     find_architecture,
-    measure_architecture,
     measure_model,
     measure_numbers,
 )
+from loratune.models.source import read_config, read_model_config
 
 MODEL_RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "model").glob("*.yaml"))
 SMALL = {
@@ -153,7 +153,7 @@ def test_an_unknown_family_borrows_the_roles_of_one_that_fits_its_layers() -> No
 def test_a_saved_config_gives_the_same_architecture_as_its_numbers(tmp_path: Path) -> None:
     numbers = NUMBERS["opt-projected-post-norm"]
     AutoConfig.for_model(**numbers).save_pretrained(tmp_path)
-    read = read_architecture(tmp_path)
+    read = find_architecture(ModelConfig(path=str(tmp_path)))
     assert read.layers == architecture_from_numbers(numbers).layers
     assert read.base_parameters == architecture_from_numbers(numbers).base_parameters
 
@@ -170,7 +170,7 @@ def test_another_family_is_measured_on_the_meta_device(tmp_path: Path) -> None:
     numbers = {"model_type": "phi", **LLAMA_LIKE}
     AutoConfig.for_model(**numbers).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="phi"):
-        read_architecture(tmp_path)
+        architecture_from_numbers(numbers)
     found = find_architecture(ModelConfig(path=str(tmp_path)))
     model = transformers_model(numbers)
     assert found.base_parameters == sum(p.numel() for p in model.parameters())
@@ -186,11 +186,11 @@ def test_fused_expert_tensors_are_listed_by_name() -> None:
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (None, "no config.json"),
-        ("{", "cannot be read"),
-        ("[1]", "not an object"),
-        ('{"model_type": "no-such-model"}', "not known"),
-        ('{"a": ' * 100_000, "cannot be read"),
+        (None, "config.json is missing"),
+        ("{", "config.json is unreadable"),
+        ("[1]", "config.json is not a JSON object"),
+        ('{"model_type": "no-such-model"}', "unusable config.json"),
+        ('{"a": ' * 100_000, "config.json is unreadable"),
     ],
     ids=["missing", "broken", "no-object", "unknown-family", "too-deep"],
 )
@@ -200,14 +200,14 @@ def test_a_folder_without_a_usable_config_is_refused(
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError, match=cause) as caught:
-        read_architecture(tmp_path)
+        find_architecture(ModelConfig(path=str(tmp_path)))
     assert str(tmp_path) in caught.value.where
     assert caught.value.exit_code == 4
     assert caught.value.fix
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    for find in (read_architecture, measure_architecture):
+    for find in (read_config, read_model_config):
         with pytest.raises(ModelError, match="no such folder"):
             find(tmp_path / "absent")
     with pytest.raises(ModelError, match="no such folder"):
@@ -216,7 +216,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_that_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
-    with pytest.raises(ModelError, match="cannot build"):
+    with pytest.raises(ModelError, match="no-such-model"):
         find_architecture(ModelConfig(path=str(tmp_path)))
 
 

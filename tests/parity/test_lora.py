@@ -15,7 +15,7 @@ from support.peft_oracle import (
     peft_parameters,
 )
 from support.tiny_models import ATTENTION, EMBEDDING, FAMILIES, UNEQUAL
-from support.tolerance import T0, case
+from support.tolerance import T0
 
 from parity.side_by_side import both_models, compare, train_both
 
@@ -39,8 +39,8 @@ def adamw(parameters: Any, weight_decay: float = 0.01) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=weight_decay)
 
 
-@case(25, T0)
-@case(10, T0)
+@pytest.mark.case(25, T0)
+@pytest.mark.case(10, T0)
 @families
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_loss_gradients_and_weights_equal_pefts_through_twenty_steps(
@@ -92,7 +92,7 @@ def test_rank_and_alpha_patterns_equal_pefts_through_twenty_steps(
     train_both(theirs, ours, *optimizers)
 
 
-@case(29, T0)
+@pytest.mark.case(29, T0)
 @families
 def test_dropout_draws_pefts_masks_through_twenty_steps(family: str) -> None:
     theirs, ours = both_models(

@@ -16,7 +16,7 @@ from support.peft_oracle import (
     peft_parameters,
 )
 from support.tiny_models import ATTENTION, FAMILIES, UNEQUAL
-from support.tolerance import T0, case
+from support.tolerance import T0
 
 from parity.side_by_side import SEED, compare, train_both
 
@@ -61,7 +61,7 @@ def test_plain_training_of_b_equals_pefts_through_twenty_steps(family: str, drop
     compare(_frozen(ours), frozen, "A")
 
 
-@case(28, T0)
+@pytest.mark.case(28, T0)
 @families
 @pytest.mark.parametrize("use_rslora", [False, True])
 @pytest.mark.usefixtures("_fp32_in_peft")
@@ -86,7 +86,7 @@ def test_projected_training_equals_pefts_optimizer_through_twenty_steps(
     train_both(theirs, ours, theirs_optimizer, our_optimizer(ours, lr=1e-2, weight_decay=0.05))
 
 
-@case(31, T0)
+@pytest.mark.case(31, T0)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_every_a_is_frozen_and_every_b_trains_from_the_start(rslora: bool) -> None:
     _, ours = both("opt", {"use_rslora": rslora}, rslora=rslora)

@@ -14,7 +14,7 @@ from support.peft_oracle import (
     peft_parameters,
 )
 from support.tiny_models import ATTENTION, EMBEDDING, FAMILIES, tiny_opt
-from support.tolerance import T0, case
+from support.tolerance import T0
 
 from parity.side_by_side import both_models, train_both
 
@@ -32,7 +32,7 @@ def their_optimizer(model: Any, **settings: Any) -> torch.optim.Optimizer:
     )
 
 
-@case(26, T0)
+@pytest.mark.case(26, T0)
 @families
 def test_all_four_groups_equal_pefts_through_twenty_steps(family: str) -> None:
     targets = [EMBEDDING[family], *ATTENTION[family]]
@@ -57,8 +57,8 @@ def test_all_four_groups_equal_pefts_through_twenty_steps(family: str) -> None:
     train_both(theirs, ours, peft_optimizer, optimizer)
 
 
-@case(42, T0)
-@case(43, T0)
+@pytest.mark.case(42, T0)
+@pytest.mark.case(43, T0)
 def test_the_four_groups_have_pefts_rates_decay_and_members() -> None:
     targets = ["embed_tokens", "q_proj"]
     theirs, ours = both_models(
@@ -87,7 +87,7 @@ def test_the_four_groups_have_pefts_rates_decay_and_members() -> None:
     assert rates["base_model.model.model.decoder.layers.0.fc2.weight"] == (RATE, DECAY)
 
 
-@case(45, T0)
+@pytest.mark.case(45, T0)
 def test_weight_decay_reaches_the_groups_here_and_is_dropped_by_pefts_helper() -> None:
     theirs, ours = both_models(
         tiny_opt(), lora_config(r=4, target_modules=["q_proj"]), "lora_plus", ["q_proj"], rank=4,

@@ -11,7 +11,7 @@ from support.peft_oracle import (
     vera_config,
 )
 from support.tiny_models import FAMILIES, UNEQUAL
-from support.tolerance import T0, case
+from support.tolerance import T0
 
 from loratune.adapters.vera.module import VeRA
 from parity.side_by_side import both_models, train_both
@@ -20,7 +20,7 @@ pytestmark = PEFT_ABOUT_ITSELF
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
-@case(27, T0)
+@pytest.mark.case(27, T0)
 @families
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_loss_gradients_and_weights_equal_pefts_through_twenty_steps(
@@ -46,7 +46,7 @@ def test_loss_gradients_and_weights_equal_pefts_through_twenty_steps(
     train_both(theirs, ours, *optimizers)
 
 
-@case(13, T0)
+@pytest.mark.case(13, T0)
 @families
 @pytest.mark.parametrize("key", [0, 42])
 def test_the_shared_matrices_are_pefts_and_as_wide_as_the_widest_layer(

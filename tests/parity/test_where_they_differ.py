@@ -17,7 +17,7 @@ from support.peft_oracle import (
     peft_parameters,
 )
 from support.tiny_models import EMBEDDING, FAMILIES, logits, tiny_gpt2, tiny_opt, token_ids
-from support.tolerance import T0, T2, case, largest
+from support.tolerance import T0, T2, largest
 
 from loratune.errors import ModelError
 from loratune.surgery import merge_model
@@ -36,7 +36,7 @@ def randomize(tensors: Any) -> None:
         tensor.copy_(torch.randn(tensor.shape) * 0.3)
 
 
-@case(63, T2)
+@pytest.mark.case(63, T2)
 @pytest.mark.parametrize("family", ["opt", "gpt2"])
 @pytest.mark.parametrize("ends", ["input", "output", "both"])
 def test_merging_into_tied_embeddings_keeps_the_logits_here_and_not_in_peft(
@@ -61,7 +61,7 @@ def test_merging_into_tied_embeddings_keeps_the_logits_here_and_not_in_peft(
     assert largest(logits(theirs.merge_and_unload()), adapted) > 1.0
 
 
-@case(63, T2)
+@pytest.mark.case(63, T2)
 @pytest.mark.parametrize("family", ["opt", "gpt2"])
 def test_merging_tied_embeddings_in_place_changes_only_the_adapted_end(family: str) -> None:
     ours = our_model(FAMILIES[family](), "lora", [EMBEDDING[family]], seed=1, rank=4, alpha=8.0)
@@ -80,7 +80,7 @@ def test_merging_tied_embeddings_in_place_changes_only_the_adapted_end(family: s
     assert embedding.base_layer.weight is head.weight
 
 
-@case(38, T0)
+@pytest.mark.case(38, T0)
 def test_lora_fa_on_embeddings_is_refused_here_and_never_moves_in_peft(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -125,7 +125,7 @@ def skip_first_block(model: Any) -> None:
     raise AssertionError("no blocks")
 
 
-@case(39, T0)
+@pytest.mark.case(39, T0)
 @pytest.mark.parametrize("kernel", ["reference", "fused"])
 def test_modules_that_are_not_used_train_on_here_and_crash_pefts_lora_fa(
     kernel: str, monkeypatch: pytest.MonkeyPatch

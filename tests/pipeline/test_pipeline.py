@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from loratune.adapters.registry import variant_names
-from loratune.cli import main
-
-
-def loratune(monkeypatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["loratune", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @pytest.mark.parametrize("variant", variant_names())
-def test_the_smoke_recipe_trains_evaluates_and_merges(variant, monkeypatch, tmp_path) -> None:
-    assert loratune(monkeypatch, "train", "recipe=smoke", f"adapter={variant}", "out=run") == 0
+def test_the_smoke_recipe_trains_evaluates_and_merges(variant, cli, tmp_path) -> None:
+    cli.succeeds("train", "recipe=smoke", f"adapter={variant}", "out=run")
     run = tmp_path / "run"
     names = {path.name for path in run.iterdir()}
     assert names >= {
@@ -42,7 +33,7 @@ def test_the_smoke_recipe_trains_evaluates_and_merges(variant, monkeypatch, tmp_
 
 
 def test_the_merged_model_answers_like_base_and_adapter_in_plain_transformers(
-    monkeypatch, tmp_path
+    cli, tmp_path
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -50,7 +41,7 @@ def test_the_merged_model_answers_like_base_and_adapter_in_plain_transformers(
     from loratune.models.load import load_model
     from loratune.models.source import model_folder
 
-    assert loratune(monkeypatch, "train", "recipe=smoke", "merge.dtype=float32", "out=run") == 0
+    cli.succeeds("train", "recipe=smoke", "merge.dtype=float32", "out=run")
     ids = torch.arange(20).reshape(2, 10)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run/merged", dtype=torch.float32)
     base = load_model(model_folder("builtin:demo-opt"), torch.float32)
@@ -61,29 +52,26 @@ def test_the_merged_model_answers_like_base_and_adapter_in_plain_transformers(
     torch.testing.assert_close(merged(ids).logits, base(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_later_commands_work_from_the_run_folder_alone(monkeypatch, tmp_path, capsys) -> None:
-    assert loratune(monkeypatch, "train", "recipe=smoke", "stages=[train]", "out=run") == 0
-    capsys.readouterr()
+def test_later_commands_work_from_the_run_folder_alone(cli, tmp_path) -> None:
+    cli.succeeds("train", "recipe=smoke", "stages=[train]", "out=run")
     limits = ["evaluate.generate_limit=2", "evaluate.generate=true", "evaluate.max_new_tokens=4"]
-    assert loratune(monkeypatch, "evaluate", "run=run", "format=json", *limits) == 0
-    scores = json.loads(capsys.readouterr().out)
+    scores = json.loads(cli.succeeds("evaluate", "run=run", "format=json", *limits).out)
     assert scores["adapted"]["loss"] < scores["base"]["loss"]
     assert len(scores["samples"]) == 2
     question = "prompt='Question: Which country is Lunfar in?\nAnswer:'"
-    assert loratune(monkeypatch, "generate", "run=run", question, "max_new_tokens=8") == 0
-    answer = json.loads(capsys.readouterr().out)
+    answer = json.loads(cli.succeeds("generate", "run=run", question, "max_new_tokens=8").out)
     assert answer["prompt"].startswith("Question") and answer["base"] and "adapted" in answer
-    assert loratune(monkeypatch, "merge", "run=run") == 0
-    assert loratune(monkeypatch, "export", "run=run", "format=portable") == 0
+    cli.succeeds("merge", "run=run")
+    cli.succeeds("export", "run=run", "format=portable")
     assert load_file(tmp_path / "run/export/adapter_model.safetensors")
     assert (tmp_path / "run/merged/merge_report.json").is_file()
 
 
-def test_an_existing_adapter_is_continued(monkeypatch, tmp_path) -> None:
+def test_an_existing_adapter_is_continued(cli, tmp_path) -> None:
     short = ["recipe=smoke", "stages=[train]", "trainer.steps=4"]
-    assert loratune(monkeypatch, "train", *short, "out=first") == 0
+    cli.succeeds("train", *short, "out=first")
     words = [*short, "adapter_path=first/adapter", "out=second"]
-    assert loratune(monkeypatch, "train", *words) == 0
+    cli.succeeds("train", *words)
     first = json.loads((tmp_path / "first/metrics.jsonl").read_text().splitlines()[-1])
     second = json.loads((tmp_path / "second/metrics.jsonl").read_text().splitlines()[0])
     assert second["train/loss"] < first["train/loss"] * 1.2
@@ -102,17 +90,15 @@ def test_an_existing_adapter_is_continued(monkeypatch, tmp_path) -> None:
         (["data.max_length=6"], 3, "max_length"),
     ],
 )
-def test_bad_input_is_one_clear_line(words, code, said, monkeypatch, tmp_path, capfd) -> None:
-    assert loratune(monkeypatch, "train", "recipe=smoke", "out=run", *words) == code
-    error = capfd.readouterr().err
-    assert said in error and "Traceback" not in error
-    assert error.strip().splitlines()[-1].startswith(f"error[{code}] ")
+def test_bad_input_is_one_clear_line(words, code, said, cli, tmp_path) -> None:
+    outcome = cli("train", "recipe=smoke", "out=run", *words)
+    assert outcome.code == code
+    assert said in outcome.err and not outcome.has_traceback
+    assert outcome.last.startswith(f"error[{code}] ")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
-def test_rows_of_one_s_own_with_a_template_are_asked_the_same_way_later(
-    monkeypatch, tmp_path, capsys
-) -> None:
+def test_rows_of_one_s_own_with_a_template_are_asked_the_same_way_later(cli, tmp_path) -> None:
     rows = [{"question": f"Which country is Town{n} in?", "reply": " Aldora"} for n in range(12)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [
@@ -120,6 +106,6 @@ def test_rows_of_one_s_own_with_a_template_are_asked_the_same_way_later(
         "data.columns.completion=reply", "data.template='Question: {prompt}\nAnswer:'",
         "stages=[train]", "out=run",
     ]  # fmt: skip
-    assert loratune(monkeypatch, "train", *words) == 0
+    cli.succeeds("train", *words)
     kept = json.loads((tmp_path / "run/adapter/loratune.json").read_text())["prompt_format"]
     assert kept["template"] == "Question: {prompt}\nAnswer:"

@@ -12,9 +12,7 @@ from loratune.adapters.registry import config_class
 from loratune.config.schema import TargetsConfig
 from loratune.counting.activations import measure_activations
 from loratune.counting.parameters import count_variant
-from loratune.loss import supervised
 from loratune.models.architectures import architecture_from_numbers
-from loratune.plan import memory as memory_module
 from loratune.plan.memory import block_count, hidden_size, predict, vocabulary
 from loratune.plan.workload import MicroBatch
 from loratune.targets.find import find_targets
@@ -78,15 +76,11 @@ def test_blocks_without_adapters_keep_only_the_bases_part():
     assert two_blocks.activations < all_blocks.activations
 
 
-def test_the_heads_chunk_is_the_losss_own():
-    assert memory_module.CHUNK_LOGITS == supervised.CHUNK_LOGITS
-
-
 MEASURE = """
 import torch
 from loratune import library
-from loratune.loss import LanguageModelHead
-from loratune.models.measure import build_model
+from loratune.loss.causal_model import LanguageModelHead
+from loratune.models.build import build_model
 kept, seen = 0, set()
 model = build_model({numbers})
 wrapped = library.wrap(model, "{variant}", targets="all_linear")

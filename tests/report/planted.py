@@ -15,8 +15,8 @@ from loratune.compare.result import (
     CurvePoint,
     Difference,
     Estimate,
-    Member,
     Rows,
+    SeedRun,
     Trial,
     VariantResult,
 )
@@ -226,7 +226,7 @@ def _variant(label: str, variant: str, loss: float, seeds: int) -> VariantResult
     ]  # fmt: skip
     search.append(Trial(lr=6e-2, lr_ratio=None, steps=40, loss=None, reason="training diverged"))
     members = [
-        Member(seed=seed, loss=loss, exact_match=0.8, curve=[
+        SeedRun(seed=seed, loss=loss, exact_match=0.8, curve=[
             CurvePoint(step=step, tokens=240 * step, seconds=0.1 * step * noise.uniform(0.9, 1.1),
                        train_loss=None, dev_loss=loss + 3.8 * 0.96**step * noise.uniform(0.8, 1.2))
             for step in range(0, 151, 15)

@@ -10,6 +10,7 @@ import pytest
 
 from loratune import files
 from loratune.cli.commands.report import run as report_command
+from loratune.cli.dispatch import dispatch
 from loratune.errors import ConfigError, StorageError
 from loratune.report.build import finished_report, write_report
 
@@ -131,10 +132,10 @@ def test_the_page_goes_where_out_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "there is no run and no comparison here"),
+        (["nowhere"], "neither a run nor a comparison is here"),
         (["out=x.html"], "which folder?"),
-        (["--fast"], "no setting '--fast'"),
-        (["format=pdf"], "no setting 'format'"),
+        (["--fast"], "there is no flag '--fast'"),
+        (["format=pdf"], "'format' is not a setting"),
     ],
 )
 def test_what_cannot_be_reported_is_said_in_one_line(
@@ -177,5 +178,5 @@ def test_a_report_that_fails_says_that_the_run_is_saved(
 
 
 def test_help_is_shown_without_work(capsys: pytest.CaptureFixture[str]) -> None:
-    report_command(["--help"])
+    assert dispatch("report", ["--help"]) == 0
     assert "usage: loratune report DIR..." in capsys.readouterr().out

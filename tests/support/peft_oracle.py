@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.base import OptimizerSettings
+from loratune.adapters.optimizer import OptimizerSettings
 from loratune.adapters.registry import adapter_class, config_class
 from loratune.config.schema import TargetsConfig
 from loratune.surgery import WrappedModel, wrap_model

@@ -1,4 +1,4 @@
-"""Tiny random models of three families, alike whenever they are built with the same seed."""
+"""Tiny random models, alike whenever they are built with the same seed."""
 
 from __future__ import annotations
 
@@ -12,47 +12,68 @@ from torch import Tensor
 VOCABULARY, POSITIONS = 300, 128
 
 
-def tiny_opt(*, seed: int = 0, tied: bool = True, dropout: float = 0.0) -> Any:
+def tiny_opt(*, seed: int = 0, tied: bool = True, dropout: float = 0.0, **changes: Any) -> Any:
+    """OPT, with other settings of its configuration where ``changes`` has them."""
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(seed)
-    return OPTForCausalLM(
-        OPTConfig(
-            vocab_size=VOCABULARY, hidden_size=16, word_embed_proj_dim=16, ffn_dim=24,
-            num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=POSITIONS,
-            dropout=dropout, attention_dropout=0.0, tie_word_embeddings=tied, init_std=0.2,
-            bos_token_id=0, eos_token_id=1, pad_token_id=2,
-        )
+    settings = dict(
+        vocab_size=VOCABULARY, hidden_size=16, word_embed_proj_dim=16, ffn_dim=24,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=POSITIONS,
+        dropout=dropout, attention_dropout=0.0, tie_word_embeddings=tied, init_std=0.2,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
+    return OPTForCausalLM(OPTConfig(**(settings | changes)))
 
 
-def tiny_gpt2(*, seed: int = 0, tied: bool = True, dropout: float = 0.0) -> Any:
+def tiny_gpt2(*, seed: int = 0, tied: bool = True, dropout: float = 0.0, **changes: Any) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY, n_embd=16, n_inner=24, n_layer=2, n_head=2,
-            n_positions=POSITIONS, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=0.0,
-            tie_word_embeddings=tied, initializer_range=0.2, bos_token_id=0, eos_token_id=1,
-        )
+    settings = dict(
+        vocab_size=VOCABULARY, n_embd=16, n_inner=24, n_layer=2, n_head=2, n_positions=POSITIONS,
+        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=0.0, tie_word_embeddings=tied,
+        initializer_range=0.2, bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
+    return GPT2LMHeadModel(GPT2Config(**(settings | changes)))
 
 
-def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0) -> Any:
+def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0, **changes: Any) -> Any:
     """Grouped-query attention: the value projection is narrower than the query's."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=POSITIONS,
-            attention_dropout=dropout, tie_word_embeddings=tied, initializer_range=0.2,
-            bos_token_id=0, eos_token_id=1,
-        )
+    settings = dict(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=POSITIONS,
+        attention_dropout=dropout, tie_word_embeddings=tied, initializer_range=0.2, bos_token_id=0,
+        eos_token_id=1,
     )  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**(settings | changes)))
 
+
+def tiny_gemma2(**changes: Any) -> Any:
+    """Its logits are soft-capped where ``final_logit_softcapping`` is set."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    return Gemma2ForCausalLM(Gemma2Config(**(_DECODER | changes)))
+
+
+def tiny_cohere(**changes: Any) -> Any:
+    """Its logits are scaled."""
+    from transformers import CohereConfig, CohereForCausalLM
+
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "logit_scale": 0.25}
+    return CohereForCausalLM(CohereConfig(**(_DECODER | ids | changes)))
+
+
+_DECODER: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    "max_position_embeddings": POSITIONS, "pad_token_id": 0,
+}  # fmt: skip
 
 FAMILIES: dict[str, Callable[..., Any]] = {
     "opt": tiny_opt,

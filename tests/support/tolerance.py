@@ -1,4 +1,4 @@
-"""How exact a behaviour has to be, and which conformance case a test proves.
+"""How exact a behaviour has to be.
 
 The four classes: T0 is equality to the bit, T1 1e-6, T2 1e-4 (fp32 in different orders), T3 1e-3
 (half precision).
@@ -6,14 +6,10 @@ The four classes: T0 is equality to the bit, T1 1e-6, T2 1e-4 (fp32 in different
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
-
-_Test = TypeVar("_Test", bound=Callable[..., None])
 
 
 @dataclass(frozen=True)
@@ -42,16 +38,3 @@ T3 = Tolerance("T3", 1e-3)
 def largest(got: Tensor, expected: Tensor) -> float:
     """Largest absolute difference."""
     return float((got.detach().double() - expected.detach().double()).abs().max())
-
-
-def case(number: int, tolerance: Tolerance) -> Callable[[_Test], _Test]:
-    """Decorator: this test proves conformance case ``number`` to this class.
-
-    docs/exactness.md lists every case with its tests; a test compares that list with these marks.
-    """
-    assert number >= 1 and tolerance.name
-
-    def mark(test: _Test) -> _Test:
-        return test
-
-    return mark

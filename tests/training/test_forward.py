@@ -4,45 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
-    OPTConfig,
-    PretrainedConfig,
-)
+from support.tiny_models import FAMILIES, VOCABULARY, tiny_llama
 
 import loratune
 from loratune.adapters.registry import variant_names
 from loratune.data.collate import collate, collate_packed
 from loratune.data.encoded_rows import EncodedRow
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.training.forward import (
     batch_loss,
     block_diagonal_mask,
     checkpoint_activations,
 )
-
-VOCAB = 32
-FAMILIES = {
-    "opt": OPTConfig(
-        vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32,
-        max_position_embeddings=64, word_embed_proj_dim=16, dropout=0.0,
-    ),
-    "gpt2": GPT2Config(
-        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=64, attn_pdrop=0.0,
-        resid_pdrop=0.0, embd_pdrop=0.0,
-    ),
-    "llama": LlamaConfig(
-        vocab_size=VOCAB, hidden_size=16, intermediate_size=28, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-    ),
-}  # fmt: skip
-
-
-def build(config: PretrainedConfig, attention: str = "sdpa"):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 
 def rows() -> list[EncodedRow]:
@@ -50,7 +23,7 @@ def rows() -> list[EncodedRow]:
     made = []
     for number in range(7):
         length = 4 + (number * 5) % 9
-        ids = torch.randint(3, VOCAB, (length,), generator=generator).tolist()
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
         made.append(EncodedRow(ids, ((2, length),), 2, f"rows:{number}"))
     return made
 
@@ -58,7 +31,7 @@ def rows() -> list[EncodedRow]:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_packed_and_single_rows_have_the_same_loss(family: str, attention: str) -> None:
-    head = LanguageModelHead(build(FAMILIES[family], attention).eval())
+    head = LanguageModelHead(FAMILIES[family](attn_implementation=attention).eval())
     made = rows()
     with torch.no_grad():
         single = sum(float(batch_loss(head, collate([row], 1)).total) for row in made)
@@ -70,7 +43,7 @@ def test_padded_packed_and_single_rows_have_the_same_loss(family: str, attention
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_row_cannot_see_its_neighbours(family: str) -> None:
-    model = build(FAMILIES[family]).eval()
+    model = FAMILIES[family]().eval()
     head = LanguageModelHead(model)
     made = rows()
     before = collate_packed(made, 1, 60, range(len(made)))
@@ -99,7 +72,7 @@ def test_a_packed_row_cannot_see_its_neighbours(family: str) -> None:
 @pytest.mark.parametrize("variant", variant_names())
 def test_gradient_checkpointing_changes_no_gradient(variant: str, packing: bool) -> None:
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
-        wrapped = loratune.wrap(build(FAMILIES["llama"]), variant, targets="all-linear", rank=4)
+        wrapped = loratune.wrap(tiny_llama(), variant, targets="all-linear", rank=4)
         model = wrapped.model.train()
         torch.manual_seed(1)
         for parameter in model.parameters():
@@ -117,7 +90,7 @@ def test_gradient_checkpointing_changes_no_gradient(variant: str, packing: bool)
 
 @pytest.mark.parametrize("variant", variant_names())
 def test_a_bf16_base_keeps_fp32_adapters_and_learns(variant: str) -> None:
-    model = build(FAMILIES["llama"]).to(torch.bfloat16)
+    model = tiny_llama().to(torch.bfloat16)
     wrapped = loratune.wrap(model, variant, targets="all-linear", rank=4)
     optimizer = loratune.optimizer(wrapped, lr=2e-2)
     head, batch = LanguageModelHead(model.train()), collate(rows(), 1)

@@ -11,14 +11,9 @@ from torch import nn
 import loratune
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import Schedule, TrainerConfig
-from loratune.training.optim import (
-    learning_rate,
-    load_optimizer_tensors,
-    make_optimizer,
-    optimizer_tensors,
-    schedule_factor,
-    set_learning_rate,
-)
+from loratune.training.optim import learning_rate, make_optimizer
+from loratune.training.schedule import schedule_factor, set_learning_rate
+from loratune.training.state import load_optimizer_tensors, optimizer_tensors
 
 
 def wrapped(variant: str = "lora", **settings: object):

@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.tiny_models import VOCABULARY, tiny_opt
 from torch.nn import functional as F
-from transformers import OPTConfig, OPTForCausalLM
 
 import loratune
 from loratune.config.schema import TrainerConfig
 from loratune.data.collate import collate, collate_packed
 from loratune.data.encoded_rows import EncodedRow
 from loratune.errors import TrainingError
-from loratune.loss import LanguageModelHead
+from loratune.loss.causal_model import LanguageModelHead
 from loratune.training.forward import batch_loss
 from loratune.training.optim import make_optimizer
 from loratune.training.step import train_step
 
-VOCAB = 32
-
 
 def opt(attention: str = "sdpa"):
-    torch.manual_seed(0)
-    config = OPTConfig(
-        vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32,
-        max_position_embeddings=64, word_embed_proj_dim=16, dropout=0.0,
-        attn_implementation=attention,
-    )  # fmt: skip
-    return OPTForCausalLM(config).eval()
+    return tiny_opt(attn_implementation=attention).eval()
 
 
 def rows(count: int = 8, seed: int = 0) -> list[EncodedRow]:
-    """Rows of unlike length, each with a prompt that is not learnt and an answer that is."""
+    """Rows of unlike length, each with a prompt that is not supervised and an answer that is."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for number in range(count):
         length = 5 + (number * 3) % 7
-        ids = torch.randint(3, VOCAB, (length,), generator=generator).tolist()
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
         made.append(EncodedRow(ids, ((2 + number % 2, length),), 2, f"rows.jsonl:{number + 1}"))
     return made
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.forked import Outcome, run_cli
+from support.command_line import CommandLine
 
 from loratune.errors import ConfigError, LoratuneError
 from loratune.files import write_sealed_json
@@ -27,14 +27,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, base: Path, cli: CommandLine) -> Path:
     """A run with two checkpoints, an adapter, a merged model and an export."""
     here = tmp_path_factory.mktemp("finished")
-    outcome = run_cli(
+    cli.succeeds(
         "train", "recipe=smoke", f"model.path={base}", "trainer.steps=4", "trainer.save_every=2",
         "stages=[train,merge,export]", f"out={here / 'run'}", cwd=here,
     )  # fmt: skip
-    assert outcome.code == 0, outcome.err
     return here / "run"
 
 
@@ -213,20 +212,18 @@ def test_a_folder_without_anything_published_is_no_success(tmp_path: Path) -> No
         kind_of(tmp_path)
 
 
-def cli(run: Path, *words: str) -> Outcome:
-    return run_cli("verify", *words, cwd=run.parent)
-
-
-def test_the_command_prints_a_table_and_exits_with_7_or_6(run: Path, base: Path) -> None:
-    good = cli(run, str(run), f"model.path={base}")
+def test_the_command_prints_a_table_and_exits_with_7_or_6(
+    cli: CommandLine, run: Path, base: Path
+) -> None:
+    good = cli("verify", str(run), f"model.path={base}")
     assert (good.code, good.err) == (0, "")
     assert "nothing differs" in good.out and "computed again" in good.out
     flip(run / "checkpoints" / "step_000002" / "optimizer.safetensors")
-    bad = cli(run, str(run))
+    bad = cli("verify", str(run))
     assert bad.code == 6 and len(bad.errors) == 1
     assert "step_000002" in bad.last and "optimizer.safetensors" in bad.last
     flip(run / "adapter" / "adapter_model.safetensors")
-    worse = cli(run, str(run), "format=json")
+    worse = cli("verify", str(run), "format=json")
     assert worse.code == 7 and len(worse.errors) >= 2
     assert json.loads(worse.out)["ok"] is False
 
@@ -235,6 +232,8 @@ def test_the_command_prints_a_table_and_exits_with_7_or_6(run: Path, base: Path)
     "words",
     [(), ("a", "b"), ("nowhere",), ("run", "modle.path=x"), ("run", "--json"), ("run", "format=x")],
 )
-def test_wrong_words_are_errors_of_usage(run: Path, words: tuple[str, ...]) -> None:
-    outcome = cli(run, *words)
+def test_wrong_words_are_errors_of_usage(
+    cli: CommandLine, run: Path, words: tuple[str, ...]
+) -> None:
+    outcome = cli("verify", *words, cwd=run.parent)
     assert outcome.code == 2 and outcome.last.startswith("error[2] ")

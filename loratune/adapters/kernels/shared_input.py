@@ -11,27 +11,32 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _Key = tuple[object, ...]
-_products: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""Input → (what it was multiplied by and when, product); an entry dies with its input."""
 
 
-def recall_product(x: Tensor, A: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """``x Aᵀ`` if it is known for this very tensor and neither has changed since.
+class SharedProducts:
+    """Products ``x Aᵀ`` by their input; each is forgotten with its input."""
 
-    Changes show in autograd's version counters, as they do to its own saved tensors.
-    """
-    if torch.compiler.is_compiling():
-        return None
-    if x not in _products:
-        return None
-    key, product = _products[x]
-    return product if key == _key(x, A, dtype) else None
+    def __init__(self) -> None:
+        self._products: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
+    def __deepcopy__(self, memo: object) -> SharedProducts:
+        """A copied model has its own inputs: nothing is taken over."""
+        return SharedProducts()
 
-def remember_product(x: Tensor, A: Tensor, dtype: torch.dtype, product: Tensor) -> None:
-    """Keep ``x Aᵀ`` for as long as ``x`` lives."""
-    if not torch.compiler.is_compiling():
-        _products[x] = (_key(x, A, dtype), product)
+    def recall(self, x: Tensor, A: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """``x Aᵀ`` if it was computed for this very tensor and neither has changed since.
+
+        Changes show in autograd's version counters, as they do to its own saved tensors.
+        """
+        if torch.compiler.is_compiling() or x not in self._products:
+            return None
+        key, product = self._products[x]
+        return product if key == _key(x, A, dtype) else None
+
+    def remember(self, x: Tensor, A: Tensor, dtype: torch.dtype, product: Tensor) -> None:
+        """Keep ``x Aᵀ`` for as long as ``x`` lives."""
+        if not torch.compiler.is_compiling():
+            self._products[x] = (_key(x, A, dtype), product)
 
 
 def _key(x: Tensor, A: Tensor, dtype: torch.dtype) -> _Key:

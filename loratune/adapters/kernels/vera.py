@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from loratune.adapters.kernels.linear import Call, Factors, Frozen
-from loratune.adapters.kernels.shared_input import recall_product, remember_product
+from loratune.adapters.kernels.shared_input import SharedProducts
 
 
 def fused_vera_linear(
@@ -28,6 +28,7 @@ def fused_vera_linear(
     scaling: float = 1.0,
     dropout_p: float = 0.0,
     transposed: bool = False,
+    products: SharedProducts | None = None,
 ) -> Tensor:
     """A whole VeRA layer: the frozen product and its correction.
 
@@ -42,6 +43,7 @@ def fused_vera_linear(
         scaling: factor s on the correction.
         dropout_p: share of the correction's input dropped; give 0 outside training.
         transposed: the weight is stored (in, out), as GPT-2's Conv1D does.
+        products: where layers with the same frozen A share ``x Aᵀ``.
 
     Returns:
         (..., out) in the weight's dtype, or autocast's.
@@ -49,7 +51,7 @@ def fused_vera_linear(
     call = Call.begin(x, Frozen(weight, bias), scaling, transposed, dropout_p)
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = _VeRALinear.apply(  # type: ignore[no-untyped-call]
-            x, weight, bias, vera_A, vera_B, lambda_d, lambda_b, call
+            x, weight, bias, vera_A, vera_B, lambda_d, lambda_b, call, products
         )
     return y
 
@@ -66,13 +68,17 @@ class _VeRALinear(torch.autograd.Function):
         lambda_d: Tensor,
         lambda_b: Tensor,
         call: Call,
+        products: SharedProducts | None,
     ) -> Tensor:
         factors = _factors(vera_A, vera_B, lambda_d, lambda_b, call)
         keeps_u = call.records and (ctx.needs_input_grad[5] or ctx.needs_input_grad[6])
-        known = recall_product(x, vera_A, call.dtype) if call.dropout is None else None
-        y, u = call.output(call.rows(x), Frozen(weight, bias), factors, keeps_u, known)
-        if call.dropout is None and u is not None and u is not known:
-            remember_product(x, vera_A, call.dtype, u)
+        if products is None or call.dropout is not None:
+            y, u = call.output(call.rows(x), Frozen(weight, bias), factors, keeps_u)
+        else:
+            shared = products.recall(x, vera_A, call.dtype)
+            y, u = call.output(call.rows(x), Frozen(weight, bias), factors, keeps_u, shared)
+            if u is not None and u is not shared:
+                products.remember(x, vera_A, call.dtype, u)
         ctx.call = call
         ctx.input = (x.shape, x.dtype)
         ctx.save_for_backward(weight, u if keeps_u else None, vera_A, vera_B, lambda_d, lambda_b)
@@ -94,7 +100,7 @@ class _VeRALinear(torch.autograd.Function):
             grad_x, _ = call.input_gradients(g, weight, factors, ctx.needs_input_grad[0], None)
         shape, dtype = ctx.input
         grad_x = None if grad_x is None else grad_x.to(dtype).view(shape)
-        return grad_x, None, None, None, None, grad_d, grad_b, None
+        return grad_x, None, None, None, None, grad_d, grad_b, None, None
 
 
 def _factors(

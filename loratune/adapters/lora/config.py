@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from loratune.adapters.config import AdapterConfig, AdapterCount, Kernel, LayerShape, choice
-from loratune.adapters.registry import register_config
 
 
 class Init(StrEnum):
@@ -27,10 +26,11 @@ class Init(StrEnum):
     """A and B both random: the adapter changes the model at once; for tests only."""
 
 
-@register_config("lora")
 @dataclass(kw_only=True)
 class LoRAConfig(AdapterConfig):
     """ΔW = scaling · B A with A (rank, in) and B (out, rank), both trained."""
+
+    peft_type: ClassVar[str] = "LORA"
 
     variant: str = "lora"
     init: Init = Init.kaiming
@@ -47,8 +47,13 @@ class LoRAConfig(AdapterConfig):
         resolved = float(rank) if alpha is None else alpha
         return resolved / math.sqrt(rank) if self.rslora else resolved / rank
 
-    def cheap_start(self) -> Self:
+    def without_costly_init(self) -> Self:
         return replace(self, init=Init.kaiming)
+
+    def why_not_redrawn(self) -> str:
+        if self.init is Init.svd:
+            return "init=svd starts from the base's own numbers"
+        return ""
 
     def to_peft(self) -> dict[str, Any]:
         alpha_pattern = dict(self.alpha_pattern)
@@ -59,7 +64,7 @@ class LoRAConfig(AdapterConfig):
                 **{k: v for k, v in own.items() if k not in alpha_pattern},
             }
         return {
-            "peft_type": "LORA",
+            "peft_type": self.peft_type,
             "r": self.rank,
             "lora_alpha": self.rank if self.alpha is None else _plain(self.alpha),
             "lora_dropout": self.dropout,
@@ -92,12 +97,6 @@ class LoRAConfig(AdapterConfig):
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """r·(in + out), all trained."""
         return AdapterCount(trainable=rank * (shape.in_features + shape.out_features), frozen=0)
-
-    def count(self, layers: Sequence[tuple[LayerShape, int]]) -> AdapterCount:
-        """Σ r·(in + out)."""
-        return sum(
-            (self.count_layer(shape, rank) for shape, rank in layers), start=AdapterCount(0, 0)
-        )
 
 
 def _plain(alpha: float) -> float:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loratune.adapters.base import Adapter, LayerPlan, data_device
+from loratune.adapters.base import LayerPlan, data_device
 from loratune.adapters.config import LayerKind
 from loratune.adapters.kernels import fused_lora_linear
 from loratune.adapters.lora.config import LoRAConfig
 from loratune.adapters.lora.initialization import initial_embedding_factors, initial_factors
-from loratune.adapters.registry import register_adapter
+from loratune.adapters.low_rank import LowRank
 
 
-@register_adapter("lora")
-class LoRA(Adapter):
+class LoRA(LowRank):
     """y = W x + s·B A drop(x), with A (r, in) and B (out, r).
 
     The order of operations is PEFT's, so that the reference kernel is bit-equal to it in fp32 on
     a CPU.  For an embedding A is (r, vocabulary) and B (width, r): y = E[ids] + s·A[:, ids]ᵀ Bᵀ.
     """
-
-    peft_type: ClassVar[str] = "LORA"
 
     def __init__(self, plan: LayerPlan, config: LoRAConfig) -> None:
         super().__init__(plan, config)
@@ -38,7 +33,7 @@ class LoRA(Adapter):
         self.lora_A = nn.Parameter(lora_A)
         self.lora_B = nn.Parameter(lora_B)
 
-    def delta(self, x: Tensor) -> Tensor:
+    def delta(self, x: Tensor, y: Tensor) -> Tensor:
         if self.shape.kind is LayerKind.embedding:
             return self._embedding_delta(x)
         x = self.dropout(x.to(self.lora_A.dtype))

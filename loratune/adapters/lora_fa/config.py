@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 from loratune.adapters.config import AdapterCount, LayerKind, LayerShape
 from loratune.adapters.lora.config import LoRAConfig
-from loratune.adapters.registry import register_config
 
 
-@register_config("lora_fa")
 @dataclass(kw_only=True)
 class LoRAFAConfig(LoRAConfig):
     """LoRA with A frozen at its initial value: only B trains."""
 
     variant: str = "lora_fa"
+    lr: float = 8e-4
     projected: bool = False
     """Replace B's gradient by its closed form (1/s²)·g·(AAᵀ)⁻¹ (version 2 of the paper)."""
 

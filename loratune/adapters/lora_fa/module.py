@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from loratune.adapters.base import LayerPlan, OptimizerSettings
+from loratune.adapters.base import LayerPlan
 from loratune.adapters.config import AdapterConfig
 from loratune.adapters.lora.module import LoRA
 from loratune.adapters.lora_fa.config import LoRAFAConfig
 from loratune.adapters.lora_fa.projection import FrozenFactor, ProjectedAdamW
-from loratune.adapters.registry import register_adapter
+from loratune.adapters.optimizer import OptimizerSettings
 
 
-@register_adapter("lora_fa")
 class LoRAFA(LoRA):
     """LoRA whose A stays at its initial value: only B trains.
 

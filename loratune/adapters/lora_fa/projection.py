@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.base import OptimizerSettings, ParamGroup
 from loratune.adapters.config import Kernel
+from loratune.adapters.optimizer import OptimizerSettings, ParamGroup
 
 RIDGE = 1e-8
 NEAR_SINGULAR = 1e5
@@ -117,10 +117,10 @@ class ProjectedAdamW(torch.optim.Optimizer):
         assert parameter.grad is not None
         if parameter not in self._factors:
             return parameter.grad
-        known = self._factors[parameter]
+        layer = self._factors[parameter]
         if parameter in self._grams:
-            return self._grams[parameter].solve(parameter.grad, known.scaling).to(parameter.dtype)
-        gradient = projected_gradient(parameter.grad, known.lora_A, known.scaling)
+            return self._grams[parameter].solve(parameter.grad, layer.scaling).to(parameter.dtype)
+        gradient = projected_gradient(parameter.grad, layer.lora_A, layer.scaling)
         return gradient.to(parameter.dtype)
 
     @torch.no_grad()

@@ -6,16 +6,15 @@ import math
 from dataclasses import dataclass
 
 from loratune.adapters.lora.config import LoRAConfig
-from loratune.adapters.registry import register_config
 from loratune.errors import ConfigError
 
 
-@register_config("lora_plus")
 @dataclass(kw_only=True)
 class LoRAPlusConfig(LoRAConfig):
     """LoRA whose B learns ``lr_ratio`` times faster than A."""
 
     variant: str = "lora_plus"
+    lr: float = 5e-5
     lr_ratio: float = 16.0
     """Learning rate of B over that of A, at least 1; above 32 training tends to be unstable."""
     embedding_lr: float = 1e-6
@@ -33,6 +32,18 @@ class LoRAPlusConfig(LoRAConfig):
                 where="adapter.embedding_lr",
                 fix="use a number >= 0",
             )
+
+    def search_axes(self) -> dict[str, tuple[float, ...]]:
+        """The paper recommends 16, and less for easy tasks."""
+        return {"lr_ratio": (4.0, 16.0)}
+
+    def advice_on_jumps(self) -> str:
+        if self.lr_ratio <= 1:
+            return ""
+        return (
+            f"B learns {self.lr_ratio:g} times as fast as A: lower adapter.lr_ratio (8 or 4), or "
+            "the learning rate (trainer.lr_scale)."
+        )
 
     def warnings(self) -> list[str]:
         if self.lr_ratio > 32:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from loratune.adapters.base import (
+from loratune.adapters.config import AdapterConfig, LayerKind
+from loratune.adapters.lora.module import LoRA
+from loratune.adapters.lora_plus.config import LoRAPlusConfig
+from loratune.adapters.optimizer import (
     OptimizerSettings,
     ParamGroup,
     is_bias_or_norm,
     trainable_parameters,
 )
-from loratune.adapters.config import AdapterConfig, LayerKind
-from loratune.adapters.lora.module import LoRA
-from loratune.adapters.lora_plus.config import LoRAPlusConfig
-from loratune.adapters.registry import register_adapter
 
 
-@register_adapter("lora_plus")
 class LoRAPlus(LoRA):
     """LoRA whose B learns ``lr_ratio`` times faster than A: η_B = λ·η_A."""
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from loratune.adapters.config import AdapterConfig, AdapterCount, Kernel, LayerKind, LayerShape
-from loratune.adapters.registry import register_config
 from loratune.errors import ConfigError
 
 
-@register_config("vera")
 @dataclass(kw_only=True)
 class VeRAConfig(AdapterConfig):
     """ΔW = Λ_b B Λ_d A: A (rank, in) and B (out, rank) frozen and shared, λ_b and λ_d trained."""
 
+    peft_type: ClassVar[str] = "VERA"
+
     variant: str = "vera"
     rank: int = 256
-    lr: float = 2e-2
+    lr: float = 5e-3
     projection_seed: int = 0
     """Seed of the shared random matrices; same seed, targets and rank give the same matrices."""
     d_initial: float = 0.1
@@ -56,7 +56,7 @@ class VeRAConfig(AdapterConfig):
     def to_peft(self) -> dict[str, Any]:
         """PEFT's VeRA has no alpha: our tensors are written with the scaling folded in."""
         return {
-            "peft_type": "VERA",
+            "peft_type": self.peft_type,
             "r": self.rank,
             "vera_dropout": self.dropout,
             "d_initial": self.d_initial,
@@ -80,19 +80,18 @@ class VeRAConfig(AdapterConfig):
             **extra,
         )
 
-    def stored(self, count: AdapterCount) -> int:
-        """Without the shared matrices where only their seed is stored."""
-        return count.stored if self.save_projection else count.trainable
+    def leaves_shared_to_seed(self) -> bool:
+        return not self.save_projection
+
+    def with_shared_stored(self, stored: bool) -> Self:
+        return replace(self, save_projection=stored)
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """Out + r trained; the frozen matrices are shared, so no layer owns them."""
         return AdapterCount(trainable=shape.out_features + rank, frozen=0)
 
-    def count(self, layers: Sequence[tuple[LayerShape, int]]) -> AdapterCount:
-        """Σ (out + r) trained, r·(max in + max out) frozen, counted once."""
-        if not layers:
-            return AdapterCount(0, 0)
-        trainable = sum(shape.out_features + rank for shape, rank in layers)
-        widest_in = max(shape.in_features for shape, _ in layers)
-        widest_out = max(shape.out_features for shape, _ in layers)
-        return AdapterCount(trainable, self.rank * (widest_in + widest_out))
+    def shared_count(self, layers: Sequence[tuple[LayerShape, int]]) -> int:
+        """r·(max in + max out)."""
+        widest_in = max((shape.in_features for shape, _ in layers), default=0)
+        widest_out = max((shape.out_features for shape, _ in layers), default=0)
+        return self.rank * (widest_in + widest_out)

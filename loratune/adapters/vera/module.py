@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loratune.adapters.base import Adapter, LayerPlan, data_device
+from loratune.adapters.base import LayerPlan, data_device
 from loratune.adapters.config import AdapterConfig, LayerKind
 from loratune.adapters.kernels import fused_vera_linear
-from loratune.adapters.registry import register_adapter
+from loratune.adapters.kernels.shared_input import SharedProducts
+from loratune.adapters.low_rank import LowRank
 from loratune.adapters.vera.config import VeRAConfig
 
 
@@ -28,6 +28,7 @@ class SharedProjection(nn.Module):
     Attributes:
         vera_A: (rank, in_features).
         vera_B: (out_features, rank).
+        products: ``x Aᵀ`` of the layers that read the same input.
     """
 
     vera_A: Tensor
@@ -38,14 +39,7 @@ class SharedProjection(nn.Module):
         generator = torch.Generator(device="cpu").manual_seed(seed)
         self.register_buffer("vera_A", _kaiming(rank, in_features, generator))
         self.register_buffer("vera_B", _kaiming(out_features, rank, generator))
-
-    def fingerprint(self) -> str:
-        """Hex sha256 over both matrices' bytes: says whether two projections are the same."""
-        digest = hashlib.sha256()
-        for matrix in (self.vera_A, self.vera_B):
-            digest.update(str(tuple(matrix.shape)).encode())
-            digest.update(matrix.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        self.products = SharedProducts()
 
 
 def _kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -53,14 +47,11 @@ def _kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 
 
-@register_adapter("vera")
-class VeRA(Adapter):
+class VeRA(LowRank):
     """y = W x + λ_b ⊙ (B (λ_d ⊙ (A drop(x)))), with λ_d (r,) and λ_b (out,) trained.
 
     With ``alpha`` set the correction is scaled by alpha/rank; files fold that factor into λ_b.
     """
-
-    peft_type: ClassVar[str] = "VERA"
 
     def __init__(
         self, plan: LayerPlan, config: VeRAConfig, projection: SharedProjection | None = None
@@ -87,7 +78,7 @@ class VeRA(Adapter):
         vera_A = self.projection.vera_A[:, : self.shape.in_features]
         return vera_A, self.projection.vera_B[: self.shape.out_features, :]
 
-    def delta(self, x: Tensor) -> Tensor:
+    def delta(self, x: Tensor, y: Tensor) -> Tensor:
         vera_A, vera_B = self._sliced
         x = self.dropout(x.to(self.vera_lambda_d.dtype))
         inner = self.vera_lambda_d * F.linear(x, vera_A)
@@ -109,6 +100,7 @@ class VeRA(Adapter):
             self.scaling,
             self.config.dropout if self.training else 0.0,
             transposed=self.shape.kind is LayerKind.conv1d,
+            products=self.projection.products,
         )
 
     def factors(self) -> tuple[Tensor, Tensor, float]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loratune.cli.commands.evaluate import check_format
-from loratune.cli.hydra_app import given_keys
-from loratune.config.recipes.folders import UserRecipes
+from loratune.cli.formats import TableFormat
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
+from loratune.console import say
 from loratune.errors import ConfigError, raise_together
 
 if TYPE_CHECKING:
     from loratune.compare.options import Options
     from loratune.compare.result import Comparison
-
-FORMATS = ("table", "md", "csv", "json")
 
 
 @dataclass(kw_only=True)
@@ -32,42 +31,34 @@ class Config(RunConfig):
     lr_grid: list[float] | None = None
     """Learning rates to try; null takes compare.lr_points rates around each variant's own."""
     ratio_grid: list[float] | None = None
-    """LoRA+ ratios to try with every rate; null keeps the recipe's."""
+    """Values of a variant's second setting (LoRA+'s ratio) to try; null keeps the recipe's."""
     processes: int = 1
     """Processes that share the work here, one thread each."""
     part: str = "1/1"
     """K/N: this is the Kth of N processes started separately (with the same out=DIR)."""
     retry: bool = False
     """Do failed pieces again."""
-    format: str = "table"
+    format: TableFormat = TableFormat.table
     """table, md, csv or json."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Compare, and print what came out."""
-    check_format(config.format, FORMATS)
-    options = _options(config, given_keys(overrides))
-    quiet_profiler()
+    options = _options(config, command_line)
     from loratune.compare.run import compare, require_a_result
     from loratune.report.build import write_comparison_report
 
-    with _told_on_stderr(config.format != "table"):
+    for_program = config.format is not TableFormat.table
+    with contextlib.redirect_stdout(sys.stderr) if for_program else contextlib.nullcontext():
         comparison, folder = compare(config, options)
         write_comparison_report(folder)
         require_a_result(comparison, folder)
     _print(comparison, config.format)
-    if config.format == "table":
-        from loratune.console import say
-
+    if not for_program:
         say(f"everything lies in {folder}: report.html, comparison.md, comparison.json")
 
 
-def quiet_profiler() -> None:
-    """Torch's profiler, which counts memory, announces itself on stderr unless told before."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-
-
-def _options(config: Config, given: set[str]) -> Options:
+def _options(config: Config, command_line: CommandLine) -> Options:
     from loratune.compare.options import Options, parse_part
 
     seeds = config.compare.seeds if config.seeds is None else config.seeds
@@ -77,7 +68,7 @@ def _options(config: Config, given: set[str]) -> Options:
         if not 1 <= value <= 1000
     ]
     part = parse_part(config.part)
-    if part[1] > 1 and "out" not in given:
+    if part[1] > 1 and "out" not in command_line.keys:
         errors.append(
             ConfigError("parts need one folder to share", where="part", fix="add out=DIR to each")
         )
@@ -91,19 +82,11 @@ def _options(config: Config, given: set[str]) -> Options:
         processes=config.processes,
         part=part,
         retry=config.retry,
-        folders=tuple(UserRecipes.folders),
+        folders=command_line.folders,
     )
 
 
-def _told_on_stderr(active: bool) -> Any:
-    """Progress goes to stderr where the result goes to a program."""
-    import contextlib
-    import sys
-
-    return contextlib.redirect_stdout(sys.stderr) if active else contextlib.nullcontext()
-
-
-def _print(comparison: Comparison, form: str) -> None:
+def _print(comparison: Comparison, form: TableFormat) -> None:
     from loratune.compare import tables
     from loratune.files import to_json
 
@@ -114,10 +97,9 @@ def _print(comparison: Comparison, form: str) -> None:
     elif form == "csv":
         print(tables.csv(comparison), end="")
     else:
-        from loratune.console import console, say
-        from loratune.counting.tables import to_rich
+        from loratune.tables import show
 
-        for grid in tables.screen(comparison):
-            console().print(to_rich(grid))
+        for table in tables.screen(comparison):
+            show(table)
         for line in comparison.findings:
             say(f"- {line}")

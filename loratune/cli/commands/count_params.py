@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from loratune.cli.commands.evaluate import check_format
-from loratune.cli.hydra_app import given_keys
-from loratune.config.recipes.folders import UserRecipes
+from loratune.cli.formats import TableFormat
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
+from loratune.console import say
 from loratune.errors import ConfigError
+from loratune.files import to_json
 
 if TYPE_CHECKING:
     from loratune.counting.published import PublishedRow
-    from loratune.counting.tables import Grid
     from loratune.counting.variant_table import VariantTable
+    from loratune.tables import Table
 
 
 @dataclass(kw_only=True)
@@ -35,13 +36,12 @@ class Config(RunConfig):
     """A budget, trainable:589824 or bytes:6MB: the rank at which each variant reaches it."""
     activations: bool = False
     """Also measure what autograd keeps for the backward pass (imports torch)."""
-    format: str = "table"
+    format: TableFormat = TableFormat.table
     """table, md, csv or json."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Print the report in the chosen format."""
-    check_format(config.format, ("table", "md", "csv", "json"))
     if config.published:
         _print_published(config.format)
         return
@@ -51,14 +51,14 @@ def run(config: Config, overrides: list[str]) -> None:
         )
     from loratune.counting.variant_table import count_table, own_numbers
 
-    config.model = own_numbers(config.model, given_keys(overrides))
+    config = replace(config, model=own_numbers(config.model, command_line.keys))
     table = count_table(
         config,
         _names(config.variants),
         config.rank,
         match=config.match,
         activations=config.activations,
-        folders=UserRecipes.folders,
+        folders=command_line.folders,
     )
     _print_table(table, config)
 
@@ -73,23 +73,23 @@ def _names(variants: Any) -> list[str] | None:
 
 
 def _print_table(table: VariantTable, config: Config) -> None:
-    from loratune.counting.tables import budget_grid, module_grid, report_json, variant_grid
+    from loratune.counting.tables import budget_table, module_table, variant_table
 
     if config.format == "json":
-        print(report_json(table.to_dict(per_module=config.per_module)), end="")
+        print(to_json(table.to_dict(per_module=config.per_module)), end="")
         return
-    grids = [budget_grid(table.matches)] if table.matches else []
+    tables = [budget_table(table.matches)] if table.matches else []
     if config.per_module:
-        grids.append(module_grid(table.report))
+        tables.append(module_table(table.report))
     elif not (table.matches and config.format == "csv"):
-        grids.append(variant_grid(table.report))
+        tables.append(variant_table(table.report.to_dict()))
     if table.activations:
-        grids.append(_activation_grid(table))
-    _print_grids(grids, config.format, table.notes)
+        tables.append(_activation_table(table))
+    _print_tables(tables, config.format, table.notes)
 
 
-def _activation_grid(table: VariantTable) -> Grid:
-    from loratune.counting.tables import Grid
+def _activation_table(table: VariantTable) -> Table:
+    from loratune.tables import Table
 
     rows = tuple(
         (a.variant, a.rank, round(a.base), round(a.added), round(a.base + a.added))
@@ -97,23 +97,21 @@ def _activation_grid(table: VariantTable) -> Grid:
     )
     tokens = table.activations[0].tokens
     title = f"bytes autograd keeps per token in one block (fp32, measured on {tokens} tokens)"
-    return Grid(title, ("variant", "rank", "base alone", "added by adapters", "together"), rows)
+    return Table(title, ("variant", "rank", "base alone", "added by adapters", "together"), rows)
 
 
-def _print_published(form: str) -> None:
+def _print_published(form: TableFormat) -> None:
     from loratune.counting.published import published_report
-    from loratune.counting.tables import published_grid, report_json
+    from loratune.counting.tables import published_table
 
     rows = published_report()
     if form == "json":
-        print(report_json([row.to_dict() for row in rows]), end="")
+        print(to_json([row.to_dict() for row in rows]), end="")
     elif form == "table":
-        from loratune.console import say
-
         for line in _published_lines(rows):
             say(line)
     else:
-        _print_grids([published_grid(rows)], form, ())
+        _print_tables([published_table(rows)], form, ())
 
 
 def _published_lines(rows: list[PublishedRow]) -> Iterator[str]:
@@ -126,8 +124,8 @@ def _published_lines(rows: list[PublishedRow]) -> Iterator[str]:
             heading = block
             yield block
         quantity = row.quantity.replace("_", " ")
-        shown = f"exact {row.shown or '-'}"
-        yield f"  {quantity:<17} printed {row.printed:<20} {shown:<27} {row.verdict}"
+        exact = f"exact {row.shown or '-'}"
+        yield f"  {quantity:<17} printed {row.printed:<20} {exact:<27} {row.verdict}"
         for text in (row.meant and f"it is the number of {row.meant}", row.explanation):
             if text:
                 yield f"      {text}"
@@ -135,22 +133,16 @@ def _published_lines(rows: list[PublishedRow]) -> Iterator[str]:
     yield f"{len(rows)} published numbers: " + ", ".join(f"{n} {v}" for v, n in verdicts.items())
 
 
-def _print_grids(grids: list[Grid], form: str, notes: tuple[str, ...]) -> None:
-    from loratune.counting.tables import to_csv, to_markdown, to_rich, transposed
-
+def _print_tables(tables: list[Table], form: TableFormat, notes: tuple[str, ...]) -> None:
     if form == "csv":
-        print("\n".join(to_csv(grid) for grid in grids), end="")
+        print("\n".join(table.to_csv() for table in tables), end="")
     elif form == "md":
-        print("\n".join(to_markdown(grid) for grid in grids))
+        print("\n".join(table.to_markdown() for table in tables))
         print("\n".join(f"- {note}" for note in notes))
     else:
-        from loratune.console import console, say
+        from loratune.tables import show
 
-        for grid in grids:
-            table = to_rich(grid)
-            room = console().options.update_width(1000)  # measuring never answers more than that
-            if console().measure(table, options=room).minimum > console().width:
-                table = to_rich(transposed(grid))
-            console().print(table)
+        for table in tables:
+            show(table)
         for note in notes:
             say(f"- {note}")

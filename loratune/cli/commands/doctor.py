@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratune.cli.words import split_words
+from loratune.cli.arguments import TABLE_OR_JSON, read_arguments
 from loratune.errors import ConfigError, LoratuneError, raise_together
 
 if TYPE_CHECKING:
@@ -21,14 +21,11 @@ Exit code 0 if nothing failed."""
 
 def run(arguments: list[str]) -> None:
     """Print every finding as it is made; raise what failed."""
-    if any(word in ("-h", "--help") for word in arguments):
-        print(HELP)
-        return
-    plain, values = split_words(arguments, ("format",))
+    plain, values = read_arguments(arguments, {"format": TABLE_OR_JSON})
     form = values.get("format", "table")
-    if plain or form not in ("table", "json"):
+    if plain:
         fix = "loratune doctor [format=table|json]"
-        raise ConfigError("these words mean nothing here", where=" ".join(arguments), fix=fix)
+        raise ConfigError("unexpected arguments", where=" ".join(plain), fix=fix)
     from loratune.doctor import diagnose
 
     findings = []

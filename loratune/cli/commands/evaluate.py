@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from loratune.cli.hydra_app import given_keys
-from loratune.cli.recorded import recorded_recipe
+from loratune import files
+from loratune.cli.formats import TableOrJson
+from loratune.cli.recorded import names_base, recorded_recipe
+from loratune.cli.required import adapter_folder
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
+from loratune.runs.run_dir import RunDir
 
 
 @dataclass(kw_only=True)
@@ -17,53 +21,48 @@ class Config(RunConfig):
 
     run: str | None = None
     """A run folder: its adapter, base and evaluation rows are taken, unless overridden."""
-    format: str = "table"
-    """table or json."""
+    format: TableOrJson = TableOrJson.table
+    """What is printed: table or json."""
+    out: str | None = None
+    """A JSON file for the scores, or a folder for its evaluation.json; a run's own stays."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Measure the adapter of ``run=DIR``, or of ``adapter_path=DIR`` on ``model.path=DIR``."""
-    check_format(config.format, ("table", "json"))
     folder = adapter_folder(config.run, config.adapter_path)
-    config = recorded_recipe(config, overrides, config.run)
+    out, as_json = _scores_file(config.out), config.format is TableOrJson.json
+    config, keys = recorded_recipe(config, command_line, config.run), command_line.keys
     from loratune.pipeline import commands
 
-    commands.evaluate_adapter(config, folder, given_keys(overrides))
+    commands.evaluate_adapter(
+        config,
+        folder,
+        base_named=names_base(keys, config.run),
+        own_template="data.template" in keys,
+        out=out,
+        as_json=as_json,
+    )
 
 
-def adapter_folder(run: str | None, adapter_path: str | None) -> Path:
-    """The adapter that ``run=DIR`` or ``adapter_path=DIR`` names.
-
-    Raises:
-        ConfigError: if neither or both are given.
-    """
-    if (run is None) == (adapter_path is None):
-        raise ConfigError(
-            "which adapter?", where="run, adapter_path", fix="set run=DIR or adapter_path=DIR"
-        )
-    if adapter_path is not None:
-        return Path(adapter_path)
-    folder = Path(str(run))
-    if not (folder / "recipe.yaml").is_file():
-        raise ConfigError(
-            "this is no run folder", where=str(folder), fix="name one that `loratune train` made"
-        )
-    if not (folder / "adapter").is_dir():
-        raise ConfigError(
-            "the run has no adapter yet",
-            where=str(folder),
-            fix=f"finish it: loratune train resume={folder}",
-        )
-    return folder / "adapter"
-
-
-def check_format(name: str, choices: tuple[str, ...]) -> None:
-    """Stop if an output format does not exist.
+def _scores_file(out: str | None) -> Path | None:
+    """The file that ``out`` names.
 
     Raises:
-        ConfigError: naming the choices.
+        ConfigError: if it is one of a finished run's records.
     """
-    if name not in choices:
+    if out is None:
+        return None
+    path = Path(out) / "evaluation.json" if Path(out).is_dir() else Path(out)
+    if path.name in _sealed_records(path.parent):
         raise ConfigError(
-            f"no format '{name}'", where="format", fix=f"choose one of {', '.join(choices)}"
+            "a finished run's records are sealed", where=str(path), fix="set out to another file"
         )
+    return path
+
+
+def _sealed_records(folder: Path) -> set[str]:
+    summary = RunDir(folder).summary
+    try:
+        return {summary.name, *files.read_json(summary)["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

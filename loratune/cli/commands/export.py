@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from loratune.cli.commands.evaluate import adapter_folder
-from loratune.cli.hydra_app import given_keys
-from loratune.cli.recorded import recorded_recipe
+from loratune.cli.recorded import names_base, recorded_recipe
+from loratune.cli.required import adapter_folder
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import ExportFormat, RunConfig
 
 
@@ -19,14 +19,16 @@ class Config(RunConfig):
     """A run folder: its adapter and base are taken."""
     format: ExportFormat = ExportFormat.peft
     """peft, merged, portable, lora or compact."""
+    out: str | None = None
+    """The folder to write; null is export in the run folder, or here."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Export the adapter of ``run=DIR``, or of ``adapter_path=DIR``."""
     folder = adapter_folder(config.run, config.adapter_path)
-    run_folder, out, form = config.run, config.out, config.format
-    config = recorded_recipe(config, overrides, config.run)
-    target = Path(out) if out else Path(run_folder or ".") / "export"
+    out, form = Path(config.out or Path(config.run or ".") / "export"), config.format
+    config = recorded_recipe(config, command_line, config.run)
     from loratune.pipeline import commands
 
-    commands.export_adapter(config, folder, target, form, given_keys(overrides))
+    base_named = names_base(command_line.keys, config.run)
+    commands.export_adapter(config, folder, out, form, base_named=base_named)

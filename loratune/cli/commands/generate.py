@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loratune.cli.commands.evaluate import adapter_folder
-from loratune.cli.hydra_app import given_keys
-from loratune.cli.recorded import recorded_recipe
+from loratune.cli.recorded import names_base, recorded_recipe
+from loratune.cli.required import adapter_folder
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
 
@@ -19,6 +19,8 @@ class Config(RunConfig):
     """A run folder: its adapter, base and prompt template are taken."""
     prompt: str | None = None
     """One prompt to answer."""
+    system: str | None = None
+    """A system text for ``prompt``, where the adapter's format has one."""
     prompts: str | None = None
     """A file of rows to answer, in the format the adapter was trained on."""
     max_new_tokens: int = 64
@@ -33,7 +35,7 @@ class Config(RunConfig):
     """Answer with the base model as well."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Answer ``prompt=TEXT`` or every row of ``prompts=FILE``, one JSON line each."""
     if (config.prompt is None) == (config.prompts is None):
         raise ConfigError(
@@ -41,10 +43,27 @@ def run(config: Config, overrides: list[str]) -> None:
         )
     _check_sampling(config)
     folder = adapter_folder(config.run, config.adapter_path)
-    config = recorded_recipe(config, overrides, config.run)
+    config = recorded_recipe(config, command_line, config.run)
+    from loratune.generation import Sampling
     from loratune.pipeline import commands
 
-    commands.generate(config, folder, given_keys(overrides))
+    sampling = Sampling(
+        config.max_new_tokens,
+        config.temperature,
+        config.top_p,
+        config.evaluate.batch_size,
+        config.seed,
+    )
+    commands.generate(
+        config,
+        folder,
+        base_named=names_base(command_line.keys, config.run),
+        prompt=config.prompt,
+        prompts=config.prompts,
+        system=config.system,
+        sampling=sampling,
+        with_base=config.base,
+    )
 
 
 def _check_sampling(config: Config) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratune.cli.commands.evaluate import adapter_folder
-from loratune.cli.hydra_app import given_keys
-from loratune.cli.recorded import recorded_recipe
+from loratune.cli.recorded import names_base, recorded_recipe
+from loratune.cli.required import adapter_folder
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 
 
@@ -20,16 +20,18 @@ class Config(RunConfig):
     """A run folder: its adapter and base are taken."""
     adapter_path: Any = None
     """An adapter folder, or a list of them, summed in fp32 once."""
+    out: str | None = None
+    """The folder to write; null is merged in the run folder, or here."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Merge the adapter of ``run=DIR``, or of ``adapter_path=DIR``, into its base."""
     several = config.adapter_path if isinstance(config.adapter_path, list) else None
     one = None if several else config.adapter_path
     folders = [Path(str(path)) for path in several or [adapter_folder(config.run, one)]]
-    run_folder, out = config.run, config.out
-    config = recorded_recipe(config, overrides, config.run)
-    target = Path(out) if out else Path(run_folder or ".") / "merged"
+    out = Path(config.out or Path(config.run or ".") / "merged")
+    config = recorded_recipe(config, command_line, config.run)
     from loratune.pipeline import commands
 
-    commands.merge_adapters(config, folders, target, given_keys(overrides))
+    base_named = names_base(command_line.keys, config.run)
+    commands.merge_adapters(config, folders, out, base_named=base_named)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loratune.cli.commands.evaluate import check_format
-from loratune.cli.commands.train import check_rows
+from loratune.cli.formats import TableOrJson
+from loratune.cli.required import require_rows
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
+from loratune.files import to_json
 
 
 @dataclass(kw_only=True)
@@ -16,21 +18,19 @@ class Config(RunConfig):
 
     rows: int = 3
     """Training rows to show; all rows are audited."""
-    format: str = "table"
+    format: TableOrJson = TableOrJson.table
     """table or json."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Print the preview; stop with exit code 3 where ``train`` would stop."""
-    check_format(config.format, ("table", "json"))
     if config.rows < 0:
         raise ConfigError(f"{config.rows} is out of range", where="rows", fix="use >= 0")
-    check_rows(config)
-    from loratune.files import to_json
+    require_rows(config)
     from loratune.plan.preview import make_preview, show_preview
 
     preview = make_preview(config, config.rows)
-    if config.format == "json":
+    if config.format is TableOrJson.json:
         print(to_json(preview.to_dict()), end="")
     else:
         show_preview(preview)

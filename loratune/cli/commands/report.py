@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loratune.cli.arguments import read_arguments
 from loratune.errors import ConfigError
 
-USAGE = """loratune report: one self-contained HTML page about a run, a comparison or several runs.
+HELP = """loratune report: one self-contained HTML page about a run, a comparison or several runs.
 
-usage: loratune report DIR... [out=FILE]
+usage: loratune report DIR...|run=DIR [out=FILE]
 
 DIR        a run folder, a comparison's folder, or a folder of runs
 out=FILE   where to write; DIR/report.html for one folder, ./report.html for several
@@ -17,28 +18,15 @@ out=FILE   where to write; DIR/report.html for one folder, ./report.html for sev
 
 def run(arguments: list[str]) -> None:
     """Write the page and print its path."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE, end="")
+    if not arguments:
+        print(HELP, end="")
         return
-    folders, out = _read(arguments)
+    words, values = read_arguments(arguments, {"run": (), "out": ()})
+    folders = [Path(word) for word in (*words, *filter(None, [values.get("run")]))]
+    if not folders:
+        raise ConfigError("which folder?", where="loratune report", fix="name a run's folder")
+    out = values.get("out")
     from loratune.console import say
     from loratune.report.build import write_report
 
-    say(f"report: {write_report(folders, out)}")
-
-
-def _read(arguments: list[str]) -> tuple[list[Path], Path | None]:
-    folders, out = [], None
-    for word in arguments:
-        key, is_setting, value = word.partition("=")
-        if is_setting and key == "out":
-            out = Path(value)
-        elif word.startswith("-") or (is_setting and not Path(word).exists()):
-            raise ConfigError(
-                f"no setting '{key}'", where=word, fix="use: loratune report DIR... [out=FILE]"
-            )
-        else:
-            folders.append(Path(word))
-    if not folders:
-        raise ConfigError("which folder?", where="loratune report", fix="name a run's folder")
-    return folders, out
+    say(f"report: {write_report(folders, Path(out) if out else None)}")

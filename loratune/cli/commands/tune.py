@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loratune.cli.commands.compare import quiet_profiler
-from loratune.config.recipes.folders import UserRecipes
+from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
-from loratune.errors import ConfigError, raise_together
+from loratune.console import say
+from loratune.errors import ConfigError
 
-_OF_THE_SEARCH = (
-    "recipe=", "adapter=", "out=", "compare.", "lr_grid=", "ratio_grid=", "processes=", "retry=",
-    "trainer.lr=", "trainer.lr_scale=", "adapter.lr=", "adapter.lr_ratio=",
-)  # fmt: skip
+_OF_THE_SEARCH = {
+    "recipe", "adapter", "out", "lr_grid", "ratio_grid", "processes", "retry", "compare",
+    "trainer.lr", "trainer.lr_scale", "adapter.lr",
+}  # fmt: skip
+"""Settings that the written recipe replaces or does not need."""
 
 
 @dataclass(kw_only=True)
@@ -23,52 +24,45 @@ class Config(RunConfig):
     lr_grid: list[float] | None = None
     """Learning rates to try; null takes compare.lr_points rates around the variant's own."""
     ratio_grid: list[float] | None = None
-    """LoRA+ ratios to try with every rate; null tries 4 and 16."""
+    """Values of the variant's second setting (LoRA+'s ratio) to try; null tries its own few."""
     processes: int = 1
     """Processes that share the work here, one thread each."""
     retry: bool = False
     """Do failed trials again."""
 
 
-def run(config: Config, overrides: list[str]) -> None:
+def run(config: Config, command_line: CommandLine) -> None:
     """Search, print what was tried, and write the recipe."""
-    raise_together(_problems(config))
+    if not 1 <= config.processes <= 1000:
+        cause = f"{config.processes} is out of range"
+        raise ConfigError(cause, where="processes", fix="use 1 to 1000")
     target = Path(config.out or f"recipes/recipe/{config.name}_tuned.yaml")
-    config.out = None  # the search keeps its work where compare does
-    quiet_profiler()
+    config = replace(config, out=None)  # the search keeps its work where compare does
     from loratune.compare.options import Options
     from loratune.compare.tune import curve, tune
-    from loratune.console import say
 
     options = Options(
         lr_grid=config.lr_grid,
         ratio_grid=config.ratio_grid,
         processes=config.processes,
         retry=config.retry,
-        folders=tuple(UserRecipes.folders),
+        folders=command_line.folders,
     )
-    found = tune(config, options, _chosen_recipe(overrides), target)
-    for line in curve(found.trials):
+    tuned = tune(config, options, command_line.recipe, target)
+    for line in curve(tuned.trials):
         say(line)
-    rate = f"lr {found.point.lr:g}"
-    if found.point.lr_ratio is not None:
-        rate += f", lr_ratio {found.point.lr_ratio:g}"
-    say(f"best: {rate}, dev loss {found.loss:.4f}")
-    if found.at_edge:
+    rate = f"lr {tuned.point.lr:g}"
+    if tuned.point.ratio is not None:
+        rate += f", {tuned.axis} {tuned.point.ratio:g}"
+    say(f"best: {rate}, dev loss {tuned.loss:.4f}")
+    if tuned.at_edge:
         say("note: it is the last rate tried; give a wider lr_grid")
-    others = [word for word in overrides if not word.lstrip("+").startswith(_OF_THE_SEARCH)]
-    say(f"wrote {found.recipe}")
+    searched = {*_OF_THE_SEARCH, f"adapter.{tuned.axis}"}
+    others = [
+        str(override.input_line)
+        for override in command_line.settings
+        if not override.key_or_group.startswith("compare.")
+        and override.key_or_group not in searched
+    ]
+    say(f"wrote {tuned.recipe}")
     say("use it: " + " ".join([f"loratune train recipe={target.stem}", *others]))
-
-
-def _problems(config: Config) -> list[ConfigError]:
-    if 1 <= config.processes <= 1000:
-        return []
-    fix = "use 1 to 1000"
-    return [ConfigError(f"{config.processes} is out of range", where="processes", fix=fix)]
-
-
-def _chosen_recipe(overrides: list[str]) -> str | None:
-    """The recipe that the command line chose."""
-    names = [word.partition("=")[2] for word in overrides if word.startswith("recipe=")]
-    return names[-1] if names and names[-1] not in ("", "null") else None

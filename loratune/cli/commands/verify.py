@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loratune.cli.words import split_words
+from loratune.cli.arguments import TABLE_OR_JSON, read_arguments
 from loratune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 HELP = """usage: loratune verify DIR [model.path=BASE] [adapter_path=DIR] [format=table|json]
 
-Checks a merged model, an export, an adapter, a checkpoint, or a run folder with all of these:
-seals, sizes, sha256 of every file, fingerprints of the tensors.
+Checks a merged model, an export, an adapter, a checkpoint, or a run folder (DIR or
+run=DIR) with all of these: seals, sizes, sha256 of every file, fingerprints of the tensors.
 
   model.path=BASE     also compare with the base model's weights
   adapter_path=DIR    also prove the merge again from base and adapter, to one rounding
@@ -24,16 +24,13 @@ Exit code 0 if everything is as it was published, 7 if not (6 for checkpoints)."
 
 def run(arguments: list[str]) -> None:
     """Verify the folder that the words name; print what was checked; raise what differs."""
-    if any(word in ("-h", "--help") for word in arguments):
-        print(HELP)
-        return
-    folders, values = split_words(arguments, ("model.path", "adapter_path", "format"))
+    settings = {"run": (), "model.path": (), "adapter_path": (), "format": TABLE_OR_JSON}
+    folders, values = read_arguments(arguments, settings)
+    folders += [values["run"]] if "run" in values else []
     if len(folders) != 1:
-        fix = "loratune verify DIR [model.path=BASE] [adapter_path=DIR]"
+        fix = "loratune verify DIR|run=DIR [model.path=BASE] [adapter_path=DIR]"
         raise ConfigError("name one folder to verify", where="loratune verify", fix=fix)
     form = values.get("format", "table")
-    if form not in ("table", "json"):
-        raise ConfigError(f"no format '{form}'", where="format", fix="choose table or json")
     adapter, model = values.get("adapter_path"), values.get("model.path")
     if adapter and not model:
         fix = "add model.path=BASE"

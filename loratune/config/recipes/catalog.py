@@ -1,4 +1,4 @@
-"""The recipe files there are: found, described, and copied for the user to change."""
+"""The catalogue of recipe files: list, describe and copy them for the user to change."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def find_recipe(words: str, folders: Sequence[Path]) -> RecipeFile:
     group, _, name = words.removesuffix(".yaml").replace("=", "/").rpartition("/")
     if group:
         list_recipes(folders, group)
-    found = [g for g in ([group] if group else GROUPS) if name in group_options(g, folders)]
-    if not found:
-        known = {option for g in ([group] if group else GROUPS) for option in
-                 group_options(g, folders)}  # fmt: skip
-        fix = did_you_mean(name, sorted(known)) or "see `loratune recipes ls`"
+    options = {g: group_options(g, folders) for g in ([group] if group else GROUPS)}
+    groups = [g for g, names in options.items() if name in names]
+    if not groups:
+        names = sorted({option for names in options.values() for option in names})
+        fix = did_you_mean(name, names) or "see `loratune recipes ls`"
         raise ConfigError(f"no recipe named '{words}'", where="recipes", fix=fix)
-    if len(found) > 1 and "recipe" not in found:
-        fix = " or ".join(f"{g}/{name}" for g in found)
-        raise ConfigError(f"'{name}' is in {len(found)} groups", where="recipes", fix=f"say {fix}")
-    return _entry("recipe" if "recipe" in found else found[0], name, folders)
+    if len(groups) > 1 and "recipe" not in groups:
+        fix = f"write {' or '.join(f'{g}/{name}' for g in groups)}"
+        raise ConfigError(f"'{name}' is in {len(groups)} groups", where="recipes", fix=fix)
+    return _entry("recipe" if "recipe" in groups else groups[0], name, folders)
 
 
 def copy_recipe(
@@ -84,12 +84,12 @@ def copy_recipe(
         force: overwrite a file that is there.
 
     Raises:
-        ConfigError: for a name that is none, or if ``folder`` is the package's own.
+        ConfigError: for a name that is not one, or if ``folder`` is the package's own.
         StorageError: if the file exists, or cannot be written.
     """
     name = new_name or source.name
     if not _NAME.fullmatch(name) and name != source.name:
-        raise ConfigError(f"'{name}' is no name", where="as", fix="letters, digits, _ and -")
+        raise ConfigError(f"'{name}' is not a name", where="as", fix="letters, digits, _ and -")
     target = folder / source.group / f"{name}.yaml"
     if folder.resolve() == builtin_recipes().resolve():
         raise ConfigError(
@@ -107,19 +107,19 @@ def copy_recipe(
 
 
 def summary_of(text: str) -> str:
-    """The first comment that says something (see ``RecipeFile.summary``), up to its full stop."""
-    said: list[str] = []
+    """The first comment that describes the file (see ``RecipeFile``), up to its full stop."""
+    sentences: list[str] = []
     for line in text.splitlines():
         words = line.removeprefix("#").strip()
         if not line.startswith("#") or not words:
             if line:
                 break
         elif not words.startswith(("@package", "loratune ")):
-            said.append(words)
+            sentences.append(words)
             if words.endswith("."):
                 break
-    sentence = re.match(r".*?\.(?= |$)", " ".join(said))
-    return sentence[0] if sentence and len(said) > 1 else " ".join(said)
+    sentence = re.match(r".*?\.(?= |$)", " ".join(sentences))
+    return sentence[0] if sentence and len(sentences) > 1 else " ".join(sentences)
 
 
 def _entry(group: str, name: str, folders: Sequence[Path]) -> RecipeFile:

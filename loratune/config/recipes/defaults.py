@@ -45,7 +45,7 @@ def _check_entry(check: FileCheck, entry: Node) -> None:
     elif isinstance(entry, MappingNode) and not bad_tag(entry) and len(entry.value) == 1:
         key, value = entry.value[0]
         if not isinstance(key, ScalarNode) or bad_tag(key):
-            check.security(line, "a key in defaults is no word")
+            check.security(line, "keys in defaults must be plain strings")
         else:
             _check_group(check, line, key.value, value)
     elif bad_tag(entry):
@@ -68,26 +68,26 @@ def _check_group(check: FileCheck, line: int, text: str, value: Node | None) -> 
         check.config(line, f"'{text}' in defaults is not a group", "write 'override /GROUP: NAME'")
         return
     keywords, path, _ = parsed
-    group, names = _named(check, path, value)
+    group, names = _choices(check, path, value)
     if value is not None and names is None:
         _check_choice_node(check, line, value)
     elif "optional" not in keywords.split():
         _check_exists(check, line, path, group, names or [])
 
 
-def _named(check: FileCheck, path: str, value: Node | None) -> tuple[str, list[str] | None]:
+def _choices(check: FileCheck, path: str, value: Node | None) -> tuple[str, list[str] | None]:
     """The absolute group of an entry, and the names chosen in it (``None``: not plain names)."""
     base = "" if path.startswith("/") or check.folder == "." else f"{check.folder}/"
-    whole = base + path.removeprefix("/")
+    full = base + path.removeprefix("/")
     if value is None:
-        group, _, name = whole.rpartition("/")
+        group, _, name = full.rpartition("/")
         return group, [name]
     items = value.value if isinstance(value, SequenceNode) else [value]
     texts = [item.value for item in items if isinstance(item, ScalarNode) and not bad_tag(item)]
     plain = len(texts) == len(items) and all(is_choice(text) for text in texts)
     if isinstance(value, ScalarNode) and value.tag.endswith(":null"):
-        return whole, []
-    return whole, texts if plain else None
+        return full, []
+    return full, texts if plain else None
 
 
 def _check_choice_node(check: FileCheck, line: int, value: Node) -> None:

@@ -17,17 +17,10 @@ from loratune.adapters.registry import variant_names
 from loratune.config.recipes.folders import builtin_recipes
 from loratune.config.recipes.nodes import FileCheck, scalar_text
 from loratune.config.recipes.rules import names_hydra, package_problem
-from loratune.config.recipes.yaml_reader import MAX_BYTES, parse, read_text
+from loratune.config.recipes.yaml_reader import parse, read_text
 from loratune.config.schema import RunConfig
 from loratune.config.settings import GROUPS, find, known_keys
 from loratune.errors import ConfigError, LoratuneError, SecurityError, did_you_mean
-
-MAX_FILES = 500
-MAX_ENTRIES = 5_000
-MAX_FOLDERS_DEEP = 6
-MAX_TOTAL_BYTES = 2_000_000
-MAX_COMPOSITES = 4
-"""Settings whose value joins several others; they can refer to each other, so they multiply."""
 
 
 def check_recipe_files(folders: Sequence[Path], schema: type = RunConfig) -> list[LoratuneError]:
@@ -42,24 +35,12 @@ def check_recipe_files(folders: Sequence[Path], schema: type = RunConfig) -> lis
 
     """
     errors: list[LoratuneError] = []
-    composites: set[str] = set()
-    total = 0
     for folder in folders:
-        walk = _Walk(folder)
-        for path in walk.files():
-            total += min(path.stat().st_size, MAX_BYTES) if path.exists() else 0
-            if total > MAX_TOTAL_BYTES:
-                cause = f"more than {MAX_TOTAL_BYTES:,} bytes of recipes"
-                errors.append(ConfigError(cause, where=_shown(folder), fix="keep rows elsewhere"))
-                break
-            check = _check_file(path, folder, folders, schema)
-            errors += check.errors
-            composites |= check.composites
-        errors += walk.errors
-    if len(composites) > MAX_COMPOSITES:
-        cause = f"more than {MAX_COMPOSITES} settings join several others"
-        where = ", ".join(sorted(composites)[:3])
-        errors.append(ConfigError(cause, where=where, fix="write the values out"))
+        for entry in _entries(folder, folder):
+            if isinstance(entry, LoratuneError):
+                errors.append(entry)
+            else:
+                errors += _check_file(entry, folder, folders, schema).errors
     return _once(errors)
 
 
@@ -81,70 +62,37 @@ def _ignored(path: Path) -> bool:
     return path.name.startswith(".") and (path.is_dir() or not path.exists())
 
 
-class _Walk:
-    """The YAML files below a folder, without following links that lead out of it."""
+def _entries(folder: Path, root: Path) -> Iterator[Path | LoratuneError]:
+    """The files below ``folder`` whose names say YAML, and an error for what must not be read."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        yield ConfigError(f"unreadable: {error.strerror}", where=_shown(folder))
+        return
+    for path in (folder / name for name in names):
+        if _ignored(path):
+            continue
+        if cause := _refusal(path, root):
+            yield SecurityError(cause, where=_shown(path), fix="remove it")
+        elif path.suffix.casefold() in (".yaml", ".yml"):
+            yield path
+        elif path.is_dir() and not path.is_symlink():
+            yield from _entries(path, root)
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.real_root = root.resolve()
-        self.errors: list[LoratuneError] = []
-        self._entries = 0
-        self._files = 0
 
-    def files(self) -> Iterator[Path]:
-        """Each file whose name says YAML, in the order of names."""
-        yield from self._below(self.root, 0)
-
-    def _below(self, folder: Path, depth: int) -> Iterator[Path]:
-        if depth > MAX_FOLDERS_DEEP:
-            cause = f"folders nested deeper than {MAX_FOLDERS_DEEP}"
-            self.errors.append(ConfigError(cause, where=_shown(folder)))
-            return
-        for name in self._names(folder):
-            path = folder / name
-            self._entries += 1
-            if self._entries > MAX_ENTRIES or self._files > MAX_FILES:
-                self._too_many()
-                return
-            if self._refused(path, depth):
-                continue
-            if path.suffix.casefold() in (".yaml", ".yml"):
-                self._files += 1
-                yield path
-            elif path.is_dir() and not path.is_symlink():
-                yield from self._below(path, depth + 1)
-
-    def _names(self, folder: Path) -> list[str]:
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError as error:
-            self.errors.append(ConfigError(f"unreadable: {error.strerror}", where=_shown(folder)))
-            return []
-        return [name for name in names if not _ignored(folder / name)]
-
-    def _too_many(self) -> None:
-        if not any("too many" in error.cause for error in self.errors):
-            cause = f"too many files (more than {MAX_FILES} recipes or {MAX_ENTRIES:,} entries)"
-            fix = "keep only recipes in this folder"
-            self.errors.append(ConfigError(cause, where=_shown(self.root), fix=fix))
-
-    def _refused(self, path: Path, depth: int) -> bool:
-        """Whether ``path`` must not be read; says why in ``errors``."""
-        is_folder = path.is_dir()
-        cause = ""
-        if path.is_symlink():
-            real = Path(os.path.realpath(path))
-            if real != self.real_root and self.real_root not in real.parents:
-                cause = "this link leads out of the recipe folder"
-        elif not is_folder and not stat.S_ISREG(path.lstat().st_mode):
-            cause = "this is not a plain file"
-        if depth == 0 and names_hydra(path.name) and (is_folder or path.stem.casefold() == "hydra"):
-            cause = "a recipe folder cannot add to Hydra's own settings"
-        elif depth == 0 and is_folder and path.name.casefold() == "schema":
-            cause = "a recipe folder cannot replace the schema"
-        if cause:
-            self.errors.append(SecurityError(cause, where=_shown(path), fix="remove it"))
-        return bool(cause)
+def _refusal(path: Path, root: Path) -> str:
+    """Why ``path`` must not be read, or an empty string."""
+    is_folder, at_top = path.is_dir(), path.parent == root
+    if at_top and names_hydra(path.name) and (is_folder or path.stem.casefold() == "hydra"):
+        return "a recipe folder cannot add to Hydra's own settings"
+    if at_top and is_folder and path.name.casefold() == "schema":
+        return "a recipe folder cannot replace the schema"
+    if path.is_symlink():
+        inside = Path(os.path.realpath(path)).is_relative_to(root.resolve())
+        return "" if inside else "this link leads out of the recipe folder"
+    if not is_folder and not stat.S_ISREG(path.lstat().st_mode):
+        return "this is not a plain file"
+    return ""
 
 
 def _check_file(path: Path, root: Path, folders: Sequence[Path], schema: type) -> FileCheck:
@@ -183,7 +131,7 @@ def _check_document(
         group = package[0]
         if group == "recipe":
             fix = "make '# @package _global_' its first line"
-            check.config(1, "a whole recipe must say that it is one", fix)
+            check.config(1, "a recipe of several groups needs a package header", fix)
             setting = root
         else:
             fix = did_you_mean(group, GROUPS) or f"choose one of {', '.join(GROUPS)}"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -24,45 +20,23 @@ def builtin_recipes() -> Path:
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
-def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Hydra's own reading of the command line: flags, and ``overrides``, the other words.
-
-    Raises:
-        ConfigError: for a flag that Hydra does not know.
-
-    """
-    parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        return parser.parse_intermixed_args(list(arguments))
-    return parser.parse_args([])
-
-
-def _refuse(message: str) -> NoReturn:
-    fix = "see --help for the flags; settings are key=value"
-    raise ConfigError(message, where="command line", fix=fix)
-
-
-def user_recipe_folders(arguments: Sequence[str]) -> list[Path]:
+def user_recipe_folders(config_dir: str | None = None) -> list[Path]:
     """``--config-dir`` and ``./recipes``, in the order of precedence, where they exist.
 
     In a checkout ``./recipes`` is the package's own folder, which is not the user's.
 
     Raises:
-        ConfigError: if ``--config-dir`` names no folder.
+        ConfigError: if ``config_dir`` is not a folder.
 
     """
-    folders = []
-    named = parse_flags(arguments).config_dir
-    if named is not None:
-        folders.append(Path(named))
+    folders = [Path("recipes")]
+    if config_dir is not None:
+        folders.insert(0, Path(config_dir))
         if not folders[0].is_dir():
-            raise ConfigError("there is no such folder", where=f"--config-dir {named}")
-    folders.append(Path("recipes"))
-    own = builtin_recipes().resolve()
-    found = {folder.resolve(): folder for folder in reversed(folders) if folder.is_dir()}
-    return [folder for place, folder in reversed(found.items()) if place != own]
+            raise ConfigError("there is no such folder", where=f"--config-dir {config_dir}")
+    builtin = builtin_recipes().resolve()
+    by_place = {folder.resolve(): folder for folder in reversed(folders) if folder.is_dir()}
+    return [folder for place, folder in reversed(by_place.items()) if place != builtin]
 
 
 def group_options(group: str, folders: Sequence[Path]) -> list[str]:

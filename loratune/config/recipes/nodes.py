@@ -1,4 +1,4 @@
-"""The checks on one file's syntax tree: keys, tags, values, references, the defaults list."""
+"""The checks on one file's syntax tree: keys, tags, values, the defaults list."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from loratune.config.recipes.defaults import check_defaults
 from loratune.config.recipes.rules import (
-    MAX_INTERPOLATIONS,
-    count_interpolations,
     interpolation_problem,
     is_instantiation_key,
     names_hydra,
 )
 from loratune.config.recipes.yaml_reader import MERGE_TAG, bad_tag, children, plain
 from loratune.config.schema import RunConfig
-from loratune.config.settings import Setting, known_keys, unknown_key, wrong_type
+from loratune.config.settings import (
+    Setting,
+    has_no_effect,
+    known_keys,
+    unknown_key,
+    wrong_type,
+)
 from loratune.errors import ConfigError, LoratuneError, SecurityError
 
-Path_ = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 
 def scalar_text(node: Node) -> str:
@@ -42,7 +46,6 @@ class FileCheck:
         shown: the file's name for messages.
         folder: its folder below the recipe folder, ``.`` for the top.
         folders: all recipe folders of the user, to look up choices in.
-        composites: settings whose value joins several others.
 
     """
 
@@ -50,9 +53,8 @@ class FileCheck:
     folder: str
     folders: list[Path]
     root: Setting = field(default_factory=lambda: known_keys(RunConfig))
-    package: Path_ = ()
+    package: KeyPath = ()
     errors: list[LoratuneError] = field(default_factory=list)
-    composites: set[str] = field(default_factory=set)
 
     def config(self, line: int, cause: str, fix: str = "") -> None:
         """Note a mistake in ``line``."""
@@ -62,7 +64,7 @@ class FileCheck:
         """Note that ``line`` tries to be more than data."""
         self.errors.append(SecurityError(cause, where=f"{self.shown}:{line}", fix=fix))
 
-    def visit(self, node: Node, path: Path_, setting: Setting | None, top: bool = False) -> None:
+    def visit(self, node: Node, path: KeyPath, setting: Setting | None, top: bool = False) -> None:
         """Check ``node``, which is the value of ``path``; ``setting`` is ``None`` if unknown."""
         if tag := bad_tag(node):
             name = ".".join(path) or "the file"
@@ -77,12 +79,15 @@ class FileCheck:
         elif problem := interpolation_problem(scalar_text(node)):
             self.security(line_of(node), f"{'.'.join(path)}: {problem}", "write the value itself")
 
-    def _mapping(self, node: MappingNode, path: Path_, setting: Setting | None, top: bool) -> None:
+    def _mapping(
+        self, node: MappingNode, path: KeyPath, setting: Setting | None, top: bool
+    ) -> None:
         first_lines: dict[str, int] = {}
         for key, value in node.value:
             name = scalar_text(key)
             if not isinstance(key, ScalarNode) or (bad_tag(key) and key.tag != MERGE_TAG):
-                self.security(line_of(key), f"a key of {'.'.join(path) or 'the file'} is no word")
+                cause = f"keys of {'.'.join(path) or 'the file'} must be plain strings"
+                self.security(line_of(key), cause)
             elif key.tag == MERGE_TAG:
                 self._merged(value, path, setting, top)
             elif name in first_lines:
@@ -93,7 +98,7 @@ class FileCheck:
                 first_lines[name] = line_of(key)
                 self._entry(key, value, (*path, name), setting, top)
 
-    def _merged(self, value: Node, path: Path_, setting: Setting | None, top: bool) -> None:
+    def _merged(self, value: Node, path: KeyPath, setting: Setting | None, top: bool) -> None:
         """``<<: *anchor`` puts the anchor's keys at this place."""
         for part in value.value if isinstance(value, SequenceNode) else [value]:
             if isinstance(part, MappingNode):
@@ -102,7 +107,7 @@ class FileCheck:
                 self.config(line_of(part), "'<<' needs a mapping")
 
     def _entry(
-        self, key: Node, value: Node, path: Path_, setting: Setting | None, top: bool
+        self, key: Node, value: Node, path: KeyPath, setting: Setting | None, top: bool
     ) -> None:
         name, dotted = path[-1], ".".join(path)
         if is_instantiation_key(name):
@@ -115,52 +120,34 @@ class FileCheck:
             self.visit(value, path, None)
         elif (child := setting.child(name)) is None:
             where = f"{self.shown}:{line_of(key)}"
-            self.errors.append(unknown_key(self.root, path, where))
+            self.errors.append(has_no_effect(path, where) or unknown_key(self.root, path, where))
             self.visit(value, path, None)
         else:
             self._value(value, path, child)
 
-    def _value(self, value: Node, path: Path_, setting: Setting) -> None:
+    def _value(self, value: Node, path: KeyPath, setting: Setting) -> None:
         before = len(self.errors)
         self.visit(value, path, setting)
-        if len(self.errors) == before:
-            self._references(value, path, setting)
         if len(self.errors) > before:
             return
         if setting.children and isinstance(value, MappingNode):
             return
-        if not any("${" in text for text in _texts(value)):
+        if setting.children or not any("${" in text for text in _strings_in(value)):
             self._type(value, path, setting)
 
-    def _type(self, value: Node, path: Path_, setting: Setting) -> None:
+    def _type(self, value: Node, path: KeyPath, setting: Setting) -> None:
         try:
-            given = plain(value)
+            parsed = plain(value)
         except ValueError as error:
             self.config(line_of(value), f"{'.'.join(path)}: {error}")
             return
-        if allowed := wrong_type(setting, given):
-            self.config(
-                line_of(value), f"{'.'.join(path)} must be {allowed}, got {given!r}", "mend it"
-            )
-
-    def _references(self, value: Node, path: Path_, setting: Setting) -> None:
-        """Bound what interpolations can expand to: they may refer to each other."""
-        if setting.children and isinstance(value, MappingNode):
-            return
-        count = sum(count_interpolations(text) for text in _texts(value))
-        dotted = ".".join(path)
-        if count and (setting.free or setting.children):
-            cause = f"{dotted}: references are allowed in single values only"
-            self.config(line_of(value), cause, "write the values out")
-        elif count > MAX_INTERPOLATIONS:
-            cause = f"{dotted} refers to {count} settings, at most {MAX_INTERPOLATIONS} are allowed"
-            self.config(line_of(value), cause, "write the values out")
-        elif count > 1:
-            self.composites.add(dotted)
+        if allowed := wrong_type(setting, parsed):
+            cause = f"{'.'.join(path)} must be {allowed}, got {parsed!r}"
+            self.config(line_of(value), cause, "fix the value")
 
 
-def _texts(node: Node) -> Iterator[str]:
+def _strings_in(node: Node) -> Iterator[str]:
     if isinstance(node, ScalarNode):
         yield node.value
     for part in children(node):
-        yield from _texts(part)
+        yield from _strings_in(part)

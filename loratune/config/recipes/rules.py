@@ -9,14 +9,7 @@ INSTANTIATION_KEYS = frozenset(
 )
 """Keys by which Hydra builds objects from configuration."""
 
-ALLOWED_RESOLVERS: frozenset[str] = frozenset()
-"""Resolvers (``${name:...}``) that a recipe may use: none, as each runs code."""
-
-MAX_INTERPOLATIONS = 4
-"""References in one value; with ``recipe_files.MAX_COMPOSITES`` it bounds what they expand to."""
-
 _PLAIN = re.compile(r"\$\{\s*\.*([A-Za-z_]\w*)(?:\.\w+|\[\w+\])*\s*\}", re.ASCII)
-_RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:[^${}]*\}", re.ASCII)
 _SEGMENT = r"[A-Za-z0-9_](?:[\w+-]|\.(?!\.))*"
 _PATH = rf"{_SEGMENT}(?:/{_SEGMENT})*"
 _NAME = r"[A-Za-z_]\w*"
@@ -40,24 +33,19 @@ def names_hydra(name: str) -> bool:
 def interpolation_problem(text: str) -> str:
     """Why the interpolations in ``text`` are refused, or an empty string.
 
-    Only a plain reference to another setting is data: ``${trainer.lr}``, ``${..rank}``.
+    Only a plain reference to another setting is data: ``${trainer.lr}``, ``${..rank}``.  A
+    resolver (``${name:...}``) runs code.
     """
     position = text.find("${")
     while position >= 0:
         plain = _PLAIN.match(text, position)
-        resolver = _RESOLVER.match(text, position)
         shown = text[position : position + 60]
         if plain and plain[1].casefold() == "hydra":
             return f"'{shown}' reads Hydra's own settings"
-        if not plain and not (resolver and resolver[1] in ALLOWED_RESOLVERS):
+        if not plain:
             return f"'{shown}' is more than a reference to a setting"
         position = text.find("${", position + 2)
     return ""
-
-
-def count_interpolations(text: str) -> int:
-    """References in ``text``."""
-    return text.count("${")
 
 
 def package_problem(package: str) -> tuple[bool, str]:

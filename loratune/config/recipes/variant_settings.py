@@ -1,4 +1,4 @@
-"""The numbers that a variant's own recipe, ``adapter/NAME.yaml``, gives it."""
+"""The values that recipe files give one group, such as a variant's own ``adapter/NAME.yaml``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from loratune.adapters.config import AdapterConfig
 from loratune.adapters.registry import config_class
+from loratune.config.composition import to_typed
 from loratune.config.recipes.folders import builtin_recipes
 from loratune.config.recipes.yaml_reader import parse, plain, read_text
-from loratune.errors import ConfigError, LoratuneError
+from loratune.errors import ConfigError
 
 _DEEPEST = 10
 
@@ -36,18 +34,11 @@ def variant_settings(name: str, folders: Sequence[Path] = ()) -> AdapterConfig:
 
 @cache
 def _settings(name: str, folders: tuple[Path, ...]) -> AdapterConfig:
-    cls = config_class(name)
-    values = _file_values(name, folders, 0)
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
-    except LoratuneError:
-        raise
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, LoratuneError):
-            raise error.__cause__ from None
-        line = str(error).partition("\n")[0]
-        raise ConfigError(line, where=f"adapter/{name}.yaml", fix="mend the value") from error
-    assert isinstance(config, cls)
+    values: dict[str, Any] = {}
+    for _, of_file in group_values("adapter", name, folders):
+        values |= of_file
+    config = to_typed(config_class(name), values, f"adapter/{name}.yaml")
+    assert isinstance(config, AdapterConfig)
     return config
 
 
@@ -60,19 +51,28 @@ def recipe_file(group: str, name: str, folders: Sequence[Path] = ()) -> Path | N
     return None
 
 
-def _file_values(name: str, folders: Sequence[Path], depth: int) -> dict[str, Any]:
-    """The values of ``adapter/NAME.yaml`` over those of the files that its defaults name."""
-    path = recipe_file("adapter", name, folders)
+def group_values(
+    group: str, name: str, folders: Sequence[Path] = (), depth: int = 0
+) -> list[tuple[Path, dict[str, Any]]]:
+    """The file that ``group=name`` chooses, and those of the group that its defaults name.
+
+    Each with its values, in the order in which Hydra merges them; no file, if there is none.
+
+    Raises:
+        ConfigError: if the files name each other in a circle.
+    """
+    path = recipe_file(group, name, folders)
     if path is None:
-        return {}
+        return []
     if depth > _DEEPEST:
         raise ConfigError("the defaults go in circles", where=str(path), fix="remove one")
     node = parse(read_text(path, str(path)), str(path))
     values = plain(node) if node is not None else {}
-    merged: dict[str, Any] = {}
-    for entry in [*values.pop("defaults", []), "_self_"]:
+    defaults = values.pop("defaults", [])
+    merged: list[tuple[Path, dict[str, Any]]] = []
+    for entry in defaults if "_self_" in defaults else [*defaults, "_self_"]:
         if entry == "_self_":
-            merged |= values
+            merged.append((path, values))
         elif isinstance(entry, str) and not entry.startswith("/"):
-            merged |= _file_values(entry.partition("@")[0], folders, depth + 1)
+            merged += group_values(group, entry.partition("@")[0], folders, depth + 1)
     return merged

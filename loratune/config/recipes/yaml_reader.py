@@ -20,11 +20,9 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from loratune.errors import ConfigError, SecurityError
 
 MAX_BYTES = 100_000
-"""Largest recipe file: a recipe is a page of text, and the parser reads about 200 kB a second."""
+"""Largest recipe file, also with its aliases written out: the parser reads 200 kB a second."""
 MAX_DEPTH = 30
 """Deepest nesting; the schema needs four levels."""
-MAX_NODES = 10_000
-"""Values in one file after its aliases are written out."""
 
 _PREFIX = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {_PREFIX + name for name in ("str", "int", "float", "bool", "null")}
@@ -47,19 +45,15 @@ class _TooMuch(Exception):
 @cache
 def _loader() -> Any:
     class BoundedLoader(get_yaml_loader()):  # type: ignore[misc]
-        """OmegaConf's loader that counts depth and values while it composes."""
+        """OmegaConf's loader that counts depth while it composes."""
 
         depth = 0
-        count = 0
 
         def compose_node(self, parent: Node | None, index: Any) -> Node:
             self.depth += 1
-            self.count += 1
-            line = self.peek_event().start_mark.line
             if self.depth > MAX_DEPTH:
+                line = self.peek_event().start_mark.line
                 raise _TooMuch(f"nested deeper than {MAX_DEPTH} levels", line)
-            if self.count > MAX_NODES:
-                raise _TooMuch(f"more than {MAX_NODES:,} values", line)
             node: Node = super().compose_node(parent, index)
             self.depth -= 1
             return node
@@ -109,7 +103,7 @@ def parse(text: str, shown: str) -> Node | None:
         loader = _loader()(text)
         node: Node | None = loader.get_single_node()
         if node is not None:
-            _written_out(node)
+            _check_aliases(node)
     except _TooMuch as error:
         fix = "a recipe is a page of text"
         raise ConfigError(str(error), where=f"{shown}:{error.line + 1}", fix=fix) from None
@@ -138,30 +132,29 @@ def _reason(error: yaml.MarkedYAMLError, text: str) -> str:
     return str(error.problem or error.context or "syntax error")
 
 
-def _written_out(root: Node) -> int:
-    """Values in the tree with every alias written out, at most ``MAX_NODES``.
+def _check_aliases(root: Node) -> None:
+    """An alias costs nothing to write, but much to read: the whole must stay within ``MAX_BYTES``.
 
     Raises:
-        _TooMuch: if there are more, or if an alias contains itself.
+        _TooMuch: if there is more, or if an alias contains itself.
 
     """
     sizes: dict[int, int] = {}
 
     def size(node: Node) -> int:
-        known = sizes.get(id(node))
-        if known == 0:
-            raise _TooMuch("an alias contains itself", node.start_mark.line)
-        if known is not None:
-            return known
+        if (seen := sizes.get(id(node))) is not None:
+            if seen == 0:
+                raise _TooMuch("an alias contains itself", node.start_mark.line)
+            return seen
         sizes[id(node)] = 0
         total = 1 + sum(size(part) for part in children(node))
-        if total > MAX_NODES:
-            cause = f"more than {MAX_NODES:,} values once its aliases are written out"
+        if total > MAX_BYTES:
+            cause = f"more than {MAX_BYTES:,} values once its aliases are written out"
             raise _TooMuch(cause, node.start_mark.line)
         sizes[id(node)] = total
         return total
 
-    return size(root)
+    size(root)
 
 
 def children(node: Node) -> list[Node]:

@@ -1,11 +1,13 @@
 """What a model is made of, from the numbers of its ``config.json`` alone: no torch, no weights."""
 
-from loratune.models.architectures.base import Architecture, Numbers, OtherModule, Roles
-from loratune.models.architectures.reading import (
-    architecture_from_numbers,
-    is_known_family,
-    read_architecture,
+from loratune.models.architectures.base import (
+    Architecture,
+    Numbers,
+    OtherModule,
+    Roles,
+    names_module,
 )
+from loratune.models.architectures.from_numbers import architecture_from_numbers, is_known_family
 from loratune.models.architectures.roles import ROLE_WORDS, roles_of
 
 __all__ = [
@@ -16,6 +18,6 @@ __all__ = [
     "Roles",
     "architecture_from_numbers",
     "is_known_family",
-    "read_architecture",
+    "names_module",
     "roles_of",
 ]

@@ -58,15 +58,20 @@ class Architecture:
 
         A module that holds others is counted with all of them.
         """
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for part in self.parts:
             pieces = part.name.split(".")
             for end in range(1, len(pieces) + 1):
                 owner = ".".join(pieces[:end])
-                if owner == wanted or owner.endswith("." + wanted):
-                    found[owner] = found.get(owner, 0) + part.parameters
+                if names_module(wanted, owner):
+                    counts[owner] = counts.get(owner, 0) + part.parameters
                     break
-        return found
+        return counts
+
+
+def names_module(suffix: str, name: str) -> bool:
+    """Whether ``suffix`` is ``name`` or its end at a dot, as in PEFT."""
+    return name == suffix or name.endswith("." + suffix)
 
 
 class Numbers:
@@ -102,11 +107,11 @@ class Numbers:
             raise self._error(f"'{key}' is {value!r}", "use true or false")
         return value
 
-    def refuse(self, key: str, cause: str) -> None:
-        """Refuse a config whose ``key`` is set.
+    def require_unset(self, key: str, cause: str) -> None:
+        """Check that ``key`` is missing or false.
 
         Raises:
-            ConfigError: if it is.
+            ConfigError: if it is set.
         """
         if self._values.get(key):
             raise self._error(cause, f"'{key}' must be false")

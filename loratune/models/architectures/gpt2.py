@@ -16,7 +16,7 @@ from loratune.models.architectures.base import (
 
 
 def _parts(numbers: Numbers) -> Iterator[Part]:
-    numbers.refuse("add_cross_attention", "GPT-2 with cross-attention is not a causal model")
+    numbers.require_unset("add_cross_attention", "GPT-2 with cross-attention is not a causal model")
     width, vocabulary = numbers.size("n_embd"), numbers.size("vocab_size")
     inner = numbers.size("n_inner", 4 * width)
     yield embedding("transformer.wte", vocabulary, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loratune.adapters.config import LayerShape
-from loratune.models.architectures.base import Family, Roles
+from loratune.models.architectures.base import Family, Roles, names_module
 from loratune.models.architectures.gpt2 import GPT2
 from loratune.models.architectures.llama import GEMMA, LLAMA, MISTRAL, QWEN2, QWEN3
 from loratune.models.architectures.opt import OPT
@@ -38,12 +38,10 @@ def roles_of(
     """
     if family in FAMILIES:
         return FAMILIES[family].roles
-    for known in FAMILIES.values():
-        suffixes = [known.roles[role] for role in wanted if role in known.roles]
-        if suffixes and all(any(_ends(layer.name, end) for layer in layers) for end in suffixes):
-            return known.roles
+    for candidate in FAMILIES.values():
+        suffixes = [candidate.roles[role] for role in wanted if role in candidate.roles]
+        if suffixes and all(
+            any(names_module(end, layer.name) for layer in layers) for end in suffixes
+        ):
+            return candidate.roles
     return None
-
-
-def _ends(name: str, suffix: str) -> bool:
-    return name == suffix or name.endswith("." + suffix)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from loratune.report.numbers import byte_size, short_count
+from loratune.units import byte_size, short_count
 
 _MOST_LOG_TICKS = 7
 

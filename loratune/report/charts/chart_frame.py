@@ -10,6 +10,7 @@ from markupsafe import Markup
 from loratune.report.charts.axis import Axis
 from loratune.report.charts.series import Series, marker
 from loratune.report.charts.svg import FONT, add, canvas, clean, shorten, text_width
+from loratune.tables import Table
 
 WIDTH = 460.0
 _LEGEND_ROW = 19.0
@@ -24,15 +25,13 @@ class Chart:
         title: what it shows.
         drawing: the SVG.
         note: one sentence on how to read it.
-        columns: names of the values' columns.
-        rows: the drawn values as text, for those who cannot see the drawing.
+        values: what is drawn, for those who cannot see the drawing.
     """
 
     title: str
     drawing: Markup
+    values: Table
     note: str = ""
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
 
 
 class Frame:
@@ -63,8 +62,16 @@ class Frame:
             height = 8 + number * _LEGEND_ROW + 8
             for series, x in row:
                 if series.line:
-                    add(self.root, "line", x1=x, x2=x + 24, y1=height, y2=height,
-                        class_=f"{series.style} stroke", stroke_dasharray=series.dash)  # fmt: skip
+                    add(
+                        self.root,
+                        "line",
+                        x1=x,
+                        x2=x + 24,
+                        y1=height,
+                        y2=height,
+                        class_=f"{series.style} stroke",
+                        stroke_dasharray=series.dash,
+                    )
                 if series.markers:
                     marker(self.root, series.look, x + 12, height, 4)
                 name = shorten(clean(series.name), _LONGEST_NAME)
@@ -90,11 +97,26 @@ class Frame:
         for x2, y1 in ((self.right, self.bottom), (self.left, self.top)):
             add(self.root, "line", class_="axis", x1=self.left, x2=x2, y1=y1, y2=self.bottom)
         middle = (self.left + self.right) / 2
-        add(self.root, "text", self.across.label, x=middle, y=self.bottom + 39, class_="label",
-            text_anchor="middle")  # fmt: skip
+        add(
+            self.root,
+            "text",
+            self.across.label,
+            x=middle,
+            y=self.bottom + 39,
+            class_="label",
+            text_anchor="middle",
+        )
         height = (self.top + self.bottom) / 2
-        add(self.root, "text", self.up.label, x=12, y=height, class_="label", text_anchor="middle",
-            transform=f"rotate(-90 12 {height:.1f})")  # fmt: skip
+        add(
+            self.root,
+            "text",
+            self.up.label,
+            x=12,
+            y=height,
+            class_="label",
+            text_anchor="middle",
+            transform=f"rotate(-90 12 {height:.1f})",
+        )
 
 
 def _legend_rows(series: Sequence[Series]) -> list[list[tuple[Series, float]]]:

@@ -9,7 +9,8 @@ from loratune.report.charts.axis import make_axis
 from loratune.report.charts.chart_frame import WIDTH, Chart
 from loratune.report.charts.series import marker
 from loratune.report.charts.svg import add, canvas, clean, shorten, text_width, to_markup
-from loratune.report.numbers import significant
+from loratune.tables import Table
+from loratune.units import significant
 
 _ROW = 46.0
 _LEFT, _RIGHT, _TOP = 20.0, WIDTH - 20.0, 10.0
@@ -64,9 +65,8 @@ def interval_chart(
             add(group, "line", x1=x(end), x2=x(end), y1=y - 5, y2=y + 5, class_=f"s{look} stroke")
         marker(group, look, x(one.value), y, 5)
     rows = tuple((one.name, significant(one.value), _bounds(one), one.verdict) for one in intervals)
-    return Chart(
-        title, to_markup(root), note, ("compared", "difference", "interval", "verdict"), rows
-    )
+    columns = ("compared", "difference", "interval", "verdict")
+    return Chart(title, to_markup(root), Table(f"values of {title}", columns, rows), note)
 
 
 def _bounds(one: Interval) -> str:

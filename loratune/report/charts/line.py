@@ -10,7 +10,8 @@ from loratune.report.charts.axis import Axis, make_axis
 from loratune.report.charts.chart_frame import Chart, Frame
 from loratune.report.charts.series import Point, Series, marker
 from loratune.report.charts.svg import add, to_markup
-from loratune.report.numbers import significant
+from loratune.tables import Table
+from loratune.units import significant
 
 
 def line_chart(
@@ -50,8 +51,7 @@ def line_chart(
     for one in drawn:
         _draw_curve(frame, one)
     _draw_hover(frame, drawn, x_axis)
-    columns, rows = _values(drawn, x_axis)
-    return Chart(title, to_markup(frame.root), note, columns, rows)
+    return Chart(title, to_markup(frame.root), _values(title, drawn, x_axis), note)
 
 
 def _draw_band(frame: Frame, series: Series) -> None:
@@ -78,8 +78,13 @@ def _draw_curve(frame: Frame, series: Series) -> None:
     places = [(frame.x(p.x), frame.y(p.y)) for p in series.points]
     if series.line and len(places) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        add(frame.root, "polyline", points=path, class_=f"{series.style} stroke",
-            stroke_dasharray=series.dash)  # fmt: skip
+        add(
+            frame.root,
+            "polyline",
+            points=path,
+            class_=f"{series.style} stroke",
+            stroke_dasharray=series.dash,
+        )
     if series.markers or len(places) == 1:
         for x, y in places:
             marker(frame.root, series.look, x, y)
@@ -92,14 +97,20 @@ def _draw_hover(frame: Frame, drawn: Sequence[Series], across: Axis) -> None:
     layer = add(frame.root, "g", class_="hover")
     for number, x in enumerate(xs):
         strip = add(layer, "g")
-        found = [(one, p) for one in drawn for p in one.points if frame.x(p.x) == x]
-        lines = [f"{across.label.partition(',')[0]}: {significant(found[0][1].x)}"]
-        lines += [f"{one.name}: {_shown(point)}" for one, point in found]
+        points = [(one, p) for one in drawn for p in one.points if frame.x(p.x) == x]
+        lines = [f"{across.label.partition(',')[0]}: {significant(points[0][1].x)}"]
+        lines += [f"{one.name}: {_shown(point)}" for one, point in points]
         add(strip, "title", "\n".join(lines))
-        add(strip, "rect", x=edges[number], y=frame.top, height=frame.bottom - frame.top,
-            width=max(edges[number + 1] - edges[number], 0.5))  # fmt: skip
+        add(
+            strip,
+            "rect",
+            x=edges[number],
+            y=frame.top,
+            height=frame.bottom - frame.top,
+            width=max(edges[number + 1] - edges[number], 0.5),
+        )
         add(strip, "line", x1=x, x2=x, y1=frame.top, y2=frame.bottom)
-        for one, point in found:
+        for one, point in points:
             marker(strip, one.look, x, frame.y(point.y), 4)
 
 
@@ -121,10 +132,8 @@ def _described(title: str, drawn: Sequence[Series], across: Axis) -> str:
     return f"{title}, against {across.label}: {'; '.join(parts)}."
 
 
-def _values(
-    drawn: Sequence[Series], across: Axis
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _values(title: str, drawn: Sequence[Series], across: Axis) -> Table:
     xs = sorted({point.x for one in drawn for point in one.points})
     by_series = [{point.x: _shown(point) for point in one.points} for one in drawn]
     rows = tuple((significant(x), *(values.get(x, "") for values in by_series)) for x in xs)
-    return (across.label, *(one.name for one in drawn)), rows
+    return Table(f"values of {title}", (across.label, *(one.name for one in drawn)), rows)

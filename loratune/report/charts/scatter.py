@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from loratune.report.charts.axis import make_axis
 from loratune.report.charts.chart_frame import Chart, Frame
 from loratune.report.charts.series import Point, Series, marker
-from loratune.report.charts.svg import add, clean, shorten, text_width, to_markup
-from loratune.report.numbers import byte_size, significant
-
-_Box = tuple[float, float, float, float]
+from loratune.report.charts.svg import add, to_markup
+from loratune.tables import Table
+from loratune.units import byte_size, significant
 
 
 def undominated(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
@@ -37,7 +36,7 @@ def scatter_chart(
         title: what it shows.
         across: label of the cost.
         up: label of the loss.
-        series: one point each, with its range where it is known.
+        series: one point each, with its range if it has one.
         note: how to read it.
     """
     drawn = [one for one in series if one.points]
@@ -49,18 +48,17 @@ def scatter_chart(
     x_axis = make_axis(
         across, [x for _, x, _ in points], log=spread >= 4, unit="bytes", padding=0.06
     )
-    frame = Frame(_described(title, drawn), x_axis, make_axis(up, heights, padding=0.06), ())
+    frame = Frame(_described(title, drawn), x_axis, make_axis(up, heights, padding=0.06), drawn)
     _draw_front(frame, undominated(points))
     places = _places(frame, [one.points[0] for one in drawn])
     for one, place in zip(drawn, places, strict=True):
         _draw_point(frame, one, place)
-    _draw_names(frame, drawn, places)
     rows = tuple(
         (s.name, byte_size(s.points[0].x), significant(s.points[0].y), _range(s.points[0]))
         for s in drawn
     )
     columns = ("", across.partition(",")[0], up, "interval")
-    return Chart(title, to_markup(frame.root), note, columns, rows)
+    return Chart(title, to_markup(frame.root), Table(f"values of {title}", columns, rows), note)
 
 
 def _range(point: Point) -> str:
@@ -103,42 +101,6 @@ def _draw_point(frame: Frame, series: Series, place: tuple[float, float]) -> Non
     interval = f"\ninterval {_range(point)}" if _range(point) else ""
     text = f"{series.name}\n{byte_size(point.x)}\nloss {significant(point.y)}{interval}"
     add(mark, "title", text)
-
-
-def _draw_names(
-    frame: Frame, drawn: Sequence[Series], places: Sequence[tuple[float, float]]
-) -> None:
-    """A name beside each point, where it covers neither another name nor a point."""
-    taken: list[_Box] = []
-    for one, (x, y) in zip(drawn, places, strict=True):
-        point = one.points[0]
-        high = y if point.high is None else frame.y(point.high)
-        low = y if point.low is None else frame.y(point.low)
-        taken.append((x - 7, min(high, y - 7), x + 7, max(low, y + 7)))
-    for one, (x, y) in zip(drawn, places, strict=True):
-        name = shorten(clean(one.name), 24)
-        width = text_width(name)
-        for box in _candidates(x, y, width):
-            inside = box[0] >= frame.left + 2 and box[2] <= frame.right
-            inside = inside and box[1] >= frame.top and box[3] <= frame.bottom - 2
-            if inside and not any(_overlap(box, other) for other in taken):
-                add(frame.root, "text", name, x=box[0], y=box[3] - 3, class_="name")
-                taken.append(box)
-                break
-
-
-def _candidates(x: float, y: float, width: float) -> list[_Box]:
-    places = [
-        (x + dx, y + dy)
-        for dy in (-20, 4, -8, -36, 20, 36, -52, 52)
-        for dx in (11.0, -11 - width, -width / 2)
-        if not (dx == -width / 2 and abs(dy) < 12)
-    ]
-    return [(left, top, left + width, top + 16) for left, top in places]
-
-
-def _overlap(a: _Box, b: _Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _described(title: str, drawn: Sequence[Series]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from xml.etree.ElementTree import Element
 
 from loratune.report.charts.svg import add
@@ -66,8 +67,8 @@ def condensed(pairs: Sequence[tuple[float, float]]) -> tuple[Point, ...]:
         start = number * len(finite) // _BUCKETS
         part = finite[start : (number + 1) * len(finite) // _BUCKETS]
         values = [y for _, y in part]
-        middle = sum(x for x, _ in part) / len(part)
-        points.append(Point(middle, sum(values) / len(values), min(values), max(values)))
+        middle = fmean(x for x, _ in part)
+        points.append(Point(middle, fmean(values), min(values), max(values)))
     return tuple(points)
 
 
@@ -80,9 +81,21 @@ def marker(parent: Element, look: int, x: float, y: float, size: float = 4.5) ->
         1: ((-1, -1), (1, -1), (1, 1), (-1, 1)),
         2: ((0, -1.25), (1.15, 0.9), (-1.15, 0.9)),
         3: ((0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)),
-        4: ((-1.2, -0.4), (-0.4, -0.4), (-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4),
-            (1.2, 0.4), (0.4, 0.4), (0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4)),
+        4: (
+            (-1.2, -0.4),
+            (-0.4, -0.4),
+            (-0.4, -1.2),
+            (0.4, -1.2),
+            (0.4, -0.4),
+            (1.2, -0.4),
+            (1.2, 0.4),
+            (0.4, 0.4),
+            (0.4, 1.2),
+            (-0.4, 1.2),
+            (-0.4, 0.4),
+            (-1.2, 0.4),
+        ),
         5: ((0, 1.25), (1.15, -0.9), (-1.15, -0.9)),
-    }  # fmt: skip
+    }
     corners = " ".join(f"{x + a * size:.2f},{y + b * size:.2f}" for a, b in shapes[kind])
     return add(parent, "polygon", points=corners, class_=style)

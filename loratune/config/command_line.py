@@ -1,0 +1,158 @@
+"""The words after a subcommand, read once: flags, settings, and the user's recipe folders."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from loratune.config.recipes.folders import group_options, user_recipe_folders
+from loratune.config.recipes.rules import names_hydra
+from loratune.config.schema import RunConfig
+from loratune.config.secrets import redact_text
+from loratune.config.settings import GROUPS, Setting, find, known_keys
+from loratune.errors import ConfigError
+
+MAX_WORD = 20_000
+MAX_BRACKETS = 200
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The words after a subcommand.
+
+    Attributes:
+        flags: Hydra's own reading of its flags.
+        flag_words: the flags and their values, as typed.
+        overrides: every readable ``key=value``, in order, those for Hydra itself included.
+        folders: the user's recipe folders, in the order of precedence.
+        problems: one error for each word that cannot be read.
+    """
+
+    flags: Namespace
+    flag_words: tuple[str, ...]
+    overrides: tuple[Override, ...]
+    folders: tuple[Path, ...]
+    problems: tuple[ConfigError, ...] = ()
+
+    @property
+    def settings(self) -> list[Override]:
+        """The overrides of the recipe, without those of Hydra itself."""
+        return [one for one in self.overrides if not is_for_hydra(one)]
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys that are set: ``model.path=x`` sets ``model.path``."""
+        return {override.key_or_group for override in self.overrides}
+
+    @property
+    def recipe(self) -> str | None:
+        """The recipe that is chosen, if one is."""
+        chosen = [one for one in self.overrides if one.key_or_group == "recipe"]
+        return str(chosen[-1].value() or "") or None if chosen else None
+
+    def job(self, words: Sequence[str]) -> CommandLine:
+        """The command line of one job of a sweep, which has these words."""
+        return replace(self, overrides=tuple(map(_parse, words)))
+
+    def for_hydra(self, schema: type = RunConfig) -> list[str]:
+        """The words for Hydra: settings first, then flags; ``+`` and ``++`` are ours to add.
+
+        Hydra closes free mappings (``data.columns.prompt=question`` and
+        ``data.columns={prompt: q}`` fail), refuses ``+key`` for a key that exists, settings after
+        a flag (``-m trainer.lr=1,2 --cfg job name=x``), and null for a group (``recipe=null``,
+        which is the start anyway); all of them work after this.  Call it when
+        ``check_overrides`` found nothing.
+        """
+        root = known_keys(schema)
+        words = [_for_hydra(one, root) for one in self.overrides if not _chooses_no_recipe(one)]
+        return [*words, *self.flag_words]
+
+
+def read_command_line(arguments: Sequence[str]) -> CommandLine:
+    """Read the words after a subcommand.
+
+    Raises:
+        ConfigError: for an unknown flag, or a ``--config-dir`` that does not exist.
+    """
+    flags = _parse_flags(arguments)
+    flag_words = list(arguments)
+    overrides, problems = list[Override](), list[ConfigError]()
+    for word in flags.overrides:
+        flag_words.remove(word)
+        try:
+            overrides.append(_parse(word))
+        except ConfigError as error:
+            problems.append(error)
+    folders = tuple(user_recipe_folders(flags.config_dir))
+    return CommandLine(flags, tuple(flag_words), tuple(overrides), folders, tuple(problems))
+
+
+def is_for_hydra(override: Override) -> bool:
+    """Whether an override is for Hydra itself, not for the recipe."""
+    return override.is_hydra_override() or override.key_or_group == "hydra"
+
+
+def _chooses_no_recipe(override: Override) -> bool:
+    empty = not override.is_delete() and override.value() is None
+    return override.key_or_group == "recipe" and empty
+
+
+def _for_hydra(override: Override, root: Setting) -> str:
+    word, key = str(override.input_line), override.key_or_group
+    path = tuple(key.split("."))
+    if override.is_delete() or names_hydra(key) or find(root, path) is None:
+        return word
+    inside = [find(root, path[:-1]), find(root, path)] if len(path) > 1 else []
+    free = any(setting is not None and setting.free for setting in inside)
+    return f"{'++' if free else ''}{word.lstrip('+')}"
+
+
+def _parse_flags(arguments: Sequence[str]) -> Namespace:
+    parser: argparse.ArgumentParser = get_args_parser()
+    parser.error = _unknown_flag  # type: ignore[method-assign]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        return parser.parse_intermixed_args(list(arguments))
+    return parser.parse_args([])
+
+
+def _unknown_flag(message: str) -> NoReturn:
+    fix = "see --help for the flags; settings are key=value"
+    raise ConfigError(message, where="command line", fix=fix)
+
+
+def _parse(word: str) -> Override:
+    """Hydra's reading of one word.
+
+    Raises:
+        ConfigError: if it is not ``key=value``.
+    """
+    shown = redact_text(word if len(word) <= 80 else f"{word[:77]}...")
+    if len(word) > MAX_WORD or sum(map(word.count, "[{(")) > MAX_BRACKETS:
+        raise ConfigError(f"'{shown}' is too long", where="command line", fix="write a recipe")
+    if "=" not in word and not word.startswith("~"):
+        raise ConfigError(f"'{shown}' is not key=value", where="command line", fix=_hint(word))
+    try:
+        return OverridesParser.create().parse_overrides([word])[0]
+    except (HydraException, RecursionError) as error:
+        fix = "close every bracket and quote; quote text that has spaces, commas, colons or ="
+        where = word.partition("=")[0].lstrip("+~")
+        raise ConfigError(f"cannot read '{shown}'", where=where, fix=fix) from error
+
+
+def _hint(word: str) -> str:
+    for group in GROUPS:
+        if word in group_options(group, []):
+            return f"write {group}={word}"
+    return "write key=value, for example trainer.steps=100"

@@ -1,0 +1,140 @@
+"""Which values a recipe's settings may have, and which settings contradict each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from loratune.config.schema import RunConfig, Stage
+from loratune.errors import ConfigError
+
+Check = tuple[Callable[[Any], bool], str]
+"""Whether a value is allowed, and the advice if it is not."""
+
+
+def check_values(config: RunConfig) -> list[ConfigError]:
+    """Every value out of range and every contradiction, one error each."""
+    out_of_range = [
+        ConfigError(f"{value} is out of range", where=key, fix=advice)
+        for key, (is_allowed, advice) in _RANGES.items()
+        if (value := _value(config, key)) is not None and not is_allowed(value)
+    ]
+    return [*out_of_range, *_contradictions(config)]
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def _at_least(least: float, advice: str = "") -> Check:
+    return lambda value: math.isfinite(value) and value >= least, advice or f"use >= {least}"
+
+
+def _above(bound: float) -> Check:
+    return lambda value: math.isfinite(value) and value > bound, f"use a number above {bound}"
+
+
+_ROWS = _at_least(1, "use >= 1, or null for all rows")
+_NOT_NEGATIVE = _at_least(0, "use a number >= 0")
+_FEW: Check = (lambda value: 1 <= value <= 64, "use 1 to 64")
+_DEV_FRACTION: Check = (
+    lambda value: 0 < value < 1,
+    "use a number between 0 and 1: without dev rows nothing can be chosen",
+)
+_BETAS: Check = (
+    lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+    "use two numbers in [0, 1)",
+)
+
+_RANGES: dict[str, Check] = {
+    "data.max_length": _at_least(2),
+    "data.eval_fraction": (lambda value: 0 <= value < 1, "use [0, 1)"),
+    "data.limit": _ROWS,
+    "data.eval_limit": _ROWS,
+    "trainer.batch_size": _at_least(1),
+    "trainer.grad_accum_steps": _at_least(1),
+    "trainer.log_every": _at_least(1),
+    "trainer.keep_checkpoints": _at_least(1),
+    "trainer.warmup_steps": _NOT_NEGATIVE,
+    "trainer.weight_decay": _NOT_NEGATIVE,
+    "trainer.clip_norm": _NOT_NEGATIVE,
+    "trainer.eval_every": _NOT_NEGATIVE,
+    "trainer.save_every": _NOT_NEGATIVE,
+    "trainer.early_stop_patience": _NOT_NEGATIVE,
+    "trainer.seed": _NOT_NEGATIVE,
+    "trainer.steps": _above(0),
+    "trainer.epochs": _above(0),
+    "trainer.lr": _NOT_NEGATIVE,
+    "trainer.lr_scale": _NOT_NEGATIVE,
+    "trainer.eps": _NOT_NEGATIVE,
+    "trainer.betas": _BETAS,
+    "compare.dev_fraction": _DEV_FRACTION,
+    "compare.seeds": _FEW,
+    "compare.lr_points": _FEW,
+    "compare.rungs": _FEW,
+    "compare.lr_factor": _above(1),
+    "compare.steps": _at_least(1),
+    "compare.target_loss": (math.isfinite, "use a number"),
+    "launch.nproc": _at_least(1),
+}
+"""Settings with a range; null is allowed wherever the type allows it."""
+
+
+def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
+    """What single values do not show: settings that need, or exclude, one another."""
+    trainer, data = config.trainer, config.data
+    trains = Stage.train in config.stages
+    has_eval = data.eval_path is not None or data.eval_fraction > 0
+    stages = [str(stage) for stage in config.stages]
+    for contradicts, cause, where, fix in (
+        (
+            trainer.steps is not None and trainer.epochs is not None,
+            "trainer.steps and trainer.epochs exclude each other",
+            "trainer",
+            "set one of them, the other to null",
+        ),
+        (
+            trains and trainer.steps is None and trainer.epochs is None,
+            "no length is set",
+            "trainer",
+            "set trainer.steps or trainer.epochs",
+        ),
+        (
+            trains and trainer.eval_every and not has_eval,
+            "trainer.eval_every is set but there is nothing to evaluate on",
+            "trainer.eval_every",
+            "set data.eval_path or data.eval_fraction",
+        ),
+        (
+            trainer.early_stop_patience and not trainer.eval_every,
+            "trainer.early_stop_patience has no effect without trainer.eval_every",
+            "trainer.early_stop_patience",
+            "set trainer.eval_every",
+        ),
+        (
+            not trains and config.adapter_path is None,
+            f"stages {stages} need an adapter and train none",
+            "stages",
+            "add train to stages, or set adapter_path=DIR",
+        ),
+        (
+            not _is_folder_name(config.name),
+            f"{config.name!r} cannot name a folder",
+            "name",
+            "use a plain name: no /, no leading dot, at most 100 characters",
+        ),
+    ):
+        if contradicts:
+            yield ConfigError(cause, where=where, fix=fix)
+
+
+def _is_folder_name(name: str) -> bool:
+    """Whether a name stays in its folder and can be shown: it may come from anybody's recipe."""
+    return (
+        0 < len(name) <= 100
+        and name.isprintable()
+        and not set(name) & {"/", "\\"}
+        and name[0] != "."
+    )

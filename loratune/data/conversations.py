@@ -1,0 +1,136 @@
+"""Turns of a conversation, as the formats of the field write them.
+
+``messages`` (role, content), ShareGPT's ``conversations`` (from, value), and TRL's lists of
+messages in ``prompt`` and ``completion``.  Every key of a turn is used, or refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from loratune.data.rows import Message, shown
+from loratune.data.templates import as_text, is_blank
+from loratune.errors import DataError, did_you_mean
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which chat templates look for what the assistant thinks."""
+_SHAREGPT_ROLES = {
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
+    "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+_CHOICE = ("weight", "train")
+_PASSED_ON = ("tool_calls", "tool_call_id", "name", *REASONING)
+
+
+def read_turns(turns: object, column: str) -> tuple[Message, ...]:
+    """A column of turns, checked.
+
+    Raises:
+        DataError: for what is not a turn, an unknown role, an empty turn, or an unknown key.
+    """
+    if not isinstance(turns, list):
+        raise DataError(f"`{column}` is a {type(turns).__name__}, not a list of turns")
+    return tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
+
+
+def read_tools(tools: object) -> list[Any] | None:
+    """A column of tool definitions: a list, or one written as JSON.
+
+    Raises:
+        DataError: if it is neither.
+    """
+    value = _parsed(tools) if isinstance(tools, str) else tools
+    if value in (None, "", []):
+        return None
+    if not isinstance(value, list):
+        raise DataError("`tools` is not a list", fix="give a list of tool definitions")
+    return value
+
+
+def is_turns(value: object) -> bool:
+    """Whether a column holds a list of messages."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _turn(number: int, turn: object) -> Message:
+    if isinstance(turn, dict) and {"from", "value"} <= turn.keys():
+        turn = {("role" if k == "from" else "content" if k == "value" else k): v
+                for k, v in turn.items()}  # fmt: skip
+        turn["role"] = _SHAREGPT_ROLES.get(str(turn["role"]), turn["role"])
+    if not isinstance(turn, dict) or "role" not in turn:
+        raise DataError(f"turn {number} needs `role` and `content`, is {shown(turn)}")
+    role = turn["role"]
+    if role not in ROLES:
+        fix = did_you_mean(str(role), ROLES) or f"use {', '.join(ROLES)}"
+        raise DataError(f"turn {number} has the unknown role {shown(role)}", fix=fix)
+    _check_keys(number, turn)
+    fields = {key: turn[key] for key in _PASSED_ON if not is_blank(turn.get(key))}
+    if "tool_calls" in fields:
+        fields["tool_calls"] = _tool_calls(number, fields["tool_calls"])
+    content = _content(number, turn.get("content"))
+    if is_blank(content) and "tool_calls" not in fields:
+        raise DataError(f"turn {number} ({role}) is empty", fix="give it text or remove it")
+    return Message(role, content, fields, _is_supervised(number, turn))
+
+
+def _check_keys(number: int, turn: Mapping[str, Any]) -> None:
+    used = {"role", "content", *_CHOICE, *_PASSED_ON}
+    unknown = [key for key, value in turn.items() if key not in used and not is_blank(value)]
+    if unknown:
+        fix = (
+            f"{did_you_mean(unknown[0], used)} remove it, or use {', '.join(sorted(used))}".strip()
+        )
+        raise DataError(f"turn {number} has the unknown key {shown(unknown[0])}", fix=fix)
+
+
+def _is_supervised(number: int, turn: Mapping[str, Any]) -> bool:
+    """``weight: 0`` and ``train: false`` keep an assistant turn out of the loss."""
+    for key in _CHOICE:
+        value = turn.get(key)
+        if value is not None and value not in (0, 1):
+            fix = "use 0 or 1" if key == "weight" else "use true or false"
+            raise DataError(f"`{key}` of turn {number} is {shown(value)}", fix=fix)
+        if value is not None and not value:
+            return False
+    return True
+
+
+def _content(number: int, content: object) -> str:
+    """Text, or a list of text parts joined."""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if any(isinstance(p, dict) and p.get("type", "text") != "text" for p in content):
+            raise DataError(
+                f"content of turn {number} has a part that is not text",
+                fix="only {type: text, text: ...} parts can be used: remove the others",
+            )
+        return "".join(as_text(part, f"content of turn {number}") for part in parts)
+    return as_text(content, f"content of turn {number}")
+
+
+def _tool_calls(number: int, calls: object) -> list[Any]:
+    """Calls with their arguments as objects, as templates expect them."""
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise DataError(f"`tool_calls` of turn {number} is not a list of calls")
+    return [_tool_call(number, call) for call in calls]
+
+
+def _tool_call(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise DataError(f"a call of turn {number} names no function")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = _parsed(arguments)
+    function = {**function, "arguments": {} if arguments is None else arguments}
+    return {**call, "function": function} if "function" in call else function
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text) if text.strip() else None
+    except ValueError as error:
+        raise DataError(f"{shown(text)} is not JSON: {error}") from error

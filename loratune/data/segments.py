@@ -1,0 +1,73 @@
+"""Stretches of a row's text, cut where supervision changes and where special tokens are spelt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a row's text.
+
+    Attributes:
+        text: the characters.
+        supervised: whether they are the model's to write.
+        is_text: whether it spells a special token in somebody's words, so that it is not one.
+    """
+
+    text: str
+    supervised: bool
+    is_text: bool = False
+
+
+def cut(text: str, supervised: Sequence[Range], spelt: Iterable[Range] = ()) -> list[Segment]:
+    """``text`` as segments, together the whole.
+
+    Args:
+        text: a row.
+        supervised: character ranges with loss.
+        spelt: character ranges that spell a special token.
+    """
+    plain = set(spelt)
+    edges = {0, len(text), *(edge for part in (*supervised, *plain) for edge in part)}
+    cuts = sorted(edge for edge in edges if edge <= len(text))
+    return [
+        Segment(text[a:b], any(x <= a and b <= y for x, y in supervised), (a, b) in plain)
+        for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class RowText:
+    """A row's text in segments.
+
+    Attributes:
+        segments: in order; together the text up to the end of the last answer.
+        prompt_segments: how many of them stand before the last answer.
+        ended: whether a special token of the template ends the last answer.
+    """
+
+    segments: tuple[Segment, ...]
+    prompt_segments: int
+    ended: bool = False
+
+
+class SpellingFinder:
+    """Finds special tokens that are spelt in texts.
+
+    Args:
+        special_tokens: of the tokenizer, longest first.
+    """
+
+    def __init__(self, special_tokens: Sequence[str]) -> None:
+        pattern = "|".join(map(re.escape, special_tokens))
+        self._pattern = re.compile(pattern) if pattern else None
+
+    def ranges(self, text: str, start: int = 0) -> list[Range]:
+        """Where they are, counted from ``start``."""
+        matches = self._pattern.finditer(text) if self._pattern else ()
+        return [(start + match.start(), start + match.end()) for match in matches]

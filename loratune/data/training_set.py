@@ -1,0 +1,56 @@
+"""The rows of a training and their order, handed out as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loratune.config.schema import DataConfig, TrainerConfig
+from loratune.data.batches import BatchPlan, shard
+from loratune.data.collate import Batch, collate, collate_packed
+from loratune.data.encoded_rows import EncodedRow
+from loratune.runs import processes
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What to train on, in which order.
+
+    Attributes:
+        rows: encoded rows.
+        plan: the rows of every optimizer step, a function of the seed and the step alone.
+        pad_id: token that fills short rows.
+        packing: whether rows share sequences.
+        max_length: longest packed sequence.
+    """
+
+    rows: Sequence[EncodedRow]
+    plan: BatchPlan
+    pad_id: int
+    packing: bool = False
+    max_length: int = 0
+
+    @classmethod
+    def from_config(
+        cls, rows: Sequence[EncodedRow], pad_id: int, data: DataConfig, trainer: TrainerConfig
+    ) -> TrainingSet:
+        """Rows in a recipe's order and batches."""
+        plan = BatchPlan.from_config([len(row) for row in rows], data, trainer)
+        return cls(rows, plan, pad_id, data.packing, data.max_length)
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """This process's share of optimizer step ``step`` (from 0), on the CPU."""
+        rank, world = processes.rank(), processes.world_size()
+        shares = (shard(numbers, rank, world) for numbers in self.plan.micro_batches(step))
+        return [self.batch(mine) for mine in shares if mine]
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """The rows with these numbers as one batch."""
+        chosen = [self.rows[number] for number in numbers]
+        if self.packing:
+            return collate_packed(chosen, self.pad_id, self.max_length, numbers)
+        return collate(chosen, self.pad_id, numbers)
+
+    def source(self, number: int) -> str:
+        """``file:line`` of a row."""
+        return self.rows[number].source

@@ -1,0 +1,63 @@
+"""What a merged model's folder holds besides its weights: index, configuration, tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from loratune import files
+from loratune.config.schema import Dtype
+from loratune.models.weights import INDEX, SINGLE, TensorEntry
+from loratune.runs.run_dir import MERGE_REPORT
+
+_COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
+_NOT_COPIED = (INDEX, MERGE_REPORT, "config.json", "adapter_config.json", "loratune.json")
+
+
+def complete_folder(
+    base_folder: Path,
+    target: Path,
+    entries: Mapping[str, TensorEntry],
+    dtype: Dtype,
+    *,
+    unties: bool,
+) -> None:
+    """Write everything beside the weights, so that ``target`` loads like the base did.
+
+    Args:
+        base_folder: the base model's files.
+        target: the folder with the merged weights.
+        entries: the merged tensors.
+        dtype: of the merged weights where it was changed, else auto.
+        unties: whether head and input embedding had to part.
+    """
+    _write_index(target, entries)
+    _write_config(base_folder, target, dtype, unties=unties)
+    _copy_side_files(base_folder, target)
+
+
+def _write_index(target: Path, entries: Mapping[str, TensorEntry]) -> None:
+    weight_map = {name: entry.file.name for name, entry in entries.items()}
+    if set(weight_map.values()) == {SINGLE}:
+        return
+    size = sum(entry.size for entry in entries.values())
+    files.write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _write_config(base_folder: Path, target: Path, dtype: Dtype, *, unties: bool) -> None:
+    config = files.read_json(base_folder / "config.json")
+    if unties:
+        config["tie_word_embeddings"] = False
+    if dtype is not Dtype.auto:
+        config["dtype"] = str(dtype)
+        config.pop("torch_dtype", None)
+    files.write_json(target / "config.json", config)
+
+
+def _copy_side_files(base_folder: Path, target: Path) -> None:
+    """Tokenizer, generation settings and the like, as they are."""
+    for pattern in _COPIED:
+        for path in sorted(base_folder.glob(pattern)):
+            if path.name not in _NOT_COPIED and path.is_file():
+                shutil.copyfile(path, target / path.name)

@@ -1,0 +1,119 @@
+"""Models from a config alone: random weights, or none at all on torch's meta device.
+
+Runs no code from a model's folder; torch and transformers are imported only when asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratune.errors import ModelError
+from loratune.models.source import read_model_config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def read_transformers_config(source: Path | str, revision: str | None = None) -> Any:
+    """``config.json`` as transformers understands it.
+
+    Args:
+        source: a model folder, or a hub id, whose ``config.json`` alone is fetched.
+        revision: of the hub's model.
+
+    Raises:
+        ModelError: an architecture it does not know, or a value of the wrong type.
+    """
+    from transformers import AutoConfig
+
+    _quiet()
+    is_local = isinstance(source, Path)
+    try:
+        return AutoConfig.from_pretrained(
+            str(source), revision=revision, local_files_only=is_local, trust_remote_code=False
+        )
+    except Exception as error:  # each architecture validates in its own way
+        where = str(source / "config.json") if isinstance(source, Path) else source
+        fix = "restore the file that belongs to the weights" if is_local else "check model.path"
+        cause = f"unusable config.json: {first_line(error)}"
+        raise ModelError(cause, where=where, fix=fix) from error
+
+
+def _quiet() -> None:
+    """No progress bars and no advice from transformers between our own lines."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def build_model(numbers: Mapping[str, Any]) -> nn.Module:
+    """A model of these numbers with random weights, on torch's default device.
+
+    Args:
+        numbers: ``model_type`` and the sizes, as in ``config.json``.
+
+    Raises:
+        ModelError: if transformers cannot build it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = dict(numbers)
+    with _build_errors("model.architecture"):
+        config = AutoConfig.for_model(values.pop("model_type"), **values)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
+
+
+def meta_model(config: Any, where: str) -> nn.Module:
+    """A model on the meta device: names and shapes, no memory.
+
+    Args:
+        config: as transformers understands it.
+        where: named in errors.
+
+    Raises:
+        ModelError: if transformers cannot build it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _build_errors(where), torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
+
+
+def meta_base(folder: Path) -> nn.Module:
+    """The model of a folder on the meta device.
+
+    Raises:
+        LoratuneError: if its config is unusable.
+    """
+    read_model_config(folder)
+    return meta_model(read_transformers_config(folder), str(folder))
+
+
+@contextlib.contextmanager
+def _build_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError) as error:
+        raise ModelError(
+            f"transformers cannot build this model: {first_line(error)}",
+            where=where,
+            fix="check model.path; models that need their own code are not supported",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first sentence of a library's message, on one line."""
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return (text or type(error).__name__)[:300].rstrip(". ")

@@ -1,0 +1,95 @@
+"""Evaluate, merge and export, each with what it prints: for a run and for the commands alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loratune import files
+from loratune.adapter_files.peft_format import AdapterFolder
+from loratune.config.schema import ExportFormat, RunConfig
+from loratune.console import say
+from loratune.data.prepare import PreparedData
+from loratune.loss.causal_model import LanguageModelHead
+from loratune.models.fingerprint import tokenizer_fingerprint
+from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table
+from loratune.runs import processes
+from loratune.stages.evaluate import evaluate
+from loratune.stages.export import export
+from loratune.stages.merge import merge
+from loratune.surgery import WrappedModel
+from loratune.tables import show
+
+
+def evaluate_and_show(
+    wrapped: WrappedModel,
+    head: LanguageModelHead,
+    tokenizer: Any,
+    rows: PreparedData,
+    config: RunConfig,
+    out: Path | None,
+    *,
+    as_json: bool = False,
+) -> None:
+    """Measure base and adapted model; write the scores to ``out``, and print them.
+
+    Where there are no evaluation rows, nothing is measured.
+
+    Raises:
+        StorageError: if ``out`` cannot be written.
+    """
+    if not rows.eval:
+        return
+    result = evaluate(wrapped, head, tokenizer, rows, config.evaluate)
+    if not processes.is_main():
+        return
+    if out is not None:
+        files.write_json(out, result.as_dict())
+    if as_json:
+        print(files.to_json(result.as_dict()), end="")
+        return
+    show(evaluation_table(result))
+    if result.samples:
+        show(sample_table(result.samples))
+
+
+def merge_and_show(
+    adapters: Sequence[AdapterFolder],
+    base_folder: Path,
+    tokenizer: Any,
+    out: Path,
+    config: RunConfig,
+) -> None:
+    """Merge adapters into their base and print the proof.
+
+    Raises:
+        LoratuneError: what stands against it; nothing is published then.
+    """
+    report = merge(
+        adapters,
+        base_folder,
+        out,
+        config.merge,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        allow_drift=config.allow_drift,
+    )
+    for line in merge_lines(report):
+        say(line)
+    say(f"merged model: {out}")
+
+
+def export_and_show(
+    adapter: AdapterFolder, base_folder: Path, out: Path, form: ExportFormat, config: RunConfig
+) -> None:
+    """Export an adapter in another form and print what was proved.
+
+    Raises:
+        LoratuneError: what stands against it; nothing is published then.
+    """
+    proof = export(adapter, base_folder, out, form, config.merge.verify)["proof"]
+    proved = f"ΔW differs from the original's by {proof['worst_relative_difference']:.1e} at most"
+    logits = proof["logits"]
+    if logits is not None:
+        proved += f", logits by {logits['max_difference']:.1e} on {logits['tokens']} tokens"
+    say(f"exported {form}: {out} ({proved})")

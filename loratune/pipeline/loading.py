@@ -1,0 +1,125 @@
+"""Load and wrap: rows, base model, and a fresh or a saved adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from loratune.adapter_files.peft_format import AdapterFolder
+from loratune.config.schema import DataConfig, RunConfig, Stage
+from loratune.counting.parameters import ParameterReport
+from loratune.counting.variant_report import report_variants
+from loratune.data.audit import audit
+from loratune.data.prepare import PreparedData, prepare_data
+from loratune.data.tokenizing import Tokenizer
+from loratune.files import BUILTIN
+from loratune.models.load import load_tokenizer
+from loratune.models.measure import measure_model
+from loratune.models.source import model_folder, read_model_config
+from loratune.pipeline.printing import say_once
+from loratune.runs.drift import check_binding
+from loratune.stages.load import BaseModel, load
+from loratune.stages.wrap import wrap, wrap_existing
+from loratune.surgery import WrappedModel
+
+
+def load_data_and_base(config: RunConfig) -> tuple[PreparedData, BaseModel]:
+    """Data first: a bad row is reported before any weight is read.
+
+    Raises:
+        LoratuneError: unusable rows, or an unusable base.
+    """
+    folder = model_folder(config.model.path, config.model.revision)
+    numbers = read_model_config(folder)
+    tokenizer = load_tokenizer(folder)
+    vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
+    data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed)
+    say_once(*data.report.lines())
+    if Stage.train in config.stages:
+        _audit(data, tokenizer, config.data)
+    say_once(f"base {config.model.path}")
+    return data, load(config.model, config.trainer.precision, tokenizer)
+
+
+def _audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> None:
+    """Say what is doubtful about the rows; stop at what would teach the wrong thing."""
+    result = audit(data, tokenizer, config)
+    result.raise_errors()
+    say_once(*(finding.line for finding in result.findings))
+
+
+def wrap_base(
+    base: BaseModel, config: RunConfig, saved: AdapterFolder | None
+) -> tuple[WrappedModel, ParameterReport, list[str]]:
+    """Put the recipe's adapter into the base, or the saved one that the run continues.
+
+    Returns:
+        The wrapped model, what every variant would train in its place, and how its base differs
+        from the saved adapter's, where allowed.
+
+    Raises:
+        LoratuneError: a target that matches nothing, an adapter that does not fit, or drift.
+    """
+    drift: list[str] = []
+    architecture = measure_model(base.model)
+    if saved is None:
+        wrapped = wrap(base.model, config.adapter, config.targets, config.trainer.seed)
+    else:
+        wrapped, drift = wrap_saved(base, saved, config.allow_drift)
+    counts = wrapped.match.counts.items()
+    say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
+    notices = [*wrapped.match.notices, *wrapped.config.warnings()]
+    say_once(*(f"note: {line}" for line in notices))
+    return wrapped, report_variants(architecture, wrapped), drift
+
+
+def wrap_saved(
+    base: BaseModel, adapter: AdapterFolder, allow_drift: Sequence[str]
+) -> tuple[WrappedModel, list[str]]:
+    """Put a saved adapter into its base, and check that it is the base it was trained on.
+
+    Returns:
+        The wrapped model, and the differences that ``allow_drift`` lets through.
+
+    Raises:
+        LoratuneError: an adapter that does not fit, or drift.
+    """
+    allowed = check_binding(
+        adapter.facts,
+        base.fingerprint,
+        base.tokenizer_fingerprint,
+        allow_drift,
+        where=str(adapter.path),
+    )
+    wrapped, _ = wrap_existing(base.model, adapter)
+    return wrapped, allowed
+
+
+def evaluation_only(data: DataConfig) -> DataConfig:
+    """The settings that read the rows of the final evaluation alone, where any are named."""
+    path = data.test_path or data.eval_path
+    return data if path is None else replace(data, path=None, eval_path=path, test_path=None)
+
+
+def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> PreparedData:
+    """The rows of the final evaluation: those that chose nothing, where the recipe names any."""
+    if config.data.test_path is None or _test_rows_are_the_demos(config):
+        return data
+    return prepare_data(
+        evaluation_only(config.data),
+        base.tokenizer,
+        base.vocab_size,
+        config.trainer.seed,
+        prompt_format=data.prompt_format,
+    )
+
+
+def _test_rows_are_the_demos(config: RunConfig) -> bool:
+    """Whether the test rows are the embedded demo's although the training rows are the user's."""
+    path = str(config.data.test_path)
+    mismatched = path.startswith(BUILTIN) and not str(config.data.path).startswith(BUILTIN)
+    if mismatched:
+        say_once(
+            f"note: data.test_path={path} belongs to the demo; the evaluation rows are used instead"
+        )
+    return mismatched

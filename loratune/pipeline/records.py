@@ -1,0 +1,108 @@
+"""What a run leaves in its folder, written by the main process alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from loratune import files
+from loratune.adapter_files.peft_format import shared_fingerprint, write_adapter
+from loratune.config.convert import to_plain
+from loratune.config.schema import RunConfig
+from loratune.config.secrets import redact
+from loratune.counting.parameters import ParameterReport
+from loratune.counting.tables import variant_table
+from loratune.data.prepare import PreparedData
+from loratune.pipeline.printing import say_once
+from loratune.report.build import finished_report
+from loratune.runs import processes
+from loratune.runs.provenance import package_versions, provenance
+from loratune.runs.records import link_latest, recipe_record, write_recipe, write_summary
+from loratune.runs.run_dir import RunDir
+from loratune.stages.load import BaseModel
+from loratune.stages.train import TrainResult
+from loratune.surgery import WrappedModel
+from loratune.tables import show
+
+_FINGERPRINTS = ("base", "tokenizer", "data", "projection")
+
+
+def run_facts(
+    config: RunConfig,
+    base: BaseModel,
+    data: PreparedData,
+    wrapped: WrappedModel,
+    drift: list[str],
+) -> dict[str, Any]:
+    """What checkpoints and adapters record about what a run is made of."""
+    return {
+        "recipe": recipe_record(config),
+        "base": base.fingerprint,
+        "tokenizer": base.tokenizer_fingerprint,
+        "data": data.fingerprint,
+        "projection": shared_fingerprint(wrapped),
+        "processes": processes.world_size(),
+        "versions": package_versions(),
+        "drift": drift,
+    }
+
+
+class Records:
+    """The files of one run.
+
+    Attributes:
+        config: the recipe.
+        run_dir: the run's folder.
+        facts: see ``run_facts``.
+    """
+
+    def __init__(self, config: RunConfig, run_dir: RunDir, facts: dict[str, Any]) -> None:
+        self.config, self.run_dir, self.facts = config, run_dir, facts
+
+    def begin(self, base: BaseModel, data: PreparedData, parameters: ParameterReport) -> None:
+        """Recipe, provenance, parameters and rows."""
+        if not processes.is_main():
+            return
+        self.run_dir.summary.unlink(missing_ok=True)  # a finished run that goes on is not finished
+        write_recipe(self.run_dir, self.config)
+        origin = redact(provenance(str(base.device)))
+        fingerprints = {key: self.facts[key] for key in _FINGERPRINTS}
+        origin |= {"fingerprints": fingerprints, "dtype": str(base.dtype)}
+        files.write_json(self.run_dir.provenance, origin)
+        files.write_json(self.run_dir.parameters, parameters.to_dict())
+        files.write_json(self.run_dir.data, data.report.to_dict())
+        show(variant_table(parameters.to_dict()))
+
+    def publish_adapter(
+        self, wrapped: WrappedModel, data: PreparedData, training: TrainResult | None
+    ) -> None:
+        """The adapter with the facts that bind it to its base, whole or not at all."""
+        if not processes.is_main():
+            return
+        settings = to_plain(wrapped.config)
+        facts = {
+            **{key: self.facts[key] for key in (*_FINGERPRINTS, "drift")},
+            "variant": settings.pop("variant"),
+            "adapter": settings,
+            "base_path": self.config.model.path,
+            "prompt_format": data.prompt_format.to_dict(),
+            "seed": self.config.trainer.seed if self.config.adapter_path is None else None,
+            "step": training.best_step if training else None,
+            "versions": self.facts["versions"],
+        }
+        with files.published_folder(self.run_dir.adapter, replace=True) as target:
+            write_adapter(target, wrapped, facts, self.config.model.path)
+        say_once(f"adapter saved: {self.run_dir.adapter}")
+
+    def finish(self, training: TrainResult | None) -> None:
+        """The summary that seals the records, and the report."""
+        if not processes.is_main():
+            return
+        record = {
+            "training": asdict(training) if training else None,
+            "stages": [str(stage) for stage in self.config.stages],
+        }
+        write_summary(self.run_dir, record)
+        link_latest(self.run_dir, self.config.name)
+        say_once(f"everything lies in {self.run_dir.path}")
+        say_once(f"report: {finished_report(self.run_dir.path)}")

@@ -1,0 +1,83 @@
+"""Training as a stage of a run: order of rows, preparation of the model, what is printed."""
+
+from __future__ import annotations
+
+from loratune.config.convert import to_plain
+from loratune.config.schema import RunConfig
+from loratune.data.prepare import PreparedData
+from loratune.data.training_set import TrainingSet
+from loratune.loss.causal_model import LanguageModelHead
+from loratune.pipeline.printing import say_once
+from loratune.pipeline.records import Records
+from loratune.runs import processes
+from loratune.runs.checkpoint import Checkpoint
+from loratune.stages.evaluate import evaluation_loss
+from loratune.stages.train import Evaluate, TrainResult, train
+from loratune.surgery import WrappedModel
+from loratune.training.advice import Setup, summary_lines
+from loratune.training.forward import checkpoint_activations
+from loratune.training.history import History
+from loratune.training.sharding import shard_base
+from loratune.training.torch_errors import compile_errors
+from loratune.training.trackers import open_trackers
+
+
+def train_adapter(
+    records: Records,
+    data: PreparedData,
+    wrapped: WrappedModel,
+    head: LanguageModelHead,
+    checkpoint: Checkpoint | None,
+) -> TrainResult:
+    """Train the adapter and say what came of it.
+
+    Raises:
+        LoratuneError: whatever stopped training; published checkpoints stay whole.
+    """
+    config = records.config
+    rows = TrainingSet.from_config(data.train, data.pad_id, config.data, config.trainer)
+    if config.trainer.gradient_checkpointing:
+        checkpoint_activations(wrapped.model)
+    if config.launch.shard:
+        shard_base(wrapped.model)
+    step = checkpoint.step if checkpoint else 0
+    trackers = open_trackers(config, records.run_dir, step) if processes.is_main() else []
+    with compile_errors():
+        if config.trainer.compile:
+            head.compile_backbone()
+        result = train(
+            wrapped,
+            head,
+            rows,
+            config.trainer,
+            records.run_dir,
+            facts=records.facts,
+            checkpoint=checkpoint,
+            evaluate=_evaluation(config, data, head),
+            trackers=trackers,
+        )
+    say_once(*_result_lines(records, result))
+    return result
+
+
+def _evaluation(config: RunConfig, data: PreparedData, head: LanguageModelHead) -> Evaluate | None:
+    """What ``trainer.eval_every`` measures."""
+    if not data.eval or not config.trainer.eval_every:
+        return None
+
+    def measure() -> dict[str, float]:
+        loss, accuracy, _ = evaluation_loss(
+            head, data.eval, data.pad_id, config.evaluate.batch_size
+        )
+        return {"eval/loss": loss, "eval/token_accuracy": accuracy}
+
+    return measure
+
+
+def _result_lines(records: Records, result: TrainResult) -> list[str]:
+    loss = "" if result.loss is None else f", loss {result.loss:.4f}"
+    history = History.read(records.run_dir.metrics, records.run_dir.timings)
+    return [
+        f"trained {result.steps} steps in {result.seconds:.1f} s{loss}",
+        *summary_lines(history, Setup.of(to_plain(records.config))),
+    ]

@@ -1,0 +1,131 @@
+"""What of a recipe decides its memory: model, adapter, device and number format."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+import torch
+
+# Training's own imports: a plan runs in a process like training's, whose memory it counts.
+import loratune.pipeline.run  # noqa: F401
+from loratune.config.schema import RunConfig
+from loratune.counting.activations import ActivationReport, measure_activations
+from loratune.counting.parameters import VariantCount, count_variant, saved_modules
+from loratune.errors import ConfigError, LoratuneError
+from loratune.models.architectures import Architecture
+from loratune.models.devices import resolve_device, resolve_dtype
+from loratune.models.dtypes import stored_dtype, torch_dtype
+from loratune.models.measure import find_architecture
+from loratune.models.source import is_hub_id, model_folder
+from loratune.models.weights import tensor_entries
+from loratune.plan.machine import resident_bytes
+from loratune.plan.memory import Memory, predict
+from loratune.plan.workload import Workload
+from loratune.targets.find import block_of, find_targets
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of a recipe decides its memory.
+
+    Attributes:
+        architecture: the base model.
+        count: what the adapter adds.
+        adapted_blocks: blocks that have adapters.
+        activations: what autograd keeps per token.
+        dtype: of the base as it is loaded.
+        device: where the recipe would run.
+        is_here: whether that device is in this machine.
+        process: bytes of the process itself; 0 where the device has its own memory.
+        stored: number format of the base's files, by its safetensors name.
+    """
+
+    architecture: Architecture
+    count: VariantCount
+    adapted_blocks: int
+    activations: ActivationReport
+    dtype: torch.dtype
+    device: torch.device
+    is_here: bool
+    process: int
+    stored: str
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """Of the base as it is loaded."""
+        return int(self.dtype.itemsize)
+
+    def memory(self, config: RunConfig, work: Workload) -> Memory:
+        """The peak of this recipe's training."""
+        return predict(
+            self.architecture,
+            self.count,
+            self.activations,
+            work.largest,
+            bytes_per_weight=self.bytes_per_weight,
+            adapted_blocks=self.adapted_blocks,
+            gradient_checkpointing=config.trainer.gradient_checkpointing,
+            process=self.process,
+        )
+
+
+def find_setting(config: RunConfig, tokens: int) -> Setting:
+    """What decides the recipe's memory; builds one block with random weights.
+
+    Args:
+        config: the recipe.
+        tokens: length of the sequence that activations are measured on.
+
+    Raises:
+        LoratuneError: an unknown model, or targets that match nothing.
+    """
+    architecture = find_architecture(config.model)
+    matched = find_targets(
+        architecture.layers,
+        config.targets,
+        config.adapter,
+        family=architecture.family,
+        others=architecture.other_types,
+    )
+    saved = saved_modules(architecture, config.targets.modules_to_save)
+    stored = _stored_dtype(config)
+    device, dtype, is_here = _device_and_dtype(config, stored)
+    measured = measure_activations(
+        architecture, config.targets, config.adapter, tokens=tokens, dtype=dtype
+    )
+    gc.collect()
+    return Setting(
+        architecture=architecture,
+        count=count_variant(architecture.base_parameters, matched.shapes, config.adapter, saved),
+        adapted_blocks=len({block_of(shape.name) for shape in matched.shapes} - {None}),
+        activations=measured,
+        dtype=dtype,
+        device=device,
+        is_here=is_here,
+        process=resident_bytes() if device.type == "cpu" else 0,
+        stored=stored,
+    )
+
+
+def _stored_dtype(config: RunConfig) -> str:
+    """Number format of the base's files, from their headers; bf16 where they are not here."""
+    if is_hub_id(config.model.path):
+        return "BF16"
+    try:
+        entries = tensor_entries(model_folder(config.model.path, config.model.revision))
+    except LoratuneError:
+        return "BF16"
+    return stored_dtype(entries.values())
+
+
+def _device_and_dtype(config: RunConfig, stored: str) -> tuple[torch.device, torch.dtype, bool]:
+    """Where the recipe would run, and whether that is here."""
+    try:
+        device, is_here = resolve_device(config.model.device), True
+    except ConfigError:
+        if not config.model.device.startswith("cuda"):
+            raise
+        device, is_here = torch.device("cuda"), False
+    precision, in_files = config.trainer.precision, torch_dtype(stored)
+    return device, resolve_dtype(config.model.dtype, precision, device, in_files), is_here

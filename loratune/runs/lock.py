@@ -1,0 +1,73 @@
+"""A lock that says whose folder it is; a dead holder blocks nobody."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from loratune import files
+from loratune.errors import BusyError
+
+
+class FolderLock:
+    """The lock file of a folder; it names the process that holds it.
+
+    Args:
+        path: the lock file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def hold(self) -> None:
+        """Hold the folder until ``release`` or the end of this process.
+
+        Raises:
+            BusyError: naming the holder's process, machine and start.
+        """
+        with files.storage_errors(self.path.parent):
+            file = self.path.open("a+", encoding="utf-8")
+        self._lock(file)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
+        file.flush()
+        self._file = file
+
+    def check_free(self) -> None:
+        """Stop if a living process holds the folder; take nothing, change nothing.
+
+        Raises:
+            BusyError: naming the holder's process, machine and start.
+        """
+        try:
+            file = self.path.open(encoding="utf-8")
+        except OSError:
+            return
+        with file:
+            self._lock(file)
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _lock(self, file: IO[str]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown process"
+            file.close()
+            raise BusyError(
+                f"the run folder is in use by {holder}",
+                where=str(self.path.parent),
+                fix="wait for it, or choose another out=DIR",
+            ) from error

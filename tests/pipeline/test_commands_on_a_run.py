@@ -1,0 +1,113 @@
+"""The later commands on a run: what they write, and that they say what the run itself says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support.command_line import CommandLine
+
+QUICK = ("evaluate.generate=false",)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that trained, evaluated, merged and exported."""
+    from loratune.cli.dispatch import dispatch
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    words = ["stages=[train,evaluate,merge,export]", "export.format=portable", *QUICK]
+    assert dispatch("train", ["recipe=smoke", f"out={run}", *words]) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+@pytest.mark.parametrize("source", ["run", "adapter_path"])
+def test_evaluate_writes_out_however_it_is_asked(
+    cli: CommandLine, run: Path, form: str, source: str
+) -> None:
+    adapter = {"run": [f"run={run}"], "adapter_path": [f"adapter_path={run}/adapter"]}[source]
+    rows = [] if source == "run" else ["data.test_path=builtin:test"]
+    printed = cli.succeeds("evaluate", *adapter, *rows, f"format={form}", "out=scores.json", *QUICK)
+    written = json.loads(Path("scores.json").read_text())
+    assert written["adapted"]["loss"] < written["base"]["loss"]
+    if form == "json":
+        assert json.loads(printed.out) == written
+    else:
+        assert "scores: scores.json" in printed.out
+
+
+def test_evaluate_leaves_the_runs_own_scores_as_they_are(cli: CommandLine, run: Path) -> None:
+    before = (run / "evaluation.json").read_bytes()
+    cli.succeeds("evaluate", f"run={run}", "data.eval_limit=3", *QUICK)
+    assert (run / "evaluation.json").read_bytes() == before
+    for out in (run, run / "evaluation.json"):
+        error = cli.refuses("evaluate", f"run={run}", f"out={out}", *QUICK)
+        assert "a finished run's records are sealed" in error and "evaluation.json" in error
+    cli.succeeds("verify", f"run={run}")
+
+
+def test_evaluate_writes_into_a_folder_and_into_a_run_that_has_no_scores(
+    cli: CommandLine, run: Path
+) -> None:
+    Path("elsewhere").mkdir()
+    cli.succeeds("evaluate", f"run={run}", "out=elsewhere", *QUICK)
+    assert json.loads(Path("elsewhere/evaluation.json").read_text())["rows"]
+    words = ("recipe=smoke", "stages=[train]", "trainer.steps=1", "out=unmeasured")
+    cli.succeeds("train", *words)
+    cli.succeeds("evaluate", "run=unmeasured", "out=unmeasured", *QUICK)
+    cli.succeeds("verify", "run=unmeasured")
+    assert json.loads(Path("unmeasured/evaluation.json").read_text())["rows"]
+
+
+def test_a_run_and_the_commands_measure_and_say_the_same(cli: CommandLine) -> None:
+    words = ("stages=[train,evaluate,merge,export]", "export.format=portable", *QUICK)
+    whole = cli.succeeds("train", "recipe=smoke", "out=whole", *words).out.splitlines()
+
+    def prints_what_the_run_printed(*words: str) -> None:
+        for line in cli.succeeds(*words).out.splitlines():
+            assert line in whole
+
+    prints_what_the_run_printed("evaluate", "run=whole", *QUICK)
+    for command in (("merge",), ("export", "format=portable")):
+        shutil.rmtree(Path("whole") / {"merge": "merged"}.get(command[0], "export"))
+        prints_what_the_run_printed(*command, "run=whole")
+    assert any(line.startswith("exported portable: whole/export (ΔW differs") for line in whole)
+
+
+def test_exporting_the_merged_model_merges(cli: CommandLine) -> None:
+    words = ("recipe=smoke", "trainer.steps=2", "stages=[train,export]", "export.format=merged")
+    printed = cli.succeeds("train", *words, "out=run")
+    assert "merged model: run/merged" in printed.out
+    assert Path("run/merged/merge_report.json").is_file() and not Path("run/export").exists()
+
+
+def test_verify_and_report_take_a_run(cli: CommandLine, run: Path) -> None:
+    assert cli.succeeds("verify", f"run={run}").out == cli.succeeds("verify", str(run)).out
+    assert "name one folder to verify" in cli.refuses("verify", str(run), f"run={run}")
+    (run / "report.html").unlink()
+    cli.succeeds("report", f"run={run}")
+    assert (run / "report.html").is_file()
+    cli.succeeds("report", str(run), f"run={run}", "out=both.html")
+    assert Path("both.html").is_file()
+    assert "did you mean 'out'" in cli.refuses("report", f"run={run}", "ot=page.html")
+
+
+def test_a_folder_that_is_not_a_run_is_refused_by_every_command(cli: CommandLine) -> None:
+    Path("empty").mkdir()
+    for command in ("evaluate", "merge", "export"):
+        assert "run folder" in cli.refuses(command, "run=empty")
+    assert "run folder" in cli.refuses("generate", "run=empty", "prompt=x")

@@ -1,0 +1,1 @@
+"""A stranger: a variant that no file of the package knows."""
