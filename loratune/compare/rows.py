@@ -26,6 +26,7 @@ class ComparisonRows:
         prompts: one for each distinct prompt of ``test``; empty for text rows.
         heldout: text that forgetting is measured on; may be empty.
         pad_id: the id to fill batches with.
+        prompt_format: how prompts were written.
         summary: counts, sources, fingerprints and what to know about them.
     """
 
@@ -35,6 +36,7 @@ class ComparisonRows:
     prompts: list[GenerationPrompt]
     heldout: list[EncodedRow]
     pad_id: int
+    prompt_format: PromptFormat
     summary: Rows
 
 
@@ -96,7 +98,14 @@ def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> Co
     )
     heldout_rows = heldout.eval if heldout else []
     return ComparisonRows(
-        train, dev, final.eval, final.prompts, heldout_rows, first.pad_id, summary
+        train,
+        dev,
+        final.eval,
+        final.prompts,
+        heldout_rows,
+        first.pad_id,
+        first.prompt_format,
+        summary,
     )
 
 

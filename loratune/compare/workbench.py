@@ -20,6 +20,7 @@ from loratune.config.schema import RunConfig, TrainerConfig
 from loratune.counting.activations import measure_activations
 from loratune.counting.parameters import count_variant, saved_modules
 from loratune.data.batches import BatchPlan
+from loratune.data.bounds import check_positions
 from loratune.data.training_set import TrainingSet
 from loratune.errors import Interrupted, LoratuneError, Preempted, TrainingError
 from loratune.loss.causal_model import LanguageModelHead
@@ -33,6 +34,7 @@ from loratune.stages.load import BaseModel, load
 from loratune.surgery import WrappedModel, unwrap_model, wrap_model
 from loratune.targets.find import block_of, find_targets
 from loratune.training.forward import checkpoint_activations
+from loratune.training.schedule import warmup_steps
 from loratune.training.step import train_step
 
 SEARCH_SEED_OFFSET = 1000
@@ -82,6 +84,8 @@ class Workbench:
         vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
         self.rows: ComparisonRows = prepare_comparison(config, tokenizer, vocabulary)
         self.base: BaseModel = load(config.model, config.trainer.precision, tokenizer)
+        rows = self.rows
+        check_positions([*rows.train, *rows.dev, *rows.test, *rows.heldout], self.base.model)
         self.architecture: Architecture = measure_model(self.base.model, numbers)
         self.layers = find_targets(
             self.architecture.layers, config.targets, config.adapter, self.architecture.family
@@ -183,10 +187,9 @@ class Workbench:
         trainer, own = self.config.trainer, self.config.compare.steps
         steps = steps if steps is not None else own
         if steps is not None:
-            warmup = min(trainer.warmup_steps, steps // 4)
-            return replace(
-                trainer, seed=seed, steps=steps, epochs=None, warmup_steps=warmup, lr=None
-            )
+            warmup = min(warmup_steps(steps, trainer), steps // 4)
+            trainer = replace(trainer, warmup_steps=warmup, warmup_ratio=0.0)
+            return replace(trainer, seed=seed, steps=steps, epochs=None, lr=None)
         return replace(trainer, seed=seed, lr=None)
 
     def _plan(self, trainer: TrainerConfig) -> BatchPlan:
@@ -220,8 +223,9 @@ class Workbench:
         return test, score_units(head, self.rows.heldout, self._heldout_units, pad_id, size)
 
     def _answers(self, model: Any) -> tuple[list[str], list[float]]:
+        rows, tokenizer = self.rows, self.base.tokenizer
         return answer_prompts(
-            model, self.base.tokenizer, self.rows.prompts, self.config.evaluate, self.rows.pad_id
+            model, tokenizer, rows.prompts, self.config.evaluate, rows.pad_id, rows.prompt_format
         )
 
     def _peak(

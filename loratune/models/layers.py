@@ -20,6 +20,26 @@ def layer_shapes(model: nn.Module) -> list[LayerShape]:
     return shapes
 
 
+def stacked_experts(model: nn.Module) -> dict[str, int]:
+    """Tensors that stack a layer of every expert, by name, with their numbers.
+
+    They are parameters and not layers, so nothing can be put in their place.
+    """
+    return {
+        f"{name}.{key}": tensor.numel()
+        for name, module in model.named_modules()
+        for key, tensor in expert_tensors(module).items()
+    }
+
+
+def expert_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's own parameters of more than two dimensions; a convolution's are its kernel."""
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return {}
+    own = module.named_parameters(recurse=False)
+    return {key: tensor for key, tensor in own if tensor.dim() > 2}
+
+
 def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
     if isinstance(module, nn.Linear):
         return LayerKind.linear, module.in_features, module.out_features

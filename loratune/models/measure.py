@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratune.config.schema import ModelConfig
 from loratune.models.architectures import (
+    STACKED_EXPERTS,
     Architecture,
     OtherModule,
     architecture_from_numbers,
@@ -22,8 +23,6 @@ from loratune.models.source import local_folder, read_config
 
 if TYPE_CHECKING:
     from torch import nn
-
-FUSED_EXPERTS = "3-D expert tensor"
 
 
 def find_architecture(model: ModelConfig) -> Architecture:
@@ -83,15 +82,17 @@ def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) ->
 
 
 def other_modules(model: nn.Module, layer_names: set[str]) -> tuple[OtherModule, ...]:
-    """Modules with parameters of their own that are not layers, and every 3-D expert tensor."""
+    """Modules with parameters of their own that are not layers, and every stacked expert tensor."""
+    from loratune.models.layers import expert_tensors
+
     others = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if name in layer_names or not own:
             continue
-        experts = {key: tensor for key, tensor in own.items() if tensor.dim() > 2}
+        experts = expert_tensors(module)
         for key, tensor in experts.items():
-            others.append(OtherModule(f"{name}.{key}", FUSED_EXPERTS, tensor.numel()))
+            others.append(OtherModule(f"{name}.{key}", STACKED_EXPERTS, tensor.numel()))
         rest = sum(tensor.numel() for key, tensor in own.items() if key not in experts)
         if rest:
             others.append(OtherModule(name, type(module).__name__, rest))

@@ -12,7 +12,7 @@ import math
 import mmap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +130,26 @@ def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, checked against its index."""
+    """The safetensors files of a model folder, checked against its index.
+
+    Where a single file lies beside the index and its shards, readers disagree on which of them
+    counts (transformers reads the single one): both must hold the same.
+    """
     if not folder.is_dir():
         raise ModelError("no such folder", where=str(folder), fix="set model.path")
-    index = folder / INDEX
+    index, single = folder / INDEX, folder / SINGLE
+    has_single = single.exists() or single.is_symlink()
     if index.is_file():
-        return _indexed_files(folder, index)
-    single = folder / SINGLE
-    if single.exists() or single.is_symlink():
+        try:
+            shards = _indexed_files(folder, index)
+        except LoratuneError as error:
+            if has_single and isinstance(error, ModelError):
+                error.fix = f"remove {INDEX} if {SINGLE} is whole, or complete the shards"
+            raise
+        if has_single and single not in shards:
+            _check_single(inside(folder, SINGLE), shards)
+        return shards
+    if has_single:
         return [inside(folder, SINGLE)]
     pickled = [name for name in PICKLED if (folder / name).exists()]
     if pickled:
@@ -171,6 +183,35 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
             errors.append(error)
     raise_together(errors)
     return files
+
+
+def _check_single(single: Path, shards: list[Path]) -> None:
+    """Compare a single file with the shards beside it, once for each state of the files.
+
+    Raises:
+        ModelError: naming both and the first tensor that differs.
+    """
+    paths = (single, *shards)
+    stats = [path.stat() for path in paths]
+    different = _first_difference(paths, tuple((s.st_size, s.st_mtime_ns) for s in stats))
+    if different is not None:
+        raise ModelError(
+            f"{SINGLE} and the shards of {INDEX} disagree: '{different}' is not the same in both",
+            where=str(single.parent),
+            fix="remove the one that does not belong to this model",
+        )
+
+
+@lru_cache(maxsize=8)
+def _first_difference(paths: tuple[Path, ...], _states: tuple[tuple[int, int], ...]) -> str | None:
+    """The first tensor that is not the same in the first file and in the others together."""
+    alone = read_header(paths[0])
+    spread = {name: entry for path in paths[1:] for name, entry in read_header(path).items()}
+    kinds = [{n: (e.dtype, e.shape) for n, e in entries.items()} for entries in (alone, spread)]
+    if kinds[0] == kinds[1]:
+        kinds = [dict[str, Any](hash_tensors(entries)) for entries in (alone, spread)]
+    names = sorted(kinds[0].keys() | kinds[1].keys())
+    return next((n for n in names if kinds[0].get(n) != kinds[1].get(n)), None)
 
 
 def _missing_of(weight_map: dict[str, str], name: str, file: Path) -> list[str]:

@@ -10,6 +10,7 @@ from loratune.plan.plan import Disk
 from loratune.plan.setting import Setting
 from loratune.plan.workload import Rows, Workload
 from loratune.training.optim import learning_rate
+from loratune.training.schedule import warmup_warning
 from loratune.units import byte_size
 
 
@@ -29,8 +30,7 @@ def plan_warnings(
         warnings += [one.line for one in work.audit.findings if one.severity is not Severity.note]
     warnings += _capacity(memory, setting, disk)
     trainer = config.trainer
-    if trainer.warmup_steps >= work.steps > 0:
-        warnings.append(f"warm-up takes all {work.steps} steps: the learning rate never reaches lr")
+    warnings += filter(None, [warmup_warning(work.steps, trainer)])
     if work.epochs is not None and work.epochs > 10:
         warnings.append(f"{work.epochs:.0f} passes over the same rows: they will be memorised")
     if learning_rate(trainer, config.adapter) == 0:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
-from loratune.models.architectures import names_module
+from loratune.models.architectures import STACKED_EXPERTS, names_module
 from loratune.targets.errors import left_out, unmatched, unsupported
 from loratune.targets.patterns import fitting_keys, resolve_pattern
-from loratune.targets.words import Pattern, block_of, read_patterns
+from loratune.targets.words import Pattern, block_of, frozen_experts, read_patterns
 
 __all__ = ["TargetMatch", "alpha_for", "block_of", "find_targets", "rank_for", "resolve_pattern"]
 
@@ -38,6 +38,7 @@ def find_targets(
     family: str | None = None,
     *,
     others: Mapping[str, str] | None = None,
+    stacked: Mapping[str, int] | None = None,
     strict: bool = True,
 ) -> TargetMatch:
     """Find the layers that ``targets`` names.
@@ -48,6 +49,7 @@ def find_targets(
         config: the variant, asked whether it can adapt each layer; ``None`` asks nobody.
         family: ``model_type`` that role words resolve for.
         others: name to type of modules that cannot be adapted, named if a pattern means them.
+        stacked: name to numbers of the tensors that hold a layer of every expert.
         strict: every listed pattern must match; else one match in all is enough, as in PEFT.
 
     Raises:
@@ -56,7 +58,8 @@ def find_targets(
         SecurityError: if a regular expression takes longer than a second.
     """
     patterns, notices = read_patterns(shapes, targets.modules, family)
-    others = _without(others or {}, shapes)
+    stacked = stacked or {}
+    others = {n: kind for n, kind in _without(others or {}, shapes).items() if n not in stacked}
     kept = _kept(shapes, targets)
     counts = {pattern.text: 0 for pattern in patterns}
     found = []
@@ -66,7 +69,8 @@ def find_targets(
             found.append(shape)
             for pattern in hits:
                 counts[pattern.text] += 1
-    errors = _pattern_errors(patterns, counts, shapes, others, strict=strict)
+    notices += frozen_experts(patterns, counts, stacked)
+    errors = _pattern_errors(patterns, counts, shapes, others, stacked, strict=strict)
     if strict:
         errors += _selection_errors(shapes, targets)
     if config is not None and not errors:
@@ -120,6 +124,7 @@ def _pattern_errors(
     counts: Mapping[str, int],
     shapes: Sequence[LayerShape],
     others: Mapping[str, str],
+    stacked: Mapping[str, int],
     *,
     strict: bool,
 ) -> list[LoratuneError]:
@@ -129,6 +134,10 @@ def _pattern_errors(
         named = _meant(pattern, shapes, others)
         if named and (counts[pattern.text] == 0 or not pattern.is_expression):
             errors.append(unsupported(pattern.text, named, others))
+        elif counts[pattern.text] == 0 and (experts := _meant(pattern, shapes, stacked)):
+            missing.append(
+                unsupported(pattern.text, experts, dict.fromkeys(stacked, STACKED_EXPERTS))
+            )
         elif counts[pattern.text] == 0:
             named = [shape.name for shape in shapes if pattern.matches(shape.name)]
             missing.append(
@@ -141,7 +150,9 @@ def _pattern_errors(
     return errors
 
 
-def _meant(pattern: Pattern, shapes: Sequence[LayerShape], others: Mapping[str, str]) -> list[str]:
+def _meant(
+    pattern: Pattern, shapes: Sequence[LayerShape], others: Mapping[str, object]
+) -> list[str]:
     """Modules that ``pattern`` names and that cannot be adapted."""
     named = [name for name in others if pattern.matches(name)]
     if named or pattern.is_expression:

@@ -1,6 +1,7 @@
 """What a model is made of, from the numbers of its ``config.json`` alone: no torch, no weights."""
 
 from loratune.models.architectures.base import (
+    STACKED_EXPERTS,
     Architecture,
     Numbers,
     OtherModule,
@@ -12,6 +13,7 @@ from loratune.models.architectures.roles import ROLE_WORDS, roles_of
 
 __all__ = [
     "ROLE_WORDS",
+    "STACKED_EXPERTS",
     "Architecture",
     "Numbers",
     "OtherModule",
