@@ -140,12 +140,8 @@ def weight_files(folder: Path) -> list[Path]:
     index, single = folder / INDEX, folder / SINGLE
     has_single = single.exists() or single.is_symlink()
     if index.is_file():
-        try:
-            shards = _indexed_files(folder, index)
-        except LoratuneError as error:
-            if has_single and isinstance(error, ModelError):
-                error.fix = f"remove {INDEX} if {SINGLE} is whole, or complete the shards"
-            raise
+        whole = f"remove {INDEX} if {SINGLE} is whole, or complete the shards"
+        shards = _indexed_files(folder, index, whole if has_single else _COPY)
         if has_single and single not in shards:
             _check_single(inside(folder, SINGLE), shards)
         return shards
@@ -161,12 +157,12 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError("no weights", where=str(folder), fix=f"expected {SINGLE} or {INDEX}")
 
 
-def _indexed_files(folder: Path, index: Path) -> list[Path]:
+def _indexed_files(folder: Path, index: Path, fix: str) -> list[Path]:
     try:
         weight_map = json.loads(index.read_bytes().decode("utf-8"))["weight_map"]
         names = sorted({str(name) for name in weight_map.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError("the index is broken", where=str(index), fix=_COPY) from error
+        raise ModelError("the index is broken", where=str(index), fix=fix) from error
     errors: list[LoratuneError] = []
     files = []
     for name in names:
@@ -174,10 +170,10 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
             file = inside(folder, name)
             if not file.is_file():
                 lost = sum(1 for value in weight_map.values() if value == name)
-                raise ModelError(f"shard missing: {lost} tensors lost", where=str(file), fix=_COPY)
+                raise ModelError(f"shard missing: {lost} tensors lost", where=str(file), fix=fix)
             missing = _missing_of(weight_map, name, file)
             if missing:
-                raise ModelError(f"shard lacks '{missing[0]}'", where=str(file), fix=_COPY)
+                raise ModelError(f"shard lacks '{missing[0]}'", where=str(file), fix=fix)
             files.append(file)
         except LoratuneError as error:
             errors.append(error)
