@@ -74,14 +74,7 @@ def _differences(
     if len(pairs) > _MOST_PAIRS:
         pairs = [d for d in pairs if best in (d.first, d.second)]
     intervals = [
-        Interval(
-            f"{d.first} − {d.second}",
-            d.difference,
-            d.low,
-            d.high,
-            d.significant,
-            d.words,
-        )
+        Interval(f"{d.first} − {d.second}", d.difference, d.low, d.high, d.significant, d.words)
         for d in pairs
     ]
     return interval_chart(

@@ -23,12 +23,7 @@ def undominated(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, f
 
 
 def scatter_chart(
-    title: str,
-    across: str,
-    up: str,
-    series: Sequence[Series],
-    *,
-    note: str = "",
+    title: str, across: str, up: str, series: Sequence[Series], *, note: str = ""
 ) -> Chart | None:
     """Cost in bytes across (log scale), loss upwards: lower left is better.
 
