@@ -8,7 +8,7 @@ from dataclasses import replace
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import DataConfig, RunConfig, Stage
 from loratune.counting.parameters import ParameterReport
-from loratune.counting.variant_report import report_variants
+from loratune.counting.variant_table import report_variants
 from loratune.data.audit import audit
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.tokenizing import Tokenizer

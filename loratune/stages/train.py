@@ -128,8 +128,7 @@ class _Log:
         self.every, self.total = every, total
 
     def begin(self, step: int) -> None:
-        """Start a step's clock and note what its health is measured by."""
-        self.recorder.begin_step()
+        """Note what a step's health is measured by."""
         if self._is_logged(step) and self.health.due(step):
             self.health.before_step()
 
@@ -148,6 +147,7 @@ class _Log:
         self.recorder.step(
             metrics.step,
             record,
+            seconds=metrics.seconds,
             tokens=metrics.tokens,
             padded=metrics.padded,
             dead=self.health.dead if health else (),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 
@@ -61,6 +63,9 @@ def steps(
     total = rows.plan.total_steps
     with closing(prefetched(rows.micro_batches, range(done, total), device)) as batches:
         for step in range(done, total):
+            started = time.perf_counter()
             before(step + 1)
             set_learning_rate(optimizer, schedule_factor(step, total, trainer))
-            yield train_step(head, next(batches), optimizer, trainer.clip_norm, step, rows.source)
+            batch = next(batches)
+            metrics = train_step(head, batch, optimizer, trainer.clip_norm, step, rows.source)
+            yield replace(metrics, seconds=time.perf_counter() - started)

@@ -41,20 +41,16 @@ class Recorder:
         self._total = total
         self._trackers = list(trackers)
         self._active = active
-        self._step_started = time.perf_counter()
         self._seconds: list[float] = []
         self._line = HealthLine(total)
         self._display = make_display(total) if active else Silent()
-
-    def begin_step(self) -> None:
-        """Start the clock of a step."""
-        self._step_started = time.perf_counter()
 
     def step(
         self,
         step: int,
         metrics: dict[str, float],
         *,
+        seconds: float,
         tokens: int,
         padded: int,
         dead: Sequence[str] = (),
@@ -64,13 +60,13 @@ class Recorder:
         Args:
             step: its number, from 1.
             metrics: what is reproducible.
+            seconds: that it took.
             tokens: of its rows, without padding.
             padded: the same with padding.
             dead: names of modules without a gradient, where it was measured.
         """
         if not self._active:
             return
-        seconds = time.perf_counter() - self._step_started
         self._seconds = [*self._seconds, seconds][-50:]
         rate, fill = tokens / seconds, tokens / max(padded, 1)
         append_line(self._run_dir.metrics, {"step": step, **metrics})

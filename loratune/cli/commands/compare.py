@@ -14,8 +14,8 @@ from loratune.console import say
 from loratune.errors import ConfigError, raise_together
 
 if TYPE_CHECKING:
-    from loratune.compare.options import Options
     from loratune.compare.result import Comparison
+    from loratune.compare.settings import Options
 
 
 @dataclass(kw_only=True)
@@ -59,7 +59,7 @@ def run(config: Config, command_line: CommandLine) -> None:
 
 
 def _options(config: Config, command_line: CommandLine) -> Options:
-    from loratune.compare.options import Options, parse_part
+    from loratune.compare.settings import Options, parse_part
 
     seeds = config.compare.seeds if config.seeds is None else config.seeds
     errors = [

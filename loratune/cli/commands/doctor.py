@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from loratune.cli.arguments import TABLE_OR_JSON, read_arguments
 from loratune.errors import ConfigError, LoratuneError, raise_together
 
 if TYPE_CHECKING:
-    from loratune.doctor import Finding
+    from loratune.doctor.finding import Finding
 
 HELP = """usage: loratune doctor [format=table|json]
 
@@ -36,7 +37,7 @@ def run(arguments: list[str]) -> None:
     if form == "json":
         from loratune import files
 
-        print(files.to_json([finding.to_dict() for finding in findings]), end="")
+        print(files.to_json([asdict(finding) for finding in findings]), end="")
     raise_together(_failure(finding) for finding in findings if finding.status == "fail")
 
 
