@@ -16,7 +16,7 @@ from loratune.counting.parameters import FP32_BYTES, VariantCount
 from loratune.loss.constants import CHUNK_LOGITS
 from loratune.models.architectures import Architecture
 from loratune.plan.workload import MicroBatch
-from loratune.targets.find import block_of
+from loratune.targets.patterns import block_of
 
 ERROR_BAR = 0.25
 """Stated relative error of the predicted peak; ``benchmarks/plan_memory.py`` measures it."""

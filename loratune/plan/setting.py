@@ -22,7 +22,8 @@ from loratune.models.weights import tensor_entries
 from loratune.plan.machine import resident_bytes
 from loratune.plan.memory import Memory, predict
 from loratune.plan.workload import Workload
-from loratune.targets.find import block_of, find_targets
+from loratune.targets.find import find_targets
+from loratune.targets.patterns import block_of
 
 
 @dataclass(frozen=True)
