@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratune.config.convert import run_fields, to_plain
-from loratune.config.flatten import flatten
+from loratune.config.convert import flatten, run_fields, to_plain
 from loratune.config.recipes.folders import builtin_recipes
 from loratune.config.recipes.variant_settings import group_values
 from loratune.config.schema import RunConfig

@@ -35,7 +35,7 @@ def run(config: Config, command_line: CommandLine) -> None:
     choices = HydraConfig.get().runtime.choices
     values = sourced_values(config, command_line.keys, choices, command_line.folders)
     from loratune.plan.estimate import make_plan
-    from loratune.plan.show import show_plan
+    from loratune.plan.plan import show_plan
 
     plan = make_plan(config, values, fit, timed=config.time)
     if config.format is TableOrJson.json:
