@@ -75,7 +75,7 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         if any(isinstance(failure, _STOPPED) for failure in failures):
             return
         try:
-            _run_task(composed, module, command_line)
+            module.run(*_job(composed, module.Config, command_line))
         except (Exception, KeyboardInterrupt) as error:
             failures.append(_named(error))
             if os.getpid() != here:  # a launcher's own process: nobody would look at the list
@@ -84,9 +84,8 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
     words = [*_sweep_folder(command_line), *command_line.for_hydra(module.Config)]
     with _hydra_environment(command, words), quick_hydra(command_line):
         try:
-            hydra.main(
-                version_base="1.3", config_path=str(builtin_recipes()), config_name="config"
-            )(task)()
+            recipes = str(builtin_recipes())
+            hydra.main(version_base="1.3", config_path=recipes, config_name="config")(task)()
         except LoratuneError:
             raise
         except SystemExit as stop:  # after --help
@@ -115,14 +114,17 @@ def _named(error: BaseException) -> BaseException:
     return error
 
 
-def _run_task(composed: DictConfig, module: ModuleType, command_line: CommandLine) -> None:
+def _job(
+    composed: DictConfig, config_type: type[RunConfig], command_line: CommandLine
+) -> tuple[RunConfig, CommandLine]:
+    """The typed configuration and the words of one job: the only one, or one of a sweep."""
     raise_together(check_composed(composed))
-    config = to_run_config(composed, module.Config)
+    config = to_run_config(composed, config_type)
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
-        command_line = command_line.job(hydra_config.overrides.task)
-        config = replace(config, out=config.out or hydra_config.runtime.output_dir)
-    module.run(config, command_line)
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return config, command_line
+    config = replace(config, out=config.out or hydra_config.runtime.output_dir)
+    return config, command_line.job(hydra_config.overrides.task)
 
 
 def _register_help(command: str, config: type[RunConfig], *, own: bool) -> None:

@@ -117,13 +117,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Nested plain values of a run's ``recipe.yaml``; nothing in it is interpolated or run.
 
     Raises:
-        ConfigError: if it is missing or is not a mapping.
-
+        ConfigError: if it cannot be read, or is not a mapping.
     """
-    if not path.is_file():
-        raise ConfigError(
-            "this is not a run folder", where=str(path), fix="name one that `loratune train` made"
-        )
     node = parse(read_text(path, str(path)), str(path))
     values = None if node is None else plain_values(node)
     if not isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""Choose micro-batch, gradient checkpointing and length so that a run fits into a limit of memory."""
+"""Choose micro-batch, gradient checkpointing and length so that a run fits into memory."""
 
 from __future__ import annotations
 

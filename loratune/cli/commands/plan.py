@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from hydra.core.hydra_config import HydraConfig
 
-from loratune.cli.formats import TableOrJson
+from loratune.cli.arguments import TableOrJson
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.files import to_json
