@@ -39,7 +39,6 @@ def to_run_config(composed: DictConfig, config_type: type[ConfigType]) -> Config
 
     Raises:
         LoratuneError: every unknown key, wrong type, and value out of range.
-
     """
     values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
     assert isinstance(values, dict)
@@ -63,7 +62,6 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[Override]) -> di
 
     Raises:
         ConfigError: for a word that chooses a group: a finished run's parts are fixed.
-
     """
     config = OmegaConf.create(values)
     for override in overrides:

@@ -41,7 +41,6 @@ def check_overrides(command_line: CommandLine, schema: type = RunConfig) -> list
     Args:
         command_line: the words after the subcommand.
         schema: the dataclass of the command's settings.
-
     """
     errors: list[LoratuneError] = list(_check_flags(command_line.flags))
     if command_line.flags.shell_completion:  # its words (install=bash) are not settings

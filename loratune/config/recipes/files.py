@@ -32,7 +32,6 @@ def check_recipe_files(folders: Sequence[Path], schema: type = RunConfig) -> lis
 
     Returns:
         ``ConfigError`` and ``SecurityError`` objects, in the order of files and lines.
-
     """
     errors: list[LoratuneError] = []
     for folder in folders:

@@ -46,7 +46,6 @@ class FileCheck:
         shown: the file's name for messages.
         folder: its folder below the recipe folder, ``.`` for the top.
         folders: all recipe folders of the user, to look up choices in.
-
     """
 
     shown: str
