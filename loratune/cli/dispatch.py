@@ -10,7 +10,7 @@ from types import ModuleType
 
 from loratune.cli import COMMANDS
 from loratune.console import printable
-from loratune.errors import ConfigError, LoratuneError, StorageError, TrainingError, did_you_mean
+from loratune.errors import ConfigError, LoratuneError, StorageError, TrainingError, choose_one
 
 
 def dispatch(command: str, arguments: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def dispatch(command: str, arguments: Sequence[str]) -> int:
 
 def _command_module(command: str) -> ModuleType:
     if command not in COMMANDS:
-        fix = did_you_mean(command, COMMANDS) or f"choose one of {', '.join(COMMANDS)}"
+        fix = choose_one(command, COMMANDS)
         raise ConfigError(f"no command '{command}'", where="loratune", fix=fix)
     return import_module(f"loratune.cli.commands.{command.replace('-', '_')}")
 

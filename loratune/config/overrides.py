@@ -17,6 +17,7 @@ from loratune.config.recipes.rules import (
     is_instantiation_key,
     leaves_folder,
     names_hydra,
+    strings_in,
 )
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact_text
@@ -27,10 +28,11 @@ from loratune.config.settings import (
     has_no_effect,
     known_keys,
     missing_choice,
+    unknown_group,
     unknown_key,
     wrong_type,
 )
-from loratune.errors import ConfigError, LoratuneError, SecurityError, did_you_mean
+from loratune.errors import ConfigError, LoratuneError, SecurityError
 
 
 def check_overrides(command_line: CommandLine, schema: type = RunConfig) -> list[LoratuneError]:
@@ -131,8 +133,7 @@ def _check_choice(
     """``group=name``: there must be such a file."""
     group = override.key_or_group
     if group.partition("/")[0] not in GROUPS:
-        fix = did_you_mean(group, GROUPS) or f"choose one of {', '.join(GROUPS)}"
-        yield ConfigError(f"'{group}' is not a group", where=group, fix=fix)
+        yield unknown_group(group)
         return
     options = group_options(group, folders)
     for value in values:
@@ -170,7 +171,7 @@ def _check_setting(
 
 
 def _check_value(key: str, setting: Setting, value: Any) -> Iterator[LoratuneError]:
-    strings = list(_strings_in(value))
+    strings = list(strings_in(value))
     problems = [problem for text in strings if (problem := interpolation_problem(text))]
     if problems:
         yield SecurityError(problems[0], where=key, fix="write the value itself")
@@ -184,11 +185,3 @@ def _check_value(key: str, setting: Setting, value: Any) -> Iterator[LoratuneErr
     elif not any("${" in text for text in strings) and (allowed := wrong_type(setting, value)):
         shown = redact_text(f"{key}={value}").partition("=")[2]
         yield ConfigError(f"{key} must be {allowed}, got '{shown}'", where=key)
-
-
-def _strings_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings_in(item)

@@ -8,7 +8,7 @@ from loratune.cli.arguments import read_arguments
 from loratune.config.recipes.catalog import copy_recipe, find_recipe, list_recipes
 from loratune.config.recipes.folders import user_recipe_folders
 from loratune.console import printable
-from loratune.errors import ConfigError, did_you_mean
+from loratune.errors import ConfigError, choose_one
 
 HELP = """loratune recipes: the recipe files there are, the package's and those in your ./recipes
 
@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> None:
     """Do what the first word says; ``ls`` where there is none."""
     action, rest = (arguments[0], arguments[1:]) if arguments else ("ls", [])
     if action not in ACTIONS:
-        fix = did_you_mean(action, ACTIONS) or f"choose one of {', '.join(ACTIONS)}"
+        fix = choose_one(action, ACTIONS)
         raise ConfigError(f"'{action}' is not an action", where="recipes", fix=fix)
     names, values = read_arguments(rest, ACTIONS[action])
     if action == "ls":

@@ -11,7 +11,7 @@ from loratune import files
 from loratune.config.recipes.folders import builtin_recipes, group_options
 from loratune.config.recipes.variant_settings import recipe_file
 from loratune.config.recipes.yaml_reader import read_text
-from loratune.config.settings import GROUPS
+from loratune.config.settings import GROUPS, unknown_group
 from loratune.errors import ConfigError, StorageError, did_you_mean
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -45,8 +45,7 @@ def list_recipes(folders: Sequence[Path], group: str | None = None) -> list[Reci
         ConfigError: if there is no such group.
     """
     if group is not None and group not in GROUPS:
-        fix = did_you_mean(group, GROUPS) or f"groups: {', '.join(GROUPS)}"
-        raise ConfigError(f"'{group}' is not a group", where="recipes", fix=fix)
+        raise unknown_group(group, where="recipes")
     chosen = [group] if group else ["recipe", *(name for name in GROUPS if name != "recipe")]
     return [_entry(g, name, folders) for g in chosen for name in group_options(g, folders)]
 

@@ -145,6 +145,16 @@ def children(node: Node) -> list[Node]:
     return list(node.value) if isinstance(node, SequenceNode) else []
 
 
+def scalar_text(node: Node) -> str:
+    """The text of a scalar, or an empty string."""
+    return str(node.value) if isinstance(node, ScalarNode) else ""
+
+
+def line_of(node: Node) -> int:
+    """The line where a node starts, counted from one."""
+    return int(node.start_mark.line) + 1
+
+
 def bad_tag(node: Node) -> str:
     """The node's tag if it is more than plain data, else an empty string."""
     return "" if node.tag in _ALLOWED_TAGS[type(node)] else node.tag.removeprefix(_PREFIX)
