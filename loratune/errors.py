@@ -47,7 +47,8 @@ class LoratuneError(Exception):
 
     def as_dict(self) -> dict[str, object]:
         """The same fields for machines."""
-        return {"code": self.exit_code, **vars(self)}
+        places = {"where": self.where, "fix": self.fix}
+        return {"code": self.exit_code, "cause": self.cause, **places}
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from loratune.config.schema import RunConfig, Stage
@@ -18,14 +19,9 @@ def check_values(config: RunConfig) -> list[ConfigError]:
     out_of_range = [
         ConfigError(f"{value} is out of range", where=key, fix=advice)
         for key, (is_allowed, advice) in _RANGES.items()
-        if (value := _value(config, key)) is not None and not is_allowed(value)
+        if (value := attrgetter(key)(config)) is not None and not is_allowed(value)
     ]
     return [*out_of_range, *_contradictions(config)]
-
-
-def _value(config: RunConfig, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
 
 
 def _at_least(least: float, advice: str = "") -> Check:

@@ -22,6 +22,7 @@ class RecipeFile:
     """One file that ``group=name`` chooses.
 
     Attributes:
+        text: the whole file.
         summary: its first comment line that is neither a header nor a command.
         own: whether it is the user's, not the package's.
     """
@@ -29,13 +30,9 @@ class RecipeFile:
     group: str
     name: str
     path: Path
+    text: str
     summary: str
     own: bool
-
-    @property
-    def text(self) -> str:
-        """The whole file."""
-        return read_text(self.path, str(self.path))
 
 
 def list_recipes(folders: Sequence[Path], group: str | None = None) -> list[RecipeFile]:
@@ -125,7 +122,8 @@ def _entry(group: str, name: str, folders: Sequence[Path]) -> RecipeFile:
     path = recipe_file(group, name, folders)
     assert path is not None, f"{group}/{name} is listed and must exist"
     own = builtin_recipes().resolve() not in path.resolve().parents
-    return RecipeFile(group, name, path, summary_of(read_text(path, str(path))), own)
+    text = read_text(path, str(path))
+    return RecipeFile(group, name, path, text, summary_of(text), own)
 
 
 def _renamed(source: RecipeFile, name: str) -> str:
