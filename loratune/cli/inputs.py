@@ -51,9 +51,8 @@ def require_rows(config: RunConfig) -> None:
         ConfigError: if it does.
     """
     if Stage.train in config.stages and config.data.path is None:
-        raise ConfigError(
-            "there are no rows to train on", where="data.path", fix="set data.path=FILE"
-        )
+        cause = "there are no rows to train on"
+        raise ConfigError(cause, where="data.path", fix="set data.path=FILE")
 
 
 def adapter_folder(run: str | None, adapter_path: str | None) -> Path:
@@ -63,16 +62,12 @@ def adapter_folder(run: str | None, adapter_path: str | None) -> Path:
         ConfigError: if neither or both are set, or the run has no adapter.
     """
     if (run is None) == (adapter_path is None):
-        raise ConfigError(
-            "which adapter?", where="run, adapter_path", fix="set run=DIR or adapter_path=DIR"
-        )
+        fix = "set run=DIR or adapter_path=DIR"
+        raise ConfigError("which adapter?", where="run, adapter_path", fix=fix)
     if adapter_path is not None:
         return Path(adapter_path)
-    folder = RunDir.open(str(run)).path
-    if not (folder / "adapter").is_dir():
-        raise ConfigError(
-            "the run has no adapter yet",
-            where=str(folder),
-            fix=f"finish it: loratune train resume={folder}",
-        )
-    return folder / "adapter"
+    run_dir = RunDir.open(str(run))
+    if not run_dir.adapter.is_dir():
+        fix = f"finish it: loratune train resume={run_dir.path}"
+        raise ConfigError("the run has no adapter yet", where=str(run_dir.path), fix=fix)
+    return run_dir.adapter

@@ -63,10 +63,9 @@ def _check_flags(flags: Namespace) -> Iterator[LoratuneError]:
         cause = "every command starts from the package's own config"
         yield ConfigError(cause, where="--config-name", fix="choose with recipe=NAME")
     if flags.config_path is not None:
+        cause = "the package's own recipes cannot be replaced"
         fix = "use --config-dir DIR, which adds to them"
-        yield ConfigError(
-            "the package's own recipes cannot be replaced", where="--config-path", fix=fix
-        )
+        yield ConfigError(cause, where="--config-path", fix=fix)
 
 
 def _chosen_variant(overrides: Sequence[Override]) -> str | None:
@@ -142,16 +141,15 @@ def _check_choice(
         if value is None:
             fix = f"choose one of {', '.join(options)}"
             yield ConfigError(f"{group} cannot be left out", where=group, fix=fix)
-            continue
-        if isinstance(value, dict):
+        elif isinstance(value, dict):
             fix = f"choose by name, then set single values: {group}.KEY=VALUE"
             yield ConfigError(f"{group} is chosen by name", where=group, fix=fix)
-            continue
-        for name in value if isinstance(value, list) else [value]:
-            if leaves_folder(str(name)) or str(name).startswith((".", "/")):
-                yield SecurityError(f"'{name}' leaves the recipe folders", where=group)
-            elif str(name).removesuffix(".yaml") not in options:
-                yield missing_choice(group, str(name), options)
+        else:
+            for name in map(str, value if isinstance(value, list) else [value]):
+                if leaves_folder(name) or name.startswith((".", "/")):
+                    yield SecurityError(f"'{name}' leaves the recipe folders", where=group)
+                elif name.removesuffix(".yaml") not in options:
+                    yield missing_choice(group, name, options)
 
 
 def _check_setting(

@@ -47,18 +47,9 @@ def make_plan(
         config, rows, work, overrides = fitted(config, rows, work, setting, fit)
     memory, disk = setting.memory(config, work), _disk(config, setting)
     time = _time(config, setting, work) if timed and setting.is_here else None
-    return Plan(
-        config.name,
-        tuple(values),
-        setting,
-        work,
-        memory,
-        disk,
-        time,
-        tuple(_warnings(config, rows, work, setting, memory, disk)),
-        overrides,
-        fit,
-    )
+    doubts = tuple(_warnings(config, rows, work, setting, memory, disk))
+    estimate = (setting, work, memory, disk, time)
+    return Plan(config.name, tuple(values), *estimate, doubts, overrides, fit)
 
 
 def _time(config: RunConfig, setting: Setting, work: Workload) -> Time:
@@ -89,12 +80,7 @@ def _disk(config: RunConfig, setting: Setting) -> Disk:
 
 
 def _warnings(
-    config: RunConfig,
-    rows: Rows,
-    work: Workload,
-    setting: Setting,
-    memory: Memory,
-    disk: Disk,
+    config: RunConfig, rows: Rows, work: Workload, setting: Setting, memory: Memory, disk: Disk
 ) -> list[str]:
     """One line for each thing worth changing, or knowing, before the run starts."""
     warnings = list(config.adapter.warnings())

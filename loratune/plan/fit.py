@@ -64,11 +64,8 @@ def fitted(
     fix = "use a smaller base, or model.dtype=bfloat16 if it is loaded in fp32"
     if smallest.fixed * (1 + ERROR_BAR) < limit:
         fix = "lower data.max_length further"
-    raise ConfigError(
-        f"nothing fits into {byte_size(limit)}: at least {byte_size(need)} are needed",
-        where="fit",
-        fix=fix,
-    )
+    cause = f"nothing fits into {byte_size(limit)}: at least {byte_size(need)} are needed"
+    raise ConfigError(cause, where="fit", fix=fix)
 
 
 def _candidates(config: RunConfig, work: Workload) -> Iterator[RunConfig]:

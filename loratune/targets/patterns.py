@@ -34,19 +34,14 @@ class TimedPattern:
             ConfigError: if it is not a regular expression, or is overlong.
         """
         if len(pattern) > _LONGEST:
-            raise ConfigError(
-                f"the pattern has {len(pattern)} characters, more than {_LONGEST}",
-                where=where,
-                fix="give a list of names",
-            )
+            cause = f"the pattern has {len(pattern)} characters, more than {_LONGEST}"
+            raise ConfigError(cause, where=where, fix="give a list of names")
         try:
             self._compiled = regex.compile(pattern)
         except (regex.error, RecursionError, OverflowError) as error:
-            raise ConfigError(
-                f"'{pattern[:80]}' is not a regular expression: {error}",
-                where=where,
-                fix="write names as a list: [q_proj, v_proj]",
-            ) from error
+            cause = f"'{pattern[:80]}' is not a regular expression: {error}"
+            fix = "write names as a list: [q_proj, v_proj]"
+            raise ConfigError(cause, where=where, fix=fix) from error
         self._pattern, self._where, self._left = pattern, where, _SECONDS
 
     def matches(self, name: str) -> bool:
@@ -59,11 +54,9 @@ class TimedPattern:
         try:
             match = self._compiled.fullmatch(name, timeout=max(self._left, 1e-3))
         except TimeoutError as error:
-            raise SecurityError(
-                f"matching '{self._pattern[:80]}' took longer than {_SECONDS:g} s",
-                where=self._where,
-                fix="simplify the pattern, or give a list of names",
-            ) from error
+            cause = f"matching '{self._pattern[:80]}' took longer than {_SECONDS:g} s"
+            fix = "simplify the pattern, or give a list of names"
+            raise SecurityError(cause, where=self._where, fix=fix) from error
         self._left -= time.perf_counter() - start
         return match is not None
 
@@ -131,11 +124,8 @@ def read_patterns(
         and all(isinstance(name, str) and name for name in modules)
     ):
         return [_suffix(name) for name in dict.fromkeys(modules)], []
-    raise ConfigError(
-        f"{modules!r} names no modules",
-        where="targets.modules",
-        fix=f"use {', '.join(ROLE_WORDS)}, all_linear, a list of names, or a regular expression",
-    )
+    fix = f"use {', '.join(ROLE_WORDS)}, all_linear, a list of names, or a regular expression"
+    raise ConfigError(f"{modules!r} names no modules", where="targets.modules", fix=fix)
 
 
 def _suffix(name: str) -> Pattern:
