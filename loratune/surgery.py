@@ -15,7 +15,7 @@ from loratune.adapters.registry import adapter_class
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.layers import layer_shapes
-from loratune.targets.find import TargetMatch, find_targets, resolve_pattern
+from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for
 
 
 class SavedModule(nn.Module):
@@ -135,8 +135,7 @@ def wrap_model(
 
 
 def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPlan:
-    rank = resolve_pattern(config.rank_pattern, shape.name, config.rank)
-    alpha = resolve_pattern(config.alpha_pattern, shape.name, config.alpha)
+    rank, alpha = rank_for(shape.name, config), alpha_for(shape.name, config)
     return LayerPlan(model.get_submodule(shape.name), shape, rank, alpha)
 
 

@@ -29,7 +29,8 @@ from loratune.models.source import model_folder, read_model_config
 from loratune.stages.evaluate import answer_prompts, evaluation_loss
 from loratune.stages.load import load
 from loratune.surgery import WrappedModel, unwrap_model, wrap_model
-from loratune.targets.find import block_of, find_targets
+from loratune.targets.find import find_targets
+from loratune.targets.patterns import block_of
 from loratune.training.forward import checkpoint_activations
 from loratune.training.step import train_step
 

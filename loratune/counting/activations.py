@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from loratune.adapters.config import AdapterConfig
 from loratune.config.schema import TargetsConfig
 from loratune.models.architectures import Architecture
-from loratune.targets.find import block_of, find_targets
-from loratune.targets.patterns import fitting_keys
+from loratune.targets.find import find_targets
+from loratune.targets.patterns import block_of, fitting_keys
 
 if TYPE_CHECKING:
     import torch

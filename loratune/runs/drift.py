@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loratune.config.flatten import flatten
+from loratune.config.convert import flatten
 from loratune.console import say
 from loratune.errors import CheckpointError, LoratuneError, raise_together
 
