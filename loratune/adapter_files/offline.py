@@ -15,8 +15,7 @@ from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
 from loratune.adapters.base import Adapter
 from loratune.errors import MergeError, refused_as
 from loratune.models.build import meta_base
-from loratune.models.tensors import read_one
-from loratune.models.weights import tensor_entries
+from loratune.models.weights import read_one, tensor_entries
 from loratune.surgery import WrappedModel
 
 

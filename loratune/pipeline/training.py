@@ -15,10 +15,10 @@ from loratune.stages.evaluate import evaluation_loss
 from loratune.stages.train import Evaluate, TrainResult, train
 from loratune.surgery import WrappedModel
 from loratune.training.advice import Setup, summary_lines
-from loratune.training.torch_errors import compile_errors
 from loratune.training.forward import checkpoint_activations
 from loratune.training.history import History
 from loratune.training.sharding import shard_base
+from loratune.training.torch_errors import compile_errors
 from loratune.training.trackers import open_trackers
 
 

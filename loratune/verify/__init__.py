@@ -16,8 +16,7 @@ from loratune.errors import ConfigError, MergeError
 from loratune.runs.run_dir import MERGE_REPORT
 from loratune.stages.export import CERTIFICATE
 from loratune.verify.adapter import check_adapter, check_export
-from loratune.verify.base import Base
-from loratune.verify.checks import Check, Verification
+from loratune.verify.checks import Base, Check, Verification
 from loratune.verify.merged import check_merged
 from loratune.verify.run import check_checkpoint, check_run, is_checkpoint, is_run
 
