@@ -30,8 +30,8 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(tmp_path, capsys)
+def cli(tmp_path: Path) -> CommandLine:
+    return CommandLine(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["table", "json"])

@@ -128,9 +128,7 @@ def test_nothing_trains_without_parameters_or_a_rate() -> None:
         start(wrapped, TRAINER)
 
 
-def test_a_run_builds_one_optimizer(
-    tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_builds_one_optimizer(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     original = torch.optim.Optimizer.__init__
 
@@ -139,7 +137,7 @@ def test_a_run_builds_one_optimizer(
         original(self, *arguments, **options)
 
     monkeypatch.setattr(torch.optim.Optimizer, "__init__", counted)
-    run = CommandLine(tmp_path, capsys)
+    run = CommandLine(tmp_path)
     words = ("train", "recipe=smoke", "stages=[train]", "trainer.steps=2", "trainer.eval_every=0")
     said = run.succeeds(*words, "adapter=lora_plus", "out=plus")
     assert built == ["AdamW"]

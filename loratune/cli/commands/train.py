@@ -8,8 +8,7 @@ from loratune.cli.recorded import recorded_recipe
 from loratune.cli.required import require_rows
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
-from loratune.runs.resume_setting import AUTO
-from loratune.runs.run_dir import RunDir
+from loratune.runs.run_dir import AUTO, RunDir
 
 Config = RunConfig
 
