@@ -27,11 +27,7 @@ _FINGERPRINTS = ("base", "tokenizer", "data", "projection")
 
 
 def run_facts(
-    config: RunConfig,
-    base: BaseModel,
-    data: PreparedData,
-    wrapped: WrappedModel,
-    drift: list[str],
+    config: RunConfig, base: BaseModel, data: PreparedData, wrapped: WrappedModel, drift: list[str]
 ) -> dict[str, Any]:
     """What checkpoints and adapters record about what a run is made of."""
     return {

@@ -27,7 +27,7 @@ from loratune.report.build import finished_report
 from loratune.runs import processes
 from loratune.runs.resume import find_checkpoint, is_complete, resumed_facts
 from loratune.runs.run_dir import RunDir, with_run_folder
-from loratune.training.signals import StopAtOnce
+from loratune.training.signals import stop_at_once
 from loratune.training.torch_errors import memory_errors
 from loratune.training.trackers import check_trackers
 
@@ -60,7 +60,7 @@ def run(config: RunConfig) -> None:
             training = train_adapter(records, data, wrapped, head, checkpoint)
         records.publish_adapter(wrapped, data, training)
 
-        with StopAtOnce(training.steps if training else 0, run_dir.path):
+        with stop_at_once(training.steps if training else 0, run_dir.path):
             if Stage.evaluate in config.stages:
                 rows = final_rows(config, data, base)
                 evaluate_and_show(wrapped, head, base.tokenizer, rows, config, run_dir.evaluation)

@@ -8,8 +8,9 @@ from typing import Any
 
 from loratune import files
 from loratune.config.secrets import redact, redact_text
+from loratune.runs.records import Record
 from loratune.runs.run_dir import RunDir
-from loratune.training.history import History, Record
+from loratune.training.history import History
 
 
 @dataclass(frozen=True)

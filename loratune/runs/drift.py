@@ -8,7 +8,6 @@ from typing import Any
 
 from loratune.config.flatten import flatten
 from loratune.errors import CheckpointError, LoratuneError, raise_together
-from loratune.runs import processes
 
 # Keys that do not change what is computed, or whose content has a fingerprint of its own.
 _IRRELEVANT = (
@@ -114,6 +113,8 @@ def check_binding(
     Raises:
         LoratuneError: of that kind, one line ``key: saved → now`` per change.
     """
+    from loratune.runs import processes  # imports torch
+
     if "base" not in recorded:
         processes.say_once("note: this adapter does not say which base it was trained on")
     changes = fact_changes(recorded, {"base": base, "tokenizer": tokenizer}, _BINDING)

@@ -13,8 +13,7 @@ import torch
 from loratune.errors import LoratuneError
 from loratune.runs.records import append_line
 from loratune.runs.run_dir import RunDir
-from loratune.training.display import Silent, make_display
-from loratune.training.health_line import HealthLine
+from loratune.training.display import HealthLine, Silent, make_display
 
 
 class Tracker(Protocol):

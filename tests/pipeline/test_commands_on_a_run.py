@@ -29,11 +29,6 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-@pytest.fixture
-def cli(tmp_path: Path) -> CommandLine:
-    return CommandLine(tmp_path)
-
-
 @pytest.mark.parametrize("form", ["table", "json"])
 @pytest.mark.parametrize("source", ["run", "adapter_path"])
 def test_evaluate_writes_out_however_it_is_asked(

@@ -26,8 +26,8 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs.run_dir import RunDir
 from loratune.stages.train import train
 from loratune.training.advice import Advice, Setup, advise, summary_lines
+from loratune.training.display import HealthLine
 from loratune.training.health import HealthMonitor
-from loratune.training.health_line import HealthLine
 from loratune.training.history import History
 from loratune.training.optim import make_optimizer
 from loratune.training.step import train_step

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.command_line import CommandLine
 from support.tiny_models import VOCABULARY, tiny_opt
 
 import loratune
+from loratune.cli.dispatch import dispatch
 from loratune.config.schema import DataConfig, TrainerConfig
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.training_set import TrainingSet
@@ -128,7 +128,9 @@ def test_nothing_trains_without_parameters_or_a_rate() -> None:
         start(wrapped, TRAINER)
 
 
-def test_a_run_builds_one_optimizer(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_builds_one_optimizer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = []
     original = torch.optim.Optimizer.__init__
 
@@ -137,11 +139,11 @@ def test_a_run_builds_one_optimizer(tmp_path: Any, monkeypatch: pytest.MonkeyPat
         original(self, *arguments, **options)
 
     monkeypatch.setattr(torch.optim.Optimizer, "__init__", counted)
-    run = CommandLine(tmp_path)
-    words = ("train", "recipe=smoke", "stages=[train]", "trainer.steps=2", "trainer.eval_every=0")
-    said = run.succeeds(*words, "adapter=lora_plus", "out=plus")
+    words = ("recipe=smoke", "stages=[train]", "trainer.steps=2", "trainer.eval_every=0")
+    assert dispatch("train", [*words, "adapter=lora_plus", "out=plus"]) == 0
     assert built == ["AdamW"]
-    assert "2 steps of 8 × 1 rows" in said.err + said.out
-    assert "group B: 8,192 parameters" in said.err + said.out
-    run.succeeds(*words, "adapter=lora_fa", "adapter.projected=true", "out=projected")
+    said = "".join(capsys.readouterr())
+    assert "2 steps of 8 × 1 rows" in said
+    assert "group B: 8,192 parameters" in said
+    assert dispatch("train", [*words, "adapter=lora_fa", "adapter.projected=true", "out=p"]) == 0
     assert built == ["AdamW", "ProjectedAdamW"]
