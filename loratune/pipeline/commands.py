@@ -130,13 +130,12 @@ def generate(
         questions, ids = _one_question(prompt, tokenizer, prompt_format, config.data)
     else:
         questions, ids = _questions(str(prompts), tokenizer, prompt_format, config.data)
-    adapted = generate_answers(wrapped.model, base.tokenizer, ids, sampling, tokenizer.pad_id)
-    before: list[str | None] = [None] * len(ids)
+    model, pad_id = wrapped.model, tokenizer.pad_id
+    adapted = generate_answers(model, base.tokenizer, ids, sampling, pad_id)
+    before: Sequence[str | None] = [None] * len(ids)
     if with_base:
         with disabled(wrapped):
-            before = [
-                *generate_answers(wrapped.model, base.tokenizer, ids, sampling, tokenizer.pad_id)
-            ]
+            before = generate_answers(model, base.tokenizer, ids, sampling, pad_id)
     for question, old, new in zip(questions, before, adapted, strict=True):
         record: dict[str, Any] = {"prompt": question, "adapted": new}
         if old is not None:

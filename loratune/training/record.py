@@ -97,7 +97,8 @@ class Recorder:
         self._track(step, metrics)
         if "eval/loss" in metrics:
             self._line.evaluation(step, metrics["eval/loss"])
-        self._display.note(_pairs(f"step {step}", metrics))
+        values = [f"{key} {value:.4g}" for key, value in metrics.items()]
+        self._display.note("  ".join([f"step {step}", *values]))
 
     def note(self, text: str) -> None:
         """Show a sentence without disturbing the progress line."""
@@ -148,7 +149,3 @@ def peak_resident_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _pairs(start: str, metrics: dict[str, float]) -> str:
-    return "  ".join([start, *(f"{key} {value:.4g}" for key, value in metrics.items())])
