@@ -93,12 +93,11 @@ def layer_shapes(model: nn.Module) -> list[LayerShape]:
 
 
 def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
-    import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     if isinstance(module, nn.Linear):
         return LayerKind.linear, module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D" and isinstance(module.weight, torch.Tensor):
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
         rows, columns = module.weight.shape
         return LayerKind.conv1d, rows, columns
     # Other subclasses with a forward of their own (OPT's positions) are not plain lookups.

@@ -18,14 +18,9 @@ _STEADY = 0.01
 
 
 class HealthLine:
-    """Collects what a training reports; the least important parts give way first in a short line.
+    """Collects what a training reports; in a short line the least important parts give way."""
 
-    Args:
-        total: optimizer steps of the whole training.
-    """
-
-    def __init__(self, total: int) -> None:
-        self._total = total
+    def __init__(self) -> None:
         self._losses: list[float] = []
         self._latest: dict[str, float] = {}
         self._fills: list[float] = []

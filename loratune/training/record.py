@@ -42,7 +42,7 @@ class Recorder:
         self._active = active
         self._step_started = time.perf_counter()
         self._seconds: list[float] = []
-        self._line = HealthLine(total)
+        self._line = HealthLine()
         self._display = make_display(total) if active else Silent()
 
     def begin_step(self) -> None:
