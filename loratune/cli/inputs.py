@@ -10,8 +10,7 @@ from loratune.config.convert import apply_overrides, from_plain, read_recipe
 from loratune.config.schema import RunConfig, Stage
 from loratune.config.settings import GROUPS
 from loratune.errors import ConfigError
-from loratune.runs.resume_setting import resumed_run
-from loratune.runs.run_dir import RunDir
+from loratune.runs.run_dir import RunDir, resumed_run
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 

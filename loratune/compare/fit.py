@@ -20,7 +20,7 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.surgery import WrappedModel
 from loratune.training import guards
 from loratune.training.loop import start, steps
-from loratune.training.signals import StopRequest
+from loratune.training.signals import StopRequest, stop_requests
 from loratune.training.step import StepMetrics
 
 UNTIMED_STEPS = 2
@@ -72,7 +72,7 @@ def fit(
     curve.add(0)
     every = max(1, total // points)
     model.train()
-    with StopRequest() as stop:
+    with stop_requests() as stop:
         for metrics in steps(head, rows, optimizer, trainer):
             curve.count(metrics)
             if metrics.step % every == 0 or metrics.step == total:

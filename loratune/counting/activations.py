@@ -130,7 +130,7 @@ def without_other_blocks(
     model: nn.Module, targets: TargetsConfig, config: AdapterConfig
 ) -> AdapterConfig:
     """``config`` without the rank and alpha patterns of other blocks."""
-    from loratune.models.layers import layer_shapes
+    from loratune.models.measure import layer_shapes
 
     family = str(getattr(getattr(model, "config", None), "model_type", ""))
     matched = find_targets(layer_shapes(model), targets, family=family, strict=False).shapes

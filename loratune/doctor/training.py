@@ -30,8 +30,7 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.stages.load import BaseModel, load
 from loratune.stages.merge import merge
-from loratune.stages.wrap import wrap
-from loratune.surgery import WrappedModel, adapter_state
+from loratune.surgery import WrappedModel, adapter_state, wrap_model
 from loratune.training.loop import start, steps
 from loratune.verify import verify
 
@@ -72,7 +71,7 @@ def short_run(variant: str, device: str = "cpu", dropout: float = 0.0) -> ShortR
     data_config = DataConfig(path="builtin:train", limit=_ROWS, max_length=64)
     data = prepare_data(data_config, base.tokenizer, base.vocab_size, seed=0)
     config = config_class(variant)(dropout=dropout)
-    wrapped = wrap(base.model, config, TargetsConfig(), seed=0)
+    wrapped = wrap_model(base.model, config, TargetsConfig(), seed=0)
     rows = TrainingSet.from_config(data.train, data.pad_id, data_config, _TRAINER)
     head, optimizer = LanguageModelHead(wrapped.model), start(wrapped, _TRAINER)
     wrapped.model.train()

@@ -11,8 +11,9 @@ import yaml
 from loratune import files
 from loratune.compare.statistics import share_interval
 from loratune.config.secrets import redact, redact_text
+from loratune.runs.records import Record
 from loratune.runs.run_dir import RunDir
-from loratune.training.history import History, Record
+from loratune.training.history import History
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from statistics import median_high
 
-from loratune.config.flatten import flatten
+from loratune.config.convert import flatten
 from loratune.report.charts.chart_frame import Chart, drawn
 from loratune.report.charts.line import line_chart
 from loratune.report.charts.scatter import quality_charts

@@ -23,7 +23,7 @@ from loratune.training.health import HealthMonitor
 from loratune.training.loop import start, steps
 from loratune.training.optim import group_lines, learning_rate
 from loratune.training.record import Recorder, Tracker
-from loratune.training.signals import StopRequest, stopped
+from loratune.training.signals import StopRequest, stop_requests, stopped
 from loratune.training.step import StepMetrics
 from loratune.training.torch_errors import memory_errors
 
@@ -178,7 +178,7 @@ class _Training:
         taken = steps(
             self.head, self.rows, optimizer, self.config, done=done, before=self.log.begin
         )
-        with StopRequest() as stop, closing(taken):
+        with stop_requests() as stop, closing(taken):
             for metrics in taken:
                 self._count(metrics)
                 self._evaluate_if_due()

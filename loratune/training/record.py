@@ -13,8 +13,7 @@ import torch
 from loratune.errors import LoratuneError
 from loratune.runs.records import append_line
 from loratune.runs.run_dir import RunDir
-from loratune.training.display import Silent, make_display
-from loratune.training.health_line import HealthLine
+from loratune.training.display import HealthLine, Silent, make_display
 
 
 class Tracker(Protocol):
@@ -42,7 +41,7 @@ class Recorder:
         self._trackers = list(trackers)
         self._active = active
         self._seconds: list[float] = []
-        self._line = HealthLine(total)
+        self._line = HealthLine()
         self._display = make_display(total) if active else Silent()
 
     def step(
@@ -94,7 +93,8 @@ class Recorder:
         self._track(step, metrics)
         if "eval/loss" in metrics:
             self._line.evaluation(step, metrics["eval/loss"])
-        self._display.note(_pairs(f"step {step}", metrics))
+        values = [f"{key} {value:.4g}" for key, value in metrics.items()]
+        self._display.note("  ".join([f"step {step}", *values]))
 
     def note(self, text: str) -> None:
         """Show a sentence without disturbing the progress line."""
@@ -145,7 +145,3 @@ def peak_resident_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _pairs(start: str, metrics: dict[str, float]) -> str:
-    return "  ".join([start, *(f"{key} {value:.4g}" for key, value in metrics.items())])

@@ -16,8 +16,7 @@ from loratune.data.encoded_rows import EncodedRow
 from loratune.data.training_set import TrainingSet
 from loratune.errors import TrainingError
 from loratune.loss.causal_model import LanguageModelHead
-from loratune.training.loop import start, steps
-from loratune.training.prefetch import prefetched
+from loratune.training.loop import prefetched, start, steps
 from loratune.training.state import adapter_tensors
 
 TRAINER = TrainerConfig(steps=6, batch_size=3, grad_accum_steps=2, lr=1e-2, warmup_steps=2, seed=5)

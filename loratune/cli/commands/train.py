@@ -7,8 +7,7 @@ import os
 from loratune.cli.inputs import recorded_recipe, require_rows
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
-from loratune.runs.resume_setting import AUTO
-from loratune.runs.run_dir import RunDir
+from loratune.runs.run_dir import AUTO, RunDir
 
 Config = RunConfig
 
