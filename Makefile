@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## make the virtual environment with the tested versions
 
-demo: setup ## adapt, evaluate and merge the embedded model (about a minute)
+demo: setup ## adapt, evaluate and merge the embedded model (two minutes with the set-up)
 	$(BIN)/loratune train recipe=demo
 
 compare: setup ## compare the four variants on the demo (under ten minutes)
