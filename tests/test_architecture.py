@@ -108,7 +108,7 @@ SAID_ELSEWHERE = {
     "init": {"training/trackers.py"},  # wandb.init
     "lr_ratio": {  # what a comparison's files call the setting searched beside the rate
         "compare/result.py", "compare/assemble.py", "compare/plan.py", "compare/workbench.py",
-        "compare/tables.py", "compare/tune.py", "report/comparison_tables.py",
+        "compare/tables.py", "compare/tune.py",
     },
 }  # fmt: skip
 """Names of variants and their settings that other files may say, and why."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import mmap
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratune.errors import LoratuneError, ModelError, SecurityError, raise_together
-from loratune.models.dtypes import ITEM_BYTES, torch_dtype
+from loratune.models.dtypes import COMPUTED_IN, ITEM_BYTES, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -266,3 +267,8 @@ def _hash_and_drop(entry: TensorEntry, content: memoryview) -> str:
     sha256 = tensor_hash(entry, content)
     drop_pages(content, entry.begin, entry.end)
     return sha256
+
+
+def stored_dtype(entries: Iterable[TensorEntry]) -> str:
+    """The format of a model's weights: that of the first tensor that it can be loaded in."""
+    return next((entry.dtype for entry in entries if entry.dtype in COMPUTED_IN), "F32")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from loratune.config.recipes.defaults import check_defaults
+from loratune.config.recipes.notes import FileNotes
 from loratune.config.recipes.rules import (
     interpolation_problem,
     is_instantiation_key,
@@ -23,41 +23,16 @@ from loratune.config.settings import (
     unknown_key,
     wrong_type,
 )
-from loratune.errors import ConfigError, LoratuneError, SecurityError
 
 KeyPath = tuple[str, ...]
 
 
 @dataclass
-class FileCheck:
-    """The problems of one file.
+class FileCheck(FileNotes):
+    """A walk over one file's tree that notes its problems."""
 
-    Attributes:
-        shown: the file's name for messages.
-        folder: its folder below the recipe folder, ``.`` for the top.
-        folders: all recipe folders of the user, to look up choices in.
-    """
-
-    shown: str
-    folder: str
-    folders: list[Path]
     root: Setting = field(default_factory=lambda: known_keys(RunConfig))
     package: KeyPath = ()
-    errors: list[LoratuneError] = field(default_factory=list)
-
-    def config(self, line: int, cause: str, fix: str = "") -> None:
-        """Note a mistake in ``line``."""
-        self.errors.append(ConfigError(cause, where=f"{self.shown}:{line}", fix=fix))
-
-    def security(self, line: int, cause: str, fix: str = "a recipe is data: remove it") -> None:
-        """Note that ``line`` tries to be more than data."""
-        self.errors.append(SecurityError(cause, where=f"{self.shown}:{line}", fix=fix))
-
-    def has_bad_tag(self, node: Node, place: str) -> bool:
-        """Note a tag that makes ``node`` more than plain data; whether it has one."""
-        if tag := bad_tag(node):
-            self.security(line_of(node), f"the YAML tag '{tag}' {place} is more than data")
-        return bool(tag)
 
     def visit(self, node: Node, path: KeyPath, setting: Setting | None, top: bool = False) -> None:
         """Check ``node``, which is the value of ``path``; ``setting`` is ``None`` if unknown."""
