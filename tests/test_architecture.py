@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,20 @@ def test_imports_point_strictly_downward_so_no_packages_import_in_a_circle() -> 
         if LEVEL[room] >= LEVEL[room_of(path)]
     ]
     assert not upward, upward
+
+
+def imported_files(path: Path) -> set[Path]:
+    """Files of the package that a file imports from, the packages' own ``__init__`` left out."""
+    files = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("loratune"):
+            place = PACKAGE.parent / str(node.module).replace(".", "/")
+            files |= {place.with_suffix(".py"), *(place / f"{a.name}.py" for a in node.names)}
+    return {file for file in files if file.is_file() and file != path}
+
+
+def test_no_files_import_in_a_circle() -> None:
+    TopologicalSorter({path: imported_files(path) for path in modules()}).prepare()
 
 
 def test_stages_never_import_each_other() -> None:
