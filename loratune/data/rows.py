@@ -18,6 +18,7 @@ class Number(float):
     """A number of a JSON file that Python would write otherwise: ``4.50``, ``1e3``."""
 
     __slots__ = ("literal",)
+    literal: str
 
     def __new__(cls, literal: str) -> Self:
         """The number, with the characters that it has in the file."""
