@@ -123,7 +123,7 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
             not _is_folder_name(config.name),
             f"{config.name!r} cannot name a folder",
             "name",
-            "use a plain name: no /, no leading dot, at most 100 characters",
+            "use a plain name: no /, no leading dot or dash, at most 100 characters",
         ),
     ):
         if contradicts:
@@ -136,5 +136,5 @@ def _is_folder_name(name: str) -> bool:
         0 < len(name) <= 100
         and name.isprintable()
         and not set(name) & {"/", "\\"}
-        and name[0] != "."
+        and name[0] not in ".-"
     )
