@@ -102,7 +102,7 @@ def column_notes(
     """
     formats = dict[RowFormat, None]()
     unused, numbers = Counter[str](), Counter[str]()
-    seen: dict[tuple[str, ...], tuple[set[str], list[str]]] = {}
+    seen: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}
     for row in rows:
         shape = tuple(row.columns)
         if shape not in seen:
@@ -126,11 +126,11 @@ def column_notes(
 
 def _divided(
     prompt_format: PromptFormat, named: Mapping[str, Any], columns: Sequence[str]
-) -> tuple[set[str], list[str]]:
+) -> tuple[list[str], list[str]]:
     """The user's names of the columns that are used, and of the rest."""
     ours = used_columns(prompt_format, named)
-    used = {prompt_format.columns.get(name, name) for name in ours} & set(columns)
-    return used, [name for name in columns if name not in used]
+    used = {prompt_format.columns.get(name, name) for name in ours}
+    return [name for name in columns if name in used], [n for n in columns if n not in used]
 
 
 def _holds_number(value: object) -> bool:

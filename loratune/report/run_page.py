@@ -157,7 +157,8 @@ def _data(run: RunRecords) -> Section:
         ("rows in both", "", *([significant(run.data.get("overlap", 0))] * (len(shown) - 1)))
     )
     columns = ("", *(name for name, _ in shown))
-    return Section("data", "Data", tables=(Table("rows", columns, tuple(rows)),))
+    caption = "; ".join(map(str, run.data.get("notes") or []))
+    return Section("data", "Data", tables=(Table("rows", columns, tuple(rows), caption=caption),))
 
 
 def _recipe(run: RunRecords) -> Section:

@@ -383,16 +383,16 @@ def test_numbers_taken_as_text_are_counted() -> None:
     assert notes_of({"messages": turns}) == ("numbers taken as text: messages (1 row)",)
 
 
-def question(prompt: str, system: str | None, **row: Any) -> Example:
+def question(row: dict[str, Any], prompt: str, system: str) -> Example:
     chosen = choose_format(DataConfig(), rows_of(row))
     return parse_question(question_row(prompt, system, chosen), chosen)
 
 
 def test_a_system_text_is_asked_where_the_format_has_a_place_for_it() -> None:
-    asked = question("c", "Rhyme.", instruction="a", output="b")
+    asked = question({"instruction": "a", "output": "b"}, "c", "Rhyme.")
     assert asked.prompt == "### System\nRhyme.\n\n### Instruction\nc\n\n### Answer\n"
-    turns = question("c", "Rhyme.", conversations=[HUMAN, GPT]).messages
+    turns = question({"conversations": [HUMAN, GPT]}, "c", "Rhyme.").messages
     assert [turn.role for turn in turns] == ["system", "user"]
     for row in ({"prompt": "a", "completion": "b"}, {"text": "a"}):
         with pytest.raises(ConfigError, match="no place for a system text"):
-            question("c", "Rhyme.", **row)
+            question(row, "c", "Rhyme.")
