@@ -65,7 +65,7 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
     Raises:
         LoratuneError: every problem, before anything heavy is imported.
     """
-    command_line = read_command_line(arguments)
+    command_line = read_command_line(arguments, module.Config)
     completing = command_line.flags.shell_completion
     problems = [] if completing else check_recipe_files(command_line.folders, module.Config)
     raise_together([*problems, *check_overrides(command_line, module.Config)])

@@ -139,7 +139,8 @@ def _data(run: RunRecords) -> Section:
     overlap = significant(run.data.get("overlap", 0))
     rows.append(("rows in both", "", *([overlap] * (len(sides) - 1))))
     columns = ("", *(name for name, _ in sides))
-    return Section("data", "Data", tables=(Table("rows", columns, tuple(rows)),))
+    caption = "; ".join(map(str, run.data.get("notes") or []))
+    return Section("data", "Data", tables=(Table("rows", columns, tuple(rows), caption=caption),))
 
 
 def _recipe(run: RunRecords) -> Section:

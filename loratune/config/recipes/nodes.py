@@ -19,6 +19,7 @@ from loratune.config.schema import RunConfig
 from loratune.config.settings import (
     Setting,
     has_no_effect,
+    is_text,
     known_keys,
     unknown_key,
     wrong_type,
@@ -106,5 +107,18 @@ class FileCheck(FileNotes):
             return
         if not setting.children and any("${" in text for text in strings_in(value)):
             return
-        if allowed := wrong_type(setting, value):
+        if is_text(setting) and (other := _read_otherwise(node)):
+            cause = f"YAML reads {other[0]} as {other[1]}, and {dotted} is text"
+            self.config(line, cause, f"write '{other[0]}'")
+        elif allowed := wrong_type(setting, value):
             self.config(line, f"{dotted} must be {allowed}, got {value!r}", "fix the value")
+
+
+def _read_otherwise(node: Node) -> tuple[str, str] | None:
+    """The first word of a text that YAML takes for a value written otherwise: ``no``, ``1e3``."""
+    if isinstance(node, ScalarNode):
+        value = plain(node)
+        differs = value is not None and str(value) != node.value
+        return (node.value, str(value)) if differs else None
+    below = node.value if isinstance(node, SequenceNode) else [value for _, value in node.value]
+    return next(filter(None, map(_read_otherwise, below)), None)
