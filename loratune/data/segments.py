@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Range = tuple[int, int]
 
@@ -37,7 +38,7 @@ def cut(text: str, supervised: Sequence[Range], spelt: Iterable[Range] = ()) -> 
     cuts = sorted(edge for edge in edges if edge <= len(text))
     return [
         Segment(text[a:b], any(x <= a and b <= y for x, y in supervised), (a, b) in plain)
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        for a, b in pairwise(cuts)
     ]
 
 
