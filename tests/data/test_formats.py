@@ -109,7 +109,7 @@ def test_control_characters_in_column_names_do_not_reach_the_message() -> None:
         ([{"role": "usr", "content": "a"}], "unknown role 'usr'"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "is empty"),
         ([{"role": "user", "content": "a"}], "no assistant turn"),
-        ([{"from": "user", "value": "a"}], "needs `role` and `content`"),
+        ([{"from": "user", "text": "a"}], "needs `role` and `content`"),
         ([7], "needs `role` and `content`"),
         ("hello", "not a list"),
     ],
@@ -159,7 +159,9 @@ def test_templates_hold_names_and_nothing_that_computes(template: str) -> None:
 
 
 def test_braces_in_values_have_no_meaning() -> None:
-    assert substitute("{a}|{b}", {"a": "{b}", "b": "{{c}}"}) == "{b}|{{c}}"
+    text, values = substitute("{a}|{b}", {"a": "{b}", "b": "{{c}}"})
+    assert text == "{b}|{{c}}"
+    assert [text[start:end] for start, end in values] == ["{b}", "{{c}}"]
     assert placeholders("{a} {{b}} {c} {a}") == ["a", "c"]
 
 
@@ -186,7 +188,8 @@ def test_a_format_read_back_writes_the_same_prompt(config: dict[str, Any]) -> No
     chosen = choose_format(DataConfig(**config), rows_of(row))
     again = PromptFormat.from_dict(json.loads(json.dumps(chosen.to_dict())))
     assert again == chosen
-    assert again.prompt({"q": "how?"}) == chosen.prompt(row).replace("why?", "how?")
+    written, _ = chosen.prompt(row)
+    assert again.prompt({"q": "how!"})[0] == written.replace("why?", "how!")
 
 
 def test_a_damaged_format_is_a_configuration_error() -> None:
