@@ -244,13 +244,14 @@ def _spelt(rows: Sequence[EncodedRow], setting: SpecialTokens) -> Iterator[Findi
     spelling = [row for row in rows if row.spelt]
     if spelling:
         parsed = setting is SpecialTokens.parse
+        usual = 2 * len(spelling) >= len(rows)
         tokens = list(dict.fromkeys(token for row in spelling for token in row.spelt))
         shown = ", ".join(map(repr, tokens[:SPELLINGS_SHOWN]))
         more = f" and {len(tokens) - SPELLINGS_SHOWN} more" if tokens[SPELLINGS_SHOWN:] else ""
         became = "become these tokens" if parsed else "are encoded as plain text"
         other = "text" if parsed else "parse"
         yield Finding(
-            Severity.warning if parsed else Severity.note,
+            Severity.warning if parsed or usual else Severity.note,
             "special_tokens",
             f"the words of {len(spelling):,} of {len(rows):,} rows spell special tokens ({shown}"
             f"{more}); they {became}",
