@@ -18,8 +18,7 @@ from loratune.data.reasoning import TAGS, split_reasoning
 
 Turns = list[dict[str, Any]]
 
-_BRACKETS = [("\ue000", "\ue001"), ("\uf0f0", "\uf0f1"), ("\uf5a2", "\uf5a7")]
-"""Pairs of private-use characters; a pair that occurs in the conversation is not used."""
+_PRIVATE_USE = range(0xE000, 0xF900)
 _TURN_NAMES = {"role", "name", "tool_call_id"}
 _CALL_NAMES = frozenset({"id", "type"})
 """Keys of a turn, and of a call, whose values are not text; a function's name is."""
@@ -58,11 +57,13 @@ class Skeleton:
         turns: as the template is given them.
         words: the text behind each mark, by its number.
         mark: matches a mark; group 1 is its number.
+        left: begins every mark and stands nowhere else.
     """
 
     turns: Turns
     words: tuple[Word, ...]
     mark: re.Pattern[str]
+    left: str
 
     def key(self, tools: object) -> str:
         """What decides how the template renders it."""
@@ -105,7 +106,7 @@ def make_skeleton(
         marker.replace_turn(number, turn) if marked(number) else dict(turn)
         for number, turn in enumerate(turns)
     ]
-    return Skeleton(result, tuple(marker.words), marker.pattern)
+    return Skeleton(result, tuple(marker.words), marker.pattern, marker.left)
 
 
 class _Marker:
@@ -113,9 +114,9 @@ class _Marker:
 
     def __init__(self, keywords: Sequence[str], brackets: tuple[str, str]) -> None:
         self._splitter = re.compile("|".join(map(re.escape, keywords)))
-        self._left, self._right = brackets
+        self.left, self._right = brackets
         self.words: list[Word] = []
-        self.pattern = re.compile(f"{self._left}([0-9]+){self._right}")
+        self.pattern = re.compile(f"{self.left}([0-9]+){self._right}")
 
     def replace_turn(self, number: int, turn: Mapping[str, Any]) -> dict[str, Any]:
         """The turn with marks in the place of its texts."""
@@ -151,7 +152,7 @@ class _Marker:
                 written, passed = written + stretch, passed + len(stretch)
                 continue
             word, lead, trail = stretch
-            written += f"{self._left}{len(self.words)}{self._right}"
+            written += f"{self.left}{len(self.words)}{self._right}"
             self.words.append(Word(turn, field, word, passed < thought, lead, trail))
             passed += len(word)
         return written
@@ -195,7 +196,7 @@ def _joined(pieces: list[str]) -> list[str | tuple[str, str, str]]:
 
 
 def _unused_brackets(turns: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Two private-use characters that occur nowhere in the conversation."""
     text = json.dumps(list(turns), ensure_ascii=False, default=str)
-    return next(
-        (pair for pair in _BRACKETS if pair[0] not in text and pair[1] not in text), _BRACKETS[0]
-    )
+    unused = (chr(code) for code in _PRIVATE_USE if chr(code) not in text)
+    return next(unused), next(unused)

@@ -278,7 +278,8 @@ def _put_back(full: str, outline: _Outline, skeleton: Skeleton) -> tuple[Placed,
         position += len(literal)
         spelling = next((s for s in _spellings(word) if full.startswith(s, position)), None)
         if spelling is None:
-            raise _changed(word, full[position : position + _SHOWN])
+            following = outline.text[end:].partition(skeleton.left)[0]
+            raise _changed(word, full[position:].partition(following or "\n")[0][:_SHOWN])
         placed.append(Placed(word, position, position + len(spelling)))
         position, done = position + len(spelling), end
     if full[position:] != outline.text[done:]:

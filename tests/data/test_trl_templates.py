@@ -152,7 +152,8 @@ def test_each_part_says_its_turn_and_nobody_elses_words(name: str) -> None:
 
 PIECES = [
     "a", "A", "user", "assistant", "the end", "</s>", "<|im_end|>", "<|im_start|>user\n", "[INST]",
-    "ü", "日本", "🦊", "{{ x }}", "{% if %}", '"', "\\n", "\n", "  ", "<b>", "'", "\u200b", "e\u0301",
+    "ü", "日本", "🦊", "{{ x }}", "{% if %}", '"', "\\n", "\n", "  ", "<b>", "'", "\u200b",
+    "e\u0301",
 ]  # fmt: skip
 
 
