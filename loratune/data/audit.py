@@ -171,7 +171,7 @@ def _endings(
 ) -> Iterator[Finding]:
     """Rows that do not end as generation stops; those that may have been cut do not count."""
     whole = [row for row in rows if len(row) < max_length]
-    special = set(getattr(tokenizer.tokenizer, "all_special_ids", ())) | {tokenizer.end_id}
+    special = {tokenizer.end_id, *tokenizer.special_ids()}
     open_ended = [row for row in whole if row.input_ids[-1] not in special or not _ends(row)]
     others = [row for row in whole if row.input_ids[-1] != tokenizer.end_id]
     if open_ended:

@@ -119,11 +119,13 @@ def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
 def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow:
     rows = RowTokenizer(tokenizer)
     supervised = {place for start, end in row.spans for place in range(start, end)}
+    last = {end - 1 for _, end in row.spans}
+    special = rows.special_ids()
     starts = len(rows.start_ids) if row.input_ids[: len(rows.start_ids)] == rows.start_ids else 0
     tokens = []
     for place, token in enumerate(row.input_ids):
         kind = "supervised" if place in supervised else "start" if place < starts else "context"
-        if token == rows.end_id and place in supervised:
+        if kind == "supervised" and (token == rows.end_id or (place in last and token in special)):
             kind = "end"
         tokens.append(ShownToken(token, _text(token, tokenizer), kind))
     padding = ShownToken(pad_id, _text(pad_id, tokenizer), "padding")
@@ -164,7 +166,8 @@ def parts_line(row: ShownRow) -> str:
     )
     line = f"{parts} in {ends}"
     if row.left_out:
-        line += f"; the chat template leaves out the reasoning of {row.left_out} turns"
+        turns = "1 turn" if row.left_out == 1 else f"{row.left_out} turns"
+        line += f"; the chat template leaves out the reasoning of {turns}"
     if row.spelt:
         line += f"; words spell {', '.join(map(repr, row.spelt))}"
     return line
