@@ -50,11 +50,18 @@ class RowText:
         segments: in order; together the text up to the end of the last answer.
         prompt_segments: how many of them stand before the last answer.
         ended: whether a special token of the template ends the last answer.
+        left_out: turns whose reasoning the template leaves out.
     """
 
     segments: tuple[Segment, ...]
     prompt_segments: int
     ended: bool = False
+    left_out: int = 0
+
+    @property
+    def spelt(self) -> tuple[str, ...]:
+        """The special tokens that the row's words spell."""
+        return tuple(dict.fromkeys(s.text for s in self.segments if s.is_text))
 
 
 class SpellingFinder:

@@ -49,10 +49,19 @@ class ShownToken:
 
 @dataclass(frozen=True)
 class ShownRow:
-    """One training row, filled up as if the rows shown were one batch."""
+    """One training row, filled up as if the rows shown were one batch.
+
+    Attributes:
+        ends: the last token of every supervised stretch.
+        left_out: turns whose reasoning the chat template leaves out.
+        spelt: special tokens that the row's words spell.
+    """
 
     source: str
     tokens: tuple[ShownToken, ...]
+    ends: tuple[str, ...] = ()
+    left_out: int = 0
+    spelt: tuple[str, ...] = ()
 
     def count(self, *kinds: str) -> int:
         """Tokens of these kinds."""
@@ -110,15 +119,19 @@ def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
 def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow:
     rows = RowTokenizer(tokenizer)
     supervised = {place for start, end in row.spans for place in range(start, end)}
+    last = {end - 1 for _, end in row.spans}
+    special = rows.special_ids()
     starts = len(rows.start_ids) if row.input_ids[: len(rows.start_ids)] == rows.start_ids else 0
     tokens = []
     for place, token in enumerate(row.input_ids):
         kind = "supervised" if place in supervised else "start" if place < starts else "context"
-        if token == rows.end_id and place in supervised:
+        if kind == "supervised" and (token == rows.end_id or (place in last and token in special)):
             kind = "end"
         tokens.append(ShownToken(token, _text(token, tokenizer), kind))
     padding = ShownToken(pad_id, _text(pad_id, tokenizer), "padding")
-    return ShownRow(row.source, (*tokens, *[padding] * (width - len(row))))
+    ends = tuple(tokens[end - 1].text for _, end in row.spans)
+    filled = (*tokens, *[padding] * (width - len(row)))
+    return ShownRow(row.source, filled, ends, row.left_out, row.spelt)
 
 
 def _text(token: int, tokenizer: Any) -> str:
@@ -138,10 +151,26 @@ def show_preview(preview: Preview) -> None:
         filled = f", {padding} padding" if padding else ""
         tokens = len(row.tokens) - padding
         say(f"\nrow {number}, {row.source}: {tokens} tokens, {supervised} supervised{filled}")
+        say(parts_line(row))
         console().print(row_text(row), soft_wrap=True)
     say()
     for line in audit_lines(preview):
         say(line)
+
+
+def parts_line(row: ShownRow) -> str:
+    """How many parts are supervised, how each ends, and what the row says and does not teach."""
+    ends = " or ".join(dict.fromkeys(_made_visible(end) for end in row.ends)) or "nothing"
+    parts = (
+        "1 supervised part ends" if len(row.ends) == 1 else f"{len(row.ends)} supervised parts end"
+    )
+    line = f"{parts} in {ends}"
+    if row.left_out:
+        turns = "1 turn" if row.left_out == 1 else f"{row.left_out} turns"
+        line += f"; the chat template leaves out the reasoning of {turns}"
+    if row.spelt:
+        line += f"; words spell {', '.join(map(repr, row.spelt))}"
+    return line
 
 
 def row_text(row: ShownRow) -> Text:
