@@ -158,9 +158,14 @@ def show_preview(preview: Preview) -> None:
         say(line)
 
 
+def _visible(text: str) -> str:
+    """White space and control characters as something to see."""
+    return printable(text.translate(_VISIBLE)).replace("\n", "↵\n")
+
+
 def parts_line(row: ShownRow) -> str:
     """How many parts are supervised, how each ends, and what the row says and does not teach."""
-    ends = " or ".join(dict.fromkeys(_made_visible(end) for end in row.ends)) or "nothing"
+    ends = " or ".join(dict.fromkeys(_visible(end) for end in row.ends)) or "nothing"
     parts = (
         "1 supervised part ends" if len(row.ends) == 1 else f"{len(row.ends)} supervised parts end"
     )
@@ -185,7 +190,7 @@ def row_text(row: ShownRow) -> Text:
         if token.kind == "padding":
             text.append(f" [padding × {row.count('padding')}]", "dim")
             break
-        visible = printable(token.text.translate(_VISIBLE)).replace("\n", "↵\n")
+        visible = _visible(token.text)
         visible = f"⟪{visible}⟫" if token.kind == "start" else visible
         text.append(visible, _STYLES[token.kind][number % 2])
     if inside:
