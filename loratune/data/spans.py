@@ -330,9 +330,9 @@ def _left_out(skeleton: Skeleton, placed: Sequence[Placed]) -> tuple[Word, ...]:
     missing = tuple(word for word in skeleton.words if id(word) not in written)
     for word in missing:
         if not word.is_reasoning:
-            what = "the tool call " if word.field == "tool_calls" else ""
+            what = "the tool call" if word.field == "tool_calls" else "the words"
             whose = f"turn {word.turn + 1} ({skeleton.turns[word.turn]['role']})"
-            cause = f"the chat template leaves out {what}{word.text[:_SHOWN]!r} of {whose}"
+            cause = f"the chat template leaves out {what} {word.text[:_SHOWN]!r} of {whose}"
             fix = "use a template that writes it, or remove it from the row"
             raise DataError(cause, fix=fix)
     return missing

@@ -198,6 +198,16 @@ def test_calls_are_learnt_with_their_turn_and_results_are_not(content: str | Non
     assert with_tools.endswith(expected) and "of a city" in with_tools.removesuffix(expected)
 
 
+def test_special_tokens_within_a_call_do_not_end_its_turn() -> None:
+    template = TOOLS_TEMPLATE.replace("<tool_call>{{ call.function | tojson }}</tool_call>", (
+        "<|tool_call>{{ call.function.name }}<|quote|>{{ call.function.arguments.city }}<|quote|>}"
+        "<tool_call|>"
+    ))  # fmt: skip
+    turns = [FOUR[0], {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    call = "<|tool_call>weather<|quote|>Bern<|quote|>}<tool_call|>"
+    assert masked(template, turns).endswith(f"⟦{call}<|im_end|>⟧")
+
+
 def test_a_template_that_writes_no_calls_is_refused_by_the_call() -> None:
     turns = [*FOUR[:3], {"role": "assistant", "content": "Well.", "tool_calls": [CALL]}]
     with pytest.raises(DataError, match=r"leaves out the tool call 'weather' of turn 4"):
