@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratune.adapters.config import LayerKind, LayerShape
 from loratune.config.schema import ModelConfig
 from loratune.models.architectures import (
     STACKED_EXPERTS,
@@ -22,7 +23,7 @@ from loratune.models.build import build_model, meta_model, read_transformers_con
 from loratune.models.source import local_folder, read_config
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def find_architecture(model: ModelConfig) -> Architecture:
@@ -72,8 +73,6 @@ def measure_numbers(numbers: Mapping[str, Any]) -> Architecture:
 
 def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) -> Architecture:
     """The architecture of a model in memory; tied weights are counted once."""
-    from loratune.models.layers import layer_shapes
-
     layers = tuple(layer_shapes(model))
     total = sum(parameter.numel() for parameter in model.parameters())
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -81,10 +80,56 @@ def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) ->
     return Architecture(str(family), layers, others, total, dict(numbers or {}))
 
 
+def layer_shapes(model: nn.Module) -> list[LayerShape]:
+    """Every layer of the model that an adapter can wrap, in ``named_modules`` order."""
+    shapes = []
+    for name, module in model.named_modules():
+        kind_and_size = _kind_and_size(module)
+        if kind_and_size is not None:
+            parameters = sum(p.numel() for p in module.parameters(recurse=False))
+            shapes.append(LayerShape(name, *kind_and_size, parameters))
+    return shapes
+
+
+def stacked_experts(model: nn.Module) -> dict[str, int]:
+    """Tensors that stack a layer of every expert, by name, with their numbers.
+
+    They are parameters and not layers, so nothing can be put in their place.
+    """
+    return {
+        f"{name}.{key}": tensor.numel()
+        for name, module in model.named_modules()
+        for key, tensor in expert_tensors(module).items()
+    }
+
+
+def expert_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters of more than two dimensions; a convolution's are its kernel."""
+    from torch import nn
+
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return {}
+    own = module.named_parameters(recurse=False)
+    return {key: tensor for key, tensor in own if tensor.dim() > 2}
+
+
+def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
+    from torch import Tensor, nn
+
+    if isinstance(module, nn.Linear):
+        return LayerKind.linear, module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
+        rows, columns = module.weight.shape
+        return LayerKind.conv1d, rows, columns
+    # Other subclasses with a forward of their own (OPT's positions) are not plain lookups.
+    is_lookup = type(module) is nn.Embedding or hasattr(module, "embed_scale")
+    if isinstance(module, nn.Embedding) and is_lookup:
+        return LayerKind.embedding, module.num_embeddings, module.embedding_dim
+    return None
+
+
 def other_modules(model: nn.Module, layer_names: set[str]) -> tuple[OtherModule, ...]:
     """Modules with parameters of their own that are not layers, and every stacked expert tensor."""
-    from loratune.models.layers import expert_tensors
-
     others = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))

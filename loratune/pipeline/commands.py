@@ -26,8 +26,9 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
-from loratune.pipeline.loading import evaluation_only, wrap_saved
+from loratune.pipeline.loading import check_base, evaluation_only
 from loratune.stages.load import BaseModel, load
+from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel, disabled
 
 
@@ -136,17 +137,13 @@ def generate(
     )
     prompt_format = prompt_format or choose_format(config.data, rows)
     ids = _prompt_ids(rows, Encoder(tokenizer, prompt_format, config.data), prompt_format)
-    stops = stop_ids(wrapped.model, base.tokenizer, prompt_format)
-
-    def answers() -> list[str]:
-        pad_id = tokenizer.pad_id
-        return generate_answers(wrapped.model, base.tokenizer, ids, sampling, pad_id, stops)
-
-    adapted = answers()
-    before: list[str | None] = [None] * len(ids)
+    model, pad_id = wrapped.model, tokenizer.pad_id
+    stops = stop_ids(model, base.tokenizer, prompt_format)
+    adapted = generate_answers(model, base.tokenizer, ids, sampling, pad_id, stops)
+    before: Sequence[str | None] = [None] * len(ids)
     if with_base:
         with disabled(wrapped):
-            before = [*answers()]
+            before = generate_answers(model, base.tokenizer, ids, sampling, pad_id, stops)
     asked = [prompt] if prompt is not None else [dict(row.columns) for row in rows]
     for question, old, new in zip(asked, before, adapted, strict=True):
         record: dict[str, Any] = {"prompt": question, "adapted": new}
@@ -192,7 +189,8 @@ def _load_adapted(
     adapter = read_adapter(folder)
     model = base_model(adapter, config.model, named=base_named)
     base = load(model, config.trainer.precision)
-    wrapped, _ = wrap_saved(base, adapter, config.allow_drift)
+    check_base(base, adapter, config.allow_drift)
+    wrapped = wrap(base.model, config, adapter)
     wrapped.model.eval()
     return adapter, base, wrapped
 

@@ -7,7 +7,6 @@ from loratune.config.schema import RunConfig
 from loratune.data.prepare import PreparedData
 from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
-from loratune.pipeline.printing import say_once
 from loratune.pipeline.records import Records
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint
@@ -17,7 +16,7 @@ from loratune.surgery import WrappedModel
 from loratune.training.advice import Setup, summary_lines
 from loratune.training.forward import checkpoint_activations
 from loratune.training.history import History
-from loratune.training.schedule import warmup_warning
+from loratune.training.optim import warmup_warning
 from loratune.training.sharding import shard_base
 from loratune.training.torch_errors import compile_errors
 from loratune.training.trackers import open_trackers
@@ -38,7 +37,7 @@ def train_adapter(
     config = records.config
     rows = TrainingSet.from_config(data.train, data.pad_id, config.data, config.trainer)
     warning = warmup_warning(rows.plan.total_steps, config.trainer)
-    say_once(*([f"warning: {warning}"] if warning else []))
+    processes.say_once(*([f"warning: {warning}"] if warning else []))
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(wrapped.model)
     if config.launch.shard:
@@ -59,7 +58,7 @@ def train_adapter(
             evaluate=_evaluation(config, data, head),
             trackers=trackers,
         )
-    say_once(*_result_lines(records, result))
+    processes.say_once(*_result_lines(records, result))
     return result
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loratune.config.flatten import flatten
-from loratune.console import say
+from loratune.adapters.registry import config_class, variant_names
+from loratune.config.convert import flatten, to_plain
+from loratune.config.schema import RunConfig
 from loratune.errors import CheckpointError, LoratuneError, raise_together
 
 # Keys that do not change what is computed, or whose content has a fingerprint of its own.
@@ -39,10 +40,22 @@ def _short(value: Any) -> str:
 
 
 def recipe_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Keys of two recipes that differ and matter to what is trained."""
-    old, new = flatten(saved), flatten(now)
+    """Keys of two recipes that differ and matter to what is trained.
+
+    A setting that did not exist when the first was recorded had what is its default now.
+    """
+    new = flatten(now)
+    old = {key: value for key, value in _defaults(now).items() if key in new} | flatten(saved)
     keys = sorted(key for key in old.keys() | new.keys() if not _is_irrelevant(key))
     return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+
+
+def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting that a recipe of this variant has, at its default."""
+    variant = str((recipe.get("adapter") or {}).get("variant"))
+    if variant not in variant_names():
+        return {}
+    return flatten(to_plain(RunConfig(adapter=config_class(variant)())))
 
 
 def _is_irrelevant(key: str) -> bool:
@@ -114,17 +127,11 @@ def check_binding(
     Raises:
         LoratuneError: of that kind, one line ``key: saved → now`` per change.
     """
-    if "base" not in recorded:
-        _say("note: this adapter does not say which base it was trained on")
-    changes = fact_changes(recorded, {"base": base, "tokenizer": tokenizer}, _BINDING)
-    accepted = check_drift(changes, allowed, where=where, error=error)
-    for line in accepted:
-        _say(f"drift allowed: {line}")
-    return accepted
-
-
-def _say(line: str) -> None:
     from loratune.runs import processes  # imports torch
 
-    if processes.is_main():
-        say(line)
+    if "base" not in recorded:
+        processes.say_once("note: this adapter does not say which base it was trained on")
+    changes = fact_changes(recorded, {"base": base, "tokenizer": tokenizer}, _BINDING)
+    accepted = check_drift(changes, allowed, where=where, error=error)
+    processes.say_once(*(f"drift allowed: {line}" for line in accepted))
+    return accepted

@@ -13,13 +13,11 @@ QUICK = ("evaluate.generate=false",)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that trained, evaluated, merged and exported."""
-    from loratune.cli.dispatch import dispatch
-
     run = tmp_path_factory.mktemp("trained") / "run"
     words = ["stages=[train,evaluate,merge,export]", "export.format=portable", *QUICK]
-    assert dispatch("train", ["recipe=smoke", f"out={run}", *words]) == 0
+    cli.succeeds("train", "recipe=smoke", f"out={run}", *words)
     return run
 
 

@@ -139,7 +139,7 @@ def test_an_instruction_adapter_is_asked_by_prompt(
     out = run([{"instruction": "Add 1 and 2", "output": "3"}])
     cli.succeeds("generate", f"run={out}", "prompt=Add 1 and 3", "max_new_tokens=1")
     error = cli.refuses("generate", f"run={out}", "prompt=x", "system=y")
-    assert "not trained with a place for a system text" in error
+    assert "has no place for a system text" in error
 
 
 # -- prompt= and system= under each format -------------------------------------------------

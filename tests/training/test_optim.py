@@ -11,8 +11,9 @@ from torch import nn
 import loratune
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import Schedule, TrainerConfig
-from loratune.training.optim import learning_rate, make_optimizer
-from loratune.training.schedule import (
+from loratune.training.optim import (
+    learning_rate,
+    make_optimizer,
     schedule_factor,
     set_learning_rate,
     warmup_steps,
