@@ -138,6 +138,13 @@ def test_an_instruction_adapter_is_asked_by_prompt(
 ) -> None:
     out = run([{"instruction": "Add 1 and 2", "output": "3"}])
     cli.succeeds("generate", f"run={out}", "prompt=Add 1 and 3", "max_new_tokens=1")
+    cli.succeeds("generate", f"run={out}", "prompt=x", "system=y", "max_new_tokens=1")
+
+
+def test_a_system_text_is_refused_where_prompts_have_no_place_for_it(
+    cli: CommandLine, run: Callable[[list[Any]], Path]
+) -> None:
+    out = run([{"prompt": "Add 1 and 2", "completion": "3"}])
     error = cli.refuses("generate", f"run={out}", "prompt=x", "system=y")
     assert "has no place for a system text" in error
 
