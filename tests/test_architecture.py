@@ -103,9 +103,8 @@ SAID_ELSEWHERE = {
         "__init__.py", "library.py", "doctor/training.py",  # the variant where none is asked for
         "config/schema.py", "adapter_files/forms.py", "cli/__init__.py",  # the format of exports
         "config/convert.py", "config/recipes/defaults.py",  # examples in messages
-        "adapters/kernels/__init__.py",  # the kernel's file is called so too
     },
-    "vera": {"cli/commands/recipes.py", "adapters/kernels/__init__.py"},  # an example, a kernel
+    "vera": {"cli/commands/recipes.py"},  # an example
     "init": {"training/trackers.py"},  # wandb.init
     "lr_ratio": {  # what a comparison's files call the setting searched beside the rate
         "compare/result.py", "compare/assemble.py", "compare/plan.py", "compare/workbench.py",

@@ -15,8 +15,7 @@ from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
 from loratune.adapters.base import Adapter
 from loratune.errors import MergeError, refused_as
 from loratune.models.build import meta_base
-from loratune.models.tensors import read_one
-from loratune.models.weights import tensor_entries
+from loratune.models.weights import read_one, tensor_entries
 from loratune.surgery import WrappedModel
 
 
@@ -53,24 +52,14 @@ def attach(base_folder: Path, folder: AdapterFolder) -> MetaAdapter:
     """
     model: Any = meta_base(base_folder).eval()
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    ends = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
-    names = {
-        end: next((n for n, m in model.named_modules() if m is module), "")
-        for end, module in ends.items()
-    }
+    names = {module: name for name, module in model.named_modules()}
+    first = names.get(model.get_input_embeddings(), "")
+    head = names.get(model.get_output_embeddings(), "")
     with refused_as(MergeError):
         wrapped = wrap_for_loading(model, folder)
-    touched = [*wrapped.adapters, *wrapped.saved_modules]
-    return MetaAdapter(
-        wrapped,
-        folder,
-        base_folder,
-        str(getattr(model, "base_model_prefix", "")),
-        tied,
-        tied and any(name in names.values() for name in touched),
-        names["input"],
-        names["output"],
-    )
+    unties = tied and not {first, head}.isdisjoint({*wrapped.adapters, *wrapped.saved_modules})
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    return MetaAdapter(wrapped, folder, base_folder, prefix, tied, unties, first, head)
 
 
 def tensor_name(entries: Sequence[str] | dict[str, Any], wanted: str, prefix: str) -> str | None:

@@ -228,6 +228,9 @@ def wrap_for_loading(model: nn.Module, folder: AdapterFolder) -> WrappedModel:
         )
     except ConfigError as error:
         raise unusable_setting(error, str(folder.path / CONFIG)) from error
+    except ModelError as error:
+        error.where = error.where or str(folder.path)
+        raise
     load_into(wrapped, folder)
     return wrapped
 

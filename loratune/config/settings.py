@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from loratune.adapters.config import AdapterConfig
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import RunConfig
-from loratune.errors import ConfigError, did_you_mean, unknown_setting
+from loratune.errors import ConfigError, choose_one, did_you_mean, unknown_setting
 
 GROUPS = ("adapter", "data", "model", "recipe", "targets", "trainer")
 """Folders whose files are chosen by ``group=name``."""
@@ -98,6 +98,12 @@ def has_no_effect(path: Sequence[str], where: str = "") -> ConfigError | None:
     key = ".".join(path)
     cause = f"'{key}' has no effect with the chosen adapter"
     return ConfigError(cause, where=where or key, fix=f"it belongs to {', '.join(owners)}")
+
+
+def unknown_group(group: str, where: str = "") -> ConfigError:
+    """The error for a ``group=name`` whose group does not exist."""
+    fix = choose_one(group, GROUPS)
+    return ConfigError(f"'{group}' is not a group", where=where or group, fix=fix)
 
 
 def missing_choice(group: str, name: str, options: Sequence[str]) -> ConfigError:

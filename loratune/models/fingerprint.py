@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratune.models.weights import TensorEntry, hash_tensors, tensor_entries
+from loratune.models.weights import (
+    TensorEntry,
+    hash_tensors,
+    mapped,
+    read_header,
+    tensor_entries,
+    tensor_in,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,5 +59,16 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """``tensors_fingerprint`` of a safetensors file's tensors, without loading it.
+
+    Raises:
+        ModelError: if it is not a safetensors file.
+    """
+    entries = read_header(path)
+    content = mapped(path)
+    return tensors_fingerprint({name: tensor_in(entry, content) for name, entry in entries.items()})

@@ -1,7 +1,8 @@
 """A model folder's safetensors files, read without trusting them.
 
 Every path stays inside the folder, every file is as long as its header says, and no pickled
-file is ever opened.  No torch here: the bytes are mapped, hashed and copied as they lie.
+file is ever opened.  The bytes are mapped, hashed and copied as they lie; torch is imported only
+where a tensor is made of them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loratune.errors import LoratuneError, ModelError, SecurityError, raise_together
-from loratune.models.dtypes import ITEM_BYTES
+from loratune.models.dtypes import ITEM_BYTES, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -213,6 +217,21 @@ def mapped(file: Path) -> memoryview:
     """
     with file.open("rb") as stream:
         return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def tensor_in(entry: TensorEntry, content: memoryview) -> Tensor:
+    """One tensor's value where it lies, in the mapped bytes of its file: nothing is copied."""
+    import torch
+
+    dtype = torch_dtype(entry.dtype)
+    if entry.begin == entry.end:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(content[entry.begin : entry.end], dtype=dtype).view(entry.shape)
+
+
+def read_one(entry: TensorEntry) -> Tensor:
+    """One tensor's value, in a mapping of its own."""
+    return tensor_in(entry, mapped(entry.file))
 
 
 def drop_pages(content: memoryview, begin: int, end: int) -> None:

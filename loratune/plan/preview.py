@@ -30,7 +30,7 @@ _STYLES = {
     "end": ("bold reverse green", "bold reverse green"),
     "padding": ("dim strike", "dim strike"),
 }
-_VISIBLE = {" ": "·", "\t": "⇥", "\r": "␍"}
+_VISIBLE = str.maketrans({" ": "·", "\t": "⇥", "\r": "␍"})
 
 
 @dataclass(frozen=True)
@@ -156,18 +156,12 @@ def row_text(row: ShownRow) -> Text:
         if token.kind == "padding":
             text.append(f" [padding × {row.count('padding')}]", "dim")
             break
-        shown = _made_visible(token.text)
-        shown = f"⟪{shown}⟫" if token.kind == "start" else shown
-        text.append(shown, _STYLES[token.kind][number % 2])
+        visible = printable(token.text.translate(_VISIBLE)).replace("\n", "↵\n")
+        visible = f"⟪{visible}⟫" if token.kind == "start" else visible
+        text.append(visible, _STYLES[token.kind][number % 2])
     if inside:
         text.append("⟧", "bold green")
     return text
-
-
-def _made_visible(text: str) -> str:
-    for character, visible in _VISIBLE.items():
-        text = text.replace(character, visible)
-    return printable(text).replace("\n", "↵\n")
 
 
 def audit_lines(preview: Preview) -> Iterator[str]:
@@ -175,9 +169,8 @@ def audit_lines(preview: Preview) -> Iterator[str]:
     yield from preview.report.lines()
     train = preview.report.train
     if train is not None and train.max_length_to_keep:
-        curve = ", ".join(
-            f"{length} keeps {share}" for share, length in train.max_length_to_keep.items()
-        )
+        pairs = train.max_length_to_keep.items()
+        curve = ", ".join(f"{length} keeps {share}" for share, length in pairs)
         yield f"data.max_length that keeps rows whole: {curve}"
     longest = ", ".join(f"{source} ({tokens})" for source, tokens in preview.audit.longest)
     yield f"longest rows as trained on: {longest}"

@@ -19,10 +19,10 @@ from loratune.models.dtypes import stored_dtype, torch_dtype
 from loratune.models.measure import find_architecture
 from loratune.models.source import is_hub_id, model_folder
 from loratune.models.weights import tensor_entries
-from loratune.plan.machine import resident_bytes
-from loratune.plan.memory import Memory, predict
+from loratune.plan.memory import Memory, predict, resident_bytes
 from loratune.plan.workload import Workload
-from loratune.targets.find import block_of, find_targets
+from loratune.targets.find import find_targets
+from loratune.targets.patterns import block_of
 
 
 @dataclass(frozen=True)

@@ -15,41 +15,36 @@ from loratune.config.recipes.rules import (
     package_problem,
     parse_group,
 )
-from loratune.config.recipes.yaml_reader import bad_tag
+from loratune.config.recipes.yaml_reader import bad_tag, line_of, scalar_text
 from loratune.config.settings import GROUPS
-from loratune.errors import did_you_mean
+from loratune.errors import choose_one, did_you_mean
 
 if TYPE_CHECKING:
     from loratune.config.recipes.nodes import FileCheck
 
-_REACHABLE = (*GROUPS, "schema")
-
 
 def check_defaults(check: FileCheck, node: Node) -> None:
     """Note every entry that reaches beyond the groups, or that names nothing."""
-    line = node.start_mark.line + 1
-    if bad_tag(node):
-        check.security(line, f"the YAML tag '{bad_tag(node)}' on defaults is more than data")
-    elif not isinstance(node, SequenceNode):
-        check.config(line, "defaults must be a list", "write '- override /adapter: lora'")
-    else:
-        for entry in node.value:
-            _check_entry(check, entry)
+    if check.has_bad_tag(node, "on defaults"):
+        return
+    if not isinstance(node, SequenceNode):
+        check.config(line_of(node), "defaults must be a list", "write '- override /adapter: lora'")
+        return
+    for entry in node.value:
+        if not check.has_bad_tag(entry, "in defaults"):
+            _check_entry(check, entry, line_of(entry))
 
 
-def _check_entry(check: FileCheck, entry: Node) -> None:
-    line = entry.start_mark.line + 1
-    if isinstance(entry, ScalarNode) and not bad_tag(entry):
+def _check_entry(check: FileCheck, entry: Node, line: int) -> None:
+    if isinstance(entry, ScalarNode):
         if entry.value != "_self_":
             _check_group(check, line, entry.value, None)
-    elif isinstance(entry, MappingNode) and not bad_tag(entry) and len(entry.value) == 1:
+    elif isinstance(entry, MappingNode) and len(entry.value) == 1:
         key, value = entry.value[0]
         if not isinstance(key, ScalarNode) or bad_tag(key):
             check.security(line, "keys in defaults must be plain strings")
         else:
             _check_group(check, line, key.value, value)
-    elif bad_tag(entry):
-        check.security(line, f"the YAML tag '{bad_tag(entry)}' in defaults is more than data")
     else:
         check.config(line, "an entry of defaults must be NAME or GROUP: NAME")
 
@@ -82,21 +77,24 @@ def _choices(check: FileCheck, path: str, value: Node | None) -> tuple[str, list
     if value is None:
         group, _, name = full.rpartition("/")
         return group, [name]
-    items = value.value if isinstance(value, SequenceNode) else [value]
-    texts = [item.value for item in items if isinstance(item, ScalarNode) and not bad_tag(item)]
-    plain = len(texts) == len(items) and all(is_choice(text) for text in texts)
     if isinstance(value, ScalarNode) and value.tag.endswith(":null"):
         return full, []
+    items = _items(value)
+    texts = [scalar_text(item) for item in items if not bad_tag(item)]
+    plain = len(texts) == len(items) and all(map(is_choice, texts))
     return full, texts if plain else None
 
 
+def _items(value: Node) -> list[Node]:
+    return value.value if isinstance(value, SequenceNode) else [value]
+
+
 def _check_choice_node(check: FileCheck, line: int, value: Node) -> None:
-    items = value.value if isinstance(value, SequenceNode) else [value]
-    for item in items:
-        text = str(item.value) if isinstance(item, ScalarNode) else ""
-        if bad_tag(item):
-            check.security(line, f"the YAML tag '{bad_tag(item)}' in defaults is more than data")
-        elif "${" in text:
+    for item in _items(value):
+        text = scalar_text(item)
+        if check.has_bad_tag(item, "in defaults"):
+            continue
+        if "${" in text:
             if problem := interpolation_problem(text):
                 check.security(line, f"defaults: {problem}", "name the choice itself")
             elif not text.startswith("${") or text.count("}") != 1 or not text.endswith("}"):
@@ -112,14 +110,12 @@ def _check_exists(check: FileCheck, line: int, path: str, group: str, names: lis
     if names_hydra("/".join([group, *names])):
         check.security(line, f"'{path}' in defaults reaches Hydra's own settings")
     elif not path.startswith("/") and path.partition("/")[0] in GROUPS and check.folder != ".":
-        check.config(
-            line, f"'{path}' in defaults is looked for in {check.folder}/", f"write /{path}"
-        )
+        cause = f"'{path}' in defaults is looked for in {check.folder}/"
+        check.config(line, cause, f"write /{path}")
     elif top == "schema" or not group:
         return
-    elif top not in _REACHABLE:
-        fix = did_you_mean(top, GROUPS) or f"choose one of {', '.join(GROUPS)}"
-        check.config(line, f"'{top}' in defaults is not a group", fix)
+    elif top not in GROUPS:
+        check.config(line, f"'{top}' in defaults is not a group", choose_one(top, GROUPS))
     else:
         options = group_options(group, check.folders)
         for name in names:

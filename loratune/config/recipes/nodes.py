@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from loratune.config.recipes.rules import (
     interpolation_problem,
     is_instantiation_key,
     names_hydra,
+    strings_in,
 )
-from loratune.config.recipes.yaml_reader import MERGE_TAG, bad_tag, children, plain
+from loratune.config.recipes.yaml_reader import MERGE_TAG, bad_tag, line_of, plain, scalar_text
 from loratune.config.schema import RunConfig
 from loratune.config.settings import (
     Setting,
@@ -28,25 +28,14 @@ from loratune.errors import ConfigError, LoratuneError, SecurityError
 KeyPath = tuple[str, ...]
 
 
-def scalar_text(node: Node) -> str:
-    """The text of a scalar, or an empty string."""
-    return str(node.value) if isinstance(node, ScalarNode) else ""
-
-
-def line_of(node: Node) -> int:
-    """The line where a node starts, counted from one."""
-    return int(node.start_mark.line) + 1
-
-
 @dataclass
 class FileCheck:
-    """The problems found in one file.
+    """The problems of one file.
 
     Attributes:
         shown: the file's name for messages.
         folder: its folder below the recipe folder, ``.`` for the top.
         folders: all recipe folders of the user, to look up choices in.
-
     """
 
     shown: str
@@ -64,11 +53,15 @@ class FileCheck:
         """Note that ``line`` tries to be more than data."""
         self.errors.append(SecurityError(cause, where=f"{self.shown}:{line}", fix=fix))
 
+    def has_bad_tag(self, node: Node, place: str) -> bool:
+        """Note a tag that makes ``node`` more than plain data; whether it has one."""
+        if tag := bad_tag(node):
+            self.security(line_of(node), f"the YAML tag '{tag}' {place} is more than data")
+        return bool(tag)
+
     def visit(self, node: Node, path: KeyPath, setting: Setting | None, top: bool = False) -> None:
         """Check ``node``, which is the value of ``path``; ``setting`` is ``None`` if unknown."""
-        if tag := bad_tag(node):
-            name = ".".join(path) or "the file"
-            self.security(line_of(node), f"the YAML tag '{tag}' on {name} is more than data")
+        if self.has_bad_tag(node, f"on {'.'.join(path) or 'the file'}"):
             return
         if isinstance(node, MappingNode):
             self._mapping(node, path, setting, top)
@@ -125,29 +118,18 @@ class FileCheck:
         else:
             self._value(value, path, child)
 
-    def _value(self, value: Node, path: KeyPath, setting: Setting) -> None:
+    def _value(self, node: Node, path: KeyPath, setting: Setting) -> None:
         before = len(self.errors)
-        self.visit(value, path, setting)
-        if len(self.errors) > before:
+        self.visit(node, path, setting)
+        if len(self.errors) > before or (setting.children and isinstance(node, MappingNode)):
             return
-        if setting.children and isinstance(value, MappingNode):
-            return
-        if setting.children or not any("${" in text for text in _strings_in(value)):
-            self._type(value, path, setting)
-
-    def _type(self, value: Node, path: KeyPath, setting: Setting) -> None:
+        dotted, line = ".".join(path), line_of(node)
         try:
-            parsed = plain(value)
+            value = plain(node)
         except ValueError as error:
-            self.config(line_of(value), f"{'.'.join(path)}: {error}")
+            self.config(line, f"{dotted}: {error}")
             return
-        if allowed := wrong_type(setting, parsed):
-            cause = f"{'.'.join(path)} must be {allowed}, got {parsed!r}"
-            self.config(line_of(value), cause, "fix the value")
-
-
-def _strings_in(node: Node) -> Iterator[str]:
-    if isinstance(node, ScalarNode):
-        yield node.value
-    for part in children(node):
-        yield from _strings_in(part)
+        if not setting.children and any("${" in text for text in strings_in(value)):
+            return
+        if allowed := wrong_type(setting, value):
+            self.config(line, f"{dotted} must be {allowed}, got {value!r}", "fix the value")
