@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loratune.config.schema import Learn, Reasoning
+from loratune.data.clock import with_clock
 from loratune.data.conversations import REASONING
 from loratune.data.rendering import FIX, bounded, check_template
 from loratune.data.rows import Message
@@ -43,10 +44,11 @@ class ChatRenderer:
         template: str,
         learn: Learn = Learn.all,
         reasoning: Reasoning = Reasoning.learn,
+        clock: str | None = None,
     ) -> None:
         check_template(template)
         self.tokenizer = tokenizer
-        self.template = template
+        self.template = with_clock(template, clock)
         self._learn, self._reasoning = learn, reasoning
         self._stops = special_tokens(tokenizer)
         self._spellings = SpellingFinder(self._stops)

@@ -32,6 +32,7 @@ class PromptFormat:
         answer: the column to learn.
         columns: our column name to the user's.
         chat_template: the tokenizer's Jinja template that training used; messages only.
+        clock: the moment that the chat template took for now, if it asked.
     """
 
     format: RowFormat
@@ -40,6 +41,7 @@ class PromptFormat:
     answer: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    clock: str | None = None
 
     def named(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """A row's columns under our names; the user's own names stay usable beside them."""
@@ -64,7 +66,8 @@ class PromptFormat:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values, for ``loratune.json`` beside the adapter."""
-        return {**asdict(self), "format": str(self.format), "columns": dict(self.columns)}
+        values = {**asdict(self), "format": str(self.format), "columns": dict(self.columns)}
+        return {key: value for key, value in values.items() if key != "clock" or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptFormat:

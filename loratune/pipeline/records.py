@@ -23,7 +23,7 @@ from loratune.stages.train import TrainResult
 from loratune.surgery import WrappedModel
 from loratune.tables import show
 
-_FINGERPRINTS = ("base", "tokenizer", "data", "projection")
+_FINGERPRINTS = ("base", "tokenizer", "data", "encoded", "projection")
 
 
 def run_facts(
@@ -35,6 +35,8 @@ def run_facts(
         "base": base.fingerprint,
         "tokenizer": base.tokenizer_fingerprint,
         "data": data.fingerprint,
+        "encoded": data.encoded,
+        "clock": data.prompt_format.clock,
         "projection": shared_fingerprint(wrapped),
         "processes": processes.world_size(),
         "versions": package_versions(),
