@@ -91,7 +91,7 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         try:
             recipes = str(builtin_recipes())
             hydra.main(version_base="1.3", config_path=recipes, config_name="config")(task)()
-        except LoratuneError:
+        except (LoratuneError, BrokenPipeError):
             raise
         except SystemExit as stop:  # after --help
             if stop.code:
@@ -153,7 +153,7 @@ def _hydra_environment(command: str, arguments: list[str]) -> Iterator[None]:
     """
     argv, environment = sys.argv, dict(os.environ)
     handlers, level = list(logging.root.handlers), logging.root.level
-    sys.argv = ["loratune", *arguments]
+    sys.argv = [f"loratune {command}", *arguments]  # as a run records its command
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that we can explain
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself on stderr
     os.environ["HYDRA_MAIN_MODULE"] = f"loratune_{command.replace('-', '_')}"

@@ -21,10 +21,11 @@ from loratune.pipeline.loading import (
     load_data_and_base,
     wrap_base,
 )
-from loratune.pipeline.records import Records, run_facts
+from loratune.pipeline.records import Records, run_facts, trainable_fingerprint
 from loratune.pipeline.training import train_adapter
 from loratune.report.build import finished_report
 from loratune.runs import processes
+from loratune.runs.agreement import check_agreement
 from loratune.runs.resume import find_checkpoint, is_complete, recorded_clock, resumed_facts
 from loratune.runs.run_dir import RunDir, with_run_folder
 from loratune.training.signals import stop_at_once
@@ -52,6 +53,7 @@ def run(config: RunConfig) -> None:
         head = LanguageModelHead(wrapped.model)
 
         facts = run_facts(config, base, data, wrapped, drift)
+        check_agreement({**facts, "adapter": trainable_fingerprint(wrapped)})
         records = Records(config, run_dir, resumed_facts(checkpoint, facts, config))
         records.begin(base, data, parameters)
 
