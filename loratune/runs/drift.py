@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loratune.config.convert import flatten
+from loratune.adapters.registry import config_class, variant_names
+from loratune.config.convert import flatten, to_plain
+from loratune.config.schema import RunConfig
 from loratune.errors import CheckpointError, LoratuneError, raise_together
 
 # Keys that do not change what is computed, or whose content has a fingerprint of its own.
@@ -38,10 +40,22 @@ def _short(value: Any) -> str:
 
 
 def recipe_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Keys of two recipes that differ and matter to what is trained."""
-    old, new = flatten(saved), flatten(now)
+    """Keys of two recipes that differ and matter to what is trained.
+
+    A setting that did not exist when the first was recorded had what is its default now.
+    """
+    new = flatten(now)
+    old = {key: value for key, value in _defaults(now).items() if key in new} | flatten(saved)
     keys = sorted(key for key in old.keys() | new.keys() if not _is_irrelevant(key))
     return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+
+
+def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting that a recipe of this variant has, at its default."""
+    variant = str((recipe.get("adapter") or {}).get("variant"))
+    if variant not in variant_names():
+        return {}
+    return flatten(to_plain(RunConfig(adapter=config_class(variant)())))
 
 
 def _is_irrelevant(key: str) -> bool:

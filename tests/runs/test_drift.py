@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loratune.errors import CheckpointError, MergeError, SeveralErrors
-from loratune.runs.drift import Change, check_binding, check_drift
+from loratune.runs.drift import Change, check_binding, check_drift, recipe_changes
 
 OWN = {"base": "b" * 64, "tokenizer": "a" * 64}
 
@@ -47,3 +47,18 @@ def test_an_adapter_of_another_tool_fits_any_base_with_a_note(
 ) -> None:
     assert check_binding({}, "b" * 64, None, [], where="adapter", error=CheckpointError) == []
     assert "does not say which base" in capsys.readouterr().out
+
+
+def recipe(**data: object) -> dict[str, object]:
+    return {"adapter": {"variant": "lora", "rank": 8}, "data": data}
+
+
+def test_a_setting_newer_than_the_record_had_its_default() -> None:
+    recorded = recipe(max_length=64)
+    assert recipe_changes(recorded, recipe(max_length=64, learn="all")) == []
+    assert recipe_changes(recorded, recipe(max_length=64, learn="last")) == [
+        Change("data.learn", "all", "last")
+    ]
+    assert recipe_changes(recorded, recipe(max_length=64, columns={"prompt": "q"})) == [
+        Change("data.columns.prompt", None, "q")
+    ]
