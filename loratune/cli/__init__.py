@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 COMMANDS = {
@@ -35,22 +36,37 @@ Start with:  loratune train recipe=demo
 
 def main() -> None:
     """Entry point of the ``loratune`` script."""
-    arguments = sys.argv[1:]
+    code = 0
+    try:
+        code = _run(sys.argv[1:])
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
+    except BrokenPipeError:
+        discard_output()
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
-        return
+        return 0
     if arguments[0] in ("-V", "--version", "version"):
         from loratune import __version__
 
         print(__version__)
-        return
+        return 0
     if arguments[0] in ("-sc", "--shell-completion"):
         from loratune.cli.completion import complete
 
-        sys.exit(complete(arguments))
+        return complete(arguments)
     from loratune.cli.dispatch import dispatch
 
-    sys.exit(dispatch(arguments[0], arguments[1:]))
+    return dispatch(arguments[0], arguments[1:])
+
+
+def discard_output() -> None:
+    """The reader (head, less) has gone: not an error of ours, and what is left goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:

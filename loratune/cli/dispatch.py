@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
-from loratune.cli import COMMANDS
+from loratune.cli import COMMANDS, discard_output
 from loratune.console import printable
 from loratune.errors import ConfigError, LoratuneError, StorageError, TrainingError, choose_one
 
@@ -36,8 +35,7 @@ def dispatch(command: str, arguments: Sequence[str]) -> int:
         print("error[130] interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (head, less) has gone: not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except MemoryError:
         fix = "lower trainer.batch_size or data.max_length"

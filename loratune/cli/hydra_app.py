@@ -24,15 +24,17 @@ from loratune.config.command_line import CommandLine, read_command_line
 from loratune.config.composition import check_composed, translate_composition_error
 from loratune.config.convert import register_schemas, to_run_config
 from loratune.config.overrides import check_overrides
-from loratune.config.recipes.files import check_recipe_files
+from loratune.config.recipes.files import check_recipe_files, unused_problems
 from loratune.config.recipes.folders import (
     builtin_recipes,
     group_options,
     register_user_recipes,
 )
+from loratune.config.recipes.reach import UsedFiles
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact_text
 from loratune.config.settings import GROUPS
+from loratune.console import printable
 from loratune.errors import Interrupted, LoratuneError, Preempted, raise_together
 
 _STOPPED = (KeyboardInterrupt, Interrupted, Preempted)
@@ -67,7 +69,7 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
     """
     command_line = read_command_line(arguments, module.Config)
     completing = command_line.flags.shell_completion
-    problems = [] if completing else check_recipe_files(command_line.folders, module.Config)
+    problems = [] if completing else _check_recipes(command_line, module.Config)
     raise_together([*problems, *check_overrides(command_line, module.Config)])
     register_user_recipes(command_line.folders)
     register_schemas(module.Config)
@@ -91,7 +93,7 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         try:
             recipes = str(builtin_recipes())
             hydra.main(version_base="1.3", config_path=recipes, config_name="config")(task)()
-        except LoratuneError:
+        except (LoratuneError, BrokenPipeError):
             raise
         except SystemExit as stop:  # after --help
             if stop.code:
@@ -99,6 +101,17 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         except Exception as error:
             raise translate_composition_error(error) from error
     _raise_failures(failures)
+
+
+def _check_recipes(command_line: CommandLine, schema: type) -> list[LoratuneError]:
+    """The problems of the recipe files that Hydra will read; the others' are a warning."""
+    folders = command_line.folders
+    used = UsedFiles(command_line.overrides, folders)
+    if os.environ.get("RANK", "0") == "0":
+        for problem in unused_problems(folders, schema, used):
+            line = f"warning: a recipe that is not used here is broken: {problem.where}: "
+            print(printable(redact_text(line + problem.cause)), file=sys.stderr)
+    return check_recipe_files(folders, schema, used)
 
 
 def _raise_failures(failures: list[BaseException]) -> None:
@@ -153,7 +166,7 @@ def _hydra_environment(command: str, arguments: list[str]) -> Iterator[None]:
     """
     argv, environment = sys.argv, dict(os.environ)
     handlers, level = list(logging.root.handlers), logging.root.level
-    sys.argv = ["loratune", *arguments]
+    sys.argv = [f"loratune {command}", *arguments]  # as a run records its command
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that we can explain
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself on stderr
     os.environ["HYDRA_MAIN_MODULE"] = f"loratune_{command.replace('-', '_')}"

@@ -45,8 +45,9 @@ class ChatRenderer:
         template: str,
         learn: Learn = Learn.all,
         reasoning: Reasoning = Reasoning.learn,
+        clock: str | None = None,
     ) -> None:
-        self._template = TemplateRenderer(tokenizer, template)
+        self._template = TemplateRenderer(tokenizer, template, clock)
         self._learn, self._reasoning = learn, reasoning
         self._reasoning_key = reasoning_key(template)
         self._stops = special_tokens(tokenizer)

@@ -39,7 +39,11 @@ class Encoder:
         self._chat: ChatRenderer | None = None
         if prompt_format.chat_template is not None:
             self._chat = ChatRenderer(
-                tokenizer.tokenizer, prompt_format.chat_template, data.learn, data.reasoning
+                tokenizer.tokenizer,
+                prompt_format.chat_template,
+                data.learn,
+                data.reasoning,
+                prompt_format.clock,
             )
 
     def encode(

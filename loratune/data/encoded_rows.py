@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import sys
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from loratune.loss.constants import IGNORED
@@ -79,6 +82,20 @@ def truncate(row: EncodedRow, max_length: int) -> EncodedRow:
         spans=learnable(row.spans, 1, max_length),
         prompt_length=min(row.prompt_length, max_length),
     )
+
+
+def encoded_fingerprint(parts: Sequence[Sequence[EncodedRow]]) -> str:
+    """Hex sha256 over the ids, supervised positions and prompts' ends of rows, in order."""
+    digest = hashlib.sha256()
+    for rows in parts:
+        digest.update(f"{len(rows)} rows\n".encode())
+        for row in rows:
+            digest.update(f"{len(row)} {row.spans} {row.prompt_length}\n".encode())
+            ids = array("q", row.input_ids)
+            if sys.byteorder == "big":
+                ids.byteswap()
+            digest.update(ids.tobytes())
+    return digest.hexdigest()
 
 
 def length_to_keep(lengths: Iterable[int], share: float) -> int:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from loratune.config.schema import DataConfig, RowFormat
 from loratune.data.chat import chat_template_of
+from loratune.data.clock import now, reads_clock
 from loratune.data.columns import column_notes
 from loratune.data.encode import Encoder
-from loratune.data.encoded_rows import EncodedRow, EncodedRows
+from loratune.data.encoded_rows import EncodedRow, EncodedRows, encoded_fingerprint
 from loratune.data.formats import choose_format, parse_rows
 from loratune.data.reading import read_rows
 from loratune.data.report import DataReport, SplitReport, warnings_of
@@ -51,6 +52,7 @@ class PreparedData:
         prompt_format: how prompts were written; kept with the adapter.
         report: what became of the rows.
         fingerprints: ``train`` and ``eval`` to the sha256 of the rows read, in order.
+        encoded: one sha256 of what became of them: ids and supervised positions.
         pad_id: the id to fill batches with.
     """
 
@@ -60,6 +62,7 @@ class PreparedData:
     prompt_format: PromptFormat
     report: DataReport
     fingerprints: dict[str, str]
+    encoded: str
     pad_id: int
 
     @property
@@ -84,6 +87,7 @@ def prepare_data(
     seed: int,
     *,
     prompt_format: PromptFormat | None = None,
+    clock: str | None = None,
 ) -> PreparedData:
     """Read, check, split, encode and count.
 
@@ -93,6 +97,7 @@ def prepare_data(
         vocab_size: rows of the model's embedding.
         seed: of the split.
         prompt_format: the format kept with an adapter, to evaluate it as it was trained.
+        clock: the moment that a chat template takes for now; null is the present one.
 
     Raises:
         DataError: unusable rows, each with its ``file:line``.
@@ -103,7 +108,8 @@ def prepare_data(
     recognised = prompt_format is None and config.template is None
     recognised = recognised and config.format is RowFormat.auto
     if prompt_format is None:
-        prompt_format = _with_chat_template(choose_format(config, _first(read)), tokenizer)
+        prompt_format = choose_format(config, _first(read))
+        prompt_format = _with_chat_template(prompt_format, tokenizer, clock)
     train, held_out = _sides(config, read, prompt_format, seed)
     every = [row for part in read.values() for row in part]
     notes = column_notes(every, prompt_format, recognised=recognised)
@@ -119,6 +125,7 @@ def prepare_data(
         prompt_format=prompt_format,
         report=replace(_report(config, train, held_out, encoded), notes=notes),
         fingerprints={name: data_fingerprint(part) for name, part in read.items()},
+        encoded=encoded_fingerprint([part.rows for part in encoded]),
         pad_id=pad_id,
     )
 
@@ -138,10 +145,14 @@ def _first(read: dict[str, list[Row]]) -> list[Row]:
     return next(iter(read.values()))
 
 
-def _with_chat_template(prompt_format: PromptFormat, tokenizer: Tokenizer) -> PromptFormat:
+def _with_chat_template(
+    prompt_format: PromptFormat, tokenizer: Tokenizer, clock: str | None
+) -> PromptFormat:
     if prompt_format.format is not RowFormat.messages:
         return prompt_format
-    return replace(prompt_format, chat_template=chat_template_of(tokenizer))
+    template = chat_template_of(tokenizer)
+    moment = (clock or now()) if reads_clock(template) else None
+    return replace(prompt_format, chat_template=template, clock=moment)
 
 
 def _sides(

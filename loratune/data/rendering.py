@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratune.data.clock import with_clock
 from loratune.data.tokenizing import Tokenizer
 from loratune.errors import DataError, SecurityError
 
@@ -33,15 +34,20 @@ FIX = "use the chat template of the original model"
 class TemplateRenderer:
     """Runs one chat template.
 
+    Args:
+        tokenizer: has the special tokens that the template writes.
+        template: its source.
+        clock: the moment that the template takes for now.
+
     Raises:
         DataError: if it is not a template.
         SecurityError: if it could not be stopped once it runs.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: str, clock: str | None = None) -> None:
         check_template(template)
         self._tokenizer = tokenizer
-        self._template = template
+        self._template = with_clock(template, clock)
 
     def text(self, turns: Turns, *, generation: bool, tools: Sequence[Any] | None) -> str:
         """A conversation as text, with the header of the assistant's next turn if asked for.

@@ -42,6 +42,7 @@ class PromptFormat:
             format that has no place for one.
         exchange_template: an earlier question and its answer, for every pair of ``history``.
         chat_template: the tokenizer's Jinja template that training used; messages only.
+        clock: the moment that the chat template took for now, if it asked.
     """
 
     format: RowFormat
@@ -52,6 +53,7 @@ class PromptFormat:
     chat_template: str | None = None
     system_template: str = ""
     exchange_template: str = ""
+    clock: str | None = None
 
     def named(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """A row's columns under our names; the user's own names stay usable beside them."""
@@ -91,7 +93,8 @@ class PromptFormat:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values, for ``loratune.json`` beside the adapter."""
-        return {**asdict(self), "format": str(self.format), "columns": dict(self.columns)}
+        values = {**asdict(self), "format": str(self.format), "columns": dict(self.columns)}
+        return {key: value for key, value in values.items() if key != "clock" or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptFormat:

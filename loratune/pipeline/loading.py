@@ -14,6 +14,7 @@ from loratune.counting.parameters import ParameterReport
 from loratune.counting.variant_table import report_variants
 from loratune.data.audit import audit
 from loratune.data.bounds import check_positions
+from loratune.data.clock import now
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.tokenizing import Tokenizer
 from loratune.errors import ConfigError
@@ -28,17 +29,24 @@ from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel
 
 
-def load_data_and_base(config: RunConfig) -> tuple[PreparedData, BaseModel]:
+def load_data_and_base(
+    config: RunConfig, clock: str | None = None
+) -> tuple[PreparedData, BaseModel]:
     """Data first: a bad row is reported before any weight is read.
+
+    Args:
+        config: the recipe.
+        clock: the moment that the run to be resumed took for now.
 
     Raises:
         LoratuneError: unusable rows, or an unusable base.
     """
+    clock = clock or processes.broadcast(now())
     folder = model_folder(config.model.path, config.model.revision)
     numbers = read_model_config(folder)
     tokenizer = load_tokenizer(folder)
     vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
-    data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed)
+    data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed, clock=clock)
     processes.say_once(*data.report.lines())
     if Stage.train in config.stages:
         _audit(data, tokenizer, config.data)

@@ -13,6 +13,7 @@ from loratune.config.secrets import redact
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.tables import variant_table
 from loratune.data.prepare import PreparedData
+from loratune.models.fingerprint import tensors_fingerprint
 from loratune.report.build import finished_report
 from loratune.runs import processes
 from loratune.runs.provenance import package_versions, provenance
@@ -23,7 +24,7 @@ from loratune.stages.train import TrainResult
 from loratune.surgery import WrappedModel
 from loratune.tables import show
 
-_FINGERPRINTS = ("base", "tokenizer", "data", "projection")
+_FINGERPRINTS = ("base", "tokenizer", "data", "encoded", "projection")
 
 
 def run_facts(
@@ -35,11 +36,19 @@ def run_facts(
         "base": base.fingerprint,
         "tokenizer": base.tokenizer_fingerprint,
         "data": data.fingerprint,
+        "encoded": data.encoded,
+        "clock": data.prompt_format.clock,
         "projection": shared_fingerprint(wrapped),
         "processes": processes.world_size(),
         "versions": package_versions(),
         "drift": drift,
     }
+
+
+def trainable_fingerprint(wrapped: WrappedModel) -> str:
+    """Fingerprint of what will train, as it stands now."""
+    named = wrapped.model.named_parameters()
+    return tensors_fingerprint({name: value for name, value in named if value.requires_grad})
 
 
 class Records:
@@ -87,6 +96,7 @@ class Records:
         }
         with files.published_folder(self.run_dir.adapter, replace=True) as target:
             write_adapter(target, wrapped, facts, self.config.model.path)
+        link_latest(self.run_dir, self.config.name)
         processes.say_once(f"adapter saved: {self.run_dir.adapter}")
 
     def finish(self, training: TrainResult | None) -> None:
@@ -98,6 +108,5 @@ class Records:
             "stages": [str(stage) for stage in self.config.stages],
         }
         write_summary(self.run_dir, record)
-        link_latest(self.run_dir, self.config.name)
         processes.say_once(f"everything lies in {self.run_dir.path}")
         processes.say_once(f"report: {finished_report(self.run_dir.path)}")

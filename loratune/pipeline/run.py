@@ -24,11 +24,12 @@ from loratune.pipeline.loading import (
     load_data_and_base,
     wrap_base,
 )
-from loratune.pipeline.records import Records, run_facts
+from loratune.pipeline.records import Records, run_facts, trainable_fingerprint
 from loratune.pipeline.training import train_adapter
 from loratune.report.build import finished_report
 from loratune.runs import processes
-from loratune.runs.resume import find_checkpoint, is_complete, resumed_facts
+from loratune.runs.agreement import check_agreement
+from loratune.runs.resume import find_checkpoint, is_complete, recorded_clock, resumed_facts
 from loratune.runs.run_dir import RunDir, with_run_folder
 from loratune.training.signals import stop_at_once
 from loratune.training.torch_errors import memory_errors
@@ -50,11 +51,12 @@ def run(config: RunConfig) -> None:
         return
     with _run_folder(config) as run_dir:
         checkpoint, saved = find_checkpoint(config, run_dir), adapter_to_continue(config)
-        data, base = load_data_and_base(config)
+        data, base = load_data_and_base(config, recorded_clock(checkpoint))
         wrapped, parameters, drift = wrap_base(base, config, saved)
         head = LanguageModelHead(wrapped.model)
 
         facts = run_facts(config, base, data, wrapped, drift)
+        check_agreement({**facts, "adapter": trainable_fingerprint(wrapped)})
         records = Records(config, run_dir, resumed_facts(checkpoint, facts, config))
         records.begin(base, data, parameters)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loratune import __version__, files
 from loratune.compare.result import Comparison
-from loratune.errors import ConfigError, StorageError
+from loratune.errors import ConfigError, LoratuneError, StorageError
 from loratune.report.comparison_page import comparison_page
 from loratune.report.page import render
 from loratune.report.records import read_run
@@ -32,6 +32,19 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         ConfigError: if a folder holds nothing to report.
         StorageError: if the page cannot be written.
     """
+    try:
+        return _write_report(folders, out)
+    except LoratuneError:
+        raise
+    except Exception as error:  # records that somebody changed may hold anything
+        raise ConfigError(
+            f"the records cannot be drawn: {type(error).__name__}: {error}",
+            where=", ".join(map(str, folders)),
+            fix="see what is damaged with `loratune verify DIR`",
+        ) from error
+
+
+def _write_report(folders: Sequence[Path], out: Path | None) -> Path:
     compared = [folder for folder in folders if (folder / COMPARISON).is_file()]
     if compared and len(folders) > 1:
         raise ConfigError(

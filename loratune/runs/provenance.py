@@ -34,7 +34,7 @@ def provenance(device: str) -> dict[str, Any]:
         "device": device,
         "platform": platform.platform(),
         "processor": _processor(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [*Path(sys.argv[0]).name.split(), *sys.argv[1:]],
     }
 
 

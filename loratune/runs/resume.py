@@ -19,6 +19,8 @@ from loratune.runs.run_dir import AUTO, RunDir, names_checkpoint
 
 _FACTS = ("base", "tokenizer", "data", "projection", "processes")
 _COMPUTING = ("torch", "transformers")
+_ENCODING = ("data", "tokenizer")
+"""What explains, besides the recipe, that rows are encoded otherwise."""
 
 
 def find_checkpoint(config: RunConfig, run_dir: RunDir) -> Checkpoint | None:
@@ -76,6 +78,11 @@ def is_complete(config: RunConfig) -> bool:
     return not changes and set(map(str, config.stages)) <= set(done)
 
 
+def recorded_clock(checkpoint: Checkpoint | None) -> str | None:
+    """The moment that the run's chat template took for now, if it asked."""
+    return None if checkpoint is None else checkpoint.facts.get("clock")
+
+
 def resumed_facts(
     checkpoint: Checkpoint | None, facts: dict[str, Any], config: RunConfig
 ) -> dict[str, Any]:
@@ -102,6 +109,8 @@ def _check_drift(checkpoint: Checkpoint, facts: Mapping[str, Any], config: RunCo
         *recipe_changes(saved["recipe"], facts["recipe"]),
         *fact_changes(saved, facts, _FACTS),
     ]
+    if not any(change.key in _ENCODING or change.key.startswith("data.") for change in changes):
+        changes += fact_changes(saved, facts, ("encoded",))
     accepted = check_drift(changes, config.allow_drift, where=str(checkpoint.path / MANIFEST))
     versions = fact_changes(saved.get("versions", {}), facts["versions"], _COMPUTING)
     processes.say_once(*(f"drift allowed: {line}" for line in accepted))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from statistics import fmean, median_high
+from statistics import median_high
 from typing import Any
 
 from loratune.adapters.registry import config_class, variant_names
-from loratune.training.history import History
+from loratune.training.history import History, mean
 
 RISEN = 1.02
 """Evaluation loss over its best from which a rise counts."""
@@ -109,7 +109,7 @@ def _eval_rising(history: History) -> Advice | None:
         return None
     before = [loss for step, loss in history.pairs("train/loss") if step <= best_step]
     after = [loss for step, loss in history.pairs("train/loss") if step > best_step]
-    memorises = before and after and fmean(after[-10:]) < fmean(before[-10:])
+    memorises = before and after and mean(after[-10:]) < mean(before[-10:])
     why = " while training loss fell: the adapter memorises" if memorises else ""
     return Advice(
         "eval_rising",
@@ -150,7 +150,7 @@ def _jumps(history: History) -> str | None:
         if losses[number] > max(JUMP * median_high(losses[number - 10 : number]), floor)
     ]
     tenth = max(len(losses) // 10, 3)
-    ended, started = fmean(losses[-tenth:]), fmean(losses[:3])
+    ended, started = mean(losses[-tenth:]), mean(losses[:3])
     if len(jumps) < 2 and ended <= started * 1.2:
         return None
     if ended > started * 1.2:
@@ -163,7 +163,7 @@ def _rate_too_low(history: History) -> Advice | None:
     if len(losses) < FEW_STEPS:
         return None
     tenth = max(len(losses) // 10, 3)
-    started, ended = fmean(losses[:tenth]), fmean(losses[-tenth:])
+    started, ended = mean(losses[:tenth]), mean(losses[-tenth:])
     if started <= 0 or ended < started * (1 - BARELY):
         return None
     return Advice(
@@ -206,14 +206,14 @@ def _often_clipped(history: History, setup: Setup) -> Advice | None:
 
 def _low_fill(history: History, setup: Setup) -> Advice | None:
     fills = history.values("train/fill_rate")
-    if len(fills) < 5 or fmean(fills) >= LOW_FILL:
+    if len(fills) < 5 or mean(fills) >= LOW_FILL:
         return None
     fix = "data.packing=true" if setup.group_by_length else "data.group_by_length=true"
     if setup.packing:
         fix = "a data.max_length nearer to a multiple of the rows' lengths"
     return Advice(
         "low_fill",
-        f"{1 - fmean(fills):.0%} of the computed tokens were padding; {fix} wastes less.",
+        f"{1 - mean(fills):.0%} of the computed tokens were padding; {fix} wastes less.",
     )
 
 
@@ -233,7 +233,7 @@ def summary_lines(history: History, setup: Setup) -> list[str]:
     if rates:
         parts.append(f"{median_high(rates):,.0f} tokens/s")
     if fills:
-        parts.append(f"{fmean(fills):.0%} filled")
+        parts.append(f"{mean(fills):.0%} filled")
     if ratio is not None:
         parts.append(f"‖B‖/‖A‖ {ratio:.2g}")
     advice = [f"advice: {one.text}" for one in advise(history, setup)]

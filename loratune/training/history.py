@@ -51,5 +51,11 @@ class History:
         return next(iter(self.values(key)[-1:]), None)
 
 
+def mean(values: Sequence[float]) -> float:
+    """The mean: without a sum that overflows, and in spite of rounding never out of range."""
+    middle = math.fsum(value / len(values) for value in values)
+    return min(max(values), max(min(values), middle))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

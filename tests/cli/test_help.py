@@ -82,3 +82,14 @@ def test_own_rows_without_a_path_say_which_word_is_missing(cli):
     code, _, err = cli("train", "data=local")
     assert code == 2
     assert err == "error[2] there are no rows to train on; data.path; set data.path=FILE\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["recipes"], ["-V"]]
+)
+def test_a_reader_that_has_gone_is_no_error(words: list[str]) -> None:
+    command = [sys.executable, "-m", "loratune", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)

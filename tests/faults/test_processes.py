@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.command_line import Case, Outcome
 
-from faults.conftest import Bench
+from faults.conftest import Bench, write_rows
 from faults.harness import differences, result
 from faults.tally import TALLY
 from faults.test_resume import cut
@@ -29,9 +29,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def rank_environment() -> dict[str, str]:
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+
+
 def start_ranks(bench: Bench, out: Path, *words: str, faults: tuple[str, ...] = ()) -> list[Case]:
     """Two processes as torchrun would start them."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    shared = rank_environment()
     return [
         bench.start(
             out, *words, faults=faults,
@@ -106,6 +110,30 @@ def test_processes_that_disagree_are_stopped_before_anything_is_published(bench:
     assert [outcome.code for outcome in outcomes] == [5, 5]
     check_told(outcomes[0], 5, "different adapters", "step 3")
     assert verified_steps(run) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        ("data", "data.path=other.jsonl"),
+        ("base", "model.path=base2"),
+        ("trainer.lr", "trainer.lr=0.003"),
+        ("evaluate.batch_size", "evaluate.batch_size=3"),
+    ],
+)
+def test_ranks_that_are_given_different_things_stop_before_the_first_step(
+    bench: Bench, key: str, word: str
+) -> None:
+    write_rows(bench.folder / "other.jsonl", range(1, 17))
+    bench.copy("base2")
+    run, shared = bench.folder / "run", rank_environment()
+    cases = [
+        bench.start(run, *words, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank, words in enumerate([[], [word]])
+    ]
+    for outcome in [case.wait() for case in cases]:
+        check_told(outcome, 2, "rank 1 differs from rank 0", f"{key}:", "→")
+    assert not run.exists()
 
 
 def test_another_number_of_processes_is_drift(bench: Bench, whole: Path) -> None:

@@ -180,3 +180,25 @@ def test_a_report_that_fails_says_that_the_run_is_saved(
 def test_help_is_shown_without_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch("report", ["--help"]) == 0
     assert "usage: loratune report DIR..." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [2e-4, "NaN", 1.7e308, 5e-324, -1.0, "text", None, [1], {}])
+def test_whatever_a_quantity_is_the_report_is_drawn(tmp_path: Path, value: object) -> None:
+    run = write_run(tmp_path / "run")
+    keys = ("train/loss", "train/lr", "train/grad_norm", "eval/loss", "health/norm/A")
+    lines = [
+        json.dumps({"step": n, **{k: value for k in keys}, "train/tokens": n}) + "\n"
+        for n in range(1, 800)
+    ]
+    (run / "metrics.jsonl").write_text("".join(lines).replace('"NaN"', "NaN"))
+    assert "Trained for" in text_of(write_report([run]))
+
+
+@pytest.mark.parametrize(
+    "name", ["parameters.json", "data.json", "evaluation.json", "summary.json", "provenance.json"]
+)
+@pytest.mark.parametrize("content", ['{"variants": 3, "train": [1], "adapted": "x"}', "[]", "{"])
+def test_damaged_records_are_never_a_traceback(tmp_path: Path, name: str, content: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / name).write_text(content)
+    assert dispatch("report", [str(run)]) in (0, 2)

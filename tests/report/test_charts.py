@@ -148,3 +148,32 @@ def test_intervals_not_told_from_zero_are_drawn_hollow() -> None:
 def test_nothing_to_draw_gives_no_chart() -> None:
     assert line_chart("t", "x", "y", [Series("a", ())]) is None
     assert scatter_chart("t", "x", "y", []) is None
+
+
+UGLY = {
+    "constant": [2e-4] * 700,
+    "constant but for rounding": [0.1 + 0.2 if n % 2 else 0.3 for n in range(700)],
+    "single": [3.0],
+    "zero": [0.0] * 5,
+    "huge": [1.7e308, -1.7e308] * 400,
+    "constant and huge": [1.7e308] * 700,
+    "tiny": [5e-324, 1e-310, 0.0],
+    "from tiny to huge": [5e-324, 1.7e308],
+    "not numbers": [math.nan, math.inf, -math.inf],
+    "partly not numbers": [1.0, math.nan, math.inf, 2.0],
+}
+
+
+@pytest.mark.parametrize("values", UGLY.values(), ids=UGLY)
+@pytest.mark.parametrize("log", [None, False, True])
+def test_every_series_draws(values: list[float], log: bool | None) -> None:
+    points = condensed(list(enumerate(values)))
+    assert all(p.range[0] <= p.y <= p.range[1] for p in points if p.range)
+    line = line_chart("t", "x", "y", [Series("a", points)], log_up=log)
+    assert (line is None) == (not points)
+    raw = tuple(Point(abs(y), y, -abs(y), abs(y)) for y in values[:3])
+    scatter = scatter_chart("t", "x", "y", [_single(Series("a", (point,))) for point in raw])
+    intervals = [Interval("a", y, -abs(y), abs(y), True) for y in values[:3]]
+    for chart in (line, scatter, interval_chart("t", "d", intervals)):
+        if chart is not None:
+            drawing(chart)

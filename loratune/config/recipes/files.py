@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from yaml.nodes import MappingNode, Node
@@ -23,12 +23,15 @@ from loratune.config.settings import GROUPS, find, known_keys
 from loratune.errors import ConfigError, LoratuneError, SecurityError, choose_one
 
 
-def check_recipe_files(folders: Sequence[Path], schema: type = RunConfig) -> list[LoratuneError]:
-    """Every problem of every YAML file in ``folders``, each with file and line.
+def check_recipe_files(
+    folders: Sequence[Path], schema: type = RunConfig, used: Container[Path] | None = None
+) -> list[LoratuneError]:
+    """Every problem of the YAML files in ``folders``, each with file and line.
 
     Args:
         folders: the user's recipe folders, not the package's.
         schema: the dataclass of the command's settings.
+        used: the files to check; null checks all of them.
 
     Returns:
         ``ConfigError`` and ``SecurityError`` objects, in the order of files and lines.
@@ -38,9 +41,21 @@ def check_recipe_files(folders: Sequence[Path], schema: type = RunConfig) -> lis
         for entry in _entries(folder, folder):
             if isinstance(entry, LoratuneError):
                 errors.append(entry)
-            else:
+            elif used is None or entry in used:
                 errors += _check_file(entry, folder, folders, schema).errors
     return _once(errors)
+
+
+def unused_problems(
+    folders: Sequence[Path], schema: type, used: Container[Path]
+) -> list[LoratuneError]:
+    """The first problem of each broken file that is not among those in use."""
+    problems = []
+    for folder in folders:
+        for entry in _entries(folder, folder):
+            if not isinstance(entry, LoratuneError) and entry not in used:
+                problems += _check_file(entry, folder, folders, schema).errors[:1]
+    return problems
 
 
 def _once(errors: list[LoratuneError]) -> list[LoratuneError]:

@@ -10,6 +10,11 @@ from functools import partial
 from loratune.units import byte_size, short_count
 
 _MOST_LOG_TICKS = 7
+_LARGEST = 1e300
+"""Values beyond it lie at the border, and those nearer to zero than its inverse at zero: with
+them, differences and powers would leave the range of floats."""
+_FLAT = 1e-9
+"""Values whose spread is a smaller share of them are one value and its rounding."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Axis:
     def place(self, value: float) -> float:
         """Share of the way from low to high; outside values stay at the border."""
         if self.log:
-            low, high, value = math.log(self.low), math.log(self.high), math.log(max(value, 1e-300))
+            low, high = math.log(self.low), math.log(self.high)
+            value = math.log(max(value, 1 / _LARGEST))
         else:
             low, high = self.low, self.high
         return min(1.0, max(0.0, (value - low) / (high - low)))
@@ -60,22 +66,29 @@ def make_axis(
         from_zero: whether a linear scale starts at zero.
         padding: share of the spread to leave free on either side of a linear scale.
     """
-    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    finite = [_within(value) for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     if log is None:
-        log = low > 0 and high / low >= 30
+        log = low > 0 and high / 30 >= low
     log = log and low > 0
     if log:
         return _log_axis(label, low, high, unit)
     if from_zero:
         low = min(low, 0.0)
-    low, high = low - padding * (high - low), high + padding * (high - low)
-    if high == low:
+    if high - low <= _FLAT * max(abs(low), abs(high)):
         low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
+    else:
+        low, high = low - padding * (high - low), high + padding * (high - low)
     step = _nice_step((high - low) / 4.5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(float(f"{number * step:.12g}") for number in range(first, last + 1))
     return Axis(label, ticks[0], ticks[-1], False, ticks, _shower(unit, ticks))
+
+
+def _within(value: float) -> float:
+    if abs(value) < 1 / _LARGEST:
+        return 0.0
+    return min(_LARGEST, max(-_LARGEST, value))
 
 
 def _nice_step(rough: float) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from xml.etree.ElementTree import Element
 
 from loratune.report.charts.svg import add
+from loratune.training.history import mean
 from loratune.units import significant
 
 LOOKS = 6
@@ -90,8 +90,8 @@ def condensed(pairs: Sequence[tuple[float, float]]) -> tuple[Point, ...]:
         start = number * len(finite) // _BUCKETS
         part = finite[start : (number + 1) * len(finite) // _BUCKETS]
         values = [y for _, y in part]
-        middle = fmean(x for x, _ in part)
-        points.append(Point(middle, fmean(values), min(values), max(values)))
+        middle = mean([x for x, _ in part])
+        points.append(Point(middle, mean(values), min(values), max(values)))
     return tuple(points)
 
 

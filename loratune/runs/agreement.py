@@ -1,0 +1,45 @@
+"""Before the first step: whether all processes of a run are about to do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from loratune.config.convert import flatten
+from loratune.errors import ConfigError, raise_together
+from loratune.runs import processes
+from loratune.runs.drift import Change
+
+_COMPARED = ("base", "tokenizer", "data", "encoded", "clock", "projection", "adapter")
+# Machines may keep the same files in different places; their content has fingerprints.
+_PLACES = ("model.path", "data.path", "data.eval_path", "data.test_path", "adapter_path")
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Stop every process if one of them has another recipe, base or data, or other rows.
+
+    Args:
+        facts: what this process is about to train on, its ``recipe`` included.
+
+    Raises:
+        ConfigError: one line for each key and process that differs from the first process.
+    """
+    mine = {key: facts.get(key) for key in _COMPARED} | flatten(facts["recipe"])
+    first, *others = processes.gather({k: v for k, v in mine.items() if k not in _PLACES})
+    raise_together(
+        ConfigError(
+            f"rank {rank} differs from rank 0: {change}",
+            where=change.key,
+            fix="start every process with the same recipe and the same files",
+        )
+        for rank, other in enumerate(others, start=1)
+        for change in _differences(first, other)
+    )
+
+
+def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Change]:
+    different = {k for k in first.keys() | other.keys() if first.get(k) != other.get(k)}
+    if different & {"data", "tokenizer"}:
+        different.discard("encoded")  # follows from them
+    for key in sorted(different):
+        yield Change(key, first.get(key), other.get(key))
