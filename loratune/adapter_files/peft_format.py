@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from loratune import files
@@ -23,13 +22,15 @@ from loratune.adapter_files.peft_config import (
     CONFIG,
     check_rank,
     configs_from_peft,
+    edited_settings,
     unusable_setting,
 )
 from loratune.adapters.config import AdapterConfig, LayerKind
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, ModelError, SecurityError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
-from loratune.models.weights import inside, read_header
+from loratune.models.tensors import read_all
+from loratune.models.weights import inside
 from loratune.surgery import WrappedModel, adapter_state, wrap_model
 
 TENSORS = "adapter_model.safetensors"
@@ -91,7 +92,34 @@ def write_adapter_files(
     save_file(plain, folder / TENSORS, metadata={"format": "pt"})
     files.write_json(folder / CONFIG, dict(config))
     hashes = {name: files.sha256_file(folder / name) for name in (CONFIG, TENSORS)}
-    files.write_sealed_json(folder / FACTS, {"format": 1, **facts, "files": hashes})
+    files.write_sealed_json(folder / FACTS, {**facts, "format": files.FORMAT, "files": hashes})
+
+
+def read_back(folder: Path, wrapped: WrappedModel) -> None:
+    """Read a written adapter as any reader would, before it is published.
+
+    Headers, hashes, settings and finite numbers as ``read_adapter`` checks them; then names,
+    shapes and, for one module, the values.
+
+    Raises:
+        LoratuneError: if it is not what was meant to be written.
+    """
+    saved = read_adapter(folder)
+    state = adapter_state(wrapped)
+    shared = shared_keys(wrapped) if wrapped.config.leaves_shared_to_seed() else set()
+    where = str(folder / TENSORS)
+    raise_together(misfits(state, saved.tensors, shared, where))
+    first = next(iter(wrapped.adapters))
+    wrong = [
+        key
+        for key, tensor in saved.tensors.items()
+        if key.startswith(f"{PREFIX}{first}.") and not torch.equal(tensor, state[key].cpu())
+    ]
+    if saved.config.to_peft() != wrapped.config.to_peft() or wrong:
+        what = f"'{wrong[0]}'" if wrong else CONFIG
+        raise ModelError(
+            f"{what} reads back differently", where=where, fix="report this with the recipe"
+        )
 
 
 def peft_config(
@@ -142,7 +170,7 @@ def read_adapter(folder: Path) -> AdapterFolder:
         SecurityError: pickled tensors, or a configuration that is more than data.
     """
     peft = _read_config(folder)
-    facts = _read_facts(folder)
+    facts = _read_facts(folder, peft)
     config, targets = configs_from_peft(peft, facts, folder)
     tensors = _read_tensors(folder)
     check_rank(config, tensors, folder)
@@ -164,12 +192,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return peft
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
+def _read_facts(folder: Path, peft: Mapping[str, Any]) -> dict[str, Any]:
     path = inside(folder, FACTS)
     if not path.exists():
         return {}
     try:
         facts = files.read_sealed_json(path)
+    except files.NewerFormatError as error:
+        raise ModelError(
+            f"the adapter was {error}",
+            where=str(path),
+            fix="use that version of loratune; to use it as PEFT would, delete loratune.json",
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelError("the adapter was edited", where=str(path), fix=_RESTORE) from error
     for name, recorded in dict(facts.get("files", {})).items():
@@ -177,8 +211,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             continue
         file = folder / name
         if not file.is_file() or files.sha256_file(file) != recorded:
+            changes = edited_settings(peft, facts) if name == CONFIG else ""
             raise ModelError(
-                "the adapter was edited: sha256 differs from the recorded one",
+                f"the adapter was edited: {changes or 'sha256 differs from the recorded one'}",
                 where=str(file),
                 fix=_RESTORE,
             )
@@ -196,11 +231,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             where=str(folder / "adapter_model.bin"),
             fix="convert it to safetensors where you trust it",
         )
-    read_header(path)
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError("the adapter's tensors are unreadable", where=str(path)) from error
+    tensors = read_all(path)
     raise_together(unfit_tensors(tensors, str(path)))
     return tensors
 

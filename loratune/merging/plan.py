@@ -14,7 +14,7 @@ from loratune.config.schema import Dtype
 from loratune.errors import MergeError
 from loratune.merging.weight import ModuleProof, merged_weight
 from loratune.models.dtypes import COMPUTED_IN, ITEM_BYTES, safetensors_name, torch_dtype
-from loratune.models.tensors import tensor_in
+from loratune.models.tensors import is_finite, tensor_in
 from loratune.models.weights import TensorEntry, tensor_entries
 
 
@@ -123,5 +123,12 @@ class MergePlan:
             return self.trained[name].reshape(source.shape).to(dtype), None
         stored = tensor_in(source, content)
         if name not in self.layers:
-            return stored.to(dtype), None
+            cast = stored.to(dtype)
+            if not is_finite(cast):
+                raise MergeError(
+                    f"a number of the base is too large for {dtype}",
+                    where=name,
+                    fix="merge.dtype=auto",
+                )
+            return cast, None
         return merged_weight(stored, self.layers[name], dtype)

@@ -18,9 +18,14 @@ def base_fingerprint(folder: Path) -> str:
     """Fingerprint of a model folder's weights: names, dtypes, shapes and every byte.
 
     Independent of how the tensors are spread over files.
+
+    Raises:
+        ModelError: if a weight is NaN or infinite, or a file is broken.
     """
+    from loratune.models.tensors import check_stored
+
     entries = tensor_entries(folder)
-    return combine_hashes(entries, hash_tensors(entries))
+    return combine_hashes(entries, hash_tensors(entries, check_stored))
 
 
 def combine_hashes(entries: Mapping[str, TensorEntry], hashes: Mapping[str, str]) -> str:

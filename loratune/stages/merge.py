@@ -119,6 +119,7 @@ def _checked_plan(
     adapters: Sequence[AdapterFolder], base_folder: Path, out: Path, dtype: Dtype
 ) -> MergePlan:
     """What is to be written, once everything that can stop it beforehand was looked at."""
+    files.check_outside(out, base_folder, *(adapter.path for adapter in adapters))
     _check_not_merged(adapters, base_folder)
     plan = MergePlan(adapters, base_folder, dtype)
     _require_effect(plan.offline)

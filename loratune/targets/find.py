@@ -71,6 +71,15 @@ def find_targets(
         errors += _selection_errors(shapes, targets)
     if config is not None and not errors:
         errors += _variant_errors(found, config)
+        dead = dead_patterns(found, config)
+        if strict:
+            errors += [_dead_pattern(name, key, len(found)) for name, key in dead]
+        else:
+            notices += [
+                f"{name} '{key}' of the adapter's file fits none of its {len(found)} layers, "
+                "and has no effect"
+                for name, key in dead
+            ]
     raise_together(errors)
     return TargetMatch(tuple(found), counts, tuple(notices))
 
@@ -178,17 +187,23 @@ def _variant_errors(found: Sequence[LayerShape], config: AdapterConfig) -> list[
         if refusal:
             fix = "leave it out with targets.exclude, or choose another adapter"
             errors.append(ModelError(refusal, where=shape.name, fix=fix))
+    return errors
+
+
+def dead_patterns(found: Sequence[LayerShape], config: AdapterConfig) -> list[tuple[str, str]]:
+    """Name of the setting and key of every rank or alpha pattern that fits no adapted layer."""
+    dead = []
+    names = [shape.name for shape in found]
     for where in ("rank_pattern", "alpha_pattern"):
         patterns: Mapping[str, object] = getattr(config, where)
-        names = [shape.name for shape in found]
         used = set(fitting_keys(patterns, names, f"adapter.{where}").values())
-        for key in patterns:
-            if key not in used:
-                errors.append(
-                    ConfigError(
-                        f"'{key}' fits none of the {len(found)} adapted layers",
-                        where=f"adapter.{where}",
-                        fix="remove it, or name an adapted layer",
-                    )
-                )
-    return errors
+        dead += [(where, key) for key in patterns if key not in used]
+    return dead
+
+
+def _dead_pattern(where: str, key: str, layers: int) -> ConfigError:
+    return ConfigError(
+        f"'{key}' fits none of the {layers} adapted layers",
+        where=f"adapter.{where}",
+        fix="remove it, or name an adapted layer",
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loratune.models.fingerprint import combine_hashes, tokenizer_fingerprint
 from loratune.models.load import load_tokenizer
+from loratune.models.tensors import check_stored
 from loratune.models.weights import TensorEntry, hash_tensors, tensor_entries
 
 
@@ -29,7 +30,7 @@ class Base:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """Hex sha256 of every tensor."""
-        return hash_tensors(self.entries)
+        return hash_tensors(self.entries, check_stored)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -108,6 +108,8 @@ def sealed(folder: Path, name: str, error: type[LoratuneError]) -> tuple[dict[st
             problem = "is a link"
         else:
             value = files.read_sealed_json(path)
+    except files.NewerFormatError as newer:
+        problem = f"was {newer}"
     except FileNotFoundError:
         problem = "is missing"
     except (OSError, ValueError, AttributeError, RecursionError):

@@ -17,7 +17,7 @@ from loratune.merging.weight import prove_weight
 from loratune.models.architectures import names_module
 from loratune.models.dtypes import FLOATING
 from loratune.models.fingerprint import combine_hashes
-from loratune.models.tensors import read_one
+from loratune.models.tensors import check_stored, read_one
 from loratune.models.weights import TensorEntry, hash_tensors, tensor_entries
 from loratune.runs.run_dir import MERGE_REPORT
 from loratune.verify.base import Base
@@ -43,7 +43,7 @@ def check_merged(
         return checks
     try:
         merged = tensor_entries(folder)
-        hashes = hash_tensors(merged)
+        hashes = hash_tensors(merged, check_stored)
     except LoratuneError as error:
         return [*checks, unusable(".", "weights", error)]
     now = combine_hashes(merged, hashes)

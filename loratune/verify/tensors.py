@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from loratune.models.dtypes import FLOATING, torch_dtype
-from loratune.models.tensors import tensor_in
+from loratune.models.tensors import is_finite, tensor_in
 from loratune.models.weights import TensorEntry, mapped, read_header
 
 
@@ -41,9 +40,7 @@ def unfit_names(path: Path) -> list[str]:
 
 
 def _is_fit(tensor: Tensor) -> bool:
-    return tensor.numel() > 0 and (
-        not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-    )
+    return tensor.numel() > 0 and is_finite(tensor)
 
 
 def each(entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Tensor]]:
