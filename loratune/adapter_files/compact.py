@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from loratune.adapter_files.offline import MetaAdapter
-from loratune.adapter_files.peft_format import PREFIX
+from loratune.adapter_files.peft_config import PREFIX
 from loratune.errors import ModelError
 from loratune.models.build import meta_base
 from loratune.models.fingerprint import tensors_fingerprint

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from loratune.adapter_files.compact import drop_frozen
 from loratune.adapter_files.offline import MetaAdapter
+from loratune.adapter_files.peft_config import PREFIX
 from loratune.adapter_files.peft_format import (
-    PREFIX,
     peft_config,
     shared_fingerprint,
     shared_keys,

@@ -6,14 +6,17 @@ adapter on it is real, so ΔW of every module can be computed one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
 from loratune.adapters.base import Adapter
-from loratune.errors import MergeError, refused_as
+from loratune.errors import MergeError, ModelError, refused_as
 from loratune.models.build import meta_base
 from loratune.models.tensors import read_one
 from loratune.models.weights import tensor_entries
@@ -33,6 +36,7 @@ class MetaAdapter:
         unties: whether merging must part the two.
         input_embedding: name of the input embedding module.
         output_head: name of the head module.
+        vocabulary: rows that the embeddings have now, where the adapter's file resized them.
     """
 
     wrapped: WrappedModel
@@ -43,6 +47,7 @@ class MetaAdapter:
     unties: bool
     input_embedding: str
     output_head: str
+    vocabulary: int | None = None
 
 
 def attach(base_folder: Path, folder: AdapterFolder) -> MetaAdapter:
@@ -58,19 +63,45 @@ def attach(base_folder: Path, folder: AdapterFolder) -> MetaAdapter:
         end: next((n for n, m in model.named_modules() if m is module), "")
         for end, module in ends.items()
     }
+    prefix, rows = str(getattr(model, "base_model_prefix", "")), _rows(model)
+    entries = tensor_entries(base_folder)
+
+    def read(wanted: str) -> Tensor:
+        name = tensor_name(entries, wanted, prefix)
+        if name is None and tied and wanted == f"{names['output']}.weight":
+            name = tensor_name(entries, f"{names['input']}.weight", prefix)
+        if name is None:
+            raise ModelError(f"the base has no '{wanted}'", where=str(base_folder))
+        return read_one(entries[name])
+
     with refused_as(MergeError):
-        wrapped = wrap_for_loading(model, folder)
+        wrapped = wrap_for_loading(model, folder, read)
     touched = [*wrapped.adapters, *wrapped.saved_modules]
+    parts = any(name in names.values() for name in touched) and not _stay_tied(wrapped, names)
     return MetaAdapter(
         wrapped,
         folder,
         base_folder,
-        str(getattr(model, "base_model_prefix", "")),
+        prefix,
         tied,
-        tied and any(name in names.values() for name in touched),
+        tied and parts,
         names["input"],
         names["output"],
+        vocabulary=None if _rows(model) == rows else _rows(model),
     )
+
+
+def _rows(model: Any) -> int:
+    """Rows of the model's vocabulary."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _stay_tied(wrapped: WrappedModel, names: Mapping[str, str]) -> bool:
+    """Whether both embeddings are stored in full, with the same numbers."""
+    saved = [wrapped.saved_modules.get(name) for name in names.values()]
+    if saved[0] is None or saved[1] is None:
+        return False
+    return torch.equal(saved[0].weight, saved[1].weight)
 
 
 def tensor_name(entries: Sequence[str] | dict[str, Any], wanted: str, prefix: str) -> str | None:

@@ -16,21 +16,24 @@ from loratune.config.schema import TargetsConfig
 from loratune.errors import LoratuneError, ModelError, SecurityError, raise_together
 
 CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+"""What PEFT puts in front of a module's name in its files."""
 RESTORE_CONFIG = "restore the adapter_config.json that belongs to the tensors"
 # Settings that change the maths; each is supported only by a variant that claims it.
 _COMMON = (
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
     "inference_mode", "target_modules", "exclude_modules", "fan_in_fan_out", "bias",
-    "modules_to_save", "layers_to_transform", "layers_pattern",
+    "modules_to_save", "layers_to_transform", "layers_pattern", "trainable_token_indices",
+    "ensure_weight_tying",
     # Of LoRA's starts and libraries: nothing of them is left once the factors are saved, and a
     # start that replaces the base is refused by ``init_lora_weights``.
     "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "qalora_group_size", "runtime_config",
 )  # fmt: skip
 _SWITCHES = (
-    "use_dora", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication",
+    "use_dora", "lora_bias", "target_parameters", "layer_replication",
     "alora_invocation_tokens", "use_qalora", "megatron_config", "velora_config", "use_bdlora",
-    "monteclora_config", "kasa_config", "arrow_config", "ensure_weight_tying",
+    "monteclora_config", "kasa_config", "arrow_config",
 )  # fmt: skip
 
 # Starts after which the base is still the base, so that the saved factors are all there is.

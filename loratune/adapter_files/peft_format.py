@@ -18,8 +18,14 @@ from torch import Tensor, nn
 
 from loratune import files
 from loratune.adapter_files.checks import misfits, unfit_tensors
+from loratune.adapter_files.embeddings import (
+    ReadTensor,
+    embedding_names,
+    with_embeddings,
+)
 from loratune.adapter_files.peft_config import (
     CONFIG,
+    PREFIX,
     check_rank,
     configs_from_peft,
     edited_settings,
@@ -35,7 +41,6 @@ from loratune.surgery import WrappedModel, adapter_state, wrap_model
 
 TENSORS = "adapter_model.safetensors"
 FACTS = "loratune.json"
-PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -239,14 +244,23 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 # -- into a model --------------------------------------------------------------------------
 
 
-def wrap_for_loading(model: nn.Module, folder: AdapterFolder) -> WrappedModel:
+def wrap_for_loading(
+    model: nn.Module, folder: AdapterFolder, read: ReadTensor | None = None
+) -> WrappedModel:
     """Wrap a model as an adapter's configuration says and copy its tensors in.
 
-    Frozen matrices that a compact file left out are drawn again from its seed.
+    Frozen matrices that a compact file left out are drawn again from its seed; a model whose
+    vocabulary is not that of the adapter's embeddings is resized to them.
+
+    Args:
+        model: the base model.
+        folder: the adapter.
+        read: gives a tensor of the base, where the model itself holds no data.
 
     Raises:
         ModelError: if it does not fit, or the drawn matrices are not the recorded ones.
     """
+    folder = with_embeddings(model, folder, read or (lambda name: model.state_dict()[name]))
     recipe = folder.facts.get("regenerate") or {}
     try:
         wrapped = wrap_model(
@@ -259,6 +273,13 @@ def wrap_for_loading(model: nn.Module, folder: AdapterFolder) -> WrappedModel:
         )
     except ConfigError as error:
         raise unusable_setting(error, str(folder.path / CONFIG)) from error
+    both = set(wrapped.adapters) & set(embedding_names(model))
+    if folder.peft.get("ensure_weight_tying") and both:
+        raise ModelError(
+            f"ensure_weight_tying with an adapter on '{min(both)}' is not supported",
+            where=str(folder.path / CONFIG),
+            fix="merge the adapter with PEFT",
+        )
     load_into(wrapped, folder)
     return wrapped
 

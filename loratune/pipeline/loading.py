@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from loratune.adapter_files.embeddings import check_continuable
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import DataConfig, RunConfig, Stage
 from loratune.counting.parameters import ParameterReport
@@ -66,6 +67,7 @@ def wrap_base(
         wrapped = wrap(base.model, config.adapter, config.targets, config.trainer.seed)
     else:
         wrapped, drift = wrap_saved(base, saved, config.allow_drift)
+        check_continuable(saved, wrapped)
     counts = wrapped.match.counts.items()
     say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
     notices = [*wrapped.match.notices, *wrapped.config.warnings()]
