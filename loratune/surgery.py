@@ -163,7 +163,7 @@ def _saved_names(model: nn.Module, targets: TargetsConfig) -> list[str]:
                 fix="name a module of the model, for example lm_head",
             )
         found += hits
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _save_module(model: nn.Module, name: str) -> SavedModule:
