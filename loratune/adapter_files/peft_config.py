@@ -24,7 +24,7 @@ _COMMON = (
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
     "inference_mode", "target_modules", "exclude_modules", "fan_in_fan_out", "bias",
     "modules_to_save", "layers_to_transform", "layers_pattern", "trainable_token_indices",
-    "ensure_weight_tying",
+    "ensure_weight_tying", "init_weights",
     # Of LoRA's starts and libraries: nothing of them is left once the factors are saved, and a
     # start that replaces the base is refused by ``init_lora_weights``.
     "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
