@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from loratune.errors import BusyError, StorageError
+from loratune.errors import BusyError, SecurityError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 ASSETS = Path(__file__).parent / "assets"
@@ -232,13 +232,18 @@ def published_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         BusyError: if ``target`` is occupied and not to be replaced.
+        SecurityError: if it is a link.
         StorageError: if the disk refuses.
     """
     with storage_errors(target):
         if target.parent.is_dir():
             _remove_abandoned(target, restore=replace)
         occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-        if target.is_symlink() or (occupied and not (replace and target.is_dir())):
+        if target.is_symlink():
+            raise SecurityError(
+                "the output is a symbolic link", where=str(target), fix="name the folder itself"
+            )
+        if occupied and not (replace and target.is_dir()):
             raise BusyError("the output already exists", where=str(target), fix="choose out=DIR")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(target)

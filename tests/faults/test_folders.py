@@ -17,7 +17,7 @@ from faults.verify import check_told, is_usable, verified_steps
 def test_a_second_run_on_the_same_folder_stops_at_once_and_names_the_holder(bench: Bench) -> None:
     assert bench.train("solo", "trainer.steps=20").code == 0
     run = bench.folder / "run"
-    slow = ["sleep@loratune.stages.train.train_step:0"]
+    slow = ["sleep@loratune.training.loop.train_step:0"]
     first = bench.start(run, "trainer.steps=20", faults=slow)
     first.wait_until(run / ".lock")
     time.sleep(0.05)  # from the lock's appearance to its holder's name
