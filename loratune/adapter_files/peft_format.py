@@ -7,6 +7,7 @@ training-only settings, and the fingerprints that bind the adapter to its base.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from loratune.adapter_files.peft_config import (
     unusable_setting,
 )
 from loratune.adapters.config import AdapterConfig, LayerKind
+from loratune.config.convert import to_plain
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, ModelError, SecurityError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
@@ -98,6 +100,20 @@ def write_adapter_files(
     files.write_json(folder / CONFIG, dict(config))
     hashes = {name: files.sha256_file(folder / name) for name in (CONFIG, TENSORS)}
     files.write_sealed_json(folder / FACTS, {**facts, "format": files.FORMAT, "files": hashes})
+
+
+def check_readable(wrapped: WrappedModel, base_name: str) -> None:
+    """Whether our own reader takes the settings that will be written, before anything is trained.
+
+    Raises:
+        LoratuneError: if it does not.
+    """
+    settings = to_plain(wrapped.config)
+    facts = {"variant": settings.pop("variant"), "adapter": settings}
+    written = json.loads(files.to_json(peft_config(wrapped, base_name)))
+    config, _ = configs_from_peft(written, facts, Path(TENSORS).parent)
+    if config.to_peft() != wrapped.config.to_peft():
+        raise ModelError(f"{CONFIG} would read back differently", fix="report this with the recipe")
 
 
 def read_back(folder: Path, wrapped: WrappedModel) -> None:

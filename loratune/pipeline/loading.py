@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loratune.adapter_files.embeddings import check_continuable
-from loratune.adapter_files.peft_format import AdapterFolder
+from loratune.adapter_files.peft_format import AdapterFolder, check_readable
 from loratune.config.schema import DataConfig, RunConfig, Stage
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.variant_report import report_variants
@@ -68,6 +68,7 @@ def wrap_base(
     else:
         wrapped, drift = wrap_saved(base, saved, config.allow_drift)
         check_continuable(saved, wrapped)
+    check_readable(wrapped, config.model.path)
     counts = wrapped.match.counts.items()
     say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
     notices = [*wrapped.match.notices, *wrapped.config.warnings()]
