@@ -17,14 +17,14 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## make the virtual environment with the tested versions
 
-demo: setup ## adapt, evaluate and merge the embedded model (about a minute)
+demo: setup ## adapt, evaluate and merge the embedded model (two minutes with the set-up)
 	$(BIN)/loratune train recipe=demo
 
 compare: setup ## compare the four variants on the demo (under ten minutes)
 	$(BIN)/loratune compare recipe=demo
 
 test: setup ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
 test-faults: setup ## run the fault suites alone: kills, full disks, drift, hostile input
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" tests/faults tests/faults_security

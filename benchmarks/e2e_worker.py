@@ -39,8 +39,8 @@ class Gate:
 
 def run_loratune(job: dict[str, Any], gate: Gate) -> None:
     """The whole ``loratune train`` command, with a tracker that waits."""
-    from loratune import pipeline
     from loratune.cli import main
+    from loratune.training import trackers
 
     counts = deque(job["plan"])
 
@@ -50,7 +50,8 @@ def run_loratune(job: dict[str, Any], gate: Gate) -> None:
 
         def close(self) -> None: ...
 
-    pipeline.open_trackers = lambda *_: [Waiting()]  # type: ignore[assignment]
+    # Before the command imports the name from here.
+    trackers.open_trackers = lambda *_: [Waiting()]  # type: ignore[assignment]
     words = ["recipe=e2e", f"model.path={job['model']}", f"data.path={job['rows']}"]
     words += [f"out={job['out']}", f"trainer.steps={job['steps']}", "trainer.lr=2e-4"]
     words += [f"trainer.precision={job['precision']}", f"data.packing={job['packing']}"]

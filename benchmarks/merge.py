@@ -108,8 +108,9 @@ def _command(*words: str) -> Callable[[], None]:
     import transformers  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, OPTForCausalLM  # noqa: F401
 
-    from loratune import later_stages, verify  # noqa: F401
+    from loratune import verify  # noqa: F401
     from loratune.cli import main
+    from loratune.pipeline import commands  # noqa: F401
 
     def work() -> None:
         sys.argv = ["loratune", *words]

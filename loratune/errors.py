@@ -47,12 +47,8 @@ class LoratuneError(Exception):
 
     def as_dict(self) -> dict[str, object]:
         """The same fields for machines."""
-        return {
-            "code": self.exit_code,
-            "cause": self.cause,
-            "where": self.where,
-            "fix": self.fix,
-        }
+        places = {"where": self.where, "fix": self.fix}
+        return {"code": self.exit_code, "cause": self.cause, **places}
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -148,11 +144,9 @@ def raise_together(errors: Iterable[LoratuneError]) -> None:
     Raises:
         LoratuneError: when ``errors`` is not empty.
     """
-    found = list(errors)
-    if len(found) == 1:
-        raise found[0]
-    if found:
-        raise SeveralErrors(found)
+    problems = list(errors)
+    if problems:
+        raise problems[0] if len(problems) == 1 else SeveralErrors(problems)
 
 
 @contextlib.contextmanager
@@ -187,8 +181,14 @@ def unknown_setting(
     return ConfigError(f"'{key}' is not a setting", where=where or key, fix=fix)
 
 
+def choose_one(word: str, choices: Iterable[str]) -> str:
+    """``did you mean 'rank'?``, or every choice there is."""
+    names = list(choices)
+    return did_you_mean(word, names) or f"choose one of {', '.join(names)}"
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """``Did you mean 'rank'?`` or an empty string."""
+    """``did you mean 'rank'?`` or an empty string."""
     import difflib
 
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.55)

@@ -323,16 +323,13 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for path in temporary if _LEFTOVER.fullmatch(path.name)]
 
 
-def remove_leftovers(folder: Path) -> list[str]:
-    """Remove what a killed process left under temporary names; return the names removed.
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left under temporary names.
 
     Only for a folder that this process holds: nobody else may be writing there.
     """
-    removed = []
     for path in leftovers(folder):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-        removed.append(path.name)
-    return removed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +15,9 @@ from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.registry import adapter_class
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
-from loratune.models.layers import layer_shapes
-from loratune.targets.find import TargetMatch, find_targets, resolve_pattern
+from loratune.models.architectures import names_module
+from loratune.models.measure import layer_shapes
+from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for
 
 
 class SavedModule(nn.Module):
@@ -135,15 +137,14 @@ def wrap_model(
 
 
 def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPlan:
-    rank = resolve_pattern(config.rank_pattern, shape.name, config.rank)
-    alpha = resolve_pattern(config.alpha_pattern, shape.name, config.alpha)
+    rank, alpha = rank_for(shape.name, config), alpha_for(shape.name, config)
     return LayerPlan(model.get_submodule(shape.name), shape, rank, alpha)
 
 
 def _check_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
     for wanted in targets.modules_to_save:
         for shape in match.shapes:
-            if shape.name == wanted or shape.name.endswith("." + wanted):
+            if names_module(wanted, shape.name):
                 raise ModelError(
                     f"'{wanted}' cannot both get an adapter and be trained in full",
                     where=shape.name,
@@ -153,17 +154,17 @@ def _check_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
 
 def _saved_names(model: nn.Module, targets: TargetsConfig) -> list[str]:
     names = [name for name, _ in model.named_modules() if name]
-    found: list[str] = []
+    saved: list[str] = []
     for wanted in targets.modules_to_save:
-        hits = [name for name in names if name == wanted or name.endswith("." + wanted)]
-        if not hits:
+        matches = [name for name in names if names_module(wanted, name)]
+        if not matches:
             raise ModelError(
                 f"no module is named '{wanted}'",
                 where="targets.modules_to_save",
                 fix="name a module of the model, for example lm_head",
             )
-        found += hits
-    return list(dict.fromkeys(found))
+        saved += matches
+    return list(dict.fromkeys(saved))
 
 
 def _save_module(model: nn.Module, name: str) -> SavedModule:
@@ -175,10 +176,7 @@ def _save_module(model: nn.Module, name: str) -> SavedModule:
 @contextmanager
 def disabled(wrapped: WrappedModel) -> Iterator[None]:
     """Inside the block the model behaves as its base; on exit the earlier state is back."""
-    layers: list[Adapter | SavedModule] = [
-        *wrapped.adapters.values(),
-        *wrapped.saved_modules.values(),
-    ]
+    layers: list[Any] = [*wrapped.adapters.values(), *wrapped.saved_modules.values()]
     before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
@@ -207,8 +205,7 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     an adapter changes one of the two, never silently both.
     """
     model = wrapped.model
-    touched = [*wrapped.adapters, *wrapped.saved_modules]
-    if untie_if_touched(model, touched):
+    if _parts_tied_ends(wrapped):
         model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     for name, adapter in wrapped.adapters.items():
         model.set_submodule(name, adapter.merged_layer())
@@ -218,24 +215,14 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     return model
 
 
-def untie_if_touched(model: nn.Module, touched: list[str]) -> bool:
+def _parts_tied_ends(wrapped: WrappedModel) -> bool:
     """Whether tied input and output embeddings must part because one of them is adapted."""
-    config = getattr(model, "config", None)
-    if not getattr(config, "tie_word_embeddings", False):
+    model: Any = wrapped.model
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         return False
-    return any(is_tied_embedding(name, model) for name in touched)
-
-
-def is_tied_embedding(name: str, model: nn.Module) -> bool:
-    """Whether the module called ``name`` is the input embedding or the output head."""
-    module = model.get_submodule(name)
-    ends = (_call(model, "get_input_embeddings"), _call(model, "get_output_embeddings"))
-    return any(end is module for end in ends if end is not None)
-
-
-def _call(model: nn.Module, method: str) -> object:
-    function = getattr(model, method, None)
-    return function() if callable(function) else None
+    touched = [model.get_submodule(n) for n in (*wrapped.adapters, *wrapped.saved_modules)]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return any(module is end for module in touched for end in ends)
 
 
 def adapter_state(wrapped: WrappedModel) -> dict[str, torch.Tensor]:

@@ -77,7 +77,7 @@ class Table:
         """Rows as columns, named by their first cells."""
         names = tuple(row[0] for row in self.texts())
         rows = tuple((self.columns[place], *texts) for place, texts in self._columns() if place)
-        return replace(self, columns=("", *names), rows=rows, marked=frozenset())
+        return replace(self, columns=("", *names), rows=rows, numeric=None, marked=frozenset())
 
     def to_csv(self) -> str:
         """Header and rows; numbers as they are, empty where there is none."""
@@ -152,12 +152,11 @@ def facts(pairs: Sequence[tuple[str, str]]) -> Table:
 
 
 def show(table: Table) -> None:
-    """Print a table; on its side where the terminal is too narrow for it."""
-    rich = table.to_rich()
+    """Print a table; on its side where the terminal is too narrow for it and that helps."""
     room = console().options.update_width(1000)  # measuring never answers more than that
-    if console().measure(rich, options=room).minimum > console().width:
-        rich = table.transposed().to_rich()
-    console().print(rich)
+    upright, on_its_side = table.to_rich(), table.transposed().to_rich()
+    wide, narrow = (console().measure(t, options=room).minimum for t in (upright, on_its_side))
+    console().print(on_its_side if narrow <= console().width < wide else upright)
 
 
 def markdown_text(text: str) -> str:

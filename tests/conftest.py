@@ -7,10 +7,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("COLUMNS", None)  # the width of whoever runs the tests
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from faults.tally import TALLY
 from support.command_line import CommandLine
 
 
@@ -26,3 +29,23 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     command_line = CommandLine(tmp_path_factory.mktemp("cases"))
     yield command_line
     command_line.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what a process of pytest-xdist counted."""
+    for name, number in getattr(node, "workeroutput", {}).get("tally", {}).items():
+        TALLY.add(name, number)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = TALLY.counts()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    lines = TALLY.lines()
+    if lines:
+        terminalreporter.section("fault suite: tally")
+        for line in lines:
+            terminalreporter.line(line)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from loratune.errors import LoratuneError, ModelError
-from loratune.models.tensors import is_finite
+from loratune.models.weights import is_finite
 
 LISTED = 64
 """Names in one message: every tensor of a small adapter, never a screenful of a large one."""

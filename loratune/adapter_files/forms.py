@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from loratune.adapter_files.compact import drop_frozen
 from loratune.adapter_files.offline import MetaAdapter
 from loratune.adapter_files.peft_config import PREFIX
 from loratune.adapter_files.peft_format import (
@@ -23,7 +22,9 @@ from loratune.adapters.config import LayerKind
 from loratune.adapters.low_rank import LowRank
 from loratune.config.schema import ExportFormat
 from loratune.errors import ModelError
-from loratune.surgery import adapter_state
+from loratune.models.build import meta_base
+from loratune.models.fingerprint import tensors_fingerprint
+from loratune.surgery import adapter_state, wrap_model
 
 Form = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
 """adapter_config.json, tensors, loratune.json."""
@@ -97,12 +98,61 @@ def as_compact(offline: MetaAdapter) -> Form:
     wrapped, facts = offline.wrapped, _own_facts(offline)
     shared = shared_keys(wrapped)
     if not shared:
-        tensors, recipe = drop_frozen(offline)
+        tensors, recipe = _without_frozen(offline)
         return peft_config(wrapped, _base_name(offline)), tensors, {**facts, "regenerate": recipe}
     tensors = {key: value for key, value in _all_tensors(offline).items() if key not in shared}
     settings = wrapped.config.with_shared_stored(False)
     config = peft_config(wrapped, _base_name(offline), settings)
     return config, tensors, {**facts, "projection": shared_fingerprint(wrapped)}
+
+
+def _without_frozen(offline: MetaAdapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The trained tensors, and how to draw the frozen ones again: a seed and a checksum.
+
+    Raises:
+        ModelError: if nothing is frozen, or the recorded seed does not give the same matrices.
+    """
+    tensors = _all_tensors(offline)
+    frozen = {
+        f"{PREFIX}{name}.{suffix}"
+        for name, layer in offline.wrapped.adapters.items()
+        for suffix, tensor in layer.adapter_tensors().items()
+        if not tensor.requires_grad
+    }
+    if not frozen:
+        raise ModelError(
+            "every tensor of this adapter was trained: there is nothing to leave out",
+            where=str(offline.folder.path),
+            fix="export format=peft",
+        )
+    recipe = {
+        "seed": offline.folder.facts.get("seed"),
+        "checksum": tensors_fingerprint({key: tensors[key] for key in frozen}),
+        "tensors": sorted(frozen),
+    }
+    drawn = _drawn_again(offline, recipe["seed"])
+    if any(not torch.equal(drawn[key], tensors[key]) for key in frozen):
+        raise _not_redrawn(offline, "the frozen matrices do not come from the recorded seed")
+    return {key: value for key, value in tensors.items() if key not in frozen}, recipe
+
+
+def _drawn_again(offline: MetaAdapter, seed: Any) -> Mapping[str, Tensor]:
+    """Every tensor of a fresh adapter with the recorded seed on the same base."""
+    folder = offline.folder
+    if not isinstance(seed, int):
+        cause = "the adapter does not say which seed its frozen matrices came from"
+        raise _not_redrawn(offline, cause)
+    reason = folder.config.why_not_redrawn()
+    if reason:
+        cause = f"{reason}: the frozen matrices cannot be drawn again from a seed"
+        raise _not_redrawn(offline, cause)
+    model = meta_base(offline.base_folder)
+    return adapter_state(wrap_model(model, folder.config, folder.targets, seed=seed, strict=False))
+
+
+def _not_redrawn(offline: MetaAdapter, cause: str) -> ModelError:
+    where = str(offline.folder.path)
+    return ModelError(cause, where=where, fix="export format=peft keeps them")
 
 
 def _own_facts(offline: MetaAdapter) -> dict[str, Any]:

@@ -6,7 +6,7 @@ adapter on it is real, so ΔW of every module can be computed one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
 from loratune.adapters.base import Adapter
 from loratune.errors import MergeError, ModelError, refused_as
 from loratune.models.build import meta_base
-from loratune.models.tensors import read_one
-from loratune.models.weights import tensor_entries
+from loratune.models.weights import read_one, tensor_entries
 from loratune.surgery import WrappedModel
 
 
@@ -58,37 +57,26 @@ def attach(base_folder: Path, folder: AdapterFolder) -> MetaAdapter:
     """
     model: Any = meta_base(base_folder).eval()
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    ends = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
-    names = {
-        end: next((n for n, m in model.named_modules() if m is module), "")
-        for end, module in ends.items()
-    }
+    names = {module: name for name, module in model.named_modules()}
+    first = names.get(model.get_input_embeddings(), "")
+    head = names.get(model.get_output_embeddings(), "")
     prefix, rows = str(getattr(model, "base_model_prefix", "")), _rows(model)
     entries = tensor_entries(base_folder)
 
     def read(wanted: str) -> Tensor:
         name = tensor_name(entries, wanted, prefix)
-        if name is None and tied and wanted == f"{names['output']}.weight":
-            name = tensor_name(entries, f"{names['input']}.weight", prefix)
+        if name is None and tied and wanted == f"{head}.weight":
+            name = tensor_name(entries, f"{first}.weight", prefix)
         if name is None:
             raise ModelError(f"the base has no '{wanted}'", where=str(base_folder))
         return read_one(entries[name])
 
     with refused_as(MergeError):
         wrapped = wrap_for_loading(model, folder, read)
-    touched = [*wrapped.adapters, *wrapped.saved_modules]
-    parts = any(name in names.values() for name in touched) and not _stay_tied(wrapped, names)
-    return MetaAdapter(
-        wrapped,
-        folder,
-        base_folder,
-        prefix,
-        tied,
-        tied and parts,
-        names["input"],
-        names["output"],
-        vocabulary=None if _rows(model) == rows else _rows(model),
-    )
+    touched = {*wrapped.adapters, *wrapped.saved_modules}
+    unties = tied and not touched.isdisjoint({first, head}) and not _stay_tied(wrapped, first, head)
+    vocabulary = None if _rows(model) == rows else _rows(model)
+    return MetaAdapter(wrapped, folder, base_folder, prefix, tied, unties, first, head, vocabulary)
 
 
 def _rows(model: Any) -> int:
@@ -96,12 +84,10 @@ def _rows(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _stay_tied(wrapped: WrappedModel, names: Mapping[str, str]) -> bool:
+def _stay_tied(wrapped: WrappedModel, first: str, head: str) -> bool:
     """Whether both embeddings are stored in full, with the same numbers."""
-    saved = [wrapped.saved_modules.get(name) for name in names.values()]
-    if saved[0] is None or saved[1] is None:
-        return False
-    return torch.equal(saved[0].weight, saved[1].weight)
+    one, other = wrapped.saved_modules.get(first), wrapped.saved_modules.get(head)
+    return one is not None and other is not None and torch.equal(one.weight, other.weight)
 
 
 def tensor_name(entries: Sequence[str] | dict[str, Any], wanted: str, prefix: str) -> str | None:

@@ -37,8 +37,7 @@ from loratune.config.convert import to_plain
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, ModelError, SecurityError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
-from loratune.models.tensors import read_all
-from loratune.models.weights import inside
+from loratune.models.weights import inside, read_all
 from loratune.surgery import WrappedModel, adapter_state, wrap_model
 
 TENSORS = "adapter_model.safetensors"
@@ -289,6 +288,9 @@ def wrap_for_loading(
         )
     except ConfigError as error:
         raise unusable_setting(error, str(folder.path / CONFIG)) from error
+    except ModelError as error:
+        error.where = error.where or str(folder.path)
+        raise
     both = set(wrapped.adapters) & set(embedding_names(model))
     if folder.peft.get("ensure_weight_tying") and both:
         raise ModelError(

@@ -202,11 +202,10 @@ class Adapter(nn.Module, ABC):
             ModelError: if the result is not finite; the base is left as it was.
         """
         if not self.merged:
-            merged = nn.Parameter(self.merged_weight(), requires_grad=False)
-            unmerged = self.weight
+            merged, unmerged = self.merged_weight(), self.weight
             assert isinstance(unmerged, nn.Parameter)
             self._unmerged = (unmerged,)
-            self.base_layer.weight = merged
+            self.base_layer.weight = nn.Parameter(merged, requires_grad=False)
 
     def unmerge(self) -> None:
         """Put the kept base weight back: the very tensor, shared again where it was shared."""
@@ -217,18 +216,14 @@ class Adapter(nn.Module, ABC):
     def merged_layer(self) -> nn.Module:
         """The plain layer with the correction in its weight (a tied weight gets its own copy)."""
         self.unmerge()
-        weight = nn.Parameter(self.merged_weight(), requires_grad=False)
-        self.base_layer.weight = weight
+        self.base_layer.weight = nn.Parameter(self.merged_weight(), requires_grad=False)
         return self.base_layer
 
     # -- training --------------------------------------------------------------------------
 
     @classmethod
     def param_groups(
-        cls,
-        model: nn.Module,
-        config: AdapterConfig,
-        settings: OptimizerSettings,
+        cls, model: nn.Module, config: AdapterConfig, settings: OptimizerSettings
     ) -> list[ParamGroup]:
         """AdamW's parameter groups: everything that trains, in exactly one group, none empty."""
         return decayed_and_plain_groups(model, settings)

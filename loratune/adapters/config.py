@@ -110,10 +110,7 @@ class AdapterConfig(ABC):
             raise ConfigError(
                 f"{self.dropout} is out of range", where="adapter.dropout", fix="use [0, 1)"
             )
-        if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise ConfigError(
-                f"{self.lr} is not a learning rate", where="adapter.lr", fix="use a number >= 0"
-            )
+        check_learning_rate(self.lr, "adapter.lr")
 
     def warnings(self) -> list[str]:
         """What is allowed but likely to go wrong, one sentence each."""
@@ -188,6 +185,16 @@ class AdapterConfig(ABC):
     @abstractmethod
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """Numbers that belong to one layer alone (what layers share is not among them)."""
+
+
+def check_learning_rate(value: float, where: str) -> None:
+    """Check that a setting is a finite number of at least 0.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{value} is not a learning rate", where=where, fix="use a number >= 0")
 
 
 def choice(kind: type[_Choice], value: str, where: str) -> _Choice:

@@ -1,13 +1,28 @@
-"""The words of the commands that compose no recipe: folders or names, and a few ``key=value``."""
+"""Words of commands: the formats of their results, and the reader where no recipe is composed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from os.path import exists
 
 from loratune.errors import ConfigError, raise_together, unknown_setting
 
-TABLE_OR_JSON = ("table", "json")
+
+class TableOrJson(StrEnum):
+    """For people or for programs."""
+
+    table = "table"
+    json = "json"
+
+
+class TableFormat(StrEnum):
+    """Of commands whose result is tables."""
+
+    table = "table"
+    md = "md"
+    csv = "csv"
+    json = "json"
 
 
 def read_arguments(

@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from loratune.cli import COMMANDS
 from loratune.console import printable
-from loratune.errors import ConfigError, LoratuneError, StorageError, did_you_mean
+from loratune.errors import ConfigError, LoratuneError, StorageError, TrainingError, choose_one
 from loratune.files import restrict_modes
 
 
@@ -21,7 +22,15 @@ def dispatch(command: str, arguments: Sequence[str]) -> int:
     """
     restrict_modes()
     try:
-        _run(command, list(arguments))
+        module = _command_module(command)
+        if hasattr(module, "Config"):
+            from loratune.cli.hydra_app import run_app
+
+            run_app(command, module, list(arguments))
+        elif {"-h", "--help"} & set(arguments):
+            print(module.HELP.rstrip())
+        else:
+            module.run(list(arguments))
     except LoratuneError as error:
         _print_error(error)
         return error.exit_code
@@ -33,10 +42,9 @@ def dispatch(command: str, arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        print(
-            "error[5] out of memory; lower trainer.batch_size or data.max_length", file=sys.stderr
-        )
-        return 5
+        fix = "lower trainer.batch_size or data.max_length"
+        _print_error(TrainingError("out of memory", fix=fix))
+        return TrainingError.exit_code
     except OSError as error:
         place = str(error.filename or "")
         _print_error(StorageError(error.strerror or str(error), where=place))
@@ -47,22 +55,11 @@ def dispatch(command: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _run(command: str, arguments: list[str]) -> None:
+def _command_module(command: str) -> ModuleType:
     if command not in COMMANDS:
-        raise ConfigError(
-            f"no command '{command}'",
-            where="loratune",
-            fix=did_you_mean(command, COMMANDS) or f"choose one of {', '.join(COMMANDS)}",
-        )
-    module = import_module(f"loratune.cli.commands.{command.replace('-', '_')}")
-    if hasattr(module, "Config"):
-        from loratune.cli.hydra_app import run_app
-
-        run_app(command, module, arguments)
-    elif {"-h", "--help"} & set(arguments):
-        print(module.HELP.rstrip())
-    else:
-        module.run(arguments)
+        fix = choose_one(command, COMMANDS)
+        raise ConfigError(f"no command '{command}'", where="loratune", fix=fix)
+    return import_module(f"loratune.cli.commands.{command.replace('-', '_')}")
 
 
 def _print_error(error: LoratuneError) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from loratune.compare.metrics import METRICS, difference_in_words
-from loratune.compare.plan import FAILED, SECONDS, ComparisonPlan, Task, VariantSearch
+from loratune.compare.plan import ComparisonPlan, Task, VariantSearch
 from loratune.compare.result import (
     BaseScores,
     ComparedSample,
@@ -21,8 +21,10 @@ from loratune.compare.result import (
     build,
 )
 from loratune.compare.statistics import SIGNIFICANT, Interval, Scores, holm, interval, over_seeds
-from loratune.compare.store import Store
+from loratune.compare.store import FAILED
 from loratune.config.convert import to_plain
+from loratune.data.prepare import GenerationPrompt
+from loratune.data.tokenizing import Tokenizer
 
 SAMPLES = 6
 _OVER_SEEDS = (
@@ -43,49 +45,46 @@ class Assembly:
         target_loss: dev loss of the time-to-target columns.
     """
 
-    def __init__(self, plan: ComparisonPlan, store: Store, target_loss: float | None) -> None:
-        self._store = store
-        self._base = store.read(plan.base().cached) or {}
+    def __init__(self, plan: ComparisonPlan, target_loss: float | None) -> None:
+        self._plan = plan
+        self._base = plan.result(plan.base()) or {}
         self._scores: dict[str, list[dict[str, Any]]] = {}
-        variants = [self._variant(plan, one) for one in plan.searches]
+        variants = list(map(self._variant, plan.searches))
         self.target_loss = target_loss if target_loss is not None else _common_target(variants)
-        self.variants = [self._with_estimates(variant) for variant in variants]
+        self.variants = list(map(self._with_estimates, variants))
         self.differences = self._differences()
 
     # -- one variant -----------------------------------------------------------------------
 
-    def _variant(self, plan: ComparisonPlan, one: VariantSearch) -> VariantResult:
-        store, contender = self._store, one.contender
-        results = plan.results(one, store)
-        point = one.search.winner(results)
-        notes = list(contender.notes)
-        if point is not None and one.search.is_at_edge(point, results):
+    def _variant(self, one: VariantSearch) -> VariantResult:
+        plan, setting, trials = self._plan, one.setting, self._plan.trials(one)
+        point = one.search.winner(trials)
+        notes = list(setting.notes)
+        if point is not None and one.search.is_at_edge(point, trials):
             notes.append(
                 f"its best rate, {point.lr:g}, is the last one tried: give a wider lr_grid"
             )
-        runs = [self._seed_run(task) for task in plan.seed_runs(one, store)]
-        costs: Costs = build(Costs, _without_seconds(store.read(plan.costs(contender).cached)))
+        runs = list(map(self._seed_run, plan.seed_runs(one)))
         return VariantResult(
-            label=contender.label,
-            variant=contender.config.variant,
-            costs=costs,
-            adapter=to_plain(point.applied(contender.config) if point else contender.config),
+            label=setting.label,
+            variant=setting.config.variant,
+            costs=build(Costs, plan.result(plan.costs(setting))),
+            adapter=to_plain(point.applied(setting.config) if point else setting.config),
             lr=point.lr if point else None,
             lr_ratio=point.ratio if point else None,
-            search=[trial for _, trial in sorted(results.items(), key=lambda item: item[0][1])],
+            search=sorted(trials.values(), key=lambda trial: trial.steps),
             members=runs,
-            reason=_whole_failure(list(results.values()), runs, point is None),
+            reason=_whole_failure(list(trials.values()), runs, point is None),
             notes=notes,
         )
 
     def _seed_run(self, task: Task) -> SeedRun:
-        value = self._store.read(task.cached) or {FAILED: "not finished"}
+        value = self._plan.result(task) or {FAILED: "not finished"}
         if FAILED in value:
             return SeedRun(seed=task.seed, reason=value[FAILED])
-        assert task.contender is not None
-        self._scores.setdefault(task.contender.label, []).append(value)
-        run: SeedRun = build(SeedRun, value["member"])
-        scores = self._scores_of([value], "heldout")
+        assert task.setting is not None
+        self._scores.setdefault(task.setting.label, []).append(value)
+        run, scores = build(SeedRun, value["member"]), self._scores_of([value], "heldout")
         if scores is None:
             return run
         return replace(run, forgetting=interval(scores, resamples=1).mean)
@@ -97,13 +96,12 @@ class Assembly:
         for metric in METRICS:
             scores = self._scores_of(self._scores.get(variant.label, []), metric.source)
             if scores is not None:
-                estimates[metric.key] = _estimate(interval(scores), scores)
+                units = len(scores.weights)
+                estimates[metric.key] = _estimate(interval(scores), len(scores.sums), units)
         for key in _OVER_SEEDS:
-            values = [getattr(run, key) for run in finished]
-            numbers = [float(value) for value in values if value is not None]
-            if numbers:
-                scores = Scores([[number] for number in numbers], [])
-                estimates[key] = _estimate(over_seeds(numbers), scores)
+            values = [float(v) for run in finished if (v := getattr(run, key)) is not None]
+            if values:
+                estimates[key] = _estimate(over_seeds(values), len(values), 0)
         return replace(variant, members=runs, estimates=estimates)
 
     def _on_target(self, run: SeedRun) -> SeedRun:
@@ -164,23 +162,25 @@ class Assembly:
 
     # -- the rest --------------------------------------------------------------------------
 
-    def samples(self, prompts: Sequence[str], references: Sequence[str]) -> list[ComparedSample]:
+    def samples(
+        self, prompts: Sequence[GenerationPrompt], tokenizer: Tokenizer
+    ) -> list[ComparedSample]:
         """A few prompts with every setting's answer, of its first finished seed."""
-        answered = len(self._base.get("answers", []))
-        step = max(1, answered // SAMPLES)
+        answers = self._base.get("answers", [])
+        places = range(0, len(answers), max(1, len(answers) // SAMPLES))
         return [
             ComparedSample(
-                prompt=prompts[place],
-                reference=references[place],
-                base=self._base["answers"][place],
+                prompt=tokenizer.decode(prompts[place].prompt_ids, skip_special_tokens=True),
+                reference=prompts[place].answer,
+                base=answers[place],
                 answers={k: values[0]["answers"][place] for k, values in self._scores.items()},
             )
-            for place in range(0, answered, step)
-        ][:SAMPLES]
+            for place in places[:SAMPLES]
+        ]
 
     def base(self, path: str, fingerprint: str, parameters: int) -> BaseScores:
         """The base model's own scores."""
-        run: SeedRun = build(SeedRun, self._base["member"])
+        run = build(SeedRun, self._base["member"])
         heldout = self._base.get("heldout")
         return BaseScores(
             path=path,
@@ -191,10 +191,6 @@ class Assembly:
             exact_match=run.exact_match,
             heldout_loss=sum(heldout["loss"]) / sum(heldout["tokens"]) if heldout else None,
         )
-
-
-def _without_seconds(value: dict[str, Any] | None) -> dict[str, Any]:
-    return {key: item for key, item in (value or {}).items() if key != SECONDS}
 
 
 def _whole_failure(trials: Sequence[Trial], runs: Sequence[SeedRun], unsearched: bool) -> str:
@@ -224,10 +220,8 @@ def _steps_to(run: SeedRun, target: float | None) -> float | None:
     return None
 
 
-def _estimate(one: Interval, scores: Scores) -> Estimate:
-    return Estimate(
-        mean=one.mean, low=one.low, high=one.high, seeds=len(scores.sums), units=len(scores.weights)
-    )
+def _estimate(one: Interval, seeds: int, units: int) -> Estimate:
+    return Estimate(mean=one.mean, low=one.low, high=one.high, seeds=seeds, units=units)
 
 
 def _difference(metric: str, first: str, second: str, one: Interval, p_holm: float) -> Difference:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import signal
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.surgery import WrappedModel
 from loratune.training import guards
 from loratune.training.loop import start, steps
-from loratune.training.signals import StopRequest
+from loratune.training.signals import StopRequest, stop_requests
 from loratune.training.step import StepMetrics
 
 UNTIMED_STEPS = 2
@@ -69,21 +68,21 @@ def fit(
     """
     model, total = wrapped.model, rows.plan.total_steps
     optimizer = start(wrapped, trainer)
-    curve, clock = _Curve(model, dev_loss), _Clock(model)
-    curve.add(0, 0.0)
+    curve = _Curve(model, dev_loss)
+    curve.add(0)
     every = max(1, total // points)
     model.train()
-    with StopRequest() as stop:
-        for metrics in steps(head, rows, optimizer, trainer, before=clock.start):
-            clock.stop()
+    with stop_requests() as stop:
+        for metrics in steps(head, rows, optimizer, trainer):
             curve.count(metrics)
             if metrics.step % every == 0 or metrics.step == total:
-                curve.add(metrics.step, clock.total)
+                curve.add(metrics.step)
                 model.train()
             _stop_if_asked(stop)
     guards.check_finite(model, total)
     model.eval()
-    return Fit(optimizer, curve.points, _order(rows.plan), clock.median)
+    seconds = statistics.median(curve.seconds[UNTIMED_STEPS:] or curve.seconds)
+    return Fit(optimizer, curve.points, _order(rows.plan), seconds)
 
 
 def _order(plan: BatchPlan) -> str:
@@ -100,6 +99,7 @@ class _Curve:
     def __init__(self, model: nn.Module, dev_loss: Callable[[], float] | None) -> None:
         self.points: list[CurvePoint] = []
         self._model, self._dev_loss = model, dev_loss
+        self.seconds: list[float] = []
         self._losses: list[float] = []
         self._tokens = 0
 
@@ -107,15 +107,22 @@ class _Curve:
         """Take in a step."""
         self._losses.append(metrics.loss)
         self._tokens += metrics.supervised
+        self.seconds.append(metrics.seconds)
 
-    def add(self, step: int, seconds: float) -> None:
+    def add(self, step: int) -> None:
         """Measure a point; leaves the model in eval mode."""
         self._model.eval()
-        self.points.append(CurvePoint(
-            step=step, tokens=self._tokens, seconds=seconds,
-            train_loss=statistics.fmean(self._losses) if self._losses else None,
-            dev_loss=None if self._dev_loss is None else self._dev_loss(),
-        ))  # fmt: skip
+        train_loss = statistics.fmean(self._losses) if self._losses else None
+        dev_loss = None if self._dev_loss is None else self._dev_loss()
+        self.points.append(
+            CurvePoint(
+                step=step,
+                tokens=self._tokens,
+                seconds=sum(self.seconds),
+                train_loss=train_loss,
+                dev_loss=dev_loss,
+            )
+        )
         self._losses = []
 
 
@@ -125,32 +132,3 @@ def _stop_if_asked(stop: StopRequest) -> None:
         raise Interrupted("interrupted", fix=fix)
     if stop.received:
         raise Preempted("preempted", fix=fix)
-
-
-class _Clock:
-    """Times steps, queued GPU work included."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.device = next(model.parameters()).device
-        self.seconds: list[float] = []
-        self._started = 0.0
-
-    def start(self, step: int) -> None:
-        """Begin a step."""
-        self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        """End it."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds.append(time.perf_counter() - self._started)
-
-    @property
-    def total(self) -> float:
-        """Seconds of all steps."""
-        return sum(self.seconds)
-
-    @property
-    def median(self) -> float:
-        """Seconds of a step once the first ones are over."""
-        return statistics.median(self.seconds[UNTIMED_STEPS:] or self.seconds)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loratune.compare.contenders import Contender
 from loratune.compare.result import Trial, build
 from loratune.compare.search import Point, Results, Search
-from loratune.compare.store import CachedResult, Store, fingerprint
+from loratune.compare.settings import Setting
+from loratune.compare.store import FAILED, CachedResult, Store, fingerprint
 from loratune.config.convert import to_plain
-
-FAILED = "failed"
-"""Key of a task's result that says why it failed."""
-SECONDS = "seconds"
-"""Key of a task's result that says how long it took."""
 
 
 @dataclass(frozen=True)
 class VariantSearch:
     """One setting and the search for its learning rate."""
 
-    contender: Contender
+    setting: Setting
     search: Search
 
 
@@ -32,14 +28,14 @@ class Task:
 
     Attributes:
         cached: the result's place in the folder.
-        contender: whose it is; ``None`` for the base model.
+        setting: whose it is; ``None`` for the base model.
         point: of a trial or a seed run.
         steps: of a trial.
         seed: of a seed run.
     """
 
     cached: CachedResult
-    contender: Contender | None = None
+    setting: Setting | None = None
     point: Point | None = None
     steps: int = 0
     seed: int = 0
@@ -47,15 +43,15 @@ class Task:
     @property
     def title(self) -> str:
         """The task in words."""
-        if self.contender is None:
+        if self.setting is None:
             return "base model"
         if self.point is None:
-            return f"{self.contender.label} costs"
+            return f"{self.setting.label} costs"
         rate = f"lr {self.point.lr:g}"
         if self.point.ratio is not None:
             rate += f" ratio {self.point.ratio:g}"
         what = f"{self.steps} steps" if self.cached.kind == "trials" else f"seed {self.seed}"
-        return f"{self.contender.label} {rate}, {what}"
+        return f"{self.setting.label} {rate}, {what}"
 
 
 @dataclass(frozen=True)
@@ -63,44 +59,46 @@ class ComparisonPlan:
     """All tasks of a comparison.
 
     Attributes:
+        store: where their results lie.
         shared: fingerprint of what all tasks share: recipe, base, rows.
         searches: in the order asked for.
         seeds: of the final trainings; none for a search alone.
     """
 
+    store: Store
     shared: str
     searches: Sequence[VariantSearch]
     seeds: Sequence[int]
 
-    def open_tasks(self, store: Store) -> list[Task]:
+    def open_tasks(self) -> list[Task]:
         """Tasks that are not done and wait for nothing, searches first."""
-        tasks = [task for task in self._fixed() if store.read(task.cached) is None]
-        runs: list[Task] = []
+        tasks, runs = self._fixed(), []
         for one in self.searches:
-            open_trials = one.search.open_trials(self.results(one, store))
-            if open_trials:
-                tasks += [self.trial(one.contender, *trial) for trial in open_trials]
-            else:
-                runs += [r for r in self.seed_runs(one, store) if store.read(r.cached) is None]
+            tasks += [self.trial(one.setting, *trial) for trial in self._open_trials(one)]
+            runs += self.seed_runs(one)
         # All variants of one seed before the next: what is there at any time can be compared.
-        return tasks + sorted(runs, key=lambda run: run.seed)
+        tasks += sorted(runs, key=lambda run: run.seed)
+        return [task for task in tasks if self.result(task) is None]
 
-    def results(self, one: VariantSearch, store: Store) -> Results:
+    def result(self, task: Task) -> dict[str, Any] | None:
+        """A task's result; ``None`` while it is not done."""
+        return self.store.read(task.cached)
+
+    def trials(self, one: VariantSearch) -> Results:
         """The finished trials of one setting."""
-        results: dict[tuple[Point, int], Trial] = {}
-        for point in one.search.possible_points():
-            for steps in one.search.rungs:
-                value = store.read(self.trial(one.contender, point, steps).cached)
-                if value is not None:
-                    results[point, steps] = as_trial(value, point, steps)
-        return results
+        keys = itertools.product(one.search.possible_points(), one.search.rungs)
+        values = {key: self.result(self.trial(one.setting, *key)) for key in keys}
+        return {key: _as_trial(value, *key) for key, value in values.items() if value is not None}
 
-    def seed_runs(self, one: VariantSearch, store: Store) -> list[Task]:
-        """The final trainings of one setting; none before its rate is known."""
-        point = one.search.winner(self.results(one, store))
+    def _open_trials(self, one: VariantSearch) -> list[tuple[Point, int]]:
+        return one.search.open_trials(self.trials(one))
+
+    def seed_runs(self, one: VariantSearch) -> list[Task]:
+        """The final trainings of one setting; none before its rate is chosen."""
+        point = one.search.winner(self.trials(one))
         if point is None:
             return []
-        return [self.seed_run(one.contender, point, seed) for seed in self.seeds]
+        return [self.seed_run(one.setting, point, seed) for seed in self.seeds]
 
     def count(self) -> int:
         """Tasks in all, if none fails."""
@@ -112,51 +110,45 @@ class ComparisonPlan:
             total += len(self.seeds)
         return total
 
-    def left(self, store: Store) -> int:
-        """Tasks to do, as far as is known: a search may still grow."""
-        searching = [s for s in self.searches if s.search.open_trials(self.results(s, store))]
-        return len(self.open_tasks(store)) + len(searching) * len(self.seeds)
+    def left(self) -> int:
+        """Tasks to do, as far as can be told: a search may still grow."""
+        searching = sum(bool(self._open_trials(one)) for one in self.searches)
+        return len(self.open_tasks()) + searching * len(self.seeds)
 
     def base(self) -> Task:
         """Scoring the base model."""
         return Task(CachedResult("base", "", "scores", self._key("base")))
 
-    def costs(self, contender: Contender) -> Task:
+    def costs(self, setting: Setting) -> Task:
         """Counting what a setting costs."""
-        key = self._key("costs", to_plain(contender.config))
-        return Task(CachedResult("costs", contender.label, "costs", key), contender)
+        key = self._key("costs", to_plain(setting.config))
+        return Task(CachedResult("costs", setting.label, "costs", key), setting)
 
-    def trial(self, contender: Contender, point: Point, steps: int) -> Task:
+    def trial(self, setting: Setting, point: Point, steps: int) -> Task:
         """One trial of a search."""
-        key = self._key("trial", _settings(contender, point), steps)
+        key = self._key("trial", to_plain(point.applied(setting.config)), steps)
         name = f"{steps}-steps-{point.lr:g}"
-        return Task(CachedResult("trials", contender.label, name, key), contender, point, steps)
+        return Task(CachedResult("trials", setting.label, name, key), setting, point, steps)
 
-    def seed_run(self, contender: Contender, point: Point, seed: int) -> Task:
+    def seed_run(self, setting: Setting, point: Point, seed: int) -> Task:
         """One final training."""
-        key = self._key("member", _settings(contender, point), seed)
-        cached = CachedResult("members", contender.label, f"seed-{seed}", key)
-        return Task(cached, contender, point, seed=seed)
+        key = self._key("member", to_plain(point.applied(setting.config)), seed)
+        cached = CachedResult("members", setting.label, f"seed-{seed}", key)
+        return Task(cached, setting, point, seed=seed)
 
     def _fixed(self) -> list[Task]:
         """Tasks that no other decides; a search alone needs none of them."""
         if not self.seeds:
             return []
-        return [self.base(), *(self.costs(one.contender) for one in self.searches)]
+        return [self.base(), *(self.costs(one.setting) for one in self.searches)]
 
     def _key(self, *parts: Any) -> str:
         return fingerprint([self.shared, *parts])
 
 
-def _settings(contender: Contender, point: Point) -> dict[str, Any]:
-    return to_plain(point.applied(contender.config))
-
-
-def as_trial(value: dict[str, Any], point: Point, steps: int) -> Trial:
+def _as_trial(value: dict[str, Any], point: Point, steps: int) -> Trial:
     """A trial's result, or the failed trial that a dead process left."""
-    if FAILED in value:
-        return Trial(
-            lr=point.lr, lr_ratio=point.ratio, steps=steps, loss=None, reason=value[FAILED]
-        )
-    trial: Trial = build(Trial, {key: item for key, item in value.items() if key != SECONDS})
-    return trial
+    reason = value.get(FAILED)
+    if reason is not None:
+        return Trial(lr=point.lr, lr_ratio=point.ratio, steps=steps, loss=None, reason=reason)
+    return build(Trial, value)

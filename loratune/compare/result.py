@@ -11,8 +11,9 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+Kind = TypeVar("Kind")
 FORMAT = "loratune-comparison"
 VERSION = 1
 
@@ -291,39 +292,15 @@ class Comparison:
         if values.get("format") != FORMAT or values.get("version") != VERSION:
             raise ValueError(f"not a {FORMAT} of version {VERSION}")
         fields = {key: value for key, value in values.items() if key not in ("format", "version")}
-        built: Comparison = build(cls, fields)
-        return built
+        return build(cls, fields)
 
 
-def build(kind: Any, value: Any) -> Any:
-    """``value``, as JSON gives it, as an object of type ``kind``; unknown keys are refused.
+def build(kind: type[Kind], value: Any) -> Kind:
+    """``value``, as JSON gives it, as an object of the dataclass ``kind``.
 
     Raises:
-        ValueError: if it does not fit.
+        ValueError: if a key is missing or unknown, or a value is of the wrong kind.
     """
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _build_dataclass(kind, value)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else build(arguments[0], value)
-    if origin is list and isinstance(value, list):
-        return [build(arguments[0], item) for item in value]
-    if origin is dict and isinstance(value, Mapping):
-        return {str(key): build(arguments[1], item) for key, item in value.items()}
-    if kind is Any or _is_a(value, kind):
-        return value
-    raise ValueError(f"{value!r} is not {kind}")
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(kind, type) and isinstance(value, kind)
-
-
-def _build_dataclass(kind: type[Any], value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{value!r} is not a {kind.__name__}")
     hints = typing.get_type_hints(kind)
@@ -331,6 +308,23 @@ def _build_dataclass(kind: type[Any], value: Any) -> Any:
     if unknown:
         raise ValueError(f"{kind.__name__} has no {', '.join(sorted(map(str, unknown)))}")
     try:
-        return kind(**{key: build(hints[key], item) for key, item in value.items()})
+        return kind(**{key: _typed(hints[key], item) for key, item in value.items()})
     except TypeError as error:
         raise ValueError(str(error)) from error
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """``value`` checked against a type hint, with dataclasses built inside it."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return build(kind, value)
+    if origin is types.UnionType:
+        return None if value is None else _typed(arguments[0], value)
+    if origin is list and isinstance(value, list):
+        return [_typed(arguments[0], item) for item in value]
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _typed(arguments[1], item) for key, item in value.items()}
+    accepted = (int, float) if kind is float else origin or kind
+    if kind is Any or (isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)):
+        return value
+    raise ValueError(f"{value!r} is not {kind}")

@@ -9,9 +9,8 @@ from typing import Any
 from loratune.compare.result import Rows
 from loratune.config.schema import DataConfig, RunConfig
 from loratune.data.encoded_rows import EncodedRow
-from loratune.data.prepare import GenerationPrompt, PreparedData, prepare_data
+from loratune.data.prepare import GenerationPrompt, prepare_data
 from loratune.data.split import shuffled
-from loratune.data.templates import PromptFormat
 from loratune.errors import ConfigError, DataError
 
 
@@ -64,18 +63,20 @@ def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> Co
         ConfigError: nothing to evaluate on.
     """
     data, seed = config.data, config.trainer.seed
-    _require_evaluation(config)
-    first = prepare_data(data, tokenizer, vocab_size, seed)
-    test_path = data.test_path
-    if test_path is not None:
-        other = replace(data, eval_path=test_path, test_path=None)
-        final = _evaluation_rows(other, first.prompt_format, tokenizer, vocab_size, seed)
-        train, dev = first.train, first.eval
-        sources = {"dev": _source(data, data.eval_path), "test": test_path}
+    if data.eval_path is None and not data.eval_fraction:
+        fix = "set data.eval_path or data.eval_fraction"
+        raise ConfigError("there is nothing to evaluate on", where="data.eval_path", fix=fix)
+    first = final = prepare_data(data, tokenizer, vocab_size, seed)
+    evaluation = data.eval_path or f"{data.path} ({data.eval_fraction:g} held out)"
+    sources = {"train": str(data.path), "dev": evaluation, "test": evaluation}
+    if data.test_path is not None:
+        only = replace(data, path=None, limit=None, eval_path=data.test_path, test_path=None)
+        prompt_format = first.prompt_format
+        final = prepare_data(only, tokenizer, vocab_size, seed, prompt_format=prompt_format)
+        train, dev, sources["test"] = first.train, first.eval, data.test_path
     else:
-        final = first
         train, dev = split_by_question(first.train, config.compare.dev_fraction, seed)
-        sources = {"dev": str(data.path), "test": _source(data, data.eval_path)}
+        sources["dev"] = str(data.path)
     dev, notes = _without_final(dev, final.eval)
     if not dev:
         raise DataError(
@@ -83,54 +84,25 @@ def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> Co
             where=sources["dev"],
             fix="raise compare.dev_fraction, or give other rows as data.eval_path",
         )
-    heldout = _heldout(config, tokenizer, vocab_size)
+    fingerprints = {f"recipe_{name}": value for name, value in first.fingerprints.items()}
+    fingerprints["test"] = final.fingerprint
+    heldout: list[EncodedRow] = []
+    if config.compare.heldout_path is not None:
+        text = DataConfig(eval_path=config.compare.heldout_path, max_length=data.max_length)
+        prepared = prepare_data(text, tokenizer, vocab_size, seed)
+        heldout, sources["heldout"] = prepared.eval, config.compare.heldout_path
+        fingerprints["heldout"] = prepared.fingerprint
     summary = Rows(
         train=len(train),
         dev=len(dev),
         test=len(final.eval),
         prompts=len(final.prompts),
-        heldout=len(heldout.eval) if heldout else 0,
-        sources={"train": str(data.path), **sources, **_named(config.compare.heldout_path)},
-        fingerprints=_fingerprints(first, final, heldout),
+        heldout=len(heldout),
+        sources=sources,
+        fingerprints=fingerprints,
         notes=notes + _shared_questions(train, final.eval),
     )
-    heldout_rows = heldout.eval if heldout else []
-    return ComparisonRows(
-        train, dev, final.eval, final.prompts, heldout_rows, first.pad_id, summary
-    )
-
-
-def _require_evaluation(config: RunConfig) -> None:
-    if config.data.eval_path is None and not config.data.eval_fraction:
-        raise ConfigError(
-            "there is nothing to evaluate on",
-            where="data.eval_path",
-            fix="set data.eval_path or data.eval_fraction",
-        )
-
-
-def _source(data: DataConfig, path: str | None) -> str:
-    return path if path is not None else f"{data.path} ({data.eval_fraction:g} held out)"
-
-
-def _named(path: str | None) -> dict[str, str]:
-    return {} if path is None else {"heldout": path}
-
-
-def _evaluation_rows(
-    data: DataConfig, prompt_format: PromptFormat, tokenizer: Any, vocab_size: int, seed: int
-) -> PreparedData:
-    """Evaluation rows alone, written as the training rows are."""
-    only = replace(data, path=None, limit=None)
-    return prepare_data(only, tokenizer, vocab_size, seed, prompt_format=prompt_format)
-
-
-def _heldout(config: RunConfig, tokenizer: Any, vocab_size: int) -> PreparedData | None:
-    path = config.compare.heldout_path
-    if path is None:
-        return None
-    data = DataConfig(eval_path=path, max_length=config.data.max_length)
-    return prepare_data(data, tokenizer, vocab_size, config.trainer.seed)
+    return ComparisonRows(train, dev, final.eval, final.prompts, heldout, first.pad_id, summary)
 
 
 def split_by_question(
@@ -172,13 +144,3 @@ def _shared_questions(train: Sequence[EncodedRow], final: Sequence[EncodedRow]) 
     if not shared:
         return []
     return [f"{shared} training rows ask a question of the final rows: the scores flatter all"]
-
-
-def _fingerprints(
-    first: PreparedData, final: PreparedData, heldout: PreparedData | None
-) -> dict[str, str]:
-    prints = {f"recipe_{name}": value for name, value in first.fingerprints.items()}
-    prints["test"] = final.fingerprint
-    if heldout is not None:
-        prints["heldout"] = heldout.fingerprint
-    return prints

@@ -16,12 +16,11 @@ import torch
 from loratune import files
 from loratune.compare import tables
 from loratune.compare.assemble import Assembly
-from loratune.compare.contenders import Contender, contenders, matched, parse_match
-from loratune.compare.options import Options
-from loratune.compare.plan import FAILED, SECONDS, ComparisonPlan, VariantSearch
+from loratune.compare.plan import ComparisonPlan, VariantSearch
 from loratune.compare.result import Comparison
 from loratune.compare.search import Search, plan_search
-from loratune.compare.store import MARKDOWN, RESULT, Store, fingerprint
+from loratune.compare.settings import Options, Setting, match_ranks, named_settings, parse_match
+from loratune.compare.store import FAILED, MARKDOWN, RESULT, SECONDS, Store, fingerprint
 from loratune.compare.verdict import verdict
 from loratune.compare.work import do_all
 from loratune.compare.workbench import Workbench
@@ -59,61 +58,59 @@ def compare(config: RunConfig, options: Options) -> tuple[Comparison, Path]:
         DataError: unusable rows, or none to choose by.
         Interrupted: on SIGINT; what is finished is kept.
     """
-    bench, plan, store = prepare(config, options)
-    share_work(config, options, bench, plan, store)
-    comparison = assemble(config, options, bench, plan, store)
-    files.write_json(store.path / RESULT, comparison.to_dict())
-    files.write_text(store.path / MARKDOWN, tables.markdown(comparison))
-    return comparison, store.path
+    bench, plan = prepare(config, options)
+    share_work(config, options, bench, plan)
+    comparison, folder = assemble(config, options, bench, plan), plan.store.path
+    files.write_json(folder / RESULT, comparison.to_dict())
+    files.write_text(folder / MARKDOWN, tables.markdown(comparison))
+    return comparison, folder
 
 
-def prepare(config: RunConfig, options: Options) -> tuple[Workbench, ComparisonPlan, Store]:
+def prepare(config: RunConfig, options: Options) -> tuple[Workbench, ComparisonPlan]:
     """Settle everything that can be wrong before the first step.
 
     Raises:
         LoratuneError: whatever is wrong.
     """
     parse_match(options.match)
-    wanted = contenders(options.variants, config.adapter, options.folders)
-    searches = [_search(config, options, one, config.trainer.steps or 1) for one in wanted]
+    settings = named_settings(options.variants, config.adapter, options.folders)
+    for setting in settings:
+        _search(config, options, setting, config.trainer.steps or 1)
     _limit_threads(config, options)
     bench = Workbench(config)
-    chosen = matched(
-        wanted,
+    settings = match_ranks(
+        settings,
         options.match,
         config.adapter,
         bench.architecture,
         bench.layers,
         config.targets.modules_to_save,
     )
-    searches = [_search(config, options, one, bench.steps) for one in chosen]
+    searches = [VariantSearch(s, _search(config, options, s, bench.steps)) for s in settings]
     shared = _shared(config, bench)
+    path = Path(config.out or f"outputs/{config.name}/compare-{fingerprint(shared)[:8]}")
     seeds = [config.trainer.seed + number for number in range(options.seeds)]
-    pairs = [VariantSearch(one, search) for one, search in zip(chosen, searches, strict=True)]
-    plan = ComparisonPlan(fingerprint(shared), pairs, seeds)
-    path = config.out or f"outputs/{config.name}/compare-{fingerprint(shared)[:8]}"
-    store = Store.open(Path(path), shared)
+    plan = ComparisonPlan(Store.open(path, shared), fingerprint(shared), searches, seeds)
     if options.retry:
-        _forget_failures(plan, store)
+        _forget_failures(plan)
     for note in bench.rows.summary.notes:
         say(f"note: {note}")
-    missing = len(plan.open_tasks(store))
-    start = "continuing in" if (store.path / "trials").exists() else "working in"
-    say(f"{start} {store.path}; about {plan.count()} tasks" if missing else f"complete: {path}")
-    return bench, plan, store
+    start = "continuing in" if (path / "trials").exists() else "working in"
+    is_open = bool(plan.open_tasks())
+    say(f"{start} {path}; about {plan.count()} tasks" if is_open else f"complete: {path}")
+    return bench, plan
 
 
-def _search(config: RunConfig, options: Options, one: Contender, steps: int) -> Search:
-    own = config.compare
-    ratios: Sequence[float | None] = [one.ratio]
-    if one.ratio is not None and options.ratio_grid is not None:
+def _search(config: RunConfig, options: Options, setting: Setting, steps: int) -> Search:
+    ratios: Sequence[float | None] = [setting.ratio]
+    if setting.ratio is not None and options.ratio_grid is not None:
         ratios = [float(ratio) for ratio in options.ratio_grid]
     return plan_search(
-        learning_rate(config.trainer, one.config),
+        learning_rate(config.trainer, setting.config),
         steps,
-        points=own.lr_points,
-        factor=own.lr_factor,
-        rungs=own.rungs,
+        points=config.compare.lr_points,
+        factor=config.compare.lr_factor,
+        rungs=config.compare.rungs,
         grid=options.lr_grid,
         ratios=ratios,
     )
@@ -129,15 +126,13 @@ def _limit_threads(config: RunConfig, options: Options) -> None:
 def _shared(config: RunConfig, bench: Workbench) -> dict[str, Any]:
     """What every task depends on, as plain values."""
     recipe = run_fields(to_plain(config))
-    settings = {key: value for key, value in recipe.items() if key not in _NOT_SHARED}
-    for key in _NOT_A_RESULT:
-        settings["compare"].pop(key, None)
-    settings["trainer"].pop("threads", None)
-    settings["trainer"].pop("seed", None)
-    settings["data"] |= {"path": None, "eval_path": None, "test_path": None}
-    settings["compare"]["heldout_path"] = None
+    recipe = {key: value for key, value in recipe.items() if key not in _NOT_SHARED}
+    for part, keys in (("compare", _NOT_A_RESULT), ("trainer", ("threads", "seed"))):
+        recipe[part] = {key: value for key, value in recipe[part].items() if key not in keys}
+    recipe["data"] |= {"path": None, "eval_path": None, "test_path": None}
+    recipe["compare"]["heldout_path"] = None
     return {
-        "recipe": redact(settings),
+        "recipe": redact(recipe),
         "base": bench.base.fingerprint,
         "rows": bench.rows.summary.fingerprints,
         "split_seed": config.trainer.seed,
@@ -147,38 +142,34 @@ def _shared(config: RunConfig, bench: Workbench) -> dict[str, Any]:
     }
 
 
-def share_work(
-    config: RunConfig, options: Options, bench: Workbench, plan: ComparisonPlan, store: Store
-) -> None:
+def share_work(config: RunConfig, options: Options, bench: Workbench, plan: ComparisonPlan) -> None:
     """Do every open task here, with as many other processes as the options ask for."""
     number, count = options.part
     try:
-        with _helpers(config, options, store):
-            do_all(bench, plan, store, first=(number - 1) / count, tell=say)
+        with _other_processes(replace(config, out=str(plan.store.path)), options):
+            do_all(bench, plan, first=(number - 1) / count, tell=say)
     except KeyboardInterrupt:
         fix = "give the same command again: what is finished is kept"
-        raise Interrupted("interrupted", where=str(store.path), fix=fix) from None
+        raise Interrupted("interrupted", where=str(plan.store.path), fix=fix) from None
 
 
-def _forget_failures(plan: ComparisonPlan, store: Store) -> None:
+def _forget_failures(plan: ComparisonPlan) -> None:
     for one in plan.searches:
-        for (point, steps), trial in plan.results(one, store).items():
+        for (point, steps), trial in plan.trials(one).items():
             if trial.reason:
-                store.forget(plan.trial(one.contender, point, steps).cached)
-        for run in plan.seed_runs(one, store):
-            if FAILED in (store.read(run.cached) or {}):
-                store.forget(run.cached)
+                plan.store.forget(plan.trial(one.setting, point, steps).cached)
+        for run in plan.seed_runs(one):
+            if FAILED in (plan.result(run) or {}):
+                plan.store.forget(run.cached)
 
 
 @contextlib.contextmanager
-def _helpers(config: RunConfig, options: Options, store: Store) -> Iterator[None]:
+def _other_processes(config: RunConfig, options: Options) -> Iterator[None]:
     """The other processes of this machine, at work on the same folder while the block runs."""
     context = multiprocessing.get_context("spawn")
-    config = replace(config, out=str(store.path))
+    options = replace(options, retry=False)
     workers = [
-        context.Process(
-            target=_help, args=(config, replace(options, retry=False), number), daemon=True
-        )
+        context.Process(target=_work, args=(config, options, number), daemon=True)
         for number in range(1, options.processes)
     ]
     for worker in workers:
@@ -193,55 +184,43 @@ def _helpers(config: RunConfig, options: Options, store: Store) -> Iterator[None
         worker.join()
 
 
-def _help(config: RunConfig, options: Options, number: int) -> None:
+def _work(config: RunConfig, options: Options, number: int) -> None:
     """Work of one more process; its output is the folder."""
     silent = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  lives as long as the process
     with contextlib.suppress(LoratuneError, KeyboardInterrupt), contextlib.redirect_stdout(silent):
-        bench, plan, store = prepare(config, options)
-        do_all(bench, plan, store, first=number / options.processes)
+        bench, plan = prepare(config, options)
+        do_all(bench, plan, first=number / options.processes)
 
 
 def assemble(
-    config: RunConfig, options: Options, bench: Workbench, plan: ComparisonPlan, store: Store
+    config: RunConfig, options: Options, bench: Workbench, plan: ComparisonPlan
 ) -> Comparison:
     """The comparison that the finished tasks make."""
-    assembly = Assembly(plan, store, config.compare.target_loss)
-    tokenizer = bench.base.tokenizer
-    prompts = [
-        tokenizer.decode(prompt.prompt_ids, skip_special_tokens=True)
-        for prompt in bench.rows.prompts
-    ]
-    references = [prompt.answer for prompt in bench.rows.prompts]
+    assembly = Assembly(plan, config.compare.target_loss)
+    base, parameters = bench.base, bench.architecture.base_parameters
     comparison = Comparison(
         name=config.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        seconds=sum(float(result.get(SECONDS, 0.0)) for result in store.finished()),
+        seconds=sum(float(result.get(SECONDS, 0.0)) for result in plan.store.finished()),
         match=options.match,
         steps=bench.steps,
         seeds=list(plan.seeds),
         target_loss=assembly.target_loss,
-        base=assembly.base(
-            config.model.path, bench.base.fingerprint, bench.architecture.base_parameters
-        ),
+        base=assembly.base(config.model.path, base.fingerprint, parameters),
         rows=bench.rows.summary,
         variants=assembly.variants,
         differences=assembly.differences,
-        samples=assembly.samples(prompts, references),
+        samples=assembly.samples(bench.rows.prompts, base.tokenizer),
         recipe=redact(run_fields(to_plain(config))),
-        provenance=_provenance(bench, options),
+        provenance={
+            **redact(provenance(str(base.device))),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "processes": options.processes,
+            "dtype": str(base.dtype),
+        },
     )
     return replace(comparison, findings=verdict(comparison).findings)
-
-
-def _provenance(bench: Workbench, options: Options) -> dict[str, Any]:
-    facts = redact(provenance(str(bench.base.device)))
-    return {
-        **facts,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": options.processes,
-        "dtype": str(bench.base.dtype),
-    }
 
 
 def require_a_result(comparison: Comparison, path: Path) -> None:

@@ -23,6 +23,10 @@ CORE = "task.json"
 RESULT = "comparison.json"
 MARKDOWN = "comparison.md"
 KINDS = ("base", "costs", "trials", "members")
+FAILED = "failed"
+"""Key of a task's result that says why it failed."""
+SECONDS = "seconds"
+"""Key of a stored result that says how long the task took."""
 MOST_DEATHS = 2
 """A task whose process died this often is given up: it would kill every process in turn."""
 
@@ -76,9 +80,8 @@ class Store:
             SecurityError: if it is a symbolic link.
         """
         if path.is_symlink():
-            raise SecurityError(
-                "the folder is a symbolic link", where=str(path), fix="name it itself"
-            )
+            cause = "the folder is a symbolic link"
+            raise SecurityError(cause, where=str(path), fix="name it itself")
         store = cls(path)
         with files.storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -96,12 +99,12 @@ class Store:
         return store
 
     def read(self, cached: CachedResult) -> dict[str, Any] | None:
-        """A task's result, or ``None`` while there is none."""
+        """A task's result without its duration, or ``None`` while there is none."""
         if cached.file not in self._read:
             value = self._json(self.path / cached.file)
             if value is None:
                 return None
-            self._read[cached.file] = value
+            self._read[cached.file] = {k: v for k, v in value.items() if k != SECONDS}
         return self._read[cached.file]
 
     def write(self, cached: CachedResult, result: dict[str, Any]) -> None:

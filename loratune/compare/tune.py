@@ -10,10 +10,10 @@ from pathlib import Path
 import yaml
 
 from loratune import files
-from loratune.compare.options import Options
 from loratune.compare.result import Trial
 from loratune.compare.run import prepare, share_work
 from loratune.compare.search import Point, search_axis
+from loratune.compare.settings import Options
 from loratune.config.schema import RunConfig
 from loratune.errors import StorageError, TrainingError
 
@@ -57,26 +57,25 @@ def tune(config: RunConfig, options: Options, base_recipe: str | None, target: P
     if options.ratio_grid is None and axis:
         options = replace(options, ratio_grid=config.adapter.search_axes()[axis])
     options = replace(options, variants=[config.adapter.variant], seeds=0, match="own")
-    bench, plan, store = prepare(config, options)
-    share_work(config, options, bench, plan, store)
+    bench, plan = prepare(config, options)
+    share_work(config, options, bench, plan)
     [one] = plan.searches
-    results = plan.results(one, store)
-    point = one.search.winner(results)
+    trials = plan.trials(one)
+    point = one.search.winner(trials)
     if point is None:
-        reasons = {trial.reason for trial in results.values() if trial.reason}
+        reasons = {trial.reason for trial in trials.values() if trial.reason}
         raise TrainingError(
             f"no learning rate was usable: {'; '.join(sorted(reasons))}",
-            where=str(store.path),
+            where=str(plan.store.path),
             fix="give lower rates as lr_grid",
         )
-    loss = results[point, one.search.rungs[-1]].loss
+    loss = trials[point, one.search.rungs[-1]].loss
     assert loss is not None
-    content = recipe_text(config, point, loss, base_recipe, target.stem)
     with files.storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(target, content)
-    at_edge = one.search.is_at_edge(point, results)
-    return Tuned(point, axis, loss, at_edge, list(results.values()), target)
+    files.write_text(target, recipe_text(config, point, loss, base_recipe, target.stem))
+    at_edge = one.search.is_at_edge(point, trials)
+    return Tuned(point, axis, loss, at_edge, list(trials.values()), target)
 
 
 MARK = "# written by `loratune tune`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from loratune.compare.metrics import possible_interval
 from loratune.compare.result import Comparison, Difference, VariantResult
 from loratune.units import byte_size, significant
 
@@ -149,7 +150,7 @@ def _loss(variant: VariantResult) -> str:
     words = f"{significant(estimate.mean)} nats per token"
     if estimate.low is None or estimate.high is None:
         return words
-    low, high = max(0.0, estimate.low), estimate.high
+    low, high = possible_interval("loss", estimate.low, estimate.high)
     return f"{words} (95 % interval {significant(low)} to {significant(high)})"
 
 
@@ -216,13 +217,11 @@ def _cautions(comparison: Comparison, choice: Choice | None) -> Iterator[str]:
     if 0 < prompts < FEW_PROMPTS:
         yield f"Only {prompts} prompts in the final rows: small differences cannot be seen."
     yield from _saturation(comparison)
-    untested = [
-        variant
-        for variant in (choice.undecided if choice else ())
-        if choice and difference(comparison, choice.best.label, variant.label, "loss") is None
-    ]
-    if untested:
-        yield f"Not tested against the best: {_labels(untested)}."
+    if choice is not None:
+        best, undecided = choice.best.label, choice.undecided
+        untested = [v for v in undecided if not difference(comparison, best, v.label, "loss")]
+        if untested:
+            yield f"Not tested against the best: {_labels(untested)}."
     yield from comparison.rows.notes
 
 
@@ -239,12 +238,11 @@ def _failures(comparison: Comparison) -> Iterator[str]:
         if variant.reason:
             yield f"{variant.label} failed and is left out: {variant.reason}."
             continue
-        for run in variant.members:
-            if run.reason:
-                yield (
-                    f"{variant.label}, seed {run.seed} failed: {run.reason}; its numbers come from "
-                    "the other seeds."
-                )
+        for run in filter(lambda run: run.reason, variant.members):
+            yield (
+                f"{variant.label}, seed {run.seed} failed: {run.reason}; its numbers come from "
+                "the other seeds."
+            )
 
 
 def _labels(variants: Iterable[VariantResult]) -> str:

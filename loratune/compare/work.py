@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from loratune.compare.plan import FAILED, SECONDS, ComparisonPlan, Task
-from loratune.compare.store import MOST_DEATHS, Store
+from loratune.compare.plan import ComparisonPlan, Task
+from loratune.compare.store import FAILED, MOST_DEATHS, SECONDS
 from loratune.compare.workbench import FAILURES, Workbench, failure_reason
 
 WAIT_SECONDS = 0.3
@@ -17,7 +17,6 @@ WAIT_SECONDS = 0.3
 def do_all(
     bench: Workbench,
     plan: ComparisonPlan,
-    store: Store,
     *,
     first: float = 0.0,
     tell: Callable[[str], None] = lambda line: None,
@@ -27,7 +26,6 @@ def do_all(
     Args:
         bench: the loaded base.
         plan: what there is to do.
-        store: where results lie.
         first: share of the open tasks to pass over at the start, so that processes that begin
             together do not begin with the same.
         tell: is given one line for each finished task.
@@ -35,21 +33,19 @@ def do_all(
     Raises:
         LoratuneError: if the base model itself cannot be measured, or a stop was asked for.
     """
-    while tasks := plan.open_tasks(store):
+    while tasks := plan.open_tasks():
         start = int(first * len(tasks))
         rotated = tasks[start:] + tasks[:start]
-        if not any(_try(bench, plan, store, task, tell) for task in rotated):
+        if not any(_try(bench, plan, task, tell) for task in rotated):
             time.sleep(WAIT_SECONDS)
 
 
-def _try(
-    bench: Workbench, plan: ComparisonPlan, store: Store, task: Task, tell: Callable[[str], None]
-) -> bool:
+def _try(bench: Workbench, plan: ComparisonPlan, task: Task, tell: Callable[[str], None]) -> bool:
     """Do one task unless another process is at it; whether the list of open tasks changed."""
-    with store.claim(task.cached) as deaths:
+    with plan.store.claim(task.cached) as deaths:
         if deaths is None:
             return False
-        if store.read(task.cached) is not None:
+        if plan.result(task) is not None:
             return True
         started = time.perf_counter()
         if deaths >= MOST_DEATHS:
@@ -57,24 +53,24 @@ def _try(
         else:
             result = _result(bench, task)
         seconds = time.perf_counter() - started
-        store.write(task.cached, {**result, SECONDS: seconds})
-    done = len(store.finished())
-    total = max(plan.count(), done + plan.left(store))
+        plan.store.write(task.cached, {**result, SECONDS: seconds})
+    done = len(plan.store.finished())
+    total = max(plan.count(), done + plan.left())
     tell(f"[{done}/{total}] {task.title}: {_outcome(result)} ({seconds:.1f} s)")
     return True
 
 
 def _result(bench: Workbench, task: Task) -> dict[str, Any]:
     """The task's result as plain values."""
-    contender, point = task.contender, task.point
-    if contender is None:
+    setting, point = task.setting, task.point
+    if setting is None:
         return asdict(bench.base_scores())
     if point is None:
-        return asdict(bench.costs(contender.config))
+        return asdict(bench.costs(setting.config))
     if task.cached.kind == "trials":
-        return asdict(bench.trial(contender.config, point, task.steps))
+        return asdict(bench.trial(setting.config, point, task.steps))
     try:
-        return asdict(bench.seed_run(point.applied(contender.config), task.seed))
+        return asdict(bench.seed_run(point.applied(setting.config), task.seed))
     except FAILURES as error:
         return {FAILED: failure_reason(error)}
 

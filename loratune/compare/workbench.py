@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
@@ -13,32 +12,30 @@ from loratune.adapters.config import AdapterConfig
 from loratune.compare.fit import Fit, fit
 from loratune.compare.memory import peak_bytes
 from loratune.compare.result import Costs, SeedRun, Trial
-from loratune.compare.rows import ComparisonRows, prepare_comparison, units
+from loratune.compare.rows import prepare_comparison, units
 from loratune.compare.scores import UnitScores, score_units
 from loratune.compare.search import Point
 from loratune.config.schema import RunConfig, TrainerConfig
 from loratune.counting.activations import measure_activations
 from loratune.counting.parameters import count_variant, saved_modules
-from loratune.data.batches import BatchPlan
+from loratune.data.encoded_rows import EncodedRow
 from loratune.data.training_set import TrainingSet
 from loratune.errors import Interrupted, LoratuneError, Preempted, TrainingError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.merging.weight import merged_weight
-from loratune.models.architectures import Architecture
 from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
 from loratune.stages.evaluate import answer_prompts, evaluation_loss
-from loratune.stages.load import BaseModel, load
+from loratune.stages.load import load
 from loratune.surgery import WrappedModel, unwrap_model, wrap_model
-from loratune.targets.find import block_of, find_targets
+from loratune.targets.find import find_targets
+from loratune.targets.patterns import block_of
 from loratune.training.forward import checkpoint_activations
 from loratune.training.step import train_step
 
 SEARCH_SEED_OFFSET = 1000
 """The search's seed is none of the final ones, so that no rate is chosen for a lucky draw."""
-
-
 TEXTS_A_UNIT = 4
 """Held-out texts that are scored in one batch and resampled as one: a quarter of the time."""
 
@@ -80,9 +77,9 @@ class Workbench:
         tokenizer = load_tokenizer(folder)
         numbers = read_model_config(folder)
         vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
-        self.rows: ComparisonRows = prepare_comparison(config, tokenizer, vocabulary)
-        self.base: BaseModel = load(config.model, config.trainer.precision, tokenizer)
-        self.architecture: Architecture = measure_model(self.base.model, numbers)
+        self.rows = prepare_comparison(config, tokenizer, vocabulary)
+        self.base = load(config.model, config.trainer.precision, tokenizer)
+        self.architecture = measure_model(self.base.model, numbers)
         self.layers = find_targets(
             self.architecture.layers, config.targets, config.adapter, self.architecture.family
         ).shapes
@@ -95,7 +92,8 @@ class Workbench:
     @property
     def steps(self) -> int:
         """Optimizer steps of a whole training."""
-        return self._plan(self._trainer(self.config.trainer.seed, None)).total_steps
+        trainer = self._trainer(self.config.trainer.seed)
+        return self._training_set(self.rows.train, trainer).plan.total_steps
 
     # -- what is measured ------------------------------------------------------------------
 
@@ -105,7 +103,7 @@ class Workbench:
         reason, loss = "", None
         try:
             with self._wrapped(point.applied(config), seed) as (wrapped, head):
-                self._fit(wrapped, head, seed, steps, with_curve=False)
+                self._fit(wrapped, head, self._trainer(seed, steps))
                 loss = _finite(self._dev_loss(head))
         except FAILURES as error:
             reason = failure_reason(error)
@@ -118,36 +116,26 @@ class Workbench:
             LoratuneError: if it diverged, or whatever else stopped it.
         """
         with self._wrapped(config, seed) as (wrapped, head):
-            result = self._fit(wrapped, head, seed, None, with_curve=True)
-            test, heldout = self._score(head)
-            answers, exact = self._answers(wrapped.model)
-            residual = max(_residual(wrapped), default=0.0)
+            result = self._fit(
+                wrapped, head, self._trainer(seed), dev_loss=lambda: self._dev_loss(head)
+            )
+            measured = self._measure(head, seed)
+            _finite(measured.test.mean_loss)
+            residual = max(_residuals(wrapped), default=0.0)
             peak = self._peak(wrapped, head, result.optimizer)
-        run = SeedRun(
-            seed=seed,
+        run = replace(
+            measured.member,
             order=result.order,
-            loss=_finite(test.mean_loss),
-            token_accuracy=test.token_accuracy,
-            exact_match=sum(exact) / len(exact) if exact else None,
             step_seconds=result.step_seconds,
             peak_bytes=peak,
             merge_residual=residual,
             curve=result.curve,
         )
-        return Measured(run, test, exact, heldout, answers)
+        return replace(measured, member=run)
 
     def base_scores(self) -> Measured:
         """The base model on the same rows, as a run of seed -1 that trained nothing."""
-        head = LanguageModelHead(self.base.model.eval())
-        test, heldout = self._score(head)
-        answers, exact = self._answers(self.base.model)
-        run = SeedRun(
-            seed=-1,
-            loss=test.mean_loss,
-            token_accuracy=test.token_accuracy,
-            exact_match=sum(exact) / len(exact) if exact else None,
-        )
-        return Measured(run, test, exact, heldout, answers)
+        return self._measure(LanguageModelHead(self.base.model.eval()), -1)
 
     def costs(self, config: AdapterConfig) -> Costs:
         """What a setting costs: closed forms, and one block's activations."""
@@ -179,69 +167,66 @@ class Workbench:
             unwrap_model(wrapped)
             self.base.model.eval()
 
-    def _trainer(self, seed: int, steps: int | None) -> TrainerConfig:
-        trainer, own = self.config.trainer, self.config.compare.steps
-        steps = steps if steps is not None else own
-        if steps is not None:
-            warmup = min(trainer.warmup_steps, steps // 4)
-            return replace(
-                trainer, seed=seed, steps=steps, epochs=None, warmup_steps=warmup, lr=None
-            )
-        return replace(trainer, seed=seed, lr=None)
+    def _trainer(self, seed: int, steps: int | None = None) -> TrainerConfig:
+        """The recipe's, for ``steps`` steps; the rate is the adapter's own.
 
-    def _plan(self, trainer: TrainerConfig) -> BatchPlan:
-        lengths = [len(row) for row in self.rows.train]
-        return BatchPlan.from_config(lengths, self.config.data, trainer)
+        The recipe's rate and factor went into the grid of the search.
+        """
+        trainer = replace(self.config.trainer, seed=seed, lr=None, lr_scale=1.0)
+        steps = steps or self.config.compare.steps
+        if steps is None:
+            return trainer
+        warmup = min(trainer.warmup_steps, steps // 4)
+        return replace(trainer, steps=steps, epochs=None, warmup_steps=warmup)
+
+    def _training_set(self, rows: Sequence[EncodedRow], trainer: TrainerConfig) -> TrainingSet:
+        return TrainingSet.from_config(rows, self.rows.pad_id, self.config.data, trainer)
 
     def _fit(
         self,
         wrapped: WrappedModel,
         head: LanguageModelHead,
-        seed: int,
-        steps: int | None,
-        *,
-        with_curve: bool,
+        trainer: TrainerConfig,
+        dev_loss: Callable[[], float] | None = None,
     ) -> Fit:
-        # The rate is the point's own: the recipe's factor went into the grid.
-        trainer = replace(self._trainer(seed, steps), lr_scale=1.0)
-        rows = TrainingSet.from_config(self.rows.train, self.rows.pad_id, self.config.data, trainer)
-        dev_loss = (lambda: self._dev_loss(head)) if with_curve else None
-        return fit(wrapped, head, rows, trainer, dev_loss)
+        return fit(wrapped, head, self._training_set(self.rows.train, trainer), trainer, dev_loss)
 
     def _dev_loss(self, head: LanguageModelHead) -> float:
         batch_size = self.config.evaluate.batch_size
         return evaluation_loss(head, self.rows.dev, self.rows.pad_id, batch_size)[0]
 
-    def _score(self, head: LanguageModelHead) -> tuple[UnitScores, UnitScores | None]:
-        size, pad_id = self.config.evaluate.batch_size, self.rows.pad_id
-        test = score_units(head, self.rows.test, self._units, pad_id, size)
-        if not self.rows.heldout:
-            return test, None
-        return test, score_units(head, self.rows.heldout, self._heldout_units, pad_id, size)
-
-    def _answers(self, model: Any) -> tuple[list[str], list[float]]:
-        return answer_prompts(
-            model, self.base.tokenizer, self.rows.prompts, self.config.evaluate, self.rows.pad_id
+    def _measure(self, head: LanguageModelHead, seed: int) -> Measured:
+        """Scores and answers of a model in eval mode."""
+        rows, config, heldout = self.rows, self.config.evaluate, None
+        test = score_units(head, rows.test, self._units, rows.pad_id, config.batch_size)
+        if rows.heldout:
+            heldout = score_units(
+                head, rows.heldout, self._heldout_units, rows.pad_id, config.batch_size
+            )
+        answers, exact = answer_prompts(
+            head.model, self.base.tokenizer, rows.prompts, config, rows.pad_id
         )
+        run = SeedRun(
+            seed=seed,
+            loss=test.mean_loss,
+            token_accuracy=test.token_accuracy,
+            exact_match=sum(exact) / len(exact) if exact else None,
+        )
+        return Measured(run, test, exact, heldout, answers)
 
     def _peak(
         self, wrapped: WrappedModel, head: LanguageModelHead, optimizer: torch.optim.Optimizer
     ) -> int:
         """Of a step on the longest rows; it comes last, since it moves the adapter once more."""
-        size = self.config.trainer.batch_size
-        longest = sorted(self.rows.train, key=len)[-size:]
-        rows = TrainingSet(
-            longest,
-            self._plan(self.config.trainer),
-            self.rows.pad_id,
-            self.config.data.packing,
-            self.config.data.max_length,
-        )
+        trainer = self.config.trainer
+        longest = sorted(self.rows.train, key=len)[-trainer.batch_size :]
+        rows = self._training_set(longest, trainer)
         batch = rows.batch(range(len(longest))).to(self.base.device)
         wrapped.model.train()
-        clip = self.config.trainer.clip_norm
         return peak_bytes(
-            wrapped.model, optimizer, lambda: train_step(head, [batch], optimizer, clip, 0)
+            wrapped.model,
+            optimizer,
+            lambda: train_step(head, [batch], optimizer, trainer.clip_norm, 0),
         )
 
     def _activations(self, config: AdapterConfig) -> tuple[float | None, float | None]:
@@ -276,7 +261,7 @@ def _finite(loss: float) -> float:
     return loss
 
 
-def _residual(wrapped: WrappedModel) -> Sequence[float]:
+def _residuals(wrapped: WrappedModel) -> list[float]:
     """‖(W' − W) − ΔW‖ / ‖ΔW‖ of every module, merged in the base's own dtype."""
     return [
         merged_weight(adapter.weight, [adapter], adapter.weight.dtype)[1].residual

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import shlex
+import string
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +15,22 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from loratune.config.recipes.folders import group_options, user_recipe_folders
 from loratune.config.recipes.rules import names_hydra
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact_text
-from loratune.config.settings import GROUPS, Setting, find, known_keys
+from loratune.config.settings import GROUPS, Setting, find, is_text, known_keys
 from loratune.errors import ConfigError
 
 MAX_WORD = 20_000
 MAX_BRACKETS = 200
+_PAIRED = frozenset("[]{}'\"")
+_PLAIN = frozenset(string.ascii_letters + string.digits + "_ \t/-\\+.$%*@?|:,")
+"""What Hydra reads in a value without quotes."""
+_FORM_SHOWN = 120
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,13 @@ class CommandLine:
         return [*words, *self.flag_words]
 
 
-def read_command_line(arguments: Sequence[str]) -> CommandLine:
+def read_command_line(arguments: Sequence[str], schema: type = RunConfig) -> CommandLine:
     """Read the words after a subcommand.
+
+    Args:
+        arguments: the words.
+        schema: the dataclass of the command's settings: where a setting is text, the word counts
+            as it was typed (``name=true``, ``prompt=1e3``).
 
     Raises:
         ConfigError: for an unknown flag, or a ``--config-dir`` that does not exist.
@@ -88,10 +99,11 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     flags = _parse_flags(arguments)
     flag_words = list(arguments)
     overrides, problems = list[Override](), list[ConfigError]()
+    root = known_keys(schema)
     for word in flags.overrides:
         flag_words.remove(word)
         try:
-            overrides.append(_parse(word))
+            overrides.append(_as_typed(_parse(word), root))
         except ConfigError as error:
             problems.append(error)
     folders = tuple(user_recipe_folders(flags.config_dir))
@@ -146,9 +158,52 @@ def _parse(word: str) -> Override:
     try:
         return OverridesParser.create().parse_overrides([word])[0]
     except (HydraException, RecursionError) as error:
-        fix = "close every bracket and quote; quote text that has spaces, commas, colons or ="
-        where = word.partition("=")[0].lstrip("+~")
-        raise ConfigError(f"cannot read '{shown}'", where=where, fix=fix) from error
+        raise _unreadable(word, shown) from error
+
+
+def _as_typed(override: Override, root: Setting) -> Override:
+    """An override of a text setting whose word Hydra would read as a number, true or false."""
+    key, equals, text = str(override.input_line).partition("=")
+    if override.is_delete() or not _is_text(root, tuple(override.key_or_group.split("."))):
+        return override
+    value = override.value()
+    choices = value.list if isinstance(value, ChoiceSweep) and value.simple_form else [value]
+    words = text.split(",") if isinstance(value, ChoiceSweep) else [text]
+    if len(words) != len(choices) or not any(isinstance(one, (int, float)) for one in choices):
+        return override
+    typed = [
+        QuotedString(word.strip(), Quote.double).with_quotes()
+        if isinstance(choice, (int, float))
+        else word
+        for word, choice in zip(words, choices, strict=True)
+    ]
+    return _parse(f"{key}{equals}{','.join(typed)}")
+
+
+def _is_text(root: Setting, path: tuple[str, ...]) -> bool:
+    setting, parent = find(root, path), find(root, path[:-1])
+    of_text = parent is not None and parent.free and is_text(parent)
+    return setting is not None and (of_text or is_text(setting))
+
+
+def _unreadable(word: str, shown: str) -> ConfigError:
+    """A word that Hydra cannot read: which character needs quotes, and what to type."""
+    key, _, value = word.partition("=")
+    odd = next((char for char in value if char not in _PLAIN), "")
+    form = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
+    if len(form) > _FORM_SHOWN or not value.isprintable():
+        form = f"'{key}=\"...\"'"
+    cause, fix = f"cannot read '{shown}'", f"type {redact_text(form)}"
+    if odd and odd not in _PAIRED:
+        cause += f": {_character(odd)} needs quotes"
+    else:
+        fix = f"close every bracket and quote; if it is text, {fix}"
+    return ConfigError(cause, where=key.lstrip("+~"), fix=fix)
+
+
+def _character(char: str) -> str:
+    names = {"\n": "a line break", "\r": "a line break", "\u00a0": "a no-break space"}
+    return names.get(char) or (f"'{char}'" if char.isprintable() else f"U+{ord(char):04X}")
 
 
 def _hint(word: str) -> str:

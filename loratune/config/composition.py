@@ -20,8 +20,8 @@ from omegaconf.errors import (
 )
 
 from loratune.config.secrets import redact_text
-from loratune.config.settings import GROUPS, has_no_effect, missing_choice
-from loratune.errors import ConfigError, LoratuneError, did_you_mean, unknown_setting
+from loratune.config.settings import GROUPS, has_no_effect, missing_choice, unknown_group
+from loratune.errors import ConfigError, LoratuneError, unknown_setting
 
 _PLUS_ADVICE = re.compile(r"^(To append to your config|Either remove|Or add|See https?:).*$", re.M)
 _IN_CONFIG = re.compile(r"In '([\w./+-]+)'")
@@ -125,8 +125,7 @@ def _missing_config(error: MissingConfigException) -> ConfigError:
     if not group:
         return ConfigError(f"no recipe file '{name}.yaml'", where=name, fix="see --info searchpath")
     if not options and group.partition("/")[0] not in GROUPS:
-        fix = did_you_mean(group, GROUPS) or f"groups: {', '.join(GROUPS)}"
-        return ConfigError(f"'{group}' is not a group", where=name, fix=fix)
+        return unknown_group(group, where=name)
     return missing_choice(group, choice, options)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +39,6 @@ def to_run_config(composed: DictConfig, config_type: type[ConfigType]) -> Config
 
     Raises:
         LoratuneError: every unknown key, wrong type, and value out of range.
-
     """
     values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
     assert isinstance(values, dict)
@@ -63,7 +62,6 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[Override]) -> di
 
     Raises:
         ConfigError: for a word that chooses a group: a finished run's parts are fixed.
-
     """
     config = OmegaConf.create(values)
     for override in overrides:
@@ -102,17 +100,23 @@ def to_plain(config: Any) -> dict[str, Any]:
     return result
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to value of everything that is not a mapping, or an empty one."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Nested plain values of a run's ``recipe.yaml``; nothing in it is interpolated or run.
 
     Raises:
-        ConfigError: if it is missing or is not a mapping.
-
+        ConfigError: if it cannot be read, or is not a mapping.
     """
-    if not path.is_file():
-        raise ConfigError(
-            "this is not a run folder", where=str(path), fix="name one that `loratune train` made"
-        )
     node = parse(read_text(path, str(path)), str(path))
     values = None if node is None else plain_values(node)
     if not isinstance(values, dict):

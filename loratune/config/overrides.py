@@ -17,6 +17,7 @@ from loratune.config.recipes.rules import (
     is_instantiation_key,
     leaves_folder,
     names_hydra,
+    strings_in,
 )
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact_text
@@ -27,10 +28,11 @@ from loratune.config.settings import (
     has_no_effect,
     known_keys,
     missing_choice,
+    unknown_group,
     unknown_key,
     wrong_type,
 )
-from loratune.errors import ConfigError, LoratuneError, SecurityError, did_you_mean
+from loratune.errors import ConfigError, LoratuneError, SecurityError
 
 
 def check_overrides(command_line: CommandLine, schema: type = RunConfig) -> list[LoratuneError]:
@@ -41,7 +43,6 @@ def check_overrides(command_line: CommandLine, schema: type = RunConfig) -> list
     Args:
         command_line: the words after the subcommand.
         schema: the dataclass of the command's settings.
-
     """
     errors: list[LoratuneError] = list(_check_flags(command_line.flags))
     if command_line.flags.shell_completion:  # its words (install=bash) are not settings
@@ -62,10 +63,9 @@ def _check_flags(flags: Namespace) -> Iterator[LoratuneError]:
         cause = "every command starts from the package's own config"
         yield ConfigError(cause, where="--config-name", fix="choose with recipe=NAME")
     if flags.config_path is not None:
+        cause = "the package's own recipes cannot be replaced"
         fix = "use --config-dir DIR, which adds to them"
-        yield ConfigError(
-            "the package's own recipes cannot be replaced", where="--config-path", fix=fix
-        )
+        yield ConfigError(cause, where="--config-path", fix=fix)
 
 
 def _chosen_variant(overrides: Sequence[Override]) -> str | None:
@@ -132,8 +132,7 @@ def _check_choice(
     """``group=name``: there must be such a file."""
     group = override.key_or_group
     if group.partition("/")[0] not in GROUPS:
-        fix = did_you_mean(group, GROUPS) or f"choose one of {', '.join(GROUPS)}"
-        yield ConfigError(f"'{group}' is not a group", where=group, fix=fix)
+        yield unknown_group(group)
         return
     options = group_options(group, folders)
     for value in values:
@@ -142,16 +141,15 @@ def _check_choice(
         if value is None:
             fix = f"choose one of {', '.join(options)}"
             yield ConfigError(f"{group} cannot be left out", where=group, fix=fix)
-            continue
-        if isinstance(value, dict):
+        elif isinstance(value, dict):
             fix = f"choose by name, then set single values: {group}.KEY=VALUE"
             yield ConfigError(f"{group} is chosen by name", where=group, fix=fix)
-            continue
-        for name in value if isinstance(value, list) else [value]:
-            if leaves_folder(str(name)) or str(name).startswith((".", "/")):
-                yield SecurityError(f"'{name}' leaves the recipe folders", where=group)
-            elif str(name).removesuffix(".yaml") not in options:
-                yield missing_choice(group, str(name), options)
+        else:
+            for name in map(str, value if isinstance(value, list) else [value]):
+                if leaves_folder(name) or name.startswith((".", "/")):
+                    yield SecurityError(f"'{name}' leaves the recipe folders", where=group)
+                elif name.removesuffix(".yaml") not in options:
+                    yield missing_choice(group, name, options)
 
 
 def _check_setting(
@@ -171,7 +169,7 @@ def _check_setting(
 
 
 def _check_value(key: str, setting: Setting, value: Any) -> Iterator[LoratuneError]:
-    strings = list(_strings_in(value))
+    strings = list(strings_in(value))
     problems = [problem for text in strings if (problem := interpolation_problem(text))]
     if problems:
         yield SecurityError(problems[0], where=key, fix="write the value itself")
@@ -185,11 +183,3 @@ def _check_value(key: str, setting: Setting, value: Any) -> Iterator[LoratuneErr
     elif not any("${" in text for text in strings) and (allowed := wrong_type(setting, value)):
         shown = redact_text(f"{key}={value}").partition("=")[2]
         yield ConfigError(f"{key} must be {allowed}, got '{shown}'", where=key)
-
-
-def _strings_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings_in(item)

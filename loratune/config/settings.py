@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from loratune.adapters.config import AdapterConfig
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import RunConfig
-from loratune.errors import ConfigError, did_you_mean, unknown_setting
+from loratune.errors import ConfigError, choose_one, did_you_mean, unknown_setting
 
 GROUPS = ("adapter", "data", "model", "recipe", "targets", "trainer")
 """Folders whose files are chosen by ``group=name``."""
@@ -100,6 +100,12 @@ def has_no_effect(path: Sequence[str], where: str = "") -> ConfigError | None:
     return ConfigError(cause, where=where or key, fix=f"it belongs to {', '.join(owners)}")
 
 
+def unknown_group(group: str, where: str = "") -> ConfigError:
+    """The error for a ``group=name`` whose group does not exist."""
+    fix = choose_one(group, GROUPS)
+    return ConfigError(f"'{group}' is not a group", where=where or group, fix=fix)
+
+
 def missing_choice(group: str, name: str, options: Sequence[str]) -> ConfigError:
     """The error for a ``group=name`` that does not exist."""
     fix = f"{did_you_mean(name, options)} available: {', '.join(options) or 'none'}".strip()
@@ -118,18 +124,38 @@ def _elsewhere(root: Setting, word: str) -> str:
 def wrong_type(setting: Setting, value: Any) -> str:
     """What ``setting`` allows, if ``value`` cannot be converted to it; else an empty string.
 
-    The conversion is OmegaConf's own, so this refuses exactly what composing would refuse.
+    The conversion is OmegaConf's own, so this refuses what composing would refuse, and the casts
+    that OmegaConf makes without a word: text to a number, true or false to text or a number.
     """
     if setting.children:
         return "" if isinstance(value, Mapping) else "a mapping of settings"
     if setting.annotation is Any or value == "???":
         return ""
+    if _is_cast(setting.annotation, value):
+        return describe(setting.annotation)
     probe = OmegaConf.structured(_one_field(setting.annotation))
     try:
         probe.value = value
     except OmegaConfBaseException:
         return describe(setting.annotation)
     return ""
+
+
+def _is_cast(annotation: Any, value: Any) -> bool:
+    inner = _without_none(annotation)
+    origin, parts = typing.get_origin(inner), typing.get_args(inner)
+    if origin is list and isinstance(value, (list, tuple)):
+        return any(_is_cast(parts[0], item) for item in value)
+    if origin is dict and isinstance(value, Mapping):
+        return any(_is_cast(parts[1], item) for item in value.values())
+    if inner in (int, float):
+        return isinstance(value, (str, bool)) and value != "???"
+    return inner is str and isinstance(value, bool)
+
+
+def is_text(setting: Setting) -> bool:
+    """Whether a setting is text, or a list or mapping of nothing but text."""
+    return _without_none(setting.annotation) in (str, list[str], dict[str, str])
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from loratune.config.schema import RunConfig, Stage
@@ -18,14 +19,9 @@ def check_values(config: RunConfig) -> list[ConfigError]:
     out_of_range = [
         ConfigError(f"{value} is out of range", where=key, fix=advice)
         for key, (is_allowed, advice) in _RANGES.items()
-        if (value := _value(config, key)) is not None and not is_allowed(value)
+        if (value := attrgetter(key)(config)) is not None and not is_allowed(value)
     ]
     return [*out_of_range, *_contradictions(config)]
-
-
-def _value(config: RunConfig, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
 
 
 def _at_least(least: float, advice: str = "") -> Check:
@@ -39,14 +35,6 @@ def _above(bound: float) -> Check:
 _ROWS = _at_least(1, "use >= 1, or null for all rows")
 _NOT_NEGATIVE = _at_least(0, "use a number >= 0")
 _FEW: Check = (lambda value: 1 <= value <= 64, "use 1 to 64")
-_DEV_FRACTION: Check = (
-    lambda value: 0 < value < 1,
-    "use a number between 0 and 1: without dev rows nothing can be chosen",
-)
-_BETAS: Check = (
-    lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
-    "use two numbers in [0, 1)",
-)
 
 _RANGES: dict[str, Check] = {
     "data.max_length": _at_least(2),
@@ -69,8 +57,14 @@ _RANGES: dict[str, Check] = {
     "trainer.lr": _NOT_NEGATIVE,
     "trainer.lr_scale": _NOT_NEGATIVE,
     "trainer.eps": _NOT_NEGATIVE,
-    "trainer.betas": _BETAS,
-    "compare.dev_fraction": _DEV_FRACTION,
+    "trainer.betas": (
+        lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+        "use two numbers in [0, 1)",
+    ),
+    "compare.dev_fraction": (
+        lambda value: 0 < value < 1,
+        "use a number between 0 and 1: without dev rows nothing can be chosen",
+    ),
     "compare.seeds": _FEW,
     "compare.lr_points": _FEW,
     "compare.rungs": _FEW,
@@ -87,47 +81,27 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
     trainer, data = config.trainer, config.data
     trains = Stage.train in config.stages
     has_eval = data.eval_path is not None or data.eval_fraction > 0
-    stages = [str(stage) for stage in config.stages]
-    for contradicts, cause, where, fix in (
-        (
-            trainer.steps is not None and trainer.epochs is not None,
-            "trainer.steps and trainer.epochs exclude each other",
-            "trainer",
-            "set one of them, the other to null",
-        ),
-        (
-            trains and trainer.steps is None and trainer.epochs is None,
-            "no length is set",
-            "trainer",
-            "set trainer.steps or trainer.epochs",
-        ),
-        (
-            trains and trainer.eval_every and not has_eval,
-            "trainer.eval_every is set but there is nothing to evaluate on",
-            "trainer.eval_every",
-            "set data.eval_path or data.eval_fraction",
-        ),
-        (
-            trainer.early_stop_patience and not trainer.eval_every,
-            "trainer.early_stop_patience has no effect without trainer.eval_every",
-            "trainer.early_stop_patience",
-            "set trainer.eval_every",
-        ),
-        (
-            not trains and config.adapter_path is None,
-            f"stages {stages} need an adapter and train none",
-            "stages",
-            "add train to stages, or set adapter_path=DIR",
-        ),
-        (
-            not _is_folder_name(config.name),
-            f"{config.name!r} cannot name a folder",
-            "name",
-            "use a plain name: no /, no leading dot, at most 100 characters",
-        ),
-    ):
-        if contradicts:
-            yield ConfigError(cause, where=where, fix=fix)
+    if trainer.steps is not None and trainer.epochs is not None:
+        cause = "trainer.steps and trainer.epochs exclude each other"
+        yield ConfigError(cause, where="trainer", fix="set one of them, the other to null")
+    if trains and trainer.steps is None and trainer.epochs is None:
+        fix = "set trainer.steps or trainer.epochs"
+        yield ConfigError("no length is set", where="trainer", fix=fix)
+    if trains and trainer.eval_every and not has_eval:
+        cause = "trainer.eval_every is set but there is nothing to evaluate on"
+        fix = "set data.eval_path or data.eval_fraction"
+        yield ConfigError(cause, where="trainer.eval_every", fix=fix)
+    if trainer.early_stop_patience and not trainer.eval_every:
+        key = "trainer.early_stop_patience"
+        cause = f"{key} has no effect without trainer.eval_every"
+        yield ConfigError(cause, where=key, fix="set trainer.eval_every")
+    if not trains and config.adapter_path is None:
+        cause = f"stages {[str(stage) for stage in config.stages]} need an adapter and train none"
+        fix = "add train to stages, or set adapter_path=DIR"
+        yield ConfigError(cause, where="stages", fix=fix)
+    if not _is_folder_name(config.name):
+        fix = "use a plain name: no /, no leading dot or dash, at most 100 characters"
+        yield ConfigError(f"{config.name!r} cannot name a folder", where="name", fix=fix)
 
 
 def _is_folder_name(name: str) -> bool:
@@ -136,5 +110,5 @@ def _is_folder_name(name: str) -> bool:
         0 < len(name) <= 100
         and name.isprintable()
         and not set(name) & {"/", "\\"}
-        and name[0] != "."
+        and name[0] not in ".-"
     )

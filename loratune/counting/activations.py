@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from loratune.adapters.config import AdapterConfig, LayerShape
+from loratune.adapters.config import AdapterConfig
 from loratune.config.schema import TargetsConfig
 from loratune.models.architectures import Architecture
-from loratune.targets.find import block_of, find_targets
-from loratune.targets.patterns import fitting_keys
+from loratune.targets.find import find_targets
+from loratune.targets.patterns import block_of, fitting_keys
 
 if TYPE_CHECKING:
     import torch
@@ -44,10 +44,6 @@ class ActivationReport:
     added: float
     modules: Mapping[str, float]
     tokens: int
-
-    def to_dict(self) -> dict[str, object]:
-        """The same as plain data, for JSON."""
-        return asdict(self)
 
 
 @dataclass
@@ -134,17 +130,18 @@ def without_other_blocks(
     model: nn.Module, targets: TargetsConfig, config: AdapterConfig
 ) -> AdapterConfig:
     """``config`` without the rank and alpha patterns of other blocks."""
-    from loratune.models.layers import layer_shapes
+    from loratune.models.measure import layer_shapes
 
     family = str(getattr(getattr(model, "config", None), "model_type", ""))
     matched = find_targets(layer_shapes(model), targets, family=family, strict=False).shapes
-    ranks = _used(config.rank_pattern, matched)
-    return replace(config, rank_pattern=ranks, alpha_pattern=_used(config.alpha_pattern, matched))
+    names = [shape.name for shape in matched]
 
+    def used(patterns: Mapping[str, Any]) -> dict[str, Any]:
+        keys = set(fitting_keys(patterns, names, "adapter").values())
+        return {key: value for key, value in patterns.items() if key in keys}
 
-def _used(patterns: Mapping[str, Any], matched: tuple[LayerShape, ...]) -> dict[str, Any]:
-    used = set(fitting_keys(patterns, [shape.name for shape in matched], "adapter").values())
-    return {key: value for key, value in patterns.items() if key in used}
+    ranks, alphas = used(config.rank_pattern), used(config.alpha_pattern)
+    return replace(config, rank_pattern=ranks, alpha_pattern=alphas)
 
 
 def _keep(model: nn.Module, owners: Mapping[str, nn.Module], tokens: int) -> _Kept:

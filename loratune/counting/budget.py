@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 from loratune.adapters.config import AdapterConfig, LayerShape
-from loratune.counting.parameters import FP32_BYTES, VariantCount, count_variant, saved_modules
+from loratune.counting.parameters import VariantCount, count_variant, saved_modules
 from loratune.errors import ConfigError
 from loratune.models.architectures import Architecture
 from loratune.units import parse_bytes, parse_count
@@ -45,10 +46,6 @@ class BudgetMatch:
     difference: int
     note: str
 
-    def to_dict(self) -> dict[str, object]:
-        """The same as plain data, for JSON."""
-        return asdict(self)
-
 
 def parse_budget(text: str) -> Budget:
     """``trainable:589824``, ``trainable:9.2M``, ``bytes:6MB`` or ``bytes:6MiB``.
@@ -76,7 +73,6 @@ def match_budget(
     budget: Budget,
     *,
     modules_to_save: Sequence[str] = (),
-    bytes_per_number: int = FP32_BYTES,
 ) -> list[BudgetMatch]:
     """For each variant the highest rank whose count does not exceed ``budget``.
 
@@ -86,39 +82,31 @@ def match_budget(
 
     def spent(config: AdapterConfig, rank: int) -> int:
         resized = replace(config, rank=rank)
-        count = count_variant(
-            architecture.base_parameters, matched, resized, saved, bytes_per_number
+        return budget.spent(count_variant(architecture.base_parameters, matched, resized, saved))
+
+    matches = []
+    for config in configs:
+        rank = _highest_rank(partial(spent, config), budget.limit)
+        reached = spent(config, rank or 1)
+        difference, note = reached - budget.limit, _note(rank, matched)
+        quantity, limit = budget.quantity, budget.limit
+        matches.append(
+            BudgetMatch(config.variant, quantity, limit, rank, reached, difference, note)
         )
-        return budget.spent(count)
-
-    return [_match_one(config, matched, budget, spent) for config in configs]
+    return matches
 
 
-def _match_one(
-    config: AdapterConfig,
-    matched: Sequence[LayerShape],
-    budget: Budget,
-    spent: Callable[[AdapterConfig, int], int],
-) -> BudgetMatch:
-    rank: int | None = None
-    if spent(config, 1) <= budget.limit:
-        low, high = 1, 2
-        while high < _HIGHEST_RANK and spent(config, high) <= budget.limit:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if spent(config, middle) <= budget.limit else (low, middle)
-        rank = low
-    reached = spent(config, rank or 1)
-    return BudgetMatch(
-        config.variant,
-        budget.quantity,
-        budget.limit,
-        rank,
-        reached,
-        reached - budget.limit,
-        _note(rank, matched),
-    )
+def _highest_rank(spent: Callable[[int], int], limit: int) -> int | None:
+    """The highest rank that spends at most ``limit``; ``None`` if even rank 1 spends more."""
+    if spent(1) > limit:
+        return None
+    low, high = 1, 2
+    while high < _HIGHEST_RANK and spent(high) <= limit:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if spent(middle) <= limit else (low, middle)
+    return low
 
 
 def _note(rank: int | None, matched: Sequence[LayerShape]) -> str:

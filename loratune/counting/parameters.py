@@ -106,11 +106,7 @@ def count_variants(
         for config in configs
     )
     return ParameterReport(
-        architecture.family,
-        architecture.base_parameters,
-        len(matched),
-        bytes_per_number,
-        variants,
+        architecture.family, architecture.base_parameters, len(matched), bytes_per_number, variants
     )
 
 
@@ -148,15 +144,8 @@ def count_variant(
 
 def _count_module(shape: LayerShape, rank: int, config: AdapterConfig) -> ModuleCount:
     own = config.count_layer(shape, rank)
-    return ModuleCount(
-        shape.name,
-        str(shape.kind),
-        shape.in_features,
-        shape.out_features,
-        rank,
-        own.trainable,
-        own.frozen,
-    )
+    sizes = shape.in_features, shape.out_features
+    return ModuleCount(shape.name, str(shape.kind), *sizes, rank, own.trainable, own.frozen)
 
 
 def _percent(part: int, whole: int) -> float:
@@ -170,14 +159,14 @@ def saved_modules(architecture: Architecture, names: Sequence[str]) -> dict[str,
         ModelError: if a name calls none.
     """
     saved: dict[str, int] = {}
-    for wanted in names:
-        found = architecture.parameters_of(wanted)
-        if not found:
+    for name in names:
+        modules = architecture.parameters_of(name)
+        if not modules:
             tails = {part.name.rpartition(".")[2] for part in architecture.parts}
             raise ModelError(
-                f"no module is named '{wanted}'",
+                f"no module is named '{name}'",
                 where="targets.modules_to_save",
-                fix=did_you_mean(wanted, tails) or "name a module of the model, such as lm_head",
+                fix=did_you_mean(name, tails) or "name a module of the model, such as lm_head",
             )
-        saved.update(found)
+        saved.update(modules)
     return saved

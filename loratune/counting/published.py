@@ -8,7 +8,7 @@ counts a user's model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 from typing import Any
@@ -53,10 +53,6 @@ class PublishedRow:
     explanation: str
     trains_here: bool
 
-    def to_dict(self) -> dict[str, object]:
-        """The same as plain data, for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class _Model:
@@ -76,8 +72,8 @@ def published_report() -> list[PublishedRow]:
 
 def _model(entry: Mapping[str, Any]) -> _Model:
     if "architecture" in entry:
-        found = architecture_from_numbers(entry["architecture"])
-        return _Model(entry["label"], found.layers, found.base_parameters, found.family, True)
+        model = architecture_from_numbers(entry["architecture"])
+        return _Model(entry["label"], model.layers, model.base_parameters, model.family, True)
     table = entry["table"]
     layers = tuple(
         LayerShape(f"{table['prefix']}.{block}.{name}", LayerKind.linear, shape[0], shape[1])
@@ -119,11 +115,7 @@ def _exact(row: Mapping[str, Any], models: Mapping[str, _Model]) -> Fraction:
 
 
 def _quantity(
-    row: Mapping[str, Any],
-    model: _Model,
-    targets: list[str],
-    rank: int,
-    saved: Mapping[str, int],
+    row: Mapping[str, Any], model: _Model, targets: list[str], rank: int, saved: Mapping[str, int]
 ) -> Fraction:
     match = find_targets(model.layers, TargetsConfig(modules=targets), family=model.family)
     config = config_class(row["variant"])(rank=rank)

@@ -7,14 +7,7 @@ from enum import StrEnum
 from fractions import Fraction
 from math import floor
 
-UNITS = {
-    "": 1,
-    "%": 1,
-    "K": 10**3,
-    "M": 10**6,
-    "KiB": 1 << 10,
-    "MiB": 1 << 20,
-}
+UNITS = {"": 1, "%": 1, "K": 10**3, "M": 10**6, "KiB": 1 << 10, "MiB": 1 << 20}
 """What one printed unit stands for."""
 
 

@@ -27,8 +27,7 @@ _COUNTS = {
 def variant_table(report: Mapping[str, Any], own: str = "") -> Table:
     """One row a variant of a parameter report as plain values; ``own`` is stressed."""
     rows = tuple(
-        tuple(map(_rounded, (row.get(key) for key in _COUNTS.values())))
-        for row in report["variants"]
+        tuple(_rounded(row.get(key)) for key in _COUNTS.values()) for row in report["variants"]
     )
     title = (
         f"{report['family']}: {report['base_parameters']:,} base parameters, {report['layers']} "
@@ -59,16 +58,7 @@ def module_table(report: ParameterReport) -> Table:
 
 def budget_table(matches: Sequence[BudgetMatch]) -> Table:
     """One row a variant: the rank that comes closest to the budget."""
-    rows = tuple(
-        (
-            match.variant,
-            match.rank if match.rank is not None else "none",
-            match.reached,
-            match.difference,
-            match.note,
-        )
-        for match in matches
-    )
+    rows = tuple((m.variant, m.rank or "none", m.reached, m.difference, m.note) for m in matches)
     title = f"closest to {matches[0].budget:,} {matches[0].quantity}" if matches else ""
     return Table(title, ("variant", "rank", "reached", "difference", "note"), rows)
 

@@ -20,6 +20,7 @@ from loratune.targets.find import TargetMatch, find_targets
 
 if TYPE_CHECKING:
     from loratune.counting.activations import ActivationReport
+    from loratune.surgery import WrappedModel
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class VariantTable:
                 del variant["modules"]
         result = {**report, "notes": list(self.notes)}
         if self.matches:
-            result["matches"] = [match.to_dict() for match in self.matches]
+            result["matches"] = [asdict(match) for match in self.matches]
         if self.activations:
             result["activations"] = [asdict(measured) for measured in self.activations]
         return result
@@ -82,17 +83,22 @@ def count_table(
         others=architecture.other_types,
     )
     configs = variant_configs(config.adapter, names, rank, folders)
-    fitting, refused = _fitting(configs, matched, strict=names is not None)
-    notes = [*matched.notices, *refused]
+    fitting, left_out = _fitting(configs, matched, strict=names is not None)
+    notes = [*matched.notices, *left_out]
     saved = config.targets.modules_to_save
     matches: list[BudgetMatch] = []
     if match is not None:
         budget = parse_budget(match)
         matches = match_budget(architecture, matched.shapes, fitting, budget, modules_to_save=saved)
-        fitting = [_at(c, m) for c, m in zip(fitting, matches, strict=True)]
+        ranks = [match.rank or 1 for match in matches]
+        fitting = [replace(c, rank=rank) for c, rank in zip(fitting, ranks, strict=True)]
     report = count_variants(architecture, matched.shapes, fitting, modules_to_save=saved)
     notes += _meaning(report) + _unusual(fitting if rank is not None else [], folders)
-    measured = _measured(architecture, config, fitting) if activations else ()
+    measured: tuple[ActivationReport, ...] = ()
+    if activations:
+        from loratune.counting.activations import measure_activations
+
+        measured = tuple(measure_activations(architecture, config.targets, c) for c in fitting)
     return VariantTable(report, tuple(notes), tuple(matches), measured)
 
 
@@ -129,21 +135,17 @@ def _fitting(
     configs: Sequence[AdapterConfig], matched: TargetMatch, *, strict: bool
 ) -> tuple[list[AdapterConfig], list[str]]:
     """The variants that can adapt the layers, and why the others cannot."""
-    fitting, refused = [], []
+    fitting, left_out = [], []
     for config in configs:
         reasons = [(config.check_layer(shape), shape.name) for shape in matched.shapes]
         reason, name = next(((why, name) for why, name in reasons if why), ("", ""))
         if reason and strict:
             raise ConfigError(reason, where=name, fix="leave the variant or the layer out")
         if reason:
-            refused.append(f"{config.variant} is left out: {reason} ({name})")
+            left_out.append(f"{config.variant} is left out: {reason} ({name})")
         else:
             fitting.append(config)
-    return fitting, refused
-
-
-def _at(config: AdapterConfig, match: BudgetMatch) -> AdapterConfig:
-    return replace(config, rank=match.rank or 1)
+    return fitting, left_out
 
 
 def _meaning(report: ParameterReport) -> list[str]:
@@ -176,12 +178,11 @@ def _unusual(configs: Sequence[AdapterConfig], folders: Sequence[Path]) -> list[
     ]
 
 
-def _measured(
-    architecture: Architecture, config: RunConfig, configs: Sequence[AdapterConfig]
-) -> tuple[ActivationReport, ...]:
-    from loratune.counting.activations import measure_activations
-
-    return tuple(measure_activations(architecture, config.targets, one) for one in configs)
+def report_variants(architecture: Architecture, wrapped: WrappedModel) -> ParameterReport:
+    """Count a run's own variant, and every other one that can adapt the same layers."""
+    fitting, _ = _fitting(variant_configs(wrapped.config), wrapped.match, strict=False)
+    saved = list(wrapped.saved_modules)
+    return count_variants(architecture, wrapped.match.shapes, fitting, modules_to_save=saved)
 
 
 def own_numbers(model: ModelConfig, keys: Set[str]) -> ModelConfig:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from loratune.config.schema import DataConfig, RowFormat
+from loratune.config.schema import DataConfig, RowFormat, SpecialTokens
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import PreparedData
 from loratune.data.report import SplitReport
@@ -20,6 +20,7 @@ from loratune.data.tokenizing import SPACE_MARKS, RowTokenizer, Tokenizer
 from loratune.errors import DataError, raise_together
 
 LONGEST_SHOWN = 3
+SPELLINGS_SHOWN = 3
 SAMPLED = 500
 """Rows whose texts are looked at, where looking at every row would take long."""
 
@@ -106,6 +107,8 @@ def audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> Audit
         *_cut("evaluation", data.report.eval, config.max_length),
         *_glued(data.train, tokenizer),
         *_chat(data, tokenizer),
+        *_spelt(data.train, config.special_tokens_in_text),
+        *_left_out(data.train),
         *_repeated(data.train),
         *_shared(data),
         *_empty(data.report.train),
@@ -168,7 +171,7 @@ def _endings(
 ) -> Iterator[Finding]:
     """Rows that do not end as generation stops; those that may have been cut do not count."""
     whole = [row for row in rows if len(row) < max_length]
-    special = set(getattr(tokenizer.tokenizer, "all_special_ids", ())) | {tokenizer.end_id}
+    special = {tokenizer.end_id, *tokenizer.special_ids()}
     open_ended = [row for row in whole if row.input_ids[-1] not in special or not _ends(row)]
     others = [row for row in whole if row.input_ids[-1] != tokenizer.end_id]
     if open_ended:
@@ -233,6 +236,43 @@ def _chat(data: PreparedData, tokenizer: Tokenizer) -> Iterator[Finding]:
             "data.format",
             "use rows with `messages`, or a base model that was not tuned for chat",
             len(data.train),
+        )
+
+
+def _spelt(rows: Sequence[EncodedRow], setting: SpecialTokens) -> Iterator[Finding]:
+    """Words that spell special tokens: what a model takes for an end may be talk about one."""
+    spelling = [row for row in rows if row.spelt]
+    if spelling:
+        parsed = setting is SpecialTokens.parse
+        usual = 2 * len(spelling) >= len(rows)
+        tokens = list(dict.fromkeys(token for row in spelling for token in row.spelt))
+        shown = ", ".join(map(repr, tokens[:SPELLINGS_SHOWN]))
+        more = f" and {len(tokens) - SPELLINGS_SHOWN} more" if tokens[SPELLINGS_SHOWN:] else ""
+        became = "become these tokens" if parsed else "are encoded as plain text"
+        other = "text" if parsed else "parse"
+        yield Finding(
+            Severity.warning if parsed or usual else Severity.note,
+            "special_tokens",
+            f"the words of {len(spelling):,} of {len(rows):,} rows spell special tokens ({shown}"
+            f"{more}); they {became}",
+            spelling[0].source,
+            f"set data.special_tokens_in_text={other} if they are not to, or error to refuse them",
+            len(spelling),
+        )
+
+
+def _left_out(rows: Sequence[EncodedRow]) -> Iterator[Finding]:
+    concerned = [row for row in rows if row.left_out]
+    if concerned:
+        turns = sum(row.left_out for row in concerned)
+        yield Finding(
+            Severity.note,
+            "reasoning_left_out",
+            f"the chat template leaves out the reasoning of {turns:,} turns in {len(concerned):,} "
+            f"of {len(rows):,} rows: the model neither sees nor learns it",
+            concerned[0].source,
+            "most templates show only the last turn's; split the rows to learn from every turn",
+            len(concerned),
         )
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from loratune.config.schema import Learn, Reasoning
-from loratune.data.conversations import REASONING
-from loratune.data.rendering import FIX, bounded, check_template
+from loratune.data.marks import has_marks, marked_spans
+from loratune.data.reasoning import fit_reasoning, reasoning_key
+from loratune.data.rendering import TemplateRenderer
 from loratune.data.rows import Message
 from loratune.data.segments import Range, RowText, Segment, SpellingFinder, cut
-from loratune.data.spans import Rendering, SpanFinder, TurnSpan, is_reasoning
+from loratune.data.spans import Rendering, SpanFinder, TurnSpan
 from loratune.data.tokenizing import Tokenizer, special_tokens
-from loratune.errors import DataError, SecurityError
+from loratune.errors import DataError, LoratuneError
 
-_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PLACEHOLDER = "answer"
+Turn = Mapping[str, Any]
 
 
 def chat_template_of(tokenizer: Tokenizer) -> str:
@@ -44,14 +46,13 @@ class ChatRenderer:
         learn: Learn = Learn.all,
         reasoning: Reasoning = Reasoning.learn,
     ) -> None:
-        check_template(template)
-        self.tokenizer = tokenizer
-        self.template = template
+        self._template = TemplateRenderer(tokenizer, template)
         self._learn, self._reasoning = learn, reasoning
+        self._reasoning_key = reasoning_key(template)
         self._stops = special_tokens(tokenizer)
         self._spellings = SpellingFinder(self._stops)
-        self._finder = SpanFinder(template, self._stops)
-        self._has_marks = bool(_MARKED.search(template))
+        self._has_marks = has_marks(template)
+        self._finder = SpanFinder(template, self._stops, has_marks=self._has_marks)
 
     def row(
         self, messages: Sequence[Message], source: str, tools: Sequence[Any] | None = None
@@ -61,14 +62,20 @@ class ChatRenderer:
         Raises:
             DataError: if the template raises, or changes or leaves out what a turn says.
         """
-        rendering, spans = self._rendered([self._turn(m) for m in messages], source, tools)
-        text = rendering.text[: spans[-1].end]
+        try:
+            turns = [self._turn(message) for message in messages]
+            rendering, spans = self._rendered(turns, tools)
+        except LoratuneError as error:
+            error.where = source if not error.where else f"{source}, {error.where}"
+            raise
         supervised = self._supervised(rendering, spans, messages)
+        end = spans[-1].end
         last = next(span.start for span in spans if span.turn == spans[-1].turn)
         before = self._segments(rendering, supervised, 0, last)
-        answer = self._segments(rendering, supervised, last, spans[-1].end)
-        ended = any(text.endswith(stop) for stop in self._stops)
-        return RowText((*before, *answer), len(before), ended)
+        answer = self._segments(rendering, supervised, last, end)
+        ended = rendering.text.endswith(tuple(self._stops), 0, end)
+        left_out = len({word.turn for word in rendering.left_out})
+        return RowText((*before, *answer), len(before), ended, left_out)
 
     def prompt(
         self, messages: Sequence[Message], source: str, tools: Sequence[Any] | None = None
@@ -79,53 +86,44 @@ class ChatRenderer:
 
     def _turn(self, message: Message) -> dict[str, Any]:
         turn = {"role": message.role, "content": message.content, **message.fields}
-        if self._reasoning is Reasoning.drop:
-            turn = {key: value for key, value in turn.items() if key not in REASONING}
-        return turn
+        return fit_reasoning(turn, self._reasoning_key, self._reasoning)
+
+    # -- rendering -----------------------------------------------------------------------------
 
     def _rendered(
-        self, turns: Sequence[Mapping[str, Any]], source: str, tools: Sequence[Any] | None
+        self, turns: Sequence[Turn], tools: Sequence[Any] | None
     ) -> tuple[Rendering, Sequence[TurnSpan]]:
-        def render(some: Sequence[Mapping[str, Any]], generation: bool) -> str:
-            return self._render(some, generation, source, tools)
-
+        """The rendering and its spans, with the arguments of calls as the template takes them."""
         try:
-            rendering = self._finder.locate(turns, render, context=tools)
-            spans: Sequence[TurnSpan] = rendering.spans
-            if self._has_marks:
-                spans = self._marked_spans(turns, rendering, source, tools)
-        except DataError as error:
-            error.where = error.where or source
+            return self._located(turns, tools)
+        except DataError:
+            written = [_with_written_arguments(turn) for turn in turns]
+            if written == turns:
+                raise
+            try:
+                return self._located(written, tools)
+            except DataError:
+                pass
             raise
+
+    def _located(
+        self, turns: Sequence[Turn], tools: Sequence[Any] | None
+    ) -> tuple[Rendering, Sequence[TurnSpan]]:
+        def render(some: Sequence[Turn], generation: bool) -> str:
+            return self._template.text(some, generation=generation, tools=tools)
+
+        rendering = self._finder.locate(turns, render, context=tools)
+        if tools and self._template.text(turns, generation=False, tools=None) == rendering.text:
+            fix = "use a template that writes them, or remove the column `tools`"
+            raise DataError("the chat template does not write the row's `tools`", fix=fix)
+        spans: Sequence[TurnSpan] = rendering.spans
+        if self._has_marks:
+            text, marks = self._template.marked(turns, tools)
+            spans = marked_spans(text, marks, rendering, turns, self._stops)
+        if not spans:
+            fix = "give the assistant's turns text, or remove the row"
+            raise DataError("the assistant says nothing", fix=fix)
         return rendering, spans
-
-    def _render(
-        self,
-        turns: Sequence[Mapping[str, Any]],
-        generation: bool,
-        source: str,
-        tools: Sequence[Any] | None,
-    ) -> str:
-        options = {"tokenize": False, "add_generation_prompt": generation}
-        try:
-            with bounded():
-                text = self.tokenizer.apply_chat_template(
-                    [dict(turn) for turn in turns],
-                    chat_template=self.template,
-                    tools=tools,
-                    **options,
-                )
-        except SecurityError as error:
-            error.where = source
-            raise
-        except Exception as error:  # a template is a program of its own and may raise anything
-            if type(error).__name__ == "SecurityError":  # the sandbox's own
-                cause = f"the chat template reaches for the program: {error}"
-                raise SecurityError(cause, where=source, fix=FIX) from error
-            reason = str(error).partition("\n")[0][:200]
-            cause = f"the chat template raised {type(error).__name__}: {reason}"
-            raise DataError(cause, where=source, fix="fix the row's turns") from error
-        return str(text)
 
     # -- which part is supervised --------------------------------------------------------------
 
@@ -133,18 +131,12 @@ class ChatRenderer:
         self, rendering: Rendering, spans: Sequence[TurnSpan], messages: Sequence[Message]
     ) -> list[Range]:
         """Character ranges with loss: the recipe's choice, and each turn's own."""
-        last = max((span.turn for span in spans), default=-1)
-        chosen = []
-        for span in spans:
-            if not messages[span.turn].supervised:
-                continue
-            if self._learn is Learn.last and span.turn != last:
-                continue
-            start = span.start
-            if self._reasoning is Reasoning.context:
-                start = _behind_reasoning(rendering, span)
-            chosen.append((start, span.end))
-        return chosen
+        chosen = [span for span in spans if messages[span.turn].supervised]
+        if self._learn is Learn.last:
+            chosen = [span for span in chosen if span.turn == spans[-1].turn]
+        if self._reasoning is Reasoning.context:
+            chosen = [replace(span, start=_behind_reasoning(rendering, span)) for span in chosen]
+        return [(span.start, span.end) for span in chosen]
 
     def _segments(
         self, rendering: Rendering, supervised: Sequence[Range], start: int, end: int
@@ -162,69 +154,28 @@ class ChatRenderer:
         ]
         return cut(rendering.text[start:end], within(supervised), within(spelt))
 
-    # -- templates with {% generation %} -------------------------------------------------------
 
-    def _marked_spans(
-        self,
-        turns: Sequence[Mapping[str, Any]],
-        rendering: Rendering,
-        source: str,
-        tools: Sequence[Any] | None,
-    ) -> list[TurnSpan]:
-        """The template's own marks; parts that touch are one, each ends behind its end token."""
-        from transformers.utils.chat_template_utils import render_jinja_template
+def _with_written_arguments(turn: Turn) -> Turn:
+    """The turn with the arguments of its calls as JSON text, which some templates expect."""
 
-        special = getattr(self.tokenizer, "special_tokens_map", {})
-        with bounded():
-            rendered: Any = render_jinja_template(
-                conversations=[[dict(turn) for turn in turns]],
-                tools=tools,
-                chat_template=self.template,
-                return_assistant_tokens_mask=True,
-                **special,
-            )
-        text, marks = rendered[0][0], rendered[1][0]
-        if text != rendering.text:
-            cause = "the chat template renders something else with its {% generation %} marks"
-            raise DataError(cause, where=source, fix=FIX)
-        spans: list[TurnSpan] = []
-        for start, end in _merged((int(a), int(b)) for a, b in marks):
-            owners = {w.word.turn for w in rendering.words if w.start < end and w.end > start}
-            foreign = [n for n in owners if turns[n]["role"] != "assistant"]
-            if foreign:
-                cause = f"the {{% generation %}} marks cover words of turn {foreign[0] + 1}"
-                raise DataError(cause, where=source, fix=FIX)
-            turn = max(owners, default=spans[-1].turn if spans else 0)
-            spans.append(TurnSpan(turn, start, self._marked_end(text, start, end)))
-        if not spans:
-            raise DataError("the {% generation %} marks cover nothing", where=source, fix=FIX)
-        return spans
+    def written(call: Mapping[str, Any]) -> dict[str, Any]:
+        if "function" in call:
+            return {**call, "function": written(call["function"])}
+        return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
 
-    def _marked_end(self, full: str, start: int, end: int) -> int:
-        """The end of a marked part, moved to just behind the special token that closes the turn."""
-        words = full[start:end].rstrip()
-        if any(words.endswith(stop) for stop in self._stops):
-            return start + len(words)
-        closing = next((stop for stop in self._stops if full.startswith(stop, end)), "")
-        return end + len(closing)
-
-
-def _merged(marks: Any) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for start, end in marks:
-        if start == end:
-            continue
-        if merged and merged[-1][1] == start:
-            merged[-1] = (merged[-1][0], end)
-        else:
-            merged.append((start, end))
-    return merged
+    if "tool_calls" not in turn:
+        return turn
+    return {**turn, "tool_calls": [written(call) for call in turn["tool_calls"]]}
 
 
 def _behind_reasoning(rendering: Rendering, span: TurnSpan) -> int:
-    """Where a turn's words begin that are no reasoning."""
-    own = [w for w in rendering.words if w.word.turn == span.turn and w.start >= span.start]
-    if not any(is_reasoning(word.word) for word in own):
+    """Where a turn's words begin that are not reasoning."""
+    own = [
+        placed
+        for placed in rendering.words
+        if placed.word.turn == span.turn and span.start <= placed.start < span.end
+    ]
+    if not any(placed.word.is_reasoning for placed in own):
         return span.start
-    said = [word.start for word in own if not is_reasoning(word.word)]
+    said = [placed.start for placed in own if not placed.word.is_reasoning]
     return min(said, default=span.end)

@@ -71,7 +71,7 @@ def _turn(number: int, turn: object) -> Message:
     if "tool_calls" in fields:
         fields["tool_calls"] = _tool_calls(number, fields["tool_calls"])
     content = _content(number, turn.get("content"))
-    if is_blank(content) and "tool_calls" not in fields:
+    if is_blank(content) and "tool_calls" not in fields and role in ("user", "assistant"):
         raise DataError(f"turn {number} ({role}) is empty", fix="give it text or remove it")
     return Message(role, content, fields, _is_supervised(number, turn))
 

@@ -165,7 +165,12 @@ class Encoder:
             if ends_supervised:
                 spans.append((len(input_ids) - 1, len(input_ids)))
         return EncodedRow(
-            input_ids, learnable(_merged(spans), self._unpredicted(ids)), prompt_length, source
+            input_ids,
+            learnable(_merged(spans), self._unpredicted(ids)),
+            prompt_length,
+            source,
+            text.spelt,
+            text.left_out,
         )
 
     def _unpredicted(self, ids: Sequence[list[int]]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loratune.loss.constants import IGNORED
 
@@ -20,12 +20,16 @@ class EncodedRow:
             (nothing predicts the first token).
         prompt_length: tokens before the last answer: what generation is given.
         source: ``file:line``.
+        spelt: special tokens that the row's words spell.
+        left_out: turns whose reasoning the chat template leaves out.
     """
 
     input_ids: list[int]
     spans: tuple[tuple[int, int], ...]
     prompt_length: int
     source: str
+    spelt: tuple[str, ...] = ()
+    left_out: int = 0
 
     @property
     def labels(self) -> list[int]:
@@ -69,9 +73,11 @@ def truncate(row: EncodedRow, max_length: int) -> EncodedRow:
     """The row without what lies beyond ``max_length`` tokens; itself if it fits."""
     if len(row) <= max_length:
         return row
-    spans = learnable(row.spans, 1, max_length)
-    return EncodedRow(
-        row.input_ids[:max_length], spans, min(row.prompt_length, max_length), row.source
+    return replace(
+        row,
+        input_ids=row.input_ids[:max_length],
+        spans=learnable(row.spans, 1, max_length),
+        prompt_length=min(row.prompt_length, max_length),
     )
 
 

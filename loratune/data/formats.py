@@ -2,23 +2,35 @@
 
 text                              every token is supervised
 prompt, completion                the completion is supervised
-instruction, [input], output      the output is supervised
-messages                          every assistant turn is supervised
+instruction, [input], output      the output is supervised; ``system`` and ``history`` go before
+messages                          every assistant turn is supervised; also ``conversations``, and
+                                  lists of messages in prompt and completion
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from loratune.config.schema import DataConfig, RowFormat
+from loratune.data.columns import (
+    OURS,
+    REQUIRED,
+    TURNS,
+    check_meaning,
+    formats_in,
+    used_columns,
+)
 from loratune.data.conversations import is_turns, read_tools, read_turns
 from loratune.data.rows import ERRORS_SHOWN, Example, Message, Row, listed, raise_first
 from loratune.data.templates import (
+    EXCHANGE_TEMPLATE,
     INSTRUCTION_TEMPLATE,
     INSTRUCTION_WITH_INPUT_TEMPLATE,
     PLAIN_TEMPLATE,
+    SYSTEM_TEMPLATE,
     PromptFormat,
     as_text,
     check_placeholder,
@@ -27,26 +39,19 @@ from loratune.data.templates import (
 )
 from loratune.errors import ConfigError, DataError, LoratuneError, did_you_mean
 
-REQUIRED = {
-    RowFormat.messages: ("messages",),
-    RowFormat.prompt: ("prompt", "completion"),
-    RowFormat.instruction: ("instruction", "output"),
-    RowFormat.text: ("text",),
-}
-"""The columns of each format, in the order in which formats are recognised."""
 ANSWERS = {RowFormat.prompt: "completion", RowFormat.instruction: "output"}
 
 
 def choose_format(config: DataConfig, rows: Sequence[Row]) -> PromptFormat:
-    """The format of the rows, from ``data.format`` or the columns of the first row that has any.
+    """The format of the rows, from ``data.format`` or the columns of the first row with a value.
 
     Raises:
         DataError: no format fits; names the missing column and those found.
         ConfigError: ``data.columns`` or ``data.template`` name what is not there.
     """
-    first = next((row for row in rows if row.columns), rows[0])
+    first = next((row for row in rows if not _is_empty(row)), rows[0])
     named = PromptFormat(RowFormat.text, columns=config.columns).named(first.columns)
-    _check_columns(config.columns, first)
+    _check_columns(config, first)
     answer = None
     if config.template is not None:
         answer = _answer_beside_template(config, named, first)
@@ -67,7 +72,14 @@ def _format(chosen: RowFormat, config: DataConfig, answer: str | None) -> Prompt
         return PromptFormat(chosen, PLAIN_TEMPLATE, answer=ANSWERS[chosen], columns=columns)
     if chosen is RowFormat.instruction:
         templates = (INSTRUCTION_TEMPLATE, INSTRUCTION_WITH_INPUT_TEMPLATE)
-        return PromptFormat(chosen, *templates, answer=ANSWERS[chosen], columns=columns)
+        return PromptFormat(
+            chosen,
+            *templates,
+            answer=ANSWERS[chosen],
+            columns=columns,
+            system_template=SYSTEM_TEMPLATE,
+            exchange_template=EXCHANGE_TEMPLATE,
+        )
     return PromptFormat(chosen, answer="text" if chosen is RowFormat.text else "", columns=columns)
 
 
@@ -85,18 +97,22 @@ def _answer_beside_template(config: DataConfig, named: Mapping[str, Any], row: R
     raise _missing(answers[0], row)
 
 
-def _check_columns(columns: Mapping[str, str], row: Row) -> None:
-    for our, theirs in columns.items():
-        if theirs not in row.columns:
+def _check_columns(config: DataConfig, row: Row) -> None:
+    read = {*OURS, *placeholders(config.template or "")}
+    for our, theirs in config.columns.items():
+        where = f"data.columns.{our}"
+        if our not in read:
+            fix = did_you_mean(our, read) or f"use one of {', '.join(sorted(read))}"
+            raise ConfigError(f"rows have no part called '{our}'", where=where, fix=fix)
+        if theirs and theirs not in row.columns:
             fix = did_you_mean(theirs, row.columns)
             cause = f"no column `{theirs}` in the rows, found {listed(row.columns)}"
-            raise DataError(cause, where=f"data.columns.{our}, {row.source}", fix=fix)
+            raise DataError(cause, where=f"{where}, {row.source}", fix=fix)
 
 
-def _recognise(named: Collection[str], row: Row) -> RowFormat:
-    for chosen, required in REQUIRED.items():
-        if all(column in named for column in required):
-            return chosen
+def _recognise(named: Mapping[str, Any], row: Row) -> RowFormat:
+    if found := formats_in(named):
+        return found[0]
     nearest = max(REQUIRED, key=lambda chosen: _likeness(REQUIRED[chosen], named))
     missing = next(column for column in REQUIRED[nearest] if column not in named)
     raise _missing(missing, row, known=_likeness(REQUIRED[nearest], named) > 0)
@@ -109,7 +125,9 @@ def _likeness(required: Collection[str], named: Collection[str]) -> float:
     return (present + close / 2) / len(required)
 
 
-def _check_required(chosen: RowFormat, named: Collection[str], row: Row) -> None:
+def _check_required(chosen: RowFormat, named: Mapping[str, Any], row: Row) -> None:
+    if chosen in formats_in(named):
+        return
     for column in REQUIRED[chosen]:
         if column not in named:
             raise _missing(column, row)
@@ -164,9 +182,10 @@ def parse_row(row: Row, prompt_format: PromptFormat) -> Example | None:
     Raises:
         DataError: as for ``parse_rows``.
     """
-    if all(is_blank(value) for value in row.columns.values()):
+    if _is_empty(row):
         return None
     named = prompt_format.named(row.columns)
+    check_meaning(row, prompt_format, named)
     if prompt_format.format is RowFormat.messages:
         return _conversation(row, named)
     if prompt_format.answer not in named:
@@ -192,6 +211,7 @@ def parse_question(row: Row, prompt_format: PromptFormat) -> Example:
         DataError: if it asks nothing, or is not a row of this format.
     """
     named = prompt_format.named(row.columns)
+    check_meaning(row, prompt_format, named)
     if prompt_format.format is RowFormat.messages:
         example = _conversation(row, named, answered=False)
     elif prompt_format.format is RowFormat.text:
@@ -214,6 +234,9 @@ def question_row(prompt: str, system: str | None, prompt_format: PromptFormat | 
         ConfigError: if the format needs several texts, or has no place for a system text.
     """
     source = "prompt"
+    if system and not _has_system(prompt_format):
+        cause = "the adapter's format has no place for a system text"
+        raise ConfigError(cause, where="system", fix="write it into prompt")
     if prompt_format is None:
         return Row({"prompt": prompt, "completion": "-"}, source)
     if prompt_format.format is RowFormat.messages:
@@ -229,29 +252,60 @@ def question_row(prompt: str, system: str | None, prompt_format: PromptFormat | 
     return Row({names[0]: prompt, **({"system": system} if system else {})}, source)
 
 
+def _has_system(prompt_format: PromptFormat | None) -> bool:
+    if prompt_format is None or prompt_format.columns.get("system") == "":
+        return False
+    return "system" in used_columns(prompt_format, ())
+
+
+def _is_empty(row: Row) -> bool:
+    return all(is_blank(value) for value in row.columns.values())
+
+
 def _asked(row: Row, prompt_format: PromptFormat, answer: str) -> Example:
     prompt, values = prompt_format.prompt(row.columns)
     return Example(row.source, prompt, answer, prompt_values=values)
 
 
 def _conversation(row: Row, named: Mapping[str, Any], *, answered: bool = True) -> Example | None:
-    """Turns under ``messages`` (or ShareGPT's ``conversations``), or in prompt and completion."""
-    column = next((name for name in ("messages", "conversations") if name in named), None)
-    if column is not None:
-        turns = named[column]
-        if turns is None or turns == []:
-            return None
-        messages = read_turns(turns, column)
-    elif is_turns(named.get("prompt")):
-        context = read_turns(named["prompt"], "prompt")
-        completion = read_turns(named.get("completion") or [], "completion")
-        messages = (*(replace(turn, supervised=False) for turn in context), *completion)
-    elif not answered and not is_blank(named.get("prompt")):
-        messages = (Message("user", as_text(named["prompt"], "prompt")),)
-    else:
-        raise _missing("messages", row)
+    """The turns of a row under its system text, with their tools."""
+    messages = _turns(row, named, answered=answered)
+    if not messages:
+        return None
+    system = as_text(named.get("system"), "system")
+    if not is_blank(system):
+        if messages[0].role in ("system", "developer"):
+            fix = "keep one of them; data.columns.system= leaves the column out"
+            raise DataError("a `system` column beside a system turn", where=row.source, fix=fix)
+        messages = (Message("system", system), *messages)
     if answered and not any(m.role == "assistant" and m.supervised for m in messages):
         raise DataError("no assistant turn to learn from: all are masked, or there is none")
     while not answered and messages and messages[-1].role == "assistant":
         messages = messages[:-1]
-    return Example(row.source, messages=messages, tools=read_tools(named.get("tools")))
+    example = Example(row.source, messages=messages, tools=read_tools(named.get("tools")))
+    _check_utf8(example)
+    return example
+
+
+def _turns(row: Row, named: Mapping[str, Any], *, answered: bool) -> tuple[Message, ...]:
+    """Turns under ``messages`` (or ShareGPT's ``conversations``), or in prompt and completion."""
+    column = next((name for name in TURNS if name in named), None)
+    if column is not None:
+        return read_turns(named[column], column) if named[column] is not None else ()
+    prompt, completion = named.get("prompt"), named.get("completion")
+    if not answered and not is_blank(prompt) and not is_turns(prompt):
+        return (Message("user", as_text(prompt, "prompt")),)
+    if "prompt" not in named or (answered and "completion" not in named):
+        raise _missing("messages", row)
+    if answered and (is_blank(completion) or completion == []):
+        return ()
+    context = read_turns(prompt or [], "prompt")
+    answers = read_turns(completion or [], "completion") if answered else ()
+    return (*(replace(turn, supervised=False) for turn in context), *answers)
+
+
+def _check_utf8(example: Example) -> None:
+    """Tools and the fields of turns may hold text that no tokenizer takes."""
+    fields = [turn.fields for turn in example.messages if turn.fields]
+    if fields or example.tools:
+        as_text(json.dumps([fields, example.tools], ensure_ascii=False), "a text of a turn or tool")

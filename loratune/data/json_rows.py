@@ -1,16 +1,64 @@
-"""JSON lines and JSON lists, with the place of every mistake: line and column, or row."""
+"""JSON lines and JSON lists, with the place of every mistake: line and column, or row.
+
+Numbers keep the digits that they have in the file.  What JSON does not define (NaN, Infinity) and
+what one reader would read otherwise than another (a key given twice) is an error.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import math
+import re
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
-from loratune.data.rows import ERRORS_SHOWN, Row, raise_first
+from loratune.data.rows import ERRORS_SHOWN, Number, Row, raise_first, shown
 from loratune.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class _NotAllowed(ValueError):
+    """Something that Python's reader would take and a row must not hold."""
+
+    def __init__(self, cause: str, fix: str) -> None:
+        super().__init__(cause)
+        self.fix = fix
+
+
+def _whole(literal: str) -> Any:
+    try:
+        value = int(literal)
+    except ValueError:  # more digits than Python converts: the row may not even use them
+        return literal
+    return Number(literal) if literal == "-0" else value
+
+
+def _fraction(literal: str) -> Any:
+    value = float(literal)
+    if math.isinf(value):
+        return literal
+    return value if repr(value) == literal else Number(literal)
+
+
+def _constant(name: str) -> NoReturn:
+    raise _NotAllowed(f"{name} is not a number in JSON", "write null, or the word in quotes")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise _NotAllowed(f"the key {shown(repeated)} is given twice", "keep one of them")
+    return values
+
+
+_DECODER = json.JSONDecoder(
+    parse_int=_whole, parse_float=_fraction, parse_constant=_constant, object_pairs_hook=_object
+)
 
 
 def read_json_lines(stream: IO[bytes], label: str) -> Iterator[Row]:
@@ -44,7 +92,7 @@ def _parse_line(line: bytes, where: str, offset: int) -> dict[str, Any] | None:
     if not text.strip():
         return None
     try:
-        value = json.loads(text.rstrip("\r\n"))
+        value = _DECODER.decode(text.rstrip("\r\n"))
     except (ValueError, RecursionError) as error:
         ended = line.endswith(b"\n")
         raise _not_json(error, where, terminated=ended) from error
@@ -74,16 +122,39 @@ def _is_one_object(content: bytes) -> bool:
 
 
 def _read_list(text: str, label: str) -> Iterator[Row]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        terminated = error.pos < len(text.rstrip())
-        raise _not_json(error, f"{label}:{error.lineno}", terminated=terminated) from error
-    except (ValueError, RecursionError) as error:
-        raise _not_json(error, label, terminated=True) from error
-    for number, value in enumerate(values, start=1):
+    place: int | None = _after_space(text, text.index("[") + 1)
+    number, line, counted = 0, 1, 0
+    while place is not None and (number or text[place : place + 1] != "]"):
+        line, counted = line + text.count("\n", counted, place), place
+        try:
+            value, end = _DECODER.raw_decode(text, place)
+            place = _next_item(text, end)
+        except json.JSONDecodeError as error:
+            terminated = error.pos < len(text.rstrip())
+            raise _not_json(error, f"{label}:{error.lineno}", terminated=terminated) from error
+        except (ValueError, RecursionError) as error:
+            raise _not_json(error, f"{label}:{line}", terminated=True) from error
+        number += 1
         where = f"{label}, row {number}"
         yield Row(_as_columns(value, where), where)
+
+
+def _next_item(text: str, end: int) -> int | None:
+    """Where the item after one that ends at ``end`` begins; None behind the list's last."""
+    end = _after_space(text, end)
+    if text[end : end + 1] == ",":
+        return _after_space(text, end + 1)
+    if text[end : end + 1] != "]":
+        raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
+    rest = _after_space(text, end + 1)
+    if rest < len(text):
+        raise json.JSONDecodeError("Extra data", text, rest)
+    return None
+
+
+def _after_space(text: str, place: int) -> int:
+    found = _SPACE.match(text, place)
+    return found.end() if found else place
 
 
 def _as_columns(value: object, where: str) -> dict[str, Any]:
@@ -98,6 +169,8 @@ def _as_columns(value: object, where: str) -> dict[str, Any]:
 def _not_json(error: Exception, where: str, *, terminated: bool) -> DataError:
     if isinstance(error, RecursionError):
         return DataError("nested too deeply", where=where)
+    if isinstance(error, _NotAllowed):
+        return DataError(str(error), where=where, fix=error.fix)
     if not isinstance(error, json.JSONDecodeError):
         return DataError(f"not valid JSON: {str(error).partition(';')[0]}", where=where)
     where = f"{where}, column {error.colno}"

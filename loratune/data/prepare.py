@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from loratune.config.schema import DataConfig, RowFormat
 from loratune.data.chat import chat_template_of
+from loratune.data.columns import column_notes
 from loratune.data.encode import Encoder
 from loratune.data.encoded_rows import EncodedRow, EncodedRows
 from loratune.data.formats import choose_format, parse_rows
@@ -97,9 +98,13 @@ def prepare_data(
         ModelError: a tokenizer that does not fit the model.
     """
     read = _read(config)
+    recognised = prompt_format is None and config.template is None
+    recognised = recognised and config.format is RowFormat.auto
     if prompt_format is None:
         prompt_format = _with_chat_template(choose_format(config, _first(read)), tokenizer)
     train, held_out = _sides(config, read, prompt_format, seed)
+    every = [row for part in read.values() for row in part]
+    notes = column_notes(every, prompt_format, recognised=recognised)
     rows = RowTokenizer(tokenizer)
     encoder = Encoder(rows, prompt_format, config)
     encoded = [_encode(encoder, config, side) for side in (train, held_out)]
@@ -110,7 +115,7 @@ def prepare_data(
         eval=encoded[1].rows,
         prompts=_generation_prompts(held_out, encoded[1]),
         prompt_format=prompt_format,
-        report=_report(config, train, held_out, encoded),
+        report=replace(_report(config, train, held_out, encoded), notes=notes),
         fingerprints={name: data_fingerprint(part) for name, part in read.items()},
         pad_id=pad_id,
     )

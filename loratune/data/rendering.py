@@ -11,20 +11,92 @@ from __future__ import annotations
 import resource
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from loratune.data.tokenizing import Tokenizer
 from loratune.errors import DataError, SecurityError
 
 if TYPE_CHECKING:
     from jinja2 import nodes
 
+Turns = Sequence[Mapping[str, Any]]
+
 SECONDS = 2.0
 _MEMORY = 512 << 20
 _LONGEST = 200_000
 FIX = "use the chat template of the original model"
+
+
+class TemplateRenderer:
+    """Runs one chat template.
+
+    Raises:
+        DataError: if it is not a template.
+        SecurityError: if it could not be stopped once it runs.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str) -> None:
+        check_template(template)
+        self._tokenizer = tokenizer
+        self._template = template
+
+    def text(self, turns: Turns, *, generation: bool, tools: Sequence[Any] | None) -> str:
+        """A conversation as text, with the header of the assistant's next turn if asked for.
+
+        Raises:
+            DataError: if the template raises.
+            SecurityError: if it takes too long or too much.
+        """
+        with _named_errors(), bounded():
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(turn) for turn in turns],
+                    chat_template=self._template,
+                    tools=tools,
+                    add_generation_prompt=generation,
+                    tokenize=False,
+                )
+            )
+
+    def marked(
+        self, turns: Turns, tools: Sequence[Any] | None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """A conversation as text, and the character ranges inside ``{% generation %}``.
+
+        Raises:
+            DataError: if the template raises.
+            SecurityError: if it takes too long or too much.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        with _named_errors(), bounded():
+            rendered: Any = render_jinja_template(
+                conversations=[[dict(turn) for turn in turns]],
+                tools=tools,
+                chat_template=self._template,
+                return_assistant_tokens_mask=True,
+                **getattr(self._tokenizer, "special_tokens_map", {}),
+            )
+        return rendered[0][0], [(int(start), int(end)) for start, end in rendered[1][0]]
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """A template is a program of its own and may raise anything."""
+    try:
+        yield
+    except SecurityError:
+        raise
+    except Exception as error:
+        if type(error).__name__ == "SecurityError":  # the sandbox's own
+            cause = f"the chat template reaches for the program: {error}"
+            raise SecurityError(cause, fix=FIX) from error
+        reason = str(error).partition("\n")[0][:200]
+        cause = f"the chat template raised {type(error).__name__}: {reason}"
+        raise DataError(cause, fix="fix the row's turns") from error
 
 
 def check_template(template: str) -> None:

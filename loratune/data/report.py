@@ -64,21 +64,25 @@ class DataReport:
         eval: the evaluation rows, if any.
         overlap: evaluation rows that are training rows too.
         warnings: what the user should hear about, one sentence each.
+        notes: what became of the columns: those not used, numbers taken as text, the choice
+            between several formats.
     """
 
     train: SplitReport | None
     eval: SplitReport | None
     overlap: int = 0
     warnings: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
-        return {**asdict(self), "warnings": list(self.warnings)}
+        return {**asdict(self), "warnings": list(self.warnings), "notes": list(self.notes)}
 
     def lines(self) -> list[str]:
-        """One line a side, for people; warnings are not among them."""
+        """One line a side and one a note, for people; warnings are not among them."""
         sides = [("train", self.train), ("eval", self.eval)]
-        return [f"{name}: {_line(side)}" for name, side in sides if side is not None]
+        counts = [f"{name}: {_line(side)}" for name, side in sides if side is not None]
+        return [*counts, *(f"note: {note}" for note in self.notes)]
 
 
 def _line(side: SplitReport) -> str:

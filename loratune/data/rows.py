@@ -6,12 +6,28 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from loratune.errors import DataError, LoratuneError, raise_together
 
 ERRORS_SHOWN = 5
 _NAME_SHOWN = 60
+
+
+class Number(float):
+    """A number of a JSON file that Python would write otherwise: ``4.50``, ``1e3``."""
+
+    __slots__ = ("literal",)
+    literal: str
+
+    def __new__(cls, literal: str) -> Self:
+        """The number, with the characters that it has in the file."""
+        number = super().__new__(cls, literal)
+        number.literal = str(literal)
+        return number
+
+    def __str__(self) -> str:
+        return self.literal
 
 
 @dataclass(frozen=True, slots=True)

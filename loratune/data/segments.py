@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Range = tuple[int, int]
 
@@ -37,7 +38,7 @@ def cut(text: str, supervised: Sequence[Range], spelt: Iterable[Range] = ()) -> 
     cuts = sorted(edge for edge in edges if edge <= len(text))
     return [
         Segment(text[a:b], any(x <= a and b <= y for x, y in supervised), (a, b) in plain)
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        for a, b in pairwise(cuts)
     ]
 
 
@@ -49,11 +50,18 @@ class RowText:
         segments: in order; together the text up to the end of the last answer.
         prompt_segments: how many of them stand before the last answer.
         ended: whether a special token of the template ends the last answer.
+        left_out: turns whose reasoning the template leaves out.
     """
 
     segments: tuple[Segment, ...]
     prompt_segments: int
     ended: bool = False
+    left_out: int = 0
+
+    @property
+    def spelt(self) -> tuple[str, ...]:
+        """The special tokens that the row's words spell."""
+        return tuple(dict.fromkeys(s.text for s in self.segments if s.is_text))
 
 
 class SpellingFinder:

@@ -13,11 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loratune.data.conversations import REASONING
+from loratune.data.reasoning import TAGS, split_reasoning
+
 Turns = list[dict[str, Any]]
 
-_BRACKETS = [("\ue000", "\ue001"), ("\uf0f0", "\uf0f1"), ("\uf5a2", "\uf5a7")]
-"""Pairs of private-use characters; a pair that occurs in the conversation is not used."""
-_NOT_TEXT = {"role", "id", "tool_call_id", "type"}
+_PRIVATE_USE = range(0xE000, 0xF900)
+_TURN_NAMES = {"role", "name", "tool_call_id"}
+_CALL_NAMES = frozenset({"id", "type"})
+"""Keys of a turn, and of a call, whose values are not text; a function's name is."""
 _SHORTEST_KEYWORD = 2
 _PLAIN_WORD = re.compile(r"[\w\s]*")
 
@@ -30,6 +34,8 @@ class Word:
         turn: which turn it belongs to.
         field: under which key of the turn: ``content``, ``reasoning_content``, ``tool_calls``.
         text: the characters.
+        is_reasoning: whether it is what the assistant thinks, not what it says: under a key of
+            its own, or in the content in front of ``</think>``.
         lead: what its field holds in front of it, back to the word before: white space and
             keywords of the template.
         trail: what its field holds behind it, up to the next word.
@@ -38,6 +44,7 @@ class Word:
     turn: int
     field: str
     text: str
+    is_reasoning: bool = False
     lead: str = ""
     trail: str = ""
 
@@ -50,11 +57,13 @@ class Skeleton:
         turns: as the template is given them.
         words: the text behind each mark, by its number.
         mark: matches a mark; group 1 is its number.
+        left: begins every mark and stands nowhere else.
     """
 
     turns: Turns
     words: tuple[Word, ...]
     mark: re.Pattern[str]
+    left: str
 
     def key(self, tools: object) -> str:
         """What decides how the template renders it."""
@@ -78,58 +87,85 @@ def template_keywords(template: str) -> list[str]:
         for constant in node.find_all(nodes.Const)
         if isinstance(constant.value, str)
     }
-    keywords = (w for w in words if len(w) >= _SHORTEST_KEYWORD and not _PLAIN_WORD.fullmatch(w))
-    return sorted(keywords, key=len, reverse=True)
+    keywords = {w for w in words if len(w) >= _SHORTEST_KEYWORD and not _PLAIN_WORD.fullmatch(w)}
+    return sorted(keywords.union(TAGS), key=len, reverse=True)
 
 
 def make_skeleton(
     turns: Sequence[Mapping[str, Any]], keywords: Sequence[str], *, marked: Callable[[int], bool]
 ) -> Skeleton:
-    """Replace the texts of the turns for which ``marked`` holds.
+    """Replace the texts of the turns for which ``marked`` holds; names and ids stay.
 
     Args:
         turns: the conversation as the template is given it.
         keywords: what the template looks for, longest first.
         marked: whether the turn of this number is replaced; others stay as they are.
     """
-    left, right = _unused_brackets(turns)
-    splitter = re.compile("|".join(map(re.escape, keywords))) if keywords else None
-    words: list[Word] = []
-
-    def replaced(value: Any, turn: int, field: str) -> Any:
-        if isinstance(value, str):
-            written = []
-            for stretch in _stretches(value, splitter):
-                if isinstance(stretch, str):
-                    written.append(stretch)
-                    continue
-                written.append(f"{left}{len(words)}{right}")
-                words.append(Word(turn, field, *stretch))
-            return "".join(written)
-        if isinstance(value, list):
-            return [replaced(item, turn, field) for item in value]
-        if isinstance(value, dict):
-            return {k: v if k in _NOT_TEXT else replaced(v, turn, field) for k, v in value.items()}
-        return value
-
+    marker = _Marker(keywords, _unused_brackets(turns))
     result = [
-        {
-            key: value if key in _NOT_TEXT or not marked(number) else replaced(value, number, key)
-            for key, value in turn.items()
-        }
+        marker.replace_turn(number, turn) if marked(number) else dict(turn)
         for number, turn in enumerate(turns)
     ]
-    return Skeleton(result, tuple(words), re.compile(f"{left}([0-9]+){right}"))
+    return Skeleton(result, tuple(marker.words), marker.pattern, marker.left)
 
 
-def _stretches(text: str, splitter: re.Pattern[str] | None) -> list[str | tuple[str, str, str]]:
+class _Marker:
+    """Replaces texts by marks, numbered throughout the conversation."""
+
+    def __init__(self, keywords: Sequence[str], brackets: tuple[str, str]) -> None:
+        self._splitter = re.compile("|".join(map(re.escape, keywords)))
+        self.left, self._right = brackets
+        self.words: list[Word] = []
+        self.pattern = re.compile(f"{self.left}([0-9]+){self._right}")
+
+    def replace_turn(self, number: int, turn: Mapping[str, Any]) -> dict[str, Any]:
+        """The turn with marks in the place of its texts."""
+
+        def replaced(value: Any, field: str, names: frozenset[str]) -> Any:
+            if isinstance(value, str):
+                return self._replace(value, number, field, turn["role"] == "assistant")
+            if isinstance(value, list):
+                return [replaced(item, field, names) for item in value]
+            if isinstance(value, dict):
+                return {
+                    key: item
+                    if key in names
+                    else replaced(item, field, names if key != "arguments" else frozenset())
+                    for key, item in value.items()
+                }
+            return value
+
+        return {
+            key: value if key in _TURN_NAMES else replaced(value, key, _CALL_NAMES)
+            for key, value in turn.items()
+        }
+
+    def _replace(self, text: str, turn: int, field: str, is_assistant: bool) -> str:
+        thought = 0
+        if is_assistant and field in REASONING:
+            thought = len(text)
+        elif is_assistant and field == "content":
+            thought = len(split_reasoning(text)[0])
+        written, passed = "", 0
+        for stretch in _stretches(text, self._splitter):
+            if isinstance(stretch, str):
+                written, passed = written + stretch, passed + len(stretch)
+                continue
+            word, lead, trail = stretch
+            written += f"{self.left}{len(self.words)}{self._right}"
+            self.words.append(Word(turn, field, word, passed < thought, lead, trail))
+            passed += len(word)
+        return written
+
+
+def _stretches(text: str, splitter: re.Pattern[str]) -> list[str | tuple[str, str, str]]:
     """A text cut into what stays and what is marked, in order.
 
     Returns:
         Strings for what stays; ``(word, lead, trail)`` for what a mark replaces.
     """
     cuts = [0]
-    for match in splitter.finditer(text) if splitter else ():
+    for match in splitter.finditer(text):
         cuts += match.span()
     parts = [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
     if not any(part.strip() for part in parts[::2]):  # nothing but keywords: all of it is a word
@@ -160,7 +196,7 @@ def _joined(pieces: list[str]) -> list[str | tuple[str, str, str]]:
 
 
 def _unused_brackets(turns: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Two private-use characters that occur nowhere in the conversation."""
     text = json.dumps(list(turns), ensure_ascii=False, default=str)
-    return next(
-        (pair for pair in _BRACKETS if pair[0] not in text and pair[1] not in text), _BRACKETS[0]
-    )
+    unused = (chr(code) for code in _PRIVATE_USE if chr(code) not in text)
+    return next(unused), next(unused)

@@ -9,6 +9,7 @@ header and ends with the template's own end of the turn.
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 """Renders turns; the flag asks for the header of the assistant's next turn."""
 _REMEMBERED = 512
 _SHOWN = 40
+_BORDER = re.compile(r"[\s>\]]")
 
 
 class Placed(NamedTuple):
@@ -53,12 +55,14 @@ class Rendering:
     Attributes:
         text: the whole.
         words: every text of a turn, in order; those that the template leaves out are missing.
-        spans: one for each assistant turn.
+        spans: one for each assistant turn of which the template writes anything.
+        left_out: reasoning that the template leaves out; nothing else may be.
     """
 
     text: str
     words: tuple[Placed, ...]
     spans: tuple[TurnSpan, ...]
+    left_out: tuple[Word, ...]
 
 
 class _Outline(NamedTuple):
@@ -75,9 +79,11 @@ class SpanFinder:
     Args:
         template: its source.
         stops: the tokenizer's special tokens.
+        has_marks: whether it marks the assistant's part itself, so that spans may cover more.
     """
 
-    def __init__(self, template: str, stops: Sequence[str]) -> None:
+    def __init__(self, template: str, stops: Sequence[str], *, has_marks: bool = False) -> None:
+        self._has_marks = has_marks
         self._keywords = template_keywords(template)
         self._stops = sorted(stops, key=len, reverse=True)
         self._outlines: OrderedDict[str, _Outline] = OrderedDict()
@@ -98,10 +104,12 @@ class SpanFinder:
         full = render(turns, False)
         try:
             return self._located(full, turns, render, lambda _: True, context)
-        except DataError:
+        except _WordsChanged:
             # A template may branch on what somebody else's turn says; its text then stays.
             marked = {n for n, turn in enumerate(turns) if turn["role"] == "assistant"}
-            return self._located(full, turns, render, marked.__contains__, context)
+            rendering = self._located(full, turns, render, marked.__contains__, context)
+            self._check_unmarked(rendering, turns)
+            return rendering
 
     def _located(
         self,
@@ -114,8 +122,20 @@ class SpanFinder:
         skeleton = make_skeleton(turns, self._keywords, marked=marked)
         outline = self._outline(skeleton, render, context)
         words = _put_back(full, outline, skeleton)
-        _check_nothing_left_out(skeleton, words)
-        return Rendering(full, words, tuple(_mapped(outline, words)))
+        left_out = _left_out(skeleton, words)
+        return Rendering(full, words, tuple(_mapped(outline, words)), left_out)
+
+    def _check_unmarked(self, rendering: Rendering, turns: Sequence[Mapping[str, Any]]) -> None:
+        """Texts without a mark must not stand in a span, nor spell what only a mark can tell."""
+        for number, turn in enumerate(turns):
+            said = str(turn["content"]).strip()
+            if turn["role"] == "assistant" or not said:
+                continue
+            if any(stop in said for stop in self._stops):
+                raise _changed(Word(number, "content", said))
+            for span in rendering.spans:
+                if not self._has_marks and said in _template_text(rendering, span):
+                    raise _inside(number, span.turn)
 
     def _outline(self, skeleton: Skeleton, render: Render, context: object) -> _Outline:
         key = skeleton.key(context)
@@ -139,7 +159,8 @@ class SpanFinder:
             start = self._start(text, header, previous, own[0], skeleton)
             end = self._end(text, header, own, skeleton, number, render)
             spans.append(TurnSpan(number, start, end))
-        _check_no_other_turn(spans, marks, skeleton)
+        if not self._has_marks:
+            _check_no_other_turn(spans, marks, skeleton)
         return _Outline(text, marks, tuple(spans))
 
     def _start(
@@ -153,6 +174,8 @@ class SpanFinder:
         stretch = text[previous : first[0]]
         shortest = self._shortest_header(header)
         for length in range(len(header), shortest - 1, -1):
+            if length < len(header) and not _BORDER.match(header, length - 1):
+                continue  # a turn may begin otherwise than asked for, but not within a tag
             at = stretch.rfind(header[:length])
             if at >= 0:
                 return previous + at + length
@@ -173,29 +196,43 @@ class SpanFinder:
         number: int,
         render: Render,
     ) -> int:
-        """Behind the token that ends the turn, or behind its last word and the margin after it."""
-        last = own[-1]
-        alone = render(skeleton.turns[: number + 1], False)
-        own_alone = _own_marks(_marks(alone, skeleton), skeleton, number)
-        rest = text[last[1] :]
-        tail = rest[: _shared_length(rest, alone[own_alone[-1][1] :])] if own_alone else ""
+        """Behind the token that ends the turn, or behind what the turn itself writes last."""
+        place = own[-1][1]
+        word = skeleton.words[own[-1][2]]
+        rest = text[place:]
+        tail = self._shared_tail(rest, skeleton, number, render)
         closing = [stop for stop in self._stops if stop not in header]
-        places = [(at, stop) for stop in closing if (at := tail.find(stop)) >= 0]
-        if not places:
-            margin = rest[: len(rest) - len(rest.lstrip())]
-            places = [(len(margin), stop) for stop in closing if rest.startswith(stop, len(margin))]
-        if not places:
-            trail = skeleton.words[last[2]].trail
-            return last[1] + (len(trail) if trail and rest.startswith(trail) else 0)
-        at, stop = min(places, key=lambda place: (place[0], -len(place[1])))
-        end = at + len(stop)
-        while more := next((s for s in closing if tail.startswith(s, end)), ""):
-            end += len(more)
-        return last[1] + end
+        inside = [(at, at + len(s)) for s in closing for at in _occurrences(tail, s)]
+        if inside:  # a call may hold special tokens of its own; nothing follows them but the end
+            end = (max if word.field == "tool_calls" else min)(inside)[1]
+            while more := next((s for s in closing if tail.startswith(s, end)), ""):
+                end += len(more)
+            return place + end
+        following = min(((at, -len(s)) for s in closing if (at := rest.find(s)) >= 0), default=None)
+        if following and not rest[len(tail) : following[0]].strip():
+            return place + following[0] - following[1]
+        trail = len(word.trail) if rest.startswith(word.trail) else 0
+        return place + max(trail, len(tail.rstrip()))
+
+    def _shared_tail(self, rest: str, skeleton: Skeleton, number: int, render: Render) -> str:
+        """What follows a turn's last mark also where something else follows the turn."""
+        turns = skeleton.turns[: number + 1]
+        if number + 1 == len(skeleton.turns):
+            turns = [*turns, {"role": "user", "content": "a"}]
+        try:
+            other = render(turns, False)
+        except DataError:  # the roles must alternate otherwise, for example
+            return rest
+        own = _own_marks(_marks(other, skeleton), skeleton, number)
+        return rest[: _shared_length(rest, other[own[-1][1] :])] if own else ""
 
 
 def _marks(text: str, skeleton: Skeleton) -> tuple[tuple[int, int, int], ...]:
     return tuple((*m.span(), int(m.group(1))) for m in skeleton.mark.finditer(text))
+
+
+def _occurrences(text: str, part: str) -> list[int]:
+    return [match.start() for match in re.finditer(re.escape(part), text)]
 
 
 def _own_marks(
@@ -224,9 +261,7 @@ def _shared_length(one: str, other: str) -> int:
 
 
 def _spellings(word: Word) -> list[str]:
-    """How a template may write a text: as it is, or inside the JSON of a call."""
-    if word.field == "content":
-        return [word.text]
+    """How a template may write a text: as it is, or in JSON."""
     escaped = (json.dumps(word.text, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
     return [word.text, *escaped]
 
@@ -239,15 +274,16 @@ def _put_back(full: str, outline: _Outline, skeleton: Skeleton) -> tuple[Placed,
         word = skeleton.words[number]
         literal = outline.text[done:start]
         if not full.startswith(literal, position):
-            raise _changed(placed[-1].word if placed else word)
+            raise _branches(placed, word)
         position += len(literal)
         spelling = next((s for s in _spellings(word) if full.startswith(s, position)), None)
         if spelling is None:
-            raise _changed(word, full[position : position + _SHOWN])
+            following = outline.text[end:].partition(skeleton.left)[0]
+            raise _changed(word, full[position:].partition(following or "\n")[0][:_SHOWN])
         placed.append(Placed(word, position, position + len(spelling)))
         position, done = position + len(spelling), end
     if full[position:] != outline.text[done:]:
-        raise _changed(placed[-1].word if placed else Word(0, "content", ""))
+        raise _branches(placed, Word(0, "content", ""))
     return tuple(placed)
 
 
@@ -265,6 +301,14 @@ def _mapped(outline: _Outline, words: Sequence[Placed]) -> list[TurnSpan]:
     return [TurnSpan(span.turn, real(span.start), real(span.end)) for span in outline.spans]
 
 
+def _template_text(rendering: Rendering, span: TurnSpan) -> str:
+    """What stands in a span and is not the turn's own."""
+    own = [word for word in rendering.words if span.start < word.end and word.start < span.end]
+    edges = [span.start, *(edge for word in own for edge in (word.start, word.end)), span.end]
+    between = zip(edges[::2], edges[1::2], strict=True)
+    return "\n".join(rendering.text[start:end] for start, end in between)
+
+
 def _check_no_other_turn(
     spans: Sequence[TurnSpan], marks: Sequence[tuple[int, int, int]], skeleton: Skeleton
 ) -> None:
@@ -272,34 +316,42 @@ def _check_no_other_turn(
         for start, end, number in marks:
             other = skeleton.words[number].turn
             if start < span.end and end > span.start and other != span.turn:
-                cause = f"the chat template writes turn {other + 1} inside turn {span.turn + 1}"
-                raise DataError(cause, fix="mark the assistant's part with {% generation %}")
+                raise _inside(other, span.turn)
 
 
-def _check_nothing_left_out(skeleton: Skeleton, placed: Sequence[Placed]) -> None:
-    """What a turn says must stand in the rendering; dropping reasoning is the template's right."""
+def _inside(other: int, turn: int) -> DataError:
+    cause = f"the chat template writes turn {other + 1} inside turn {turn + 1}"
+    return DataError(cause, fix="mark the assistant's part with {% generation %}")
+
+
+def _left_out(skeleton: Skeleton, placed: Sequence[Placed]) -> tuple[Word, ...]:
+    """Reasoning that stands nowhere: leaving it out is the template's right, and nothing else."""
     written = {id(one.word) for one in placed}
-    for word in skeleton.words:
-        if id(word) not in written and not is_reasoning(word):
-            role = skeleton.turns[word.turn]["role"]
-            cause = f"the chat template leaves out {word.text[:_SHOWN]!r} of turn {word.turn + 1}"
+    missing = tuple(word for word in skeleton.words if id(word) not in written)
+    for word in missing:
+        if not word.is_reasoning:
+            what = "the tool call" if word.field == "tool_calls" else "the words"
+            whose = f"turn {word.turn + 1} ({skeleton.turns[word.turn]['role']})"
+            cause = f"the chat template leaves out {what} {word.text[:_SHOWN]!r} of {whose}"
             fix = "use a template that writes it, or remove it from the row"
-            raise DataError(f"{cause} ({role})", fix=fix)
+            raise DataError(cause, fix=fix)
+    return missing
 
 
-def is_reasoning(word: Word) -> bool:
-    """Whether a text is what the assistant thinks, not what it says.
-
-    It stands under a key of its own, or in the content in front of the keyword at which the
-    template splits (``</think>``).
-    """
-    return (word.field != "content" and "reason" in word.field) or word.trail.strip().startswith(
-        "</"
-    )
+class _WordsChanged(DataError):
+    """A rendering that is not the skeleton's with the words put back."""
 
 
-def _changed(word: Word, instead: str = "") -> DataError:
+def _changed(word: Word, instead: str = "") -> _WordsChanged:
     cause = f"the chat template changes the words of turn {word.turn + 1}: {word.text[:_SHOWN]!r}"
     if instead:
         cause += f" becomes {instead!r}"
-    return DataError(cause, fix="use a template that writes the words as they are")
+    return _WordsChanged(cause, fix="use a template that writes the words as they are")
+
+
+def _branches(placed: Sequence[Placed], word: Word) -> _WordsChanged:
+    """The template looks at the words before the difference, or changes how they end."""
+    word = placed[-1].word if placed else word
+    cause = f"the chat template writes something else because of what turn {word.turn + 1} says"
+    fix = f"use a template that does not change {word.text[:_SHOWN]!r}"
+    return _WordsChanged(cause, fix=fix)

@@ -6,12 +6,17 @@ write exactly the prompts that training wrote.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import string
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from loratune.config.schema import RowFormat
+from loratune.data.rows import Number, listed, shown
 from loratune.errors import ConfigError, DataError, did_you_mean
 
 PLAIN_TEMPLATE = "{prompt}"
@@ -19,6 +24,8 @@ INSTRUCTION_TEMPLATE = "### Instruction\n{instruction}\n\n### Answer\n"
 INSTRUCTION_WITH_INPUT_TEMPLATE = (
     "### Instruction\n{instruction}\n\n### Input\n{input}\n\n### Answer\n"
 )
+SYSTEM_TEMPLATE = "### System\n{system}\n\n"
+EXCHANGE_TEMPLATE = "### Instruction\n{instruction}\n\n### Answer\n{answer}\n\n"
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,10 @@ class PromptFormat:
         template: prompt text with ``{column}`` placeholders; None for text and messages.
         input_template: used instead where the row has an ``input``; instruction rows only.
         answer: the column to learn.
-        columns: our column name to the user's.
+        columns: our column name to the user's; empty for a column to be left out.
+        system_template: goes before the template where the row has a ``system`` text; empty in a
+            format that has no place for one.
+        exchange_template: an earlier question and its answer, for every pair of ``history``.
         chat_template: the tokenizer's Jinja template that training used; messages only.
     """
 
@@ -40,11 +50,17 @@ class PromptFormat:
     answer: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    system_template: str = ""
+    exchange_template: str = ""
 
     def named(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """A row's columns under our names; the user's own names stay usable beside them."""
         ours = {our: columns[theirs] for our, theirs in self.columns.items() if theirs in columns}
-        return {**columns, **ours}
+        left_out = [our for our, theirs in self.columns.items() if not theirs]
+        named = {**columns, **ours}
+        for our in left_out:
+            named.pop(our, None)
+        return named
 
     def prompt(self, columns: Mapping[str, Any]) -> tuple[str, tuple[tuple[int, int], ...]]:
         """The text before the answer, and where in it the row's own words stand.
@@ -60,7 +76,18 @@ class PromptFormat:
         template = self.template or ""
         if self.input_template is not None and not is_blank(named.get("input")):
             template = self.input_template
-        return substitute(template, named)
+        parts = [(template, named)]
+        if self.exchange_template:
+            exchanges = read_history(named.get("history"))
+            parts[:0] = [(self.exchange_template, exchange) for exchange in exchanges]
+        if self.system_template and not is_blank(named.get("system")):
+            parts.insert(0, (self.system_template, named))
+        written, values = "", list[tuple[int, int]]()
+        for part, texts in parts:
+            text, places = substitute(part, texts)
+            values += [(start + len(written), end + len(written)) for start, end in places]
+            written += text
+        return written, tuple(values)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values, for ``loratune.json`` beside the adapter."""
@@ -122,14 +149,13 @@ def check_placeholder(name: str, columns: Mapping[str, Any]) -> None:
         ConfigError: naming the columns there are.
     """
     if name not in columns:
-        from loratune.data.rows import listed
-
         fix = did_you_mean(name, columns) or f"the rows have {listed(columns)}"
         cause = f"the template's placeholder {{{name}}} names no column"
         raise ConfigError(cause, where="data.template", fix=fix)
 
 
-def _pieces(template: str) -> list[tuple[str, str | None]]:
+@lru_cache(maxsize=64)
+def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     """Literal text and the placeholder after it, if any."""
     try:
         parsed = list(string.Formatter().parse(template))
@@ -143,7 +169,27 @@ def _pieces(template: str) -> list[tuple[str, str | None]]:
             fix = "use {column} with a plain column name"
             cause = f"bad placeholder {{{name}{'!' if conversion else ''}{spec or ''}}}"
             raise ConfigError(cause, where="data.template", fix=fix)
-    return [(literal, name) for literal, name, _, _ in parsed]
+    return tuple((literal, name) for literal, name, _, _ in parsed)
+
+
+def read_history(history: object) -> list[dict[str, Any]]:
+    """Alpaca's earlier exchanges, ``[[question, answer], ...]``, also written as JSON.
+
+    Raises:
+        DataError: if it is anything else.
+    """
+    if isinstance(history, str) and history.strip().startswith("["):
+        with contextlib.suppress(ValueError):
+            history = json.loads(history)
+    if is_blank(history):
+        return []
+    exchanges = []
+    for number, pair in enumerate(history if isinstance(history, list) else [history], start=1):
+        if not isinstance(pair, list) or len(pair) != 2:
+            cause = f"exchange {number} of `history` is {shown(pair)}"
+            raise DataError(cause, fix="write [[question, answer], ...]")
+        exchanges.append({"instruction": pair[0], "answer": pair[1]})
+    return exchanges
 
 
 def is_blank(value: object) -> bool:
@@ -151,15 +197,24 @@ def is_blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a number, which true and false are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def as_text(value: object, column: str) -> str:
-    """A column's value as text; numbers are written out, null is empty.
+    """A column's value as text; numbers are written out as in their file, null is empty.
 
     Raises:
-        DataError: for lists, objects, booleans, and text that no UTF-8 file can hold.
+        DataError: for lists, objects, booleans, NaN, infinity, and text that no UTF-8 file can
+            hold.
     """
     if value is None:
         return ""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, float) and not isinstance(value, Number) and not math.isfinite(value):
+        word = "NaN" if math.isnan(value) else "infinity"
+        raise DataError(f"`{column}` is {word}, not text", fix="write the text, or leave it empty")
+    if is_number(value):
         return str(value)
     if not isinstance(value, str):
         raise DataError(f"`{column}` is a {type(value).__name__}, not text")

@@ -88,6 +88,11 @@ class RowTokenizer:
         """Ids of texts that spell special tokens and are none: encoded as any other text."""
         return self._unique(texts, partial(self._anchored_ids, spelt=True))
 
+    def special_ids(self) -> set[int]:
+        """Ids of the tokens with a meaning of their own."""
+        vocabulary = self.tokenizer.get_vocab()
+        return {vocabulary[t] for t in special_tokens(self.tokenizer) if t in vocabulary}
+
     def longest_token(self) -> int:
         """Characters of the longest token: a text of n times as many has more than n tokens."""
         if self._longest_token is None:

@@ -8,32 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loratune.doctor.finding import Finding, Status
+from loratune.doctor.finding import Finding
 from loratune.doctor.floors import check_floors
-
-__all__ = ["Finding", "Status", "diagnose"]
 
 
 def diagnose() -> Iterator[Finding]:
-    """Every finding, as it is made; what needs torch comes last."""
+    """Every finding, as it is made; what needs torch is imported after the versions' check."""
     yield from check_floors()
-    for check in (_environment, _offline, _training):
-        yield from check()
-
-
-def _environment() -> list[Finding]:
     from loratune.doctor.environment import check_environment
-
-    return check_environment()
-
-
-def _offline() -> list[Finding]:
     from loratune.doctor.offline import check_offline
-
-    return [check_offline()]
-
-
-def _training() -> list[Finding]:
     from loratune.doctor.training import check_training
 
-    return check_training()
+    yield from check_environment()
+    yield check_offline()
+    yield from check_training()

@@ -22,9 +22,8 @@ def check_environment() -> list[Finding]:
 
 
 def _python() -> Finding:
-    supported = (3, 11) <= sys.version_info[:2] < (3, 14)
     detail = platform.python_version()
-    if supported:
+    if (3, 11) <= sys.version_info[:2] < (3, 14):
         return Finding("python", Status.ok, detail)
     return Finding("python", Status.warn, f"{detail} is not tested", "use Python 3.11 to 3.13")
 
@@ -65,8 +64,8 @@ _HARMFUL = {
 
 
 def _variables() -> list[Finding]:
-    found = {name: harm for name, harm in _HARMFUL.items() if os.environ.get(name)}
     return [
         Finding(name, Status.warn, f"is set: {harm}", f"unset {name}")
-        for name, harm in found.items()
+        for name, harm in _HARMFUL.items()
+        if os.environ.get(name)
     ]

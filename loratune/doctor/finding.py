@@ -1,11 +1,10 @@
-"""What the doctor found."""
+"""What one examination of the installation shows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from loratune.errors import LoratuneError
 
@@ -35,10 +34,6 @@ class Finding:
     detail: str
     fix: str = ""
     code: int = 4
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
-        return asdict(self)
 
 
 def examine(name: str, look: Callable[[], str], fix: str = "see the message") -> Finding:

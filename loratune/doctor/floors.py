@@ -16,7 +16,7 @@ class Floor:
 
     Attributes:
         package: its name on the package index.
-        lowest: the first version in which the advisories are mended.
+        lowest: the first version in which the advisories are fixed.
         advisories: their identifiers.
         danger: what they allow.
     """

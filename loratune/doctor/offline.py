@@ -35,7 +35,7 @@ def blocked_sockets() -> Iterator[None]:
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
         raise SecurityError("something tried to reach the network", where="offline check")
 
-    kept = {name: getattr(socket.socket, name) for name in _BLOCKED}
+    originals = {name: getattr(socket.socket, name) for name in _BLOCKED}
     resolve = socket.getaddrinfo
     try:
         for name in _BLOCKED:
@@ -43,6 +43,6 @@ def blocked_sockets() -> Iterator[None]:
         socket.getaddrinfo = refuse
         yield
     finally:
-        for name, method in kept.items():
+        for name, method in originals.items():
             setattr(socket.socket, name, method)
         socket.getaddrinfo = resolve

@@ -6,7 +6,6 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from loratune import files
 from loratune.adapter_files.peft_format import read_adapter, write_adapter
@@ -31,8 +30,7 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.stages.load import BaseModel, load
 from loratune.stages.merge import merge
-from loratune.stages.wrap import wrap
-from loratune.surgery import WrappedModel, adapter_state
+from loratune.surgery import WrappedModel, adapter_state, wrap_model
 from loratune.training.loop import start, steps
 from loratune.verify import verify
 
@@ -60,12 +58,11 @@ class ShortRun:
 
 def check_training() -> list[Finding]:
     """Overfit, determinism and merge, one finding each and per variant."""
-    findings = []
-    for variant in variant_names():
-        findings.append(examine(f"learns {variant}", partial(_learns, variant)))
-    findings.append(examine("determinism", _repeats, "set trainer.threads=1"))
-    findings.append(examine("merge", _merges))
-    return findings
+    return [
+        *(examine(f"learns {name}", partial(_learns, name)) for name in variant_names()),
+        examine("determinism", _repeats, "set trainer.threads=1"),
+        examine("merge", _merges),
+    ]
 
 
 def short_run(variant: str, device: str = "cpu", dropout: float = 0.0) -> ShortRun:
@@ -74,7 +71,7 @@ def short_run(variant: str, device: str = "cpu", dropout: float = 0.0) -> ShortR
     data_config = DataConfig(path="builtin:train", limit=_ROWS, max_length=64)
     data = prepare_data(data_config, base.tokenizer, base.vocab_size, seed=0)
     config = config_class(variant)(dropout=dropout)
-    wrapped = wrap(base.model, config, TargetsConfig(), seed=0)
+    wrapped = wrap_model(base.model, config, TargetsConfig(), seed=0)
     rows = TrainingSet.from_config(data.train, data.pad_id, data_config, _TRAINER)
     head, optimizer = LanguageModelHead(wrapped.model), start(wrapped, _TRAINER)
     wrapped.model.train()
@@ -85,10 +82,10 @@ def short_run(variant: str, device: str = "cpu", dropout: float = 0.0) -> ShortR
 
 def _learns(variant: str) -> str:
     losses = short_run(variant, "auto").losses
-    shown = " → ".join(f"{loss:.3f}" for loss in losses)
+    text = " → ".join(f"{loss:.3f}" for loss in losses)
     if losses[-1] >= losses[0]:
-        raise TrainingError(f"the loss does not fall: {shown}", fix="report it with `pip list`")
-    return f"loss {shown}"
+        raise TrainingError(f"the loss does not fall: {text}", fix="report it with `pip list`")
+    return f"loss {text}"
 
 
 def _repeats() -> str:
@@ -104,9 +101,10 @@ def _merges() -> str:
     done = short_run("lora")
     with tempfile.TemporaryDirectory(prefix="loratune-doctor-") as place:
         adapter, merged = Path(place) / "adapter", Path(place) / "merged"
-        facts: dict[str, Any] = {
-            "variant": "lora",
-            "adapter": _settings(done.wrapped),
+        settings = to_plain(done.wrapped.config)
+        facts = {
+            "variant": settings.pop("variant"),
+            "adapter": settings,
             "base": done.base.fingerprint,
             "tokenizer": done.base.tokenizer_fingerprint,
         }
@@ -124,7 +122,3 @@ def _merges() -> str:
     if result.problems or report.logits is None:
         raise MergeError("the merged model does not verify", fix="report it with `pip list`")
     return f"logits differ by {report.logits.max_difference:.1e}; {len(result.checks)} checks pass"
-
-
-def _settings(wrapped: WrappedModel) -> dict[str, Any]:
-    return {key: value for key, value in to_plain(wrapped.config).items() if key != "variant"}

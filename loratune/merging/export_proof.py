@@ -81,8 +81,6 @@ def _prove_deltas(original: MetaAdapter, exported: MetaAdapter) -> dict[str, Any
 def _prove_logits(
     original: MetaAdapter, exported: AdapterFolder, *, exact: bool, verify: Verify
 ) -> dict[str, Any] | None:
-    entries = tensor_entries(original.base_folder)
-    size = sum(entry.end - entry.begin for entry in entries.values())
-    if not wants_logits(verify, [original.folder], size):
+    if not wants_logits(verify, [original.folder], tensor_entries(original.base_folder)):
         return None
     return asdict(prove_same_logits(original.base_folder, original.folder, exported, exact=exact))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from loratune.config.schema import Verify
 from loratune.errors import MergeError
 from loratune.models.dtypes import torch_dtype
 from loratune.models.load import load_model
-from loratune.models.weights import tensor_entries
+from loratune.models.weights import TensorEntry, tensor_entries
 from loratune.surgery import WrappedModel, disabled, unwrap_model
 
 AUTO_LIMIT_BYTES = 6 << 30
@@ -43,11 +43,13 @@ class LogitsProof:
     top1_agreement: float
 
 
-def wants_logits(verify: Verify, adapters: Sequence[AdapterFolder], size: int) -> bool:
+def wants_logits(
+    verify: Verify, adapters: Sequence[AdapterFolder], base: Mapping[str, TensorEntry]
+) -> bool:
     """Whether to compare logits: when asked, or when the model is small enough to hold twice."""
     if len(adapters) != 1 or verify is Verify.weights:
         return False
-    return verify is Verify.logits or size <= AUTO_LIMIT_BYTES // 3
+    return verify is Verify.logits or sum(e.size for e in base.values()) <= AUTO_LIMIT_BYTES // 3
 
 
 @torch.inference_mode()

@@ -15,8 +15,7 @@ from loratune.config.schema import Dtype
 from loratune.errors import MergeError
 from loratune.merging.weight import ModuleProof, merged_weight
 from loratune.models.dtypes import COMPUTED_IN, ITEM_BYTES, safetensors_name, torch_dtype
-from loratune.models.tensors import is_finite, tensor_in
-from loratune.models.weights import TensorEntry, tensor_entries
+from loratune.models.weights import TensorEntry, is_finite, tensor_entries, tensor_in
 
 
 class MergePlan:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from loratune.models.weights import TensorEntry
 
@@ -19,24 +18,15 @@ class SafetensorsWriter:
         sha256: hex digest of the whole file, once closed.
     """
 
-    def __init__(
-        self, path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str]
-    ) -> None:
+    def __init__(self, path: Path, entries: Sequence[TensorEntry]) -> None:
         self._file: BinaryIO = path.open("xb")
         self._digest = hashlib.sha256()
         self._left = [entry.size for entry in entries]
         self.sha256 = ""
-        self._put(_header(entries, metadata))
+        self._put(_header(entries))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the file."""
         self._file.close()
         self.sha256 = self._digest.hexdigest()
 
@@ -56,9 +46,9 @@ class SafetensorsWriter:
         self._file.write(content)
 
 
-def _header(entries: Sequence[TensorEntry], metadata: Mapping[str, str]) -> bytes:
+def _header(entries: Sequence[TensorEntry]) -> bytes:
     """Length and JSON header, padded with spaces so that tensors start at a multiple of 8."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     for entry in entries:
         header[entry.name] = {
             "dtype": entry.dtype,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,7 @@ from loratune.merging.safetensors_writer import SafetensorsWriter
 from loratune.merging.threads import in_order, tensor_threads
 from loratune.merging.weight import ModuleProof
 from loratune.models.fingerprint import combine_hashes
-from loratune.models.tensors import check_stored
-from loratune.models.weights import TensorEntry, drop_pages, mapped, tensor_hash
+from loratune.models.weights import TensorEntry, check_stored, drop_pages, mapped, tensor_hash
 
 
 @dataclass
@@ -94,7 +94,7 @@ def _write_file(
     sources = [written.plan.sources[entry.name] for entry in entries]
     contents = {file: mapped(file) for file in {source.file for source in sources}}
     encoded = in_order(pool, _jobs(written, entries, contents))
-    with files.storage_errors(path), SafetensorsWriter(path, entries, {"format": "pt"}) as writer:
+    with files.storage_errors(path), closing(SafetensorsWriter(path, entries)) as writer:
         for entry, source, tensor in zip(entries, sources, encoded, strict=True):
             writer.write(tensor.data)
             drop_pages(contents[source.file], source.begin, source.end)

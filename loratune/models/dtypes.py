@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-    from loratune.models.weights import TensorEntry
 
 _FORMATS = {
     "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
@@ -35,8 +32,3 @@ def torch_dtype(name: str) -> torch.dtype:
 def safetensors_name(torch_name: str) -> str:
     """The safetensors name of ``float32``, ``bfloat16`` or another of torch's dtypes."""
     return _NAMES[torch_name]
-
-
-def stored_dtype(entries: Iterable[TensorEntry]) -> str:
-    """The format of a model's weights: that of the first tensor that it can be loaded in."""
-    return next((entry.dtype for entry in entries if entry.dtype in COMPUTED_IN), "F32")

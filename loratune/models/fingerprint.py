@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratune.models.weights import TensorEntry, hash_tensors, tensor_entries
+from loratune.models.weights import (
+    TensorEntry,
+    check_stored,
+    hash_tensors,
+    read_all,
+    tensor_entries,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +28,6 @@ def base_fingerprint(folder: Path) -> str:
     Raises:
         ModelError: if a weight is NaN or infinite, or a file is broken.
     """
-    from loratune.models.tensors import check_stored
-
     entries = tensor_entries(folder)
     return combine_hashes(entries, hash_tensors(entries, check_stored))
 
@@ -57,5 +61,14 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """``tensors_fingerprint`` of a safetensors file's tensors, without loading it.
+
+    Raises:
+        ModelError: if it is not a safetensors file.
+    """
+    return tensors_fingerprint(read_all(path))

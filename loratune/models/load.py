@@ -14,10 +14,7 @@ from loratune.models.untrusted import check_tokenizer
 
 
 def load_model(
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
-    attention: str = "auto",
+    folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu", attention: str = "auto"
 ) -> nn.Module:
     """A model folder's weights in eval mode; nothing may be missing, misshapen or left over.
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratune.adapters.config import LayerKind, LayerShape
 from loratune.config.schema import ModelConfig
 from loratune.models.architectures import (
     Architecture,
@@ -73,13 +74,37 @@ def measure_numbers(numbers: Mapping[str, Any]) -> Architecture:
 
 def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) -> Architecture:
     """The architecture of a model in memory; tied weights are counted once."""
-    from loratune.models.layers import layer_shapes
-
     layers = tuple(layer_shapes(model))
     total = sum(parameter.numel() for parameter in model.parameters())
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     others = other_modules(model, {layer.name for layer in layers})
     return Architecture(str(family), layers, others, total, dict(numbers or {}))
+
+
+def layer_shapes(model: nn.Module) -> list[LayerShape]:
+    """Every layer of the model that an adapter can wrap, in ``named_modules`` order."""
+    shapes = []
+    for name, module in model.named_modules():
+        kind_and_size = _kind_and_size(module)
+        if kind_and_size is not None:
+            parameters = sum(p.numel() for p in module.parameters(recurse=False))
+            shapes.append(LayerShape(name, *kind_and_size, parameters))
+    return shapes
+
+
+def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
+    from torch import Tensor, nn
+
+    if isinstance(module, nn.Linear):
+        return LayerKind.linear, module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
+        rows, columns = module.weight.shape
+        return LayerKind.conv1d, rows, columns
+    # Other subclasses with a forward of their own (OPT's positions) are not plain lookups.
+    is_lookup = type(module) is nn.Embedding or hasattr(module, "embed_scale")
+    if isinstance(module, nn.Embedding) and is_lookup:
+        return LayerKind.embedding, module.num_embeddings, module.embedding_dim
+    return None
 
 
 def other_modules(model: nn.Module, layer_names: set[str]) -> tuple[OtherModule, ...]:

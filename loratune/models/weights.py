@@ -1,7 +1,8 @@
 """A model folder's safetensors files, read without trusting them.
 
 Every path stays inside the folder, every file is as long as its header says, and no pickled
-file is ever opened.  No torch here: the bytes are mapped, hashed and copied as they lie.
+file is ever opened.  The bytes are mapped, hashed and copied as they lie; torch is imported only
+where a tensor is made of them.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import json
 import math
 import mmap
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loratune.errors import LoratuneError, ModelError, SecurityError, raise_together
-from loratune.models.dtypes import ITEM_BYTES
+from loratune.models.dtypes import COMPUTED_IN, FLOATING, ITEM_BYTES, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -228,6 +232,67 @@ def mapped(file: Path) -> memoryview:
         return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
+def tensor_in(entry: TensorEntry, content: memoryview) -> Tensor:
+    """One tensor's value where it lies, in the mapped bytes of its file: nothing is copied."""
+    import torch
+
+    dtype = torch_dtype(entry.dtype)
+    if entry.begin == entry.end:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(content[entry.begin : entry.end], dtype=dtype).view(entry.shape)
+
+
+def read_one(entry: TensorEntry) -> Tensor:
+    """One tensor's value, in a mapping of its own."""
+    return tensor_in(entry, mapped(entry.file))
+
+
+def read_all(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, by name, where it lies.
+
+    Raises:
+        ModelError: if it is missing or broken.
+    """
+    entries = read_header(file)
+    content = mapped(file)
+    return {name: tensor_in(entries[name], content) for name in sorted(entries)}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite, in one quick pass: both reach the extremes."""
+    import torch
+
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def check_stored(entry: TensorEntry, content: memoryview) -> None:
+    """Check that a stored weight holds numbers only.
+
+    Args:
+        entry: the tensor.
+        content: the mapped bytes of its file.
+
+    Raises:
+        ModelError: naming it, how many of its numbers are not finite, and the first one's place.
+    """
+    if entry.dtype not in FLOATING:
+        return
+    tensor = tensor_in(entry, content)
+    if is_finite(tensor):
+        return
+    bad = ~tensor.isfinite()
+    first = [int(place) for place in bad.nonzero()[0]]
+    raise ModelError(
+        f"{int(bad.sum()):,} of {tensor.numel():,} numbers of '{entry.name}' are NaN or infinite, "
+        f"the first at {first}",
+        where=str(entry.file),
+        fix="copy or download it again; a base that holds such numbers cannot be trained or merged",
+    )
+
+
 def drop_pages(content: memoryview, begin: int, end: int) -> None:
     """Give the memory of a part of a mapped file back; the file is read again if that is asked for.
 
@@ -285,3 +350,8 @@ def _hash_and_drop(
             errors.append(error)
     drop_pages(content, entry.begin, entry.end)
     return sha256
+
+
+def stored_dtype(entries: Iterable[TensorEntry]) -> str:
+    """The format of a model's weights: that of the first tensor that it can be loaded in."""
+    return next((entry.dtype for entry in entries if entry.dtype in COMPUTED_IN), "F32")

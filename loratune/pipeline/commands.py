@@ -26,8 +26,9 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
-from loratune.pipeline.loading import evaluation_only, wrap_saved
+from loratune.pipeline.loading import check_base, evaluation_only
 from loratune.stages.load import BaseModel, load
+from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel, disabled
 
 
@@ -134,13 +135,12 @@ def generate(
         read_rows(str(prompts)) if prompt is None else [question_row(prompt, system, prompt_format)]
     )
     questions, ids = _questions(rows, tokenizer, prompt_format, config.data)
-    adapted = generate_answers(wrapped.model, base.tokenizer, ids, sampling, tokenizer.pad_id)
-    before: list[str | None] = [None] * len(ids)
+    model, pad_id = wrapped.model, tokenizer.pad_id
+    adapted = generate_answers(model, base.tokenizer, ids, sampling, pad_id)
+    before: Sequence[str | None] = [None] * len(ids)
     if with_base:
         with disabled(wrapped):
-            before = [
-                *generate_answers(wrapped.model, base.tokenizer, ids, sampling, tokenizer.pad_id)
-            ]
+            before = generate_answers(model, base.tokenizer, ids, sampling, pad_id)
     for question, old, new in zip(questions, before, adapted, strict=True):
         record: dict[str, Any] = {"prompt": question, "adapted": new}
         if old is not None:
@@ -184,7 +184,8 @@ def _load_adapted(
     adapter = read_adapter(folder)
     model = base_model(adapter, config.model, named=base_named)
     base = load(model, config.trainer.precision)
-    wrapped, _ = wrap_saved(base, adapter, config.allow_drift)
+    check_base(base, adapter, config.allow_drift)
+    wrapped = wrap(base.model, config, adapter)
     wrapped.model.eval()
     return adapter, base, wrapped
 

@@ -13,13 +13,16 @@ from loratune.console import say
 from loratune.data.prepare import PreparedData
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.fingerprint import tokenizer_fingerprint
-from loratune.pipeline.tables import evaluation_table, merge_lines, sample_table
+from loratune.report.scores import score_table
 from loratune.runs import processes
-from loratune.stages.evaluate import evaluate
+from loratune.stages.evaluate import Sample, evaluate
 from loratune.stages.export import export
-from loratune.stages.merge import merge
+from loratune.stages.merge import MergeReport, merge
 from loratune.surgery import WrappedModel
-from loratune.tables import show
+from loratune.tables import Table, show
+
+SAMPLES_SHOWN = 4
+SAMPLE_WIDTH = 200
 
 
 def evaluate_and_show(
@@ -49,9 +52,9 @@ def evaluate_and_show(
     if as_json:
         print(files.to_json(result.as_dict()), end="")
         return
-    show(evaluation_table(result))
+    show(score_table(result.as_dict()))
     if result.samples:
-        show(sample_table(result.samples))
+        show(_sample_table(result.samples))
 
 
 def merge_and_show(
@@ -74,7 +77,7 @@ def merge_and_show(
         tokenizer=tokenizer_fingerprint(tokenizer),
         allow_drift=config.allow_drift,
     )
-    for line in merge_lines(report):
+    for line in _merge_lines(report):
         say(line)
     say(f"merged model: {out}")
 
@@ -93,3 +96,39 @@ def export_and_show(
     if logits is not None:
         proved += f", logits by {logits['max_difference']:.1e} on {logits['tokens']} tokens"
     say(f"exported {form}: {out} ({proved})")
+
+
+def _sample_table(samples: list[Sample]) -> Table:
+    """A few prompts with the answers before and after."""
+    # One step more than an even spread: rows often come in groups of a few per subject.
+    step = len(samples) // SAMPLES_SHOWN + 1
+    rows = tuple(
+        tuple(map(_shortened, (sample.prompt, sample.base, sample.adapted, sample.reference)))
+        for sample in samples[::step][:SAMPLES_SHOWN]
+    )
+    columns = ("prompt", "base", "adapted", "reference")
+    return Table("answers before and after", columns, rows, numeric=(False,) * 4, ruled=True)
+
+
+def _shortened(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= SAMPLE_WIDTH else text[: SAMPLE_WIDTH - 1] + "…"
+
+
+def _merge_lines(report: MergeReport) -> list[str]:
+    """What the merge proved, in words."""
+    worst = report.worst
+    lines = [
+        f"merged {len(report.modules)} modules; W' - W = ΔW to {worst.residual:.1e} of ΔW at worst "
+        f"({worst.module}); {report.delta_kept:.2%} of the correction survived rounding"
+    ]
+    if report.logits is not None:
+        lines.append(
+            f"logits of the merged model against base + adapter: largest difference "
+            f"{report.logits.max_difference:.1e} (logits up to {report.logits.max_logit:.3g}), "
+            f"same first choice on {report.logits.top1_agreement:.1%} of "
+            f"{report.logits.tokens} tokens"
+        )
+    if report.untied:
+        lines.append("input embedding and head were tied; the merged model has one copy each")
+    return lines

@@ -22,8 +22,7 @@ from loratune.config.convert import from_plain, to_plain
 from loratune.config.schema import RunConfig
 from loratune.errors import LoratuneError, TrainingError
 from loratune.runs.checkpoint import published_checkpoints, step_of
-from loratune.runs.resume_setting import with_run_folder
-from loratune.runs.run_dir import RunDir, fresh_folder
+from loratune.runs.run_dir import RunDir, fresh_folder, with_run_folder
 from loratune.training.signals import stopped
 
 LINGER = 3.0

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from loratune.adapter_files.embeddings import check_continuable
-from loratune.adapter_files.peft_format import AdapterFolder, check_readable
+from loratune.adapter_files.peft_config import structure_of
+from loratune.adapter_files.peft_format import AdapterFolder, check_readable, read_adapter
+from loratune.config.convert import to_plain
 from loratune.config.schema import DataConfig, RunConfig, Stage
 from loratune.counting.parameters import ParameterReport
-from loratune.counting.variant_report import report_variants
+from loratune.counting.variant_table import report_variants
 from loratune.data.audit import audit
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.tokenizing import Tokenizer
+from loratune.errors import ConfigError
 from loratune.files import BUILTIN
 from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
-from loratune.pipeline.printing import say_once
+from loratune.runs import processes
 from loratune.runs.drift import check_binding
 from loratune.stages.load import BaseModel, load
-from loratune.stages.wrap import wrap, wrap_existing
+from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel
 
 
@@ -35,10 +39,10 @@ def load_data_and_base(config: RunConfig) -> tuple[PreparedData, BaseModel]:
     tokenizer = load_tokenizer(folder)
     vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
     data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed)
-    say_once(*data.report.lines())
+    processes.say_once(*data.report.lines())
     if Stage.train in config.stages:
         _audit(data, tokenizer, config.data)
-    say_once(f"base {config.model.path}")
+    processes.say_once(f"base {config.model.path}")
     return data, load(config.model, config.trainer.precision, tokenizer)
 
 
@@ -46,7 +50,30 @@ def _audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> None
     """Say what is doubtful about the rows; stop at what would teach the wrong thing."""
     result = audit(data, tokenizer, config)
     result.raise_errors()
-    say_once(*(finding.line for finding in result.findings))
+    processes.say_once(*(finding.line for finding in result.findings))
+
+
+def adapter_to_continue(config: RunConfig) -> AdapterFolder | None:
+    """The adapter of ``adapter_path``, under the recipe's training settings.
+
+    Its structure (rank, alpha, targets) is the file's; learning rates, kernel and the like are
+    the recipe's.  Variants of one structure can continue each other.
+
+    Raises:
+        ConfigError: if the recipe's variant has another structure.
+    """
+    if config.adapter_path is None:
+        return None
+    folder = read_adapter(Path(config.adapter_path))
+    wanted, stored = structure_of(type(config.adapter)), structure_of(type(folder.config))
+    if wanted != stored:
+        raise ConfigError(
+            f"the adapter is {stored}, the recipe's variant '{config.adapter.variant}' is {wanted}",
+            where=f"adapter_path={config.adapter_path}",
+            fix=f"set adapter={folder.config.variant}",
+        )
+    recorded = to_plain(config.adapter)
+    return replace(folder, config=type(config.adapter).from_peft(folder.peft, recorded))
 
 
 def wrap_base(
@@ -61,41 +88,30 @@ def wrap_base(
     Raises:
         LoratuneError: a target that matches nothing, an adapter that does not fit, or drift.
     """
-    drift: list[str] = []
     architecture = measure_model(base.model)
-    if saved is None:
-        wrapped = wrap(base.model, config.adapter, config.targets, config.trainer.seed)
-    else:
-        wrapped, drift = wrap_saved(base, saved, config.allow_drift)
+    drift = [] if saved is None else check_base(base, saved, config.allow_drift)
+    wrapped = wrap(base.model, config, saved)
+    if saved is not None:
         check_continuable(saved, wrapped)
     check_readable(wrapped, config.model.path)
     counts = wrapped.match.counts.items()
-    say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
+    processes.say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
     notices = [*wrapped.match.notices, *wrapped.config.warnings()]
-    say_once(*(f"note: {line}" for line in notices))
+    processes.say_once(*(f"note: {line}" for line in notices))
     return wrapped, report_variants(architecture, wrapped), drift
 
 
-def wrap_saved(
-    base: BaseModel, adapter: AdapterFolder, allow_drift: Sequence[str]
-) -> tuple[WrappedModel, list[str]]:
-    """Put a saved adapter into its base, and check that it is the base it was trained on.
+def check_base(base: BaseModel, adapter: AdapterFolder, allow_drift: Sequence[str]) -> list[str]:
+    """Check that a base is the one that a saved adapter was trained on.
 
     Returns:
-        The wrapped model, and the differences that ``allow_drift`` lets through.
+        The differences that ``allow_drift`` lets through.
 
     Raises:
-        LoratuneError: an adapter that does not fit, or drift.
+        LoratuneError: at any other difference.
     """
-    allowed = check_binding(
-        adapter.facts,
-        base.fingerprint,
-        base.tokenizer_fingerprint,
-        allow_drift,
-        where=str(adapter.path),
-    )
-    wrapped, _ = wrap_existing(base.model, adapter)
-    return wrapped, allowed
+    fingerprints = base.fingerprint, base.tokenizer_fingerprint
+    return check_binding(adapter.facts, *fingerprints, allow_drift, where=str(adapter.path))
 
 
 def evaluation_only(data: DataConfig) -> DataConfig:
@@ -122,7 +138,7 @@ def _test_rows_are_the_demos(config: RunConfig) -> bool:
     path = str(config.data.test_path)
     mismatched = path.startswith(BUILTIN) and not str(config.data.path).startswith(BUILTIN)
     if mismatched:
-        say_once(
+        processes.say_once(
             f"note: data.test_path={path} belongs to the demo; the evaluation rows are used instead"
         )
     return mismatched

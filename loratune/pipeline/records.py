@@ -13,7 +13,6 @@ from loratune.config.secrets import redact
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.tables import variant_table
 from loratune.data.prepare import PreparedData
-from loratune.pipeline.printing import say_once
 from loratune.report.build import finished_report
 from loratune.runs import processes
 from loratune.runs.provenance import merged_before, package_versions, provenance
@@ -28,11 +27,7 @@ _FINGERPRINTS = ("base", "tokenizer", "data", "projection")
 
 
 def run_facts(
-    config: RunConfig,
-    base: BaseModel,
-    data: PreparedData,
-    wrapped: WrappedModel,
-    drift: list[str],
+    config: RunConfig, base: BaseModel, data: PreparedData, wrapped: WrappedModel, drift: list[str]
 ) -> dict[str, Any]:
     """What checkpoints and adapters record about what a run is made of."""
     return {
@@ -70,7 +65,9 @@ class Records:
         origin |= {"fingerprints": fingerprints, "dtype": str(base.dtype)}
         merged = merged_before(base.folder)
         if merged is not None:
-            say_once("note: the base is itself a model that loratune merged (see provenance.json)")
+            processes.say_once(
+                "note: the base is itself a model that loratune merged (see provenance.json)"
+            )
             origin["merged_base"] = merged
         files.write_json(self.run_dir.provenance, origin)
         files.write_json(self.run_dir.parameters, parameters.to_dict())
@@ -97,7 +94,7 @@ class Records:
         with files.published_folder(self.run_dir.adapter, replace=True) as target:
             write_adapter(target, wrapped, facts, self.config.model.path)
             read_back(target, wrapped)
-        say_once(f"adapter saved: {self.run_dir.adapter}")
+        processes.say_once(f"adapter saved: {self.run_dir.adapter}")
 
     def finish(self, training: TrainResult | None) -> None:
         """The summary that seals the records, and the report."""
@@ -109,5 +106,5 @@ class Records:
         }
         write_summary(self.run_dir, record)
         link_latest(self.run_dir, self.config.name)
-        say_once(f"everything lies in {self.run_dir.path}")
-        say_once(f"report: {finished_report(self.run_dir.path)}")
+        processes.say_once(f"everything lies in {self.run_dir.path}")
+        processes.say_once(f"report: {finished_report(self.run_dir.path)}")

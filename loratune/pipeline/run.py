@@ -10,21 +10,24 @@ from pathlib import Path
 import torch
 
 from loratune import files
-from loratune.adapter_files.continuing import adapter_to_continue
 from loratune.adapter_files.peft_format import read_adapter
 from loratune.config.schema import ExportFormat, RunConfig, Stage
 from loratune.console import say
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
-from loratune.pipeline.loading import final_rows, load_data_and_base, wrap_base
+from loratune.pipeline.loading import (
+    adapter_to_continue,
+    final_rows,
+    load_data_and_base,
+    wrap_base,
+)
 from loratune.pipeline.records import Records, run_facts
 from loratune.pipeline.training import train_adapter
 from loratune.report.build import finished_report
 from loratune.runs import processes
 from loratune.runs.resume import find_checkpoint, is_complete, resumed_facts
-from loratune.runs.resume_setting import with_run_folder
-from loratune.runs.run_dir import RunDir
-from loratune.training.signals import StopAtOnce
+from loratune.runs.run_dir import RunDir, with_run_folder
+from loratune.training.signals import stop_at_once
 from loratune.training.torch_errors import memory_errors
 from loratune.training.trackers import check_trackers
 
@@ -57,7 +60,7 @@ def run(config: RunConfig) -> None:
             training = train_adapter(records, data, wrapped, head, checkpoint)
         records.publish_adapter(wrapped, data, training)
 
-        with StopAtOnce(training.steps if training else 0, run_dir.path):
+        with stop_at_once(training.steps if training else 0, run_dir.path):
             if Stage.evaluate in config.stages:
                 rows = final_rows(config, data, base)
                 evaluate_and_show(wrapped, head, base.tokenizer, rows, config, run_dir.evaluation)

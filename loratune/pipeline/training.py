@@ -7,7 +7,6 @@ from loratune.config.schema import RunConfig
 from loratune.data.prepare import PreparedData
 from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
-from loratune.pipeline.printing import say_once
 from loratune.pipeline.records import Records
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint
@@ -56,7 +55,7 @@ def train_adapter(
             evaluate=_evaluation(config, data, head),
             trackers=trackers,
         )
-    say_once(*_result_lines(records, result))
+    processes.say_once(*_result_lines(records, result))
     return result
 
 

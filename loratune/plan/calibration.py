@@ -15,7 +15,7 @@ from loratune.models.architectures import Architecture
 from loratune.plan.memory import hidden_size, vocabulary
 from loratune.plan.workload import MicroBatch
 from loratune.surgery import wrap_model
-from loratune.targets.find import block_of
+from loratune.targets.patterns import block_of
 
 OPERATIONS = 5e10
 """Multiply-adds that one calibrating pass may cost: seconds on a slow machine."""

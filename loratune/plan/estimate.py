@@ -1,4 +1,4 @@
-"""A recipe's steps, memory, disk and time, before any weight is read."""
+"""A recipe's steps, memory, disk and time, and what is doubtful, before any weight is read."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 from loratune import files
 from loratune.config.schema import Dtype, RunConfig, Stage
 from loratune.counting.parameters import FP32_BYTES
+from loratune.data.audit import Severity
 from loratune.models.dtypes import ITEM_BYTES, safetensors_name
 from loratune.plan.calibration import calibrate
 from loratune.plan.fit import fitted
-from loratune.plan.memory import block_count
+from loratune.plan.memory import ERROR_BAR, Memory, available_bytes, block_count
 from loratune.plan.plan import Disk, Plan, Time
 from loratune.plan.setting import Setting, find_setting
 from loratune.plan.sources import SourcedValue
-from loratune.plan.warnings import plan_warnings
-from loratune.plan.workload import Workload, read_workload_rows, workload
+from loratune.plan.workload import Rows, Workload, read_workload_rows, workload
+from loratune.training.optim import learning_rate
+from loratune.units import byte_size
 
 _FORWARD_SHARE = 0.5
 """Of a forward and backward pass through a frozen block: its weights get no gradient."""
@@ -45,18 +47,9 @@ def make_plan(
         config, rows, work, overrides = fitted(config, rows, work, setting, fit)
     memory, disk = setting.memory(config, work), _disk(config, setting)
     time = _time(config, setting, work) if timed and setting.is_here else None
-    return Plan(
-        config.name,
-        tuple(values),
-        setting,
-        work,
-        memory,
-        disk,
-        time,
-        tuple(plan_warnings(config, rows, work, setting, memory, disk)),
-        overrides,
-        fit,
-    )
+    doubts = tuple(_warnings(config, rows, work, setting, memory, disk))
+    estimate = (setting, work, memory, disk, time)
+    return Plan(config.name, tuple(values), *estimate, doubts, overrides, fit)
 
 
 def _time(config: RunConfig, setting: Setting, work: Workload) -> Time:
@@ -84,3 +77,45 @@ def _disk(config: RunConfig, setting: Setting) -> Disk:
         merged = setting.architecture.base_parameters * ITEM_BYTES[name]
     folder = Path(config.out or "outputs").resolve()
     return Disk(checkpoints * one, count.stored_bytes, merged, files.free_bytes(folder))
+
+
+def _warnings(
+    config: RunConfig, rows: Rows, work: Workload, setting: Setting, memory: Memory, disk: Disk
+) -> list[str]:
+    """One line for each thing worth changing, or knowing, before the run starts."""
+    warnings = list(config.adapter.warnings())
+    if work.assumed:
+        warnings.append(work.assumed)
+    if work.audit is not None:
+        warnings += [one.line for one in work.audit.findings if one.severity is not Severity.note]
+    warnings += _capacity(memory, setting, disk)
+    trainer = config.trainer
+    if trainer.warmup_steps >= work.steps > 0:
+        warnings.append(f"warm-up takes all {work.steps} steps: the learning rate never reaches lr")
+    if work.epochs is not None and work.epochs > 10:
+        warnings.append(f"{work.epochs:.0f} passes over the same rows: they will be memorised")
+    if learning_rate(trainer, config.adapter) == 0:
+        warnings.append("the learning rate is 0: nothing will train")
+    if not trainer.save_every and work.steps >= 1000:
+        warnings.append("trainer.save_every is 0: a crash loses the whole run")
+    if not trainer.eval_every and rows.data is not None and rows.data.eval:
+        warnings.append("trainer.eval_every is 0: the last adapter is kept, not the best")
+    return warnings
+
+
+def _capacity(memory: Memory, setting: Setting, disk: Disk) -> list[str]:
+    warnings = []
+    available = available_bytes(setting.device) if setting.is_here else None
+    wanted = memory.peak - memory.process
+    if available is not None and wanted * (1 + ERROR_BAR) > available:
+        fix = f"try fit={available / 1e9:.1f}GB"
+        warnings.append(
+            f"{byte_size(available)} are free here, and {byte_size(wanted)} may be needed: {fix}"
+        )
+    if not setting.is_here:
+        warnings.append("no such device is here: memory is computed, time is not known")
+    if disk.total > disk.free:
+        warnings.append(
+            f"the disk has {byte_size(disk.free)} free, and {byte_size(disk.total)} are needed"
+        )
+    return warnings

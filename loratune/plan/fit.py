@@ -1,4 +1,4 @@
-"""Choose micro-batch, gradient checkpointing and length so that a run fits into given memory."""
+"""Choose micro-batch, gradient checkpointing and length so that a run fits into memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from loratune.config.convert import flatten, to_plain
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
 from loratune.plan.memory import ERROR_BAR
@@ -35,7 +36,7 @@ def parse_size(text: str) -> int:
 def fitted(
     config: RunConfig, rows: Rows, work: Workload, setting: Setting, limit: int
 ) -> tuple[RunConfig, Rows, Workload, tuple[str, ...]]:
-    """The recipe changed as little as fits, with the words that change it so.
+    """The recipe changed as little as fits, with the overrides that change it so.
 
     Smaller micro-batches with more accumulation come first: they change no result.  Then blocks
     recompute their activations, a third more time.  Then the longest rows are cut.
@@ -50,28 +51,24 @@ def fitted(
     Raises:
         ConfigError: if nothing fits.
     """
-    smallest = None
-    for candidate, words in _candidates(config, work):
-        changed = any(word.startswith("data.max_length=") for word in words)
-        read = read_workload_rows(candidate) if changed else rows
-        shaped = workload(candidate, read)
-        memory = setting.memory(candidate, shaped)
+    memories = []
+    for candidate in _candidates(config, work):
+        read = rows if candidate.data == config.data else read_workload_rows(candidate)
+        candidate_work = workload(candidate, read)
+        memory = setting.memory(candidate, candidate_work)
         if memory.peak * (1 + ERROR_BAR) <= limit:
-            return candidate, read, shaped, tuple(words)
-        smallest = memory if smallest is None or memory.peak < smallest.peak else smallest
-    assert smallest is not None
+            return candidate, read, candidate_work, _overrides(config, candidate)
+        memories.append(memory)
+    smallest = min(memories, key=lambda memory: memory.peak)
     need = smallest.peak * (1 + ERROR_BAR)
     fix = "use a smaller base, or model.dtype=bfloat16 if it is loaded in fp32"
     if smallest.fixed * (1 + ERROR_BAR) < limit:
         fix = "lower data.max_length further"
-    raise ConfigError(
-        f"nothing fits into {byte_size(limit)}: at least {byte_size(need)} are needed",
-        where="fit",
-        fix=fix,
-    )
+    cause = f"nothing fits into {byte_size(limit)}: at least {byte_size(need)} are needed"
+    raise ConfigError(cause, where="fit", fix=fix)
 
 
-def _candidates(config: RunConfig, work: Workload) -> Iterator[tuple[RunConfig, list[str]]]:
+def _candidates(config: RunConfig, work: Workload) -> Iterator[RunConfig]:
     """Recipes with the same rows per step, the least changed first."""
     for length in _lengths(config, work):
         data = replace(config.data, max_length=length)
@@ -83,8 +80,7 @@ def _candidates(config: RunConfig, work: Workload) -> Iterator[tuple[RunConfig, 
                     grad_accum_steps=accumulation,
                     gradient_checkpointing=recompute,
                 )
-                changed = replace(config, data=data, trainer=trainer)
-                yield changed, _words(config, changed)
+                yield replace(config, data=data, trainer=trainer)
 
 
 def _lengths(config: RunConfig, work: Workload) -> list[int]:
@@ -95,13 +91,7 @@ def _lengths(config: RunConfig, work: Workload) -> list[int]:
     return list(dict.fromkeys([own, *sorted(shorter, reverse=True)]))
 
 
-def _words(before: RunConfig, after: RunConfig) -> list[str]:
-    pairs = [
-        ("trainer.batch_size", before.trainer.batch_size, after.trainer.batch_size),
-        ("trainer.grad_accum_steps", before.trainer.grad_accum_steps,
-         after.trainer.grad_accum_steps),
-        ("trainer.gradient_checkpointing", before.trainer.gradient_checkpointing,
-         after.trainer.gradient_checkpointing),
-        ("data.max_length", before.data.max_length, after.data.max_length),
-    ]  # fmt: skip
-    return [f"{key}={str(new).lower()}" for key, old, new in pairs if old != new]
+def _overrides(before: RunConfig, after: RunConfig) -> tuple[str, ...]:
+    """The words that turn one recipe into the other, for the command line."""
+    old, new = flatten(to_plain(before)), flatten(to_plain(after))
+    return tuple(f"{key}={str(new[key]).lower()}" for key in new if new[key] != old[key])

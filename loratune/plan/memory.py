@@ -7,16 +7,18 @@ chunks in which the loss runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
 
 from loratune.counting.activations import ActivationReport
 from loratune.counting.parameters import FP32_BYTES, VariantCount
 from loratune.loss.constants import CHUNK_LOGITS
 from loratune.models.architectures import Architecture
 from loratune.plan.workload import MicroBatch
-from loratune.targets.find import block_of
+from loratune.targets.patterns import block_of
 
 ERROR_BAR = 0.25
 """Stated relative error of the predicted peak; ``benchmarks/plan_memory.py`` measures it."""
@@ -56,7 +58,7 @@ class Memory:
 
     def components(self) -> dict[str, int]:
         """Name to bytes, in the order above."""
-        return {field.name: int(getattr(self, field.name)) for field in fields(self)}
+        return asdict(self)
 
 
 def block_count(architecture: Architecture) -> int:
@@ -67,7 +69,7 @@ def block_count(architecture: Architecture) -> int:
 
 def hidden_size(architecture: Architecture) -> int:
     """Width of the states between blocks."""
-    numbers: Mapping[str, Any] = architecture.numbers
+    numbers = architecture.numbers
     return int(numbers.get("hidden_size") or numbers.get("n_embd") or 0) or max(
         layer.out_features for layer in architecture.layers
     )
@@ -139,3 +141,24 @@ def _temporaries(architecture: Architecture, batch: MicroBatch, bytes_per_weight
     inside = [layer for layer in architecture.layers if block_of(layer.name) is not None]
     widest = max((max(x.in_features, x.out_features) for x in inside), default=0)
     return batch.tokens * bytes_per_weight * (2 * widest + 3 * hidden_size(architecture))
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now, its libraries included; 0 where nobody says."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory free on the device, or on this machine; ``None`` where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        [line] = [line for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError):
+        return None
+    return int(line.split()[1]) * 1024

@@ -30,7 +30,7 @@ _STYLES = {
     "end": ("bold reverse green", "bold reverse green"),
     "padding": ("dim strike", "dim strike"),
 }
-_VISIBLE = {" ": "·", "\t": "⇥", "\r": "␍"}
+_VISIBLE = str.maketrans({" ": "·", "\t": "⇥", "\r": "␍"})
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,19 @@ class ShownToken:
 
 @dataclass(frozen=True)
 class ShownRow:
-    """One training row, filled up as if the rows shown were one batch."""
+    """One training row, filled up as if the rows shown were one batch.
+
+    Attributes:
+        ends: the last token of every supervised stretch.
+        left_out: turns whose reasoning the chat template leaves out.
+        spelt: special tokens that the row's words spell.
+    """
 
     source: str
     tokens: tuple[ShownToken, ...]
+    ends: tuple[str, ...] = ()
+    left_out: int = 0
+    spelt: tuple[str, ...] = ()
 
     def count(self, *kinds: str) -> int:
         """Tokens of these kinds."""
@@ -110,15 +119,19 @@ def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
 def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow:
     rows = RowTokenizer(tokenizer)
     supervised = {place for start, end in row.spans for place in range(start, end)}
+    last = {end - 1 for _, end in row.spans}
+    special = rows.special_ids()
     starts = len(rows.start_ids) if row.input_ids[: len(rows.start_ids)] == rows.start_ids else 0
     tokens = []
     for place, token in enumerate(row.input_ids):
         kind = "supervised" if place in supervised else "start" if place < starts else "context"
-        if token == rows.end_id and place in supervised:
+        if kind == "supervised" and (token == rows.end_id or (place in last and token in special)):
             kind = "end"
         tokens.append(ShownToken(token, _text(token, tokenizer), kind))
     padding = ShownToken(pad_id, _text(pad_id, tokenizer), "padding")
-    return ShownRow(row.source, (*tokens, *[padding] * (width - len(row))))
+    ends = tuple(tokens[end - 1].text for _, end in row.spans)
+    filled = (*tokens, *[padding] * (width - len(row)))
+    return ShownRow(row.source, filled, ends, row.left_out, row.spelt)
 
 
 def _text(token: int, tokenizer: Any) -> str:
@@ -138,10 +151,31 @@ def show_preview(preview: Preview) -> None:
         filled = f", {padding} padding" if padding else ""
         tokens = len(row.tokens) - padding
         say(f"\nrow {number}, {row.source}: {tokens} tokens, {supervised} supervised{filled}")
+        say(parts_line(row))
         console().print(row_text(row), soft_wrap=True)
     say()
     for line in audit_lines(preview):
         say(line)
+
+
+def _visible(text: str) -> str:
+    """White space and control characters as something to see."""
+    return printable(text.translate(_VISIBLE)).replace("\n", "↵\n")
+
+
+def parts_line(row: ShownRow) -> str:
+    """How many parts are supervised, how each ends, and what the row says and does not teach."""
+    ends = " or ".join(dict.fromkeys(_visible(end) for end in row.ends)) or "nothing"
+    parts = (
+        "1 supervised part ends" if len(row.ends) == 1 else f"{len(row.ends)} supervised parts end"
+    )
+    line = f"{parts} in {ends}"
+    if row.left_out:
+        turns = "1 turn" if row.left_out == 1 else f"{row.left_out} turns"
+        line += f"; the chat template leaves out the reasoning of {turns}"
+    if row.spelt:
+        line += f"; words spell {', '.join(map(repr, row.spelt))}"
+    return line
 
 
 def row_text(row: ShownRow) -> Text:
@@ -156,18 +190,12 @@ def row_text(row: ShownRow) -> Text:
         if token.kind == "padding":
             text.append(f" [padding × {row.count('padding')}]", "dim")
             break
-        shown = _made_visible(token.text)
-        shown = f"⟪{shown}⟫" if token.kind == "start" else shown
-        text.append(shown, _STYLES[token.kind][number % 2])
+        visible = _visible(token.text)
+        visible = f"⟪{visible}⟫" if token.kind == "start" else visible
+        text.append(visible, _STYLES[token.kind][number % 2])
     if inside:
         text.append("⟧", "bold green")
     return text
-
-
-def _made_visible(text: str) -> str:
-    for character, visible in _VISIBLE.items():
-        text = text.replace(character, visible)
-    return printable(text).replace("\n", "↵\n")
 
 
 def audit_lines(preview: Preview) -> Iterator[str]:
@@ -175,9 +203,8 @@ def audit_lines(preview: Preview) -> Iterator[str]:
     yield from preview.report.lines()
     train = preview.report.train
     if train is not None and train.max_length_to_keep:
-        curve = ", ".join(
-            f"{length} keeps {share}" for share, length in train.max_length_to_keep.items()
-        )
+        pairs = train.max_length_to_keep.items()
+        curve = ", ".join(f"{length} keeps {share}" for share, length in pairs)
         yield f"data.max_length that keeps rows whole: {curve}"
     longest = ", ".join(f"{source} ({tokens})" for source, tokens in preview.audit.longest)
     yield f"longest rows as trained on: {longest}"

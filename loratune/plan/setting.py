@@ -15,14 +15,14 @@ from loratune.counting.parameters import VariantCount, count_variant, saved_modu
 from loratune.errors import ConfigError, LoratuneError
 from loratune.models.architectures import Architecture
 from loratune.models.devices import resolve_device, resolve_dtype
-from loratune.models.dtypes import stored_dtype, torch_dtype
+from loratune.models.dtypes import torch_dtype
 from loratune.models.measure import find_architecture
 from loratune.models.source import is_hub_id, model_folder
-from loratune.models.weights import tensor_entries
-from loratune.plan.machine import resident_bytes
-from loratune.plan.memory import Memory, predict
+from loratune.models.weights import stored_dtype, tensor_entries
+from loratune.plan.memory import Memory, predict, resident_bytes
 from loratune.plan.workload import Workload
-from loratune.targets.find import block_of, find_targets
+from loratune.targets.find import find_targets
+from loratune.targets.patterns import block_of
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratune.config.convert import run_fields, to_plain
-from loratune.config.flatten import flatten
+from loratune.config.convert import flatten, run_fields, to_plain
 from loratune.config.recipes.folders import builtin_recipes
 from loratune.config.recipes.variant_settings import group_values
 from loratune.config.schema import RunConfig
@@ -31,7 +30,7 @@ class SourcedValue:
 
 def sourced_values(
     config: RunConfig,
-    given: Set[str],
+    keys_set: Set[str],
     choices: Mapping[str, str | None],
     folders: Sequence[Path] = (),
 ) -> list[SourcedValue]:
@@ -39,7 +38,7 @@ def sourced_values(
 
     Args:
         config: as composed.
-        given: keys that the command line sets.
+        keys_set: keys that the command line sets.
         choices: group to the file chosen in it.
         folders: the user's recipe folders.
     """
@@ -49,14 +48,16 @@ def sourced_values(
         for path, values in group_values(group, choices.get(group) or "", folders)
     ]
     settings = flatten(redact(run_fields(to_plain(config))))
-    return [SourcedValue(key, value, _source(key, given, files)) for key, value in settings.items()]
+    return [
+        SourcedValue(key, value, _source(key, keys_set, files)) for key, value in settings.items()
+    ]
 
 
-def _source(key: str, given: Set[str], files: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+def _source(key: str, keys_set: Set[str], files: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
     parts = key.split(".")
     names = [".".join(parts[: end + 1]) for end in range(len(parts))]
     # `adapter=vera` chooses a file, whose values are the file's; `name=x` is a value.
-    if any(name in given and name not in GROUPS for name in names):
+    if any(name in keys_set and name not in GROUPS for name in names):
         return COMMAND_LINE
     for path, values in reversed(files):
         if any(name in values for name in names):

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loratune import __version__, files
+from loratune.compare.result import Comparison
 from loratune.errors import ConfigError, StorageError
+from loratune.report.comparison_page import comparison_page
 from loratune.report.page import render
+from loratune.report.records import read_run
+from loratune.report.run_page import run_page
+from loratune.report.runs_page import runs_page
 from loratune.runs.run_dir import PAGE, RECIPE
 
 COMPARISON = "comparison.json"
@@ -60,9 +65,6 @@ def write_run_report(folder: Path, out: Path | None = None) -> Path:
         ConfigError: if it is not a run folder.
         StorageError: if it cannot be written.
     """
-    from loratune.report.records import read_run
-    from loratune.report.run_page import run_page
-
     return _write(out or folder / PAGE, render(run_page(read_run(folder), _footer())))
 
 
@@ -89,9 +91,6 @@ def write_comparison_report(folder: Path, out: Path | None = None) -> Path:
         ConfigError: if that file is missing or damaged.
         StorageError: if it cannot be written.
     """
-    from loratune.compare.result import Comparison
-    from loratune.report.comparison_page import comparison_page
-
     path = folder / COMPARISON
     try:
         comparison = Comparison.from_dict(files.read_json(path))
@@ -111,9 +110,6 @@ def write_runs_report(folders: Sequence[Path], out: Path) -> Path:
         ConfigError: if one is not a run folder.
         StorageError: if it cannot be written.
     """
-    from loratune.report.records import read_run
-    from loratune.report.runs_page import runs_page
-
     runs = [read_run(folder) for folder in folders]
     return _write(out, render(runs_page(runs, _footer())))
 

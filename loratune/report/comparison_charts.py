@@ -8,11 +8,11 @@ from statistics import fmean
 from loratune.compare.metrics import BY_KEY
 from loratune.compare.result import Comparison, CurvePoint, VariantResult
 from loratune.compare.verdict import Choice
-from loratune.report.charts.chart_frame import Chart
+from loratune.report.charts.chart_frame import Chart, drawn
 from loratune.report.charts.interval import Interval, interval_chart
 from loratune.report.charts.line import line_chart
-from loratune.report.charts.scatter import scatter_chart
-from loratune.report.charts.series import Point, Series
+from loratune.report.charts.scatter import quality_charts
+from loratune.report.charts.series import Point, Series, single
 
 _LOSS = "loss, nats per token"
 _MOST_PAIRS = 10
@@ -20,28 +20,15 @@ _MOST_PAIRS = 10
 
 def pareto_charts(comparison: Comparison) -> tuple[Chart, ...]:
     """Quality against trainable bytes and against memory."""
-    trained = [
-        _quality(look, variant, 4.0 * variant.costs.trainable)
-        for look, variant in enumerate(comparison.variants)
-    ]
+    looks = list(enumerate(comparison.variants))
+    trained = [_quality(look, variant, 4.0 * variant.costs.trainable) for look, variant in looks]
     peaks = [
         _quality(look, variant, variant.estimates["peak_bytes"].mean)
-        for look, variant in enumerate(comparison.variants)
+        for look, variant in looks
         if "peak_bytes" in variant.estimates
     ]
-    note = "Lower left is better. Whiskers: 95 % interval. Dashed: what nothing beats on both."
-    return _drawn(
-        scatter_chart(
-            "Quality against trainable bytes", "trainable bytes (fp32)", _LOSS, trained, note=note
-        ),
-        scatter_chart(
-            "Quality against memory", "peak memory of a training step", _LOSS, peaks, note=note
-        ),
-    )
-
-
-def _drawn(*charts: Chart | None) -> tuple[Chart, ...]:
-    return tuple(chart for chart in charts if chart is not None)
+    memory, note = "peak memory of a training step", "Whiskers: 95 % interval. "
+    return quality_charts(_LOSS, trained, peaks, memory, note)
 
 
 def _quality(look: int, variant: VariantResult, cost: float) -> Series:
@@ -49,46 +36,34 @@ def _quality(look: int, variant: VariantResult, cost: float) -> Series:
     if estimate is None or cost <= 0:
         return Series(variant.label, (), look)
     point = Point(cost, estimate.mean, estimate.low, estimate.high)
-    return Series(variant.label, (point,), look, line=False, markers=True)
+    return single(variant.label, point, look)
 
 
 def difference_charts(comparison: Comparison, choice: Choice | None) -> tuple[Chart, ...]:
     """Every pair's difference with its interval; with many variants, those with the best one."""
     best = choice.best.label if choice else ""
-    return _drawn(
-        _differences(comparison, best, "loss", _LOSS, "Left of zero: the first is better."),
-        _differences(
-            comparison,
-            best,
-            "exact_match",
-            "share of prompts",
-            "Right of zero: the first is better.",
-        ),
+    return drawn(
+        _differences(comparison, best, "loss", _LOSS, "Left"),
+        _differences(comparison, best, "exact_match", "share of prompts", "Right"),
     )
 
 
 def _differences(
-    comparison: Comparison, best: str, metric: str, unit: str, note: str
+    comparison: Comparison, best: str, metric: str, unit: str, better: str
 ) -> Chart | None:
     pairs = [d for d in comparison.differences if d.metric == metric]
     if len(pairs) > _MOST_PAIRS:
         pairs = [d for d in pairs if best in (d.first, d.second)]
     intervals = [
-        Interval(
-            f"{d.first} − {d.second}",
-            d.difference,
-            d.low,
-            d.high,
-            d.significant,
-            d.words,
-        )
+        Interval(f"{d.first} − {d.second}", d.difference, d.low, d.high, d.significant, d.words)
         for d in pairs
     ]
     return interval_chart(
         f"Differences in {BY_KEY[metric].name}",
         f"difference in {unit}",
         intervals,
-        note=f"{note} Hollow: not told from zero after correction for the number of pairs.",
+        note=f"{better} of zero: the first is better. Hollow: not told from zero after correction "
+        "for the number of pairs.",
     )
 
 
@@ -99,7 +74,7 @@ def curve_charts(comparison: Comparison) -> tuple[Chart, ...]:
         ("Loss against tokens", "answer tokens seen", "tokens"),
         ("Loss against time", "seconds in optimizer steps", "seconds"),
     )
-    return _drawn(
+    return drawn(
         *(
             line_chart(
                 title,
@@ -118,9 +93,9 @@ def _curve(look: int, variant: VariantResult, key: str) -> Series:
     for run in variant.members:
         for point in run.curve:
             by_step.setdefault(point.step, []).append(point)
-    points = [_mean_point(measured, key) for _, measured in sorted(by_step.items())]
-    drawn = tuple(point for point in points if point is not None)
-    return Series(variant.label, drawn, look, markers=len(drawn) <= 12)
+    means = (_mean_point(measured, key) for _, measured in sorted(by_step.items()))
+    points = tuple(point for point in means if point is not None)
+    return Series(variant.label, points, look, markers=len(points) <= 12)
 
 
 def _mean_point(measured: Iterable[CurvePoint], key: str) -> Point | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
 from loratune.compare.result import Comparison, VariantResult
 from loratune.compare.tables import cost_table, difference_table, quality_table, search_table
 from loratune.compare.verdict import Choice, verdict
@@ -93,8 +95,6 @@ def _samples(comparison: Comparison) -> tuple[tuple[tuple[str, str], ...], ...]:
 
 
 def _settings(comparison: Comparison) -> Section:
-    import yaml
-
     rows = comparison.rows
     pairs = [
         ("matched by", comparison.match),
@@ -112,13 +112,13 @@ def _settings(comparison: Comparison) -> Section:
         "Settings",
         tables=(facts(pairs),),
         folded=(
-            Folded("Adapters, with the chosen rates", code=_yaml(yaml, adapters)),
-            Folded("Recipe, as resolved", code=_yaml(yaml, comparison.recipe)),
+            Folded("Adapters, with the chosen rates", code=_yaml(adapters)),
+            Folded("Recipe, as resolved", code=_yaml(comparison.recipe)),
         ),
     )
 
 
-def _yaml(yaml: Any, value: dict[str, Any]) -> str:
+def _yaml(value: dict[str, Any]) -> str:
     text: str = yaml.safe_dump(redact(value), sort_keys=False, allow_unicode=True)
     return text
 

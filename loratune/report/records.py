@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from loratune import files
+from loratune.compare.statistics import share_interval
 from loratune.config.secrets import redact, redact_text
+from loratune.runs.records import Record
 from loratune.runs.run_dir import RunDir
-from loratune.training.history import History, Record
+from loratune.training.history import History
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,33 @@ class RunRecords:
         return next((row for row in rows if row.get("variant") == self.variant), {})
 
     @property
+    def adapted(self) -> Record:
+        """Scores with the adapter; empty if nothing was evaluated."""
+        return self.evaluation.get("adapted") or {}
+
+    @property
+    def evaluation_loss(self) -> float | None:
+        """Of the adapter that the run keeps, else the best on the way."""
+        loss = self.adapted.get("loss")
+        return min(self.history.values("eval/loss"), default=None) if loss is None else float(loss)
+
+    @property
+    def exact_interval(self) -> tuple[float, float] | None:
+        """95 % interval of exact match, if prompts were answered."""
+        share, prompts = self.adapted.get("exact_match"), self.adapted.get("prompts")
+        return share_interval(share * prompts, prompts) if share is not None and prompts else None
+
+    @property
+    def fingerprints(self) -> Record:
+        """Part of the run to the sha256 of what it read."""
+        return self.provenance.get("fingerprints") or {}
+
+    @property
+    def last_step(self) -> int:
+        """The last optimizer step that was recorded."""
+        return max((row["step"] for row in self.history.metrics), default=0)
+
+    @property
     def peak_bytes(self) -> float | None:
         """Largest memory seen while training, on the GPU where there is one."""
         return max(self.history.values(self.memory_key), default=None)
@@ -83,8 +114,6 @@ def read_run(folder: Path) -> RunRecords:
     Raises:
         ConfigError: if it is not a run folder.
     """
-    import yaml
-
     run = RunDir.open(folder)
     damaged: list[str] = []
     text = run.recipe.read_text(encoding="utf-8", errors="replace")

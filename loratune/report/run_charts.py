@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from loratune.report.charts.chart_frame import Chart
+from loratune.report.charts.chart_frame import Chart, drawn
 from loratune.report.charts.line import line_chart
 from loratune.report.charts.series import Series, condensed
 from loratune.report.records import RunRecords
@@ -16,15 +16,14 @@ _MANY = "Line: mean of a stretch of steps; band: lowest to highest in it."
 def curve_charts(run: RunRecords) -> tuple[Chart, ...]:
     """Losses against steps, tokens and seconds, then learning rate, gradients and health."""
     steps = {float(row["step"]): float(row["step"]) for row in run.history.metrics}
-    charts = [
+    return drawn(
         _losses(run, "Loss against steps", "optimizer steps", steps),
         _losses(run, "Loss against tokens", "answer tokens seen", _tokens(run)),
         _losses(run, "Loss against time", "seconds in optimizer steps", _seconds(run)),
         _single(run, "Learning rate", "learning rate", "train/lr", log=False),
         _single(run, "Gradient norm before clipping", "gradient norm", "train/grad_norm"),
         _norms(run),
-    ]
-    return tuple(chart for chart in charts if chart is not None)
+    )
 
 
 def _losses(run: RunRecords, title: str, across: str, place: dict[float, float]) -> Chart | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from typing import Any
 
 from loratune.report.page import Folded, Page, Section
@@ -19,7 +18,8 @@ from loratune.units import byte_size, duration, significant
 
 def run_page(run: RunRecords, footer: str) -> Page:
     """The page of a run: result first, then what it rests on."""
-    warnings = [*run.data.get("warnings", []), *_advice(run)]
+    advice = advise(run.history, Setup.of(run.recipe))
+    warnings = [*run.data.get("warnings", []), *(one.text for one in advice)]
     if run.unreadable:
         warnings.append(f"Damaged, and left out here: {', '.join(run.unreadable)}.")
     return Page(
@@ -42,28 +42,16 @@ def run_page(run: RunRecords, footer: str) -> Page:
     )
 
 
-def _advice(run: RunRecords) -> list[str]:
-    return [one.text for one in advise(run.history, Setup.of(run.recipe))]
-
-
 def _cards(run: RunRecords) -> list[tuple[str, str]]:
     own, training = run.own_count, run.summary.get("training") or {}
     cards = []
     if own:
-        cards += [
-            (
-                f"trained, {significant(own['percent_of_base'], 3)} % of base",
-                f"{own['trainable']:,}",
-            ),
-            ("adapter file", byte_size(own["stored_bytes"])),
-        ]
+        share = significant(own["percent_of_base"], 3)
+        cards.append((f"trained, {share} % of base", f"{own['trainable']:,}"))
+        cards.append(("adapter file", byte_size(own["stored_bytes"])))
     if training.get("best_loss") is not None:
-        cards.append(
-            (
-                f"lowest loss while evaluating, step {training['best_step']}",
-                significant(training["best_loss"]),
-            )
-        )
+        name = f"lowest loss while evaluating, step {training['best_step']}"
+        cards.append((name, significant(training["best_loss"])))
     elif training.get("loss") is not None:
         cards.append(("last training loss", significant(training["loss"])))
     if run.train_seconds:
@@ -75,10 +63,9 @@ def _cards(run: RunRecords) -> list[tuple[str, str]]:
 
 
 def _evaluation(run: RunRecords) -> Section:
-    adapted = run.evaluation.get("adapted")
-    if not adapted:
+    if not run.adapted:
         return Section("evaluation", "Evaluation")
-    caption = f"{scored_rows(run)}, {adapted.get('tokens', 0):,} answer tokens"
+    caption = f"{scored_rows(run)}, {run.adapted.get('tokens', 0):,} answer tokens"
     return Section("evaluation", "Evaluation", tables=(score_table(run.evaluation, caption),))
 
 
@@ -130,9 +117,8 @@ def _merged_modules(modules: list[dict[str, Any]]) -> Table:
 
 
 def _data(run: RunRecords) -> Section:
-    sides = [(name, run.data.get(name)) for name in ("train", "eval")]
-    shown = [(name, side) for name, side in sides if side]
-    if not shown:
+    sides = [(name, side) for name in ("train", "eval") if (side := run.data.get(name))]
+    if not sides:
         return Section("data", "Data")
     keys = (
         ("rows read", "rows"),
@@ -143,29 +129,23 @@ def _data(run: RunRecords) -> Section:
         ("supervised tokens", "supervised_tokens"),
         ("longest row, tokens", "longest"),
     )
-    rows = [(label, *(significant(side.get(key)) for _, side in shown)) for label, key in keys]
-    reasons: Counter[str] = Counter()
-    for _, side in shown:
-        reasons.update(dict.fromkeys(side.get("dropped") or {}, 1))
-    for reason in reasons:
-        counts = ((side.get("dropped") or {}).get(reason, 0) for _, side in shown)
+    rows = [(label, *(significant(side.get(key)) for _, side in sides)) for label, key in keys]
+    for reason in dict.fromkeys(key for _, side in sides for key in side.get("dropped") or {}):
+        counts = ((side.get("dropped") or {}).get(reason, 0) for _, side in sides)
         rows.append((f"dropped: {reason}", *map(significant, counts)))
-    for share in shown[0][1].get("max_length_to_keep") or {}:
-        lengths = ((side.get("max_length_to_keep") or {}).get(share) for _, side in shown)
+    for share in sides[0][1].get("max_length_to_keep") or {}:
+        lengths = ((side.get("max_length_to_keep") or {}).get(share) for _, side in sides)
         rows.append((f"max_length that keeps {share}", *map(significant, lengths)))
-    rows.append(
-        ("rows in both", "", *([significant(run.data.get("overlap", 0))] * (len(shown) - 1)))
-    )
-    columns = ("", *(name for name, _ in shown))
-    return Section("data", "Data", tables=(Table("rows", columns, tuple(rows)),))
+    overlap = significant(run.data.get("overlap", 0))
+    rows.append(("rows in both", "", *([overlap] * (len(sides) - 1))))
+    columns = ("", *(name for name, _ in sides))
+    caption = "; ".join(map(str, run.data.get("notes") or []))
+    return Section("data", "Data", tables=(Table("rows", columns, tuple(rows), caption=caption),))
 
 
 def _recipe(run: RunRecords) -> Section:
-    if not run.recipe_text:
-        return Section("recipe", "Recipe")
-    return Section(
-        "recipe", "Recipe", folded=(Folded("recipe.yaml, as resolved", code=run.recipe_text),)
-    )
+    recipe = Folded("recipe.yaml, as resolved", code=run.recipe_text)
+    return Section("recipe", "Recipe", folded=(recipe,) if run.recipe_text else ())
 
 
 def _provenance(run: RunRecords) -> Section:
@@ -181,6 +161,6 @@ def _provenance(run: RunRecords) -> Section:
         ("machine", f"{recorded.get('processor', '')}, {recorded.get('platform', '')}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in (recorded.get("versions") or {}).items())),
     ]
-    prints = recorded.get("fingerprints") or {}
-    pairs += [(f"fingerprint of {key}", str(value)) for key, value in prints.items() if value]
+    prints = run.fingerprints.items()
+    pairs += [(f"fingerprint of {key}", str(value)) for key, value in prints if value]
     return Section("provenance", "Provenance", tables=(facts(pairs),))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from loratune.compare.statistics import share_interval
 from loratune.report.records import RunRecords
 from loratune.units import percent, significant
 
@@ -15,7 +14,7 @@ def verdict(run: RunRecords) -> list[str]:
 def _trained(run: RunRecords) -> str:
     rows = (run.data.get("train") or {}).get("kept")
     steps = (run.summary.get("training") or {}).get("steps")
-    steps = steps or max((row["step"] for row in run.history.metrics), default=0)
+    steps = steps or run.last_step
     source = run.setting("data.path", "its rows")
     amount = f" ({rows:,} rows)" if isinstance(rows, int) else ""
     done = "" if run.summary else " The run is not complete."
@@ -23,7 +22,7 @@ def _trained(run: RunRecords) -> str:
 
 
 def _gained(run: RunRecords) -> str:
-    adapted, base = run.evaluation.get("adapted"), run.evaluation.get("base")
+    adapted, base = run.adapted, run.evaluation.get("base")
     if not adapted:
         losses = run.history.pairs("eval/loss")
         if losses:
@@ -32,8 +31,7 @@ def _gained(run: RunRecords) -> str:
         return "Nothing was evaluated: this run says nothing about quality."
     rows = scored_rows(run)
     if not base:
-        shown = significant(adapted["loss"])
-        return f"On {rows} the loss is {shown} nats per token."
+        return f"On {rows} the loss is {significant(adapted['loss'])} nats per token."
     verb = "fell" if adapted["loss"] < base["loss"] else "did not fall: it went"
     text = (
         f"On {rows} the loss {verb} from {significant(base['loss'])} (base) to "
@@ -52,21 +50,19 @@ def scored_rows(run: RunRecords) -> str:
 
 
 def _sureness(run: RunRecords) -> str:
-    adapted = run.evaluation.get("adapted") or {}
-    share, prompts = adapted.get("exact_match"), adapted.get("prompts") or 0
     texts = []
-    if share is not None and prompts:
-        low, high = share_interval(share * prompts, prompts)
+    if run.exact_interval is not None:
+        low, high = run.exact_interval
         texts.append(
-            f"With {prompts:,} prompts, the 95 % interval of exact match is "
+            f"With {run.adapted['prompts']:,} prompts, the 95 % interval of exact match is "
             f"{low:.0%} to {high:.0%}."
         )
-    if adapted:
+    if run.adapted:
         texts.append(
             "One run is one seed: to choose between variants, use loratune compare, which repeats "
             "seeds and tests the differences."
         )
-    if adapted and run.history.values("eval/loss") and not run.setting("data.test_path"):
+    if run.adapted and run.history.values("eval/loss") and not run.setting("data.test_path"):
         texts.append(
             "The same rows chose the best step, so these scores are a little too good; "
             "data.test_path keeps others aside."

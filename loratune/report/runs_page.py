@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from statistics import median_high
-from typing import Any
 
-from loratune.compare.statistics import share_interval
-from loratune.report.charts.chart_frame import Chart
+from loratune.config.convert import flatten
+from loratune.report.charts.chart_frame import Chart, drawn
 from loratune.report.charts.line import line_chart
-from loratune.report.charts.scatter import scatter_chart
-from loratune.report.charts.series import Point, Series, condensed
+from loratune.report.charts.scatter import quality_charts
+from loratune.report.charts.series import Point, Series, condensed, single
 from loratune.report.page import Page, Section
 from loratune.report.records import RunRecords
 from loratune.tables import Cell, Table
 from loratune.units import byte_size, duration, percent, significant
+
+Runs = Mapping[str, RunRecords]
+"""Runs by a short unique name."""
 
 _LOSS = "evaluation loss, nats per token"
 _UNREMARKABLE = ("name", "out", "resume", "stages", "trackers", "allow_drift", "trainer.seed")
@@ -22,29 +25,28 @@ _UNREMARKABLE = ("name", "out", "resume", "stages", "trackers", "allow_drift", "
 
 def runs_page(runs: Sequence[RunRecords], footer: str) -> Page:
     """The page of several runs, in the order given."""
-    names = run_names(runs)
-    order = sorted(
-        (n for n in range(len(runs)) if loss_of(runs[n]) is not None), key=_by_loss(runs)
-    )
-    best = order[0] if order else None
+    named = dict(zip(_names(runs), runs, strict=True))
+    losses = {name: run.evaluation_loss for name, run in named.items()}
+    measured = [(loss, name) for name, loss in losses.items() if loss is not None]
+    order = [name for _, name in sorted(measured, key=itemgetter(0))]
     return Page(
         kicker=f"loratune · {len(runs)} runs",
-        title=", ".join(names),
-        verdict=tuple(_verdict(runs, names, order)),
-        warnings=tuple(_cautions(runs, names)),
+        title=", ".join(named),
+        verdict=tuple(_verdict(named, order)),
+        warnings=tuple(_cautions(named)),
         cards=(),
         sections=(
-            Section("scores", "Scores and costs", tables=(_scores(runs, names, best),)),
-            Section("pareto", "Quality against cost", charts=_pareto(runs, names)),
-            Section("curves", "Evaluation loss", charts=_curves(runs, names)),
-            Section("settings", "Where the recipes differ", tables=_differing(runs, names)),
-            Section("samples", "Answers", samples=_samples(runs, names)),
+            Section("scores", "Scores and costs", tables=(_scores(named, order),)),
+            Section("pareto", "Quality against cost", charts=_pareto(named)),
+            Section("curves", "Evaluation loss", charts=_curves(named)),
+            Section("settings", "Where the recipes differ", tables=_differing(named)),
+            Section("samples", "Answers", samples=_samples(named)),
         ),
         footer=footer,
     )
 
 
-def run_names(runs: Sequence[RunRecords]) -> list[str]:
+def _names(runs: Sequence[RunRecords]) -> list[str]:
     """A short unique name a run: its variant where that tells them apart, else its folder too."""
     variants = [run.variant for run in runs]
     if len(set(variants)) == len(runs):
@@ -55,61 +57,35 @@ def run_names(runs: Sequence[RunRecords]) -> list[str]:
     return [f"{run.variant} · {run.path}" for run in runs]
 
 
-def loss_of(run: RunRecords) -> float | None:
-    """Its evaluation loss: of the adapter it kept, else the best on the way."""
-    adapted = run.evaluation.get("adapted") or {}
-    if adapted.get("loss") is not None:
-        return float(adapted["loss"])
-    return min(run.history.values("eval/loss"), default=None)
-
-
-def _by_loss(runs: Sequence[RunRecords]) -> Any:
-    return lambda number: loss_of(runs[number])
-
-
-def _verdict(runs: Sequence[RunRecords], names: list[str], order: list[int]) -> list[str]:
+def _verdict(runs: Runs, order: Sequence[str]) -> list[str]:
+    """What the loss says, lowest first, and from which runs exact match cannot tell the best."""
     if not order:
         return ["No run was evaluated, so there is nothing to choose between."]
-    best = order[0]
-    text = (
-        f"Lowest evaluation loss: {names[best]}, {significant(loss_of(runs[best]))} nats per token"
-    )
-    if len(order) > 1:
-        second = order[1]
-        text += f", before {names[second]} with {significant(loss_of(runs[second]))}"
-    texts = [f"{text}."]
-    texts += _overlapping(runs, names, best)
-    return texts
-
-
-def _overlapping(runs: Sequence[RunRecords], names: list[str], best: int) -> list[str]:
-    intervals = [_exact_interval(run) for run in runs]
-    mine = intervals[best]
-    if mine is None:
-        return []
-    same = [
-        names[n]
-        for n, other in enumerate(intervals)
-        if n != best and other is not None and other[0] <= mine[1] and mine[0] <= other[1]
-    ]
+    best, *others = order
+    loss = significant(runs[best].evaluation_loss)
+    text = f"Lowest evaluation loss: {best}, {loss} nats per token"
+    if others:
+        text += f", before {others[0]} with {significant(runs[others[0]].evaluation_loss)}"
+    same = [name for name in runs if name != best and _overlap(runs[name], runs[best])]
     if not same:
-        return []
-    return [f"By exact match it cannot be told from {', '.join(same)}: the 95 % intervals overlap."]
+        return [f"{text}."]
+    exact = f"By exact match it cannot be told from {', '.join(same)}: the 95 % intervals overlap."
+    return [f"{text}.", exact]
 
 
-def _exact_interval(run: RunRecords) -> tuple[float, float] | None:
-    adapted = run.evaluation.get("adapted") or {}
-    share, prompts = adapted.get("exact_match"), adapted.get("prompts") or 0
-    return None if share is None or not prompts else share_interval(share * prompts, prompts)
+def _overlap(one: RunRecords, other: RunRecords) -> bool:
+    first, second = one.exact_interval, other.exact_interval
+    if first is None or second is None:
+        return False
+    return first[0] <= second[1] and second[0] <= first[1]
 
 
-def _cautions(runs: Sequence[RunRecords], names: list[str]) -> list[str]:
+def _cautions(runs: Runs) -> list[str]:
     lines = []
     for key, what in (("base", "base models"), ("data", "rows")):
-        prints = {(run.provenance.get("fingerprints") or {}).get(key) for run in runs}
-        if len(prints) > 1:
+        if len({run.fingerprints.get(key) for run in runs.values()}) > 1:
             lines.append(f"These runs have different {what}: their scores do not compare.")
-    unfinished = [name for name, run in zip(names, runs, strict=True) if not run.summary]
+    unfinished = [name for name, run in runs.items() if not run.summary]
     if unfinished:
         lines.append(f"Not complete: {', '.join(unfinished)}.")
     lines.append(
@@ -119,20 +95,19 @@ def _cautions(runs: Sequence[RunRecords], names: list[str]) -> list[str]:
     return lines
 
 
-def _scores(runs: Sequence[RunRecords], names: list[str], best: int | None) -> Table:
-    rows = [_row(run, name) for run, name in zip(runs, names, strict=True)]
+def _scores(runs: Runs, order: Sequence[str]) -> Table:
+    rows = [_row(run, name) for name, run in runs.items()]
     return Table(
         "scores",
         tuple(rows[0]),
         tuple(tuple(row.values()) for row in rows),
         caption="One line a run; the lowest loss is shaded.",
-        marked=frozenset(() if best is None else {best}),
+        marked=frozenset(number for number, name in enumerate(runs) if name in order[:1]),
     )
 
 
 def _row(run: RunRecords, name: str) -> dict[str, Cell]:
-    adapted, own = run.evaluation.get("adapted") or {}, run.own_count
-    interval = _exact_interval(run)
+    adapted, own, interval = run.adapted, run.own_count, run.exact_interval
     seconds = run.history.values("train/step_seconds")
     rates = run.history.values("train/lr")
     return {
@@ -140,10 +115,10 @@ def _row(run: RunRecords, name: str) -> dict[str, Cell]:
         "rank": run.setting("adapter.rank"),
         "learning rate": significant(max(rates, default=None), 3),
         "seed": run.setting("trainer.seed", 0),
-        "steps": max((row["step"] for row in run.history.metrics), default=0),
+        "steps": run.last_step,
         "trainable": own.get("trainable"),
         "stored bytes": own.get("stored_bytes"),
-        "evaluation loss": significant(loss_of(run)),
+        "evaluation loss": significant(run.evaluation_loss),
         "exact match": percent(adapted.get("exact_match")),
         "95 % interval": None if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}",
         "token accuracy": percent(adapted.get("token_accuracy")),
@@ -152,35 +127,25 @@ def _row(run: RunRecords, name: str) -> dict[str, Cell]:
     }
 
 
-def _pareto(runs: Sequence[RunRecords], names: list[str]) -> tuple[Chart, ...]:
-    note = "Lower left is better. Dashed: what nothing beats on both."
+def _pareto(runs: Runs) -> tuple[Chart, ...]:
     trained, peaks = [], []
-    for look, (run, name) in enumerate(zip(runs, names, strict=True)):
-        loss, own = loss_of(run), run.own_count
-        if loss is None:
-            continue
-        if own:
-            point = Point(4.0 * own["trainable"], loss)
-            trained.append(Series(name, (point,), look, line=False, markers=True))
-        if run.peak_bytes:
-            point = Point(run.peak_bytes, loss)
-            peaks.append(Series(name, (point,), look, line=False, markers=True))
-    across = "trainable bytes (fp32)"
-    charts = (
-        scatter_chart("Quality against trainable bytes", across, _LOSS, trained, note=note),
-        scatter_chart("Quality against memory", "peak memory", _LOSS, peaks, note=note),
-    )
-    return tuple(chart for chart in charts if chart is not None)
+    for look, (name, run) in enumerate(runs.items()):
+        loss, trainable = run.evaluation_loss, run.own_count.get("trainable")
+        if loss is not None and trainable is not None:
+            trained.append(single(name, Point(4.0 * trainable, loss), look))
+        if loss is not None and run.peak_bytes:
+            peaks.append(single(name, Point(run.peak_bytes, loss), look))
+    return quality_charts(_LOSS, trained, peaks, "peak memory")
 
 
-def _curves(runs: Sequence[RunRecords], names: list[str]) -> tuple[Chart, ...]:
+def _curves(runs: Runs) -> tuple[Chart, ...]:
     held_out, training = [], []
-    for look, (run, name) in enumerate(zip(runs, names, strict=True)):
+    for look, (name, run) in enumerate(runs.items()):
         points = condensed(run.history.pairs("eval/loss"))
         held_out.append(Series(name, points, look, markers=len(points) <= 12))
         means = (Point(point.x, point.y) for point in condensed(run.history.pairs("train/loss")))
         training.append(Series(name, tuple(means), look))
-    charts = (
+    return drawn(
         line_chart("Evaluation loss against steps", "optimizer steps", _LOSS, held_out),
         line_chart(
             "Training loss against steps",
@@ -190,43 +155,27 @@ def _curves(runs: Sequence[RunRecords], names: list[str]) -> tuple[Chart, ...]:
             note="Means of stretches of steps.",
         ),
     )
-    return tuple(chart for chart in charts if chart is not None)
 
 
-def _differing(runs: Sequence[RunRecords], names: list[str]) -> tuple[Table, ...]:
-    flat = [_flat(run.recipe) for run in runs]
-    keys = dict.fromkeys(key for values in flat for key in values)
+def _differing(runs: Runs) -> tuple[Table, ...]:
+    recipes = [flatten(run.recipe) for run in runs.values()]
     rows = []
-    for key in keys:
-        values = [str(one.get(key, "–")) for one in flat]
+    for key in dict.fromkeys(key for recipe in recipes for key in recipe):
+        values = [str(recipe.get(key, "–")) for recipe in recipes]
         if len(set(values)) > 1 and key not in _UNREMARKABLE:
             rows.append((key, *values))
     if not rows:
         return ()
-    left = (False,) * (len(names) + 1)
-    return (Table("settings", ("setting", *names), tuple(rows), numeric=left),)
+    left = (False,) * (len(runs) + 1)
+    return (Table("settings", ("setting", *runs), tuple(rows), numeric=left),)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _samples(
-    runs: Sequence[RunRecords], names: list[str]
-) -> tuple[tuple[tuple[str, str], ...], ...]:
+def _samples(runs: Runs) -> tuple[tuple[tuple[str, str], ...], ...]:
     """Prompts that every run answered."""
     answered = [
         {str(sample["prompt"]): sample for sample in run.evaluation.get("samples") or []}
-        for run in runs
+        for run in runs.values()
     ]
-    if not all(answered):
-        return ()
     shared = [prompt for prompt in answered[0] if all(prompt in one for one in answered)]
     return tuple(
         (
@@ -234,8 +183,8 @@ def _samples(
             ("reference", str(answered[0][prompt].get("reference", "")).strip()),
             ("base", str(answered[0][prompt].get("base", "")).strip()),
             *(
-                (n, str(a[prompt].get("adapted", "")).strip())
-                for n, a in zip(names, answered, strict=True)
+                (name, str(samples[prompt].get("adapted", "")).strip())
+                for name, samples in zip(runs, answered, strict=True)
             ),
         )
         for prompt in shared

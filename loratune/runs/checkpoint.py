@@ -8,7 +8,7 @@ was made of) comes last, then one rename makes it visible.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     facts: Mapping[str, Any],
-) -> Path:
+) -> None:
     """Publish a checkpoint; an identical step already there is replaced only if damaged.
 
     Raises:
@@ -83,7 +83,7 @@ def save_checkpoint(
     path = checkpoint_path(folder, step)
     if path.exists():
         if not damage(path):
-            return path
+            return
         quarantine(path)
     with files.storage_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,6 @@ def save_checkpoint(
         entries = describe_files(temporary.iterdir())
         manifest = {"format": files.FORMAT, "step": step, "files": entries, **facts}
         files.write_sealed_json(temporary / MANIFEST, manifest)
-    return path
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -210,24 +209,20 @@ def set_aside_later(folder: Path, step: int) -> None:
             quarantine(path, "damaged" if damage(path) else "superseded")
 
 
-def rotate(folder: Path, keep: int, protected: Iterable[int]) -> list[Path]:
+def rotate(folder: Path, keep: int, protected: Collection[int]) -> None:
     """Remove old checkpoints, keeping the ``keep`` newest verified ones and the protected steps.
 
     Damaged ones are quarantined, not counted; links are never followed.
     """
-    protected_steps = set(protected)
     verified = []
     for path in published_checkpoints(folder):
         if damage(path):
             quarantine(path)
         else:
             verified.append(path)
-    removed = []
     for path in verified[: max(len(verified) - max(keep, 1), 0)]:
-        if step_of(path) not in protected_steps:
+        if step_of(path) not in protected:
             with files.storage_errors(path):
                 hidden = path.with_name(f"{files.TEMPORARY_PREFIX}old-{path.name}")
                 path.rename(hidden)  # gone at once for readers, then deleted at leisure
                 shutil.rmtree(hidden)
-            removed.append(path)
-    return removed

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loratune.config.flatten import flatten
-from loratune.console import say
+from loratune.config.convert import flatten
 from loratune.errors import CheckpointError, LoratuneError, raise_together
 
 # Keys that do not change what is computed, or whose content has a fingerprint of its own.
@@ -114,17 +113,11 @@ def check_binding(
     Raises:
         LoratuneError: of that kind, one line ``key: saved → now`` per change.
     """
-    if "base" not in recorded:
-        _say("note: this adapter does not say which base it was trained on")
-    changes = fact_changes(recorded, {"base": base, "tokenizer": tokenizer}, _BINDING)
-    accepted = check_drift(changes, allowed, where=where, error=error)
-    for line in accepted:
-        _say(f"drift allowed: {line}")
-    return accepted
-
-
-def _say(line: str) -> None:
     from loratune.runs import processes  # imports torch
 
-    if processes.is_main():
-        say(line)
+    if "base" not in recorded:
+        processes.say_once("note: this adapter does not say which base it was trained on")
+    changes = fact_changes(recorded, {"base": base, "tokenizer": tokenizer}, _BINDING)
+    accepted = check_drift(changes, allowed, where=where, error=error)
+    processes.say_once(*(f"drift allowed: {line}" for line in accepted))
+    return accepted

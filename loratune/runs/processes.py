@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from loratune.console import say
+
 
 def is_distributed() -> bool:
     """Whether this process is one of several."""
@@ -31,6 +33,13 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process writes files and talks to the user."""
     return rank() == 0
+
+
+def say_once(*lines: str) -> None:
+    """Print lines that all processes would say, on the main one alone."""
+    if is_main():
+        for line in lines:
+            say(line)
 
 
 def total(values: Sequence[float], device: torch.device) -> list[float]:

@@ -15,6 +15,8 @@ from loratune.config.secrets import redact
 from loratune.runs.manifest import describe_files
 from loratune.runs.run_dir import LOCK, OUTPUTS, PAGE, SUMMARY, RunDir
 
+Record = dict[str, Any]
+
 # What may still change when the run is over: the report is drawn again, the lock is reused.
 _NOT_SEALED = (SUMMARY, LOCK, PAGE)
 _NOT_RECORDED = ("out", "resume", "allow_drift")
@@ -42,7 +44,26 @@ def write_recipe(run_dir: RunDir, config: RunConfig) -> None:
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line to a jsonl file."""
     with files.storage_errors(path), files.open_own(path, os.O_WRONLY | os.O_APPEND, "a") as file:
-        file.write(json.dumps(record, allow_nan=True) + "\n")
+        file.write(_line(record))
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=True) + "\n"
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The records of a jsonl file; half-written or foreign lines are left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # the last line of a killed run may be half written
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
 
 
 def sync_lines(path: Path) -> None:
@@ -54,17 +75,9 @@ def sync_lines(path: Path) -> None:
 
 def truncate_after(path: Path, step: int) -> None:
     """Drop the lines of a jsonl file that a resumed run will write again."""
-    if not path.exists():
-        return
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record.get("step", 0) <= step:
-            lines.append(line)
-    files.write_text(path, "".join(line + "\n" for line in lines))
+    if path.exists():
+        lines = (_line(record) for record in read_lines(path) if record["step"] <= step)
+        files.write_text(path, "".join(lines))
 
 
 def write_summary(run_dir: RunDir, record: Mapping[str, Any]) -> None:

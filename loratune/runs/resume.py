@@ -12,16 +12,10 @@ from loratune.config.schema import RunConfig
 from loratune.console import say
 from loratune.errors import CheckpointError
 from loratune.runs import processes
-from loratune.runs.checkpoint import (
-    MANIFEST,
-    Checkpoint,
-    load_checkpoint,
-    newest_verified,
-)
+from loratune.runs.checkpoint import MANIFEST, Checkpoint, load_checkpoint, newest_verified
 from loratune.runs.drift import check_drift, fact_changes, recipe_changes
 from loratune.runs.records import recipe_record
-from loratune.runs.resume_setting import AUTO, names_checkpoint
-from loratune.runs.run_dir import RunDir
+from loratune.runs.run_dir import AUTO, RunDir, names_checkpoint
 
 _FACTS = ("base", "tokenizer", "data", "projection", "processes")
 _COMPUTING = ("torch", "transformers")
@@ -92,8 +86,7 @@ def resumed_facts(
     """
     if checkpoint is None:
         return facts
-    if processes.is_main():
-        say(f"resuming after step {checkpoint.step}")
+    processes.say_once(f"resuming after step {checkpoint.step}")
     earlier = checkpoint.facts.get("drift", [])
     return {**facts, "drift": [*earlier, *_check_drift(checkpoint, facts, config)]}
 
@@ -111,9 +104,7 @@ def _check_drift(checkpoint: Checkpoint, facts: Mapping[str, Any], config: RunCo
     ]
     accepted = check_drift(changes, config.allow_drift, where=str(checkpoint.path / MANIFEST))
     versions = fact_changes(saved.get("versions", {}), facts["versions"], _COMPUTING)
-    if processes.is_main():
-        for line in accepted:
-            say(f"drift allowed: {line}")
-        for change in versions:
-            say(f"warning: {change}; the same bytes as an uninterrupted run are no longer promised")
+    processes.say_once(*(f"drift allowed: {line}" for line in accepted))
+    lost = "the same bytes as an uninterrupted run are no longer promised"
+    processes.say_once(*(f"warning: {change}; {lost}" for change in versions))
     return [*accepted, *map(str, versions)]

@@ -1,10 +1,11 @@
-"""One run, one folder: every path named once, and who may write there."""
+"""One run, one folder: every path named once, who may write there, and what ``resume`` names."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from loratune import files
@@ -13,6 +14,8 @@ from loratune.errors import BusyError, ConfigError, SecurityError, StorageError
 from loratune.runs.checkpoint import published_checkpoints
 from loratune.runs.lock import FolderLock
 
+AUTO = "auto"
+"""The value of ``resume`` that starts afresh where there is no checkpoint yet."""
 OUTPUTS = Path("outputs")
 """Where runs go that no ``out`` names a folder for: ``outputs/RECIPE/TIME-HASH``."""
 RECIPE = "recipe.yaml"
@@ -177,3 +180,36 @@ def _check_is_folder(path: Path) -> None:
         )
     if path.exists() and not path.is_dir():
         raise StorageError("the run folder's name is a file", where=str(path), fix="choose out=DIR")
+
+
+def names_checkpoint(resume: str) -> bool:
+    """Whether ``resume=DIR`` names one checkpoint of a run and not the run."""
+    return Path(resume).parent.name == "checkpoints"
+
+
+def resumed_run(config: RunConfig) -> Path | None:
+    """The run folder that ``resume=DIR`` names: the folder itself, or the run of a checkpoint."""
+    if config.resume in (None, AUTO):
+        return None
+    path = Path(str(config.resume))
+    return path.parent.parent if names_checkpoint(str(path)) else path
+
+
+def with_run_folder(config: RunConfig) -> RunConfig:
+    """The recipe whose ``out`` is the folder that ``resume=DIR`` names; others stay as they are.
+
+    Raises:
+        ConfigError: ``resume=auto`` without ``out``, or a folder that does not exist.
+    """
+    if config.resume == AUTO and config.out is None:
+        raise ConfigError(
+            "resume=auto needs the run's folder", where="resume", fix="set out=DIR, or resume=DIR"
+        )
+    run = resumed_run(config)
+    if run is None:
+        return config
+    if not Path(str(config.resume)).is_dir():
+        raise ConfigError(
+            "no such folder", where=f"resume={config.resume}", fix="name a run or checkpoint folder"
+        )
+    return replace(config, out=str(run))

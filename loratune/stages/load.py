@@ -13,11 +13,11 @@ from torch import nn
 
 from loratune.config.schema import ModelConfig, Precision
 from loratune.models.devices import resolve_device, resolve_dtype
-from loratune.models.dtypes import stored_dtype, torch_dtype
+from loratune.models.dtypes import torch_dtype
 from loratune.models.fingerprint import base_fingerprint, tokenizer_fingerprint
 from loratune.models.load import load_model, load_tokenizer
 from loratune.models.source import model_folder, read_model_config
-from loratune.models.weights import tensor_entries
+from loratune.models.weights import stored_dtype, tensor_entries
 
 
 @dataclass

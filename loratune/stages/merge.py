@@ -179,25 +179,19 @@ def _require_space(plan: MergePlan, out: Path) -> None:
 
 
 def _check_bindings(
-    adapters: Sequence[AdapterFolder],
-    base: str,
-    tokenizer: str | None,
-    allowed: Sequence[str],
+    adapters: Sequence[AdapterFolder], base: str, tokenizer: str | None, allowed: Sequence[str]
 ) -> list[str]:
     accepted: list[str] = []
     for adapter in adapters:
-        where = str(adapter.path)
-        accepted += check_binding(
-            adapter.facts, base, tokenizer, allowed, where=where, error=MergeError
-        )
+        facts, where = adapter.facts, str(adapter.path)
+        accepted += check_binding(facts, base, tokenizer, allowed, where=where, error=MergeError)
     return accepted
 
 
 def _logits_proof(
     plan: MergePlan, adapters: Sequence[AdapterFolder], target: Path, verify: Verify
 ) -> LogitsProof | None:
-    size = sum(entry.size for entry in plan.entries.values())
-    if not wants_logits(verify, adapters, size):
+    if not wants_logits(verify, adapters, plan.entries):
         return None
     return prove_logits(plan.base_folder, adapters[0], target)
 

@@ -23,7 +23,7 @@ from loratune.training.health import HealthMonitor
 from loratune.training.loop import start, steps
 from loratune.training.optim import group_lines, learning_rate
 from loratune.training.record import Recorder, Tracker
-from loratune.training.signals import StopRequest, stopped
+from loratune.training.signals import StopRequest, stop_requests, stopped
 from loratune.training.step import StepMetrics
 from loratune.training.torch_errors import memory_errors
 
@@ -128,8 +128,7 @@ class _Log:
         self.every, self.total = every, total
 
     def begin(self, step: int) -> None:
-        """Start a step's clock and note what its health is measured by."""
-        self.recorder.begin_step()
+        """Note what a step's health is measured by."""
         if self._is_logged(step) and self.health.due(step):
             self.health.before_step()
 
@@ -148,6 +147,7 @@ class _Log:
         self.recorder.step(
             metrics.step,
             record,
+            seconds=metrics.seconds,
             tokens=metrics.tokens,
             padded=metrics.padded,
             dead=self.health.dead if health else (),
@@ -178,7 +178,7 @@ class _Training:
         taken = steps(
             self.head, self.rows, optimizer, self.config, done=done, before=self.log.begin
         )
-        with StopRequest() as stop, closing(taken):
+        with stop_requests() as stop, closing(taken):
             for metrics in taken:
                 self._count(metrics)
                 self._evaluate_if_due()

@@ -10,10 +10,13 @@ from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
 from loratune.models.architectures import names_module
 from loratune.targets.errors import left_out, unmatched, unsupported
-from loratune.targets.patterns import fitting_keys, resolve_pattern
-from loratune.targets.words import Pattern, block_of, read_patterns
-
-__all__ = ["TargetMatch", "alpha_for", "block_of", "find_targets", "rank_for", "resolve_pattern"]
+from loratune.targets.patterns import (
+    Pattern,
+    block_of,
+    fitting_keys,
+    read_patterns,
+    resolve_pattern,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +60,30 @@ def find_targets(
     """
     patterns, notices = read_patterns(shapes, targets.modules, family)
     others = _without(others or {}, shapes)
-    kept = _kept(shapes, targets)
     counts = {pattern.text: 0 for pattern in patterns}
-    found = []
+    matched = []
     for shape in shapes:
-        hits = [pattern for pattern in patterns if pattern.matches(shape.name)]
-        if hits and shape.name in kept:
-            found.append(shape)
-            for pattern in hits:
-                counts[pattern.text] += 1
+        hits = [pattern.text for pattern in patterns if pattern.matches(shape.name)]
+        if hits and not _is_left_out(shape.name, targets):
+            matched.append(shape)
+            for text in hits:
+                counts[text] += 1
     errors = _pattern_errors(patterns, counts, shapes, others, strict=strict)
     if strict:
         errors += _selection_errors(shapes, targets)
     if config is not None and not errors:
-        errors += _variant_errors(found, config)
-        dead = dead_patterns(found, config)
+        errors += _variant_errors(matched, config)
+        dead = dead_patterns(matched, config)
         if strict:
-            errors += [_dead_pattern(name, key, len(found)) for name, key in dead]
+            errors += [_dead_pattern(where, key, len(matched)) for where, key in dead]
         else:
             notices += [
-                f"{name} '{key}' of the adapter's file fits none of its {len(found)} layers, "
+                f"{where} '{key}' of the adapter's file fits none of its {len(matched)} layers, "
                 "and has no effect"
-                for name, key in dead
+                for where, key in dead
             ]
     raise_together(errors)
-    return TargetMatch(tuple(found), counts, tuple(notices))
+    return TargetMatch(tuple(matched), counts, tuple(notices))
 
 
 def rank_for(name: str, config: AdapterConfig) -> int:
@@ -94,17 +96,12 @@ def alpha_for(name: str, config: AdapterConfig) -> float | None:
     return resolve_pattern(config.alpha_pattern, name, config.alpha, "adapter.alpha_pattern")
 
 
-# -- what is left out ----------------------------------------------------------------------
-
-
-def _kept(shapes: Sequence[LayerShape], targets: TargetsConfig) -> set[str]:
-    return {
-        shape.name
-        for shape in shapes
-        if not any(names_module(name, shape.name) for name in targets.exclude)
-        and not any(_is_inside(name, shape.name) for name in targets.modules_to_save)
-        and (targets.layers is None or block_of(shape.name) in targets.layers)
-    }
+def _is_left_out(name: str, targets: TargetsConfig) -> bool:
+    return (
+        any(names_module(excluded, name) for excluded in targets.exclude)
+        or any(_is_inside(owner, name) for owner in targets.modules_to_save)
+        or (targets.layers is not None and block_of(name) not in targets.layers)
+    )
 
 
 def _is_inside(owner: str, name: str) -> bool:
@@ -115,13 +112,8 @@ def _is_inside(owner: str, name: str) -> bool:
 def _without(others: Mapping[str, str], shapes: Sequence[LayerShape]) -> dict[str, str]:
     """The modules that are neither layers nor containers of modules."""
     layers = {shape.name for shape in shapes}
-    containers = {name.rpartition(".")[0] for name in (*others, *layers)}
-    return {
-        name: kind for name, kind in others.items() if name not in layers and name not in containers
-    }
-
-
-# -- what is wrong -------------------------------------------------------------------------
+    inner = layers | {name.rpartition(".")[0] for name in (*others, *layers)}
+    return {name: kind for name, kind in others.items() if name not in inner}
 
 
 def _pattern_errors(
@@ -161,39 +153,32 @@ def _meant(pattern: Pattern, shapes: Sequence[LayerShape], others: Mapping[str, 
 
 
 def _selection_errors(shapes: Sequence[LayerShape], targets: TargetsConfig) -> list[LoratuneError]:
-    errors: list[LoratuneError] = []
-    for name in targets.exclude:
-        if not any(names_module(name, shape.name) for shape in shapes):
-            errors.append(unmatched(name, shapes, where="targets.exclude"))
-    if targets.layers is None:
-        return errors
+    errors: list[LoratuneError] = [
+        unmatched(name, shapes, where="targets.exclude")
+        for name in targets.exclude
+        if not any(names_module(name, shape.name) for shape in shapes)
+    ]
     blocks = {block_of(shape.name) for shape in shapes} - {None}
-    absent = [layer for layer in targets.layers if layer not in blocks]
-    if absent:
-        errors.append(
-            ModelError(
-                f"the model has no block {', '.join(map(str, absent))}",
-                where="targets.layers",
-                fix=f"blocks are numbered 0 to {len(blocks) - 1}",
-            )
-        )
+    if absent := [str(layer) for layer in targets.layers or () if layer not in blocks]:
+        cause = f"the model has no block {', '.join(absent)}"
+        fix = f"blocks are numbered 0 to {len(blocks) - 1}"
+        errors.append(ModelError(cause, where="targets.layers", fix=fix))
     return errors
 
 
-def _variant_errors(found: Sequence[LayerShape], config: AdapterConfig) -> list[LoratuneError]:
-    errors: list[LoratuneError] = []
-    for shape in found:
-        refusal = config.check_layer(shape)
-        if refusal:
-            fix = "leave it out with targets.exclude, or choose another adapter"
-            errors.append(ModelError(refusal, where=shape.name, fix=fix))
-    return errors
+def _variant_errors(matched: Sequence[LayerShape], config: AdapterConfig) -> list[LoratuneError]:
+    fix = "leave it out with targets.exclude, or choose another adapter"
+    return [
+        ModelError(refusal, where=shape.name, fix=fix)
+        for shape in matched
+        if (refusal := config.check_layer(shape))
+    ]
 
 
-def dead_patterns(found: Sequence[LayerShape], config: AdapterConfig) -> list[tuple[str, str]]:
+def dead_patterns(matched: Sequence[LayerShape], config: AdapterConfig) -> list[tuple[str, str]]:
     """Name of the setting and key of every rank or alpha pattern that fits no adapted layer."""
     dead = []
-    names = [shape.name for shape in found]
+    names = [shape.name for shape in matched]
     for where in ("rank_pattern", "alpha_pattern"):
         patterns: Mapping[str, object] = getattr(config, where)
         used = set(fitting_keys(patterns, names, f"adapter.{where}").values())

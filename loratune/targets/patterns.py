@@ -1,18 +1,27 @@
-"""Patterns that name modules: whole dotted suffixes and time-limited regular expressions."""
+"""Patterns that name modules: role words, dotted suffixes, and time-limited regular expressions."""
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import regex
 
+from loratune.adapters.config import LayerKind, LayerShape
 from loratune.errors import ConfigError, SecurityError
+from loratune.models.architectures import ROLE_WORDS, is_known_family, names_module, roles_of
+from loratune.targets.errors import no_roles
 
 _SECONDS = 1.0
 _LONGEST = 2000
 _Value = TypeVar("_Value")
+ALL_LINEAR = ("all_linear", "all-linear")
+_OUTPUT_HEADS = ("lm_head", "embed_out")
+# The first numbered segment is the block's index, as in PEFT (experts are numbered further down).
+_BLOCK = re.compile(r".*?\.[^.]*\.(\d+)\.")
 
 
 class TimedPattern:
@@ -25,19 +34,14 @@ class TimedPattern:
             ConfigError: if it is not a regular expression, or is overlong.
         """
         if len(pattern) > _LONGEST:
-            raise ConfigError(
-                f"the pattern has {len(pattern)} characters, more than {_LONGEST}",
-                where=where,
-                fix="give a list of names",
-            )
+            cause = f"the pattern has {len(pattern)} characters, more than {_LONGEST}"
+            raise ConfigError(cause, where=where, fix="give a list of names")
         try:
             self._compiled = regex.compile(pattern)
         except (regex.error, RecursionError, OverflowError) as error:
-            raise ConfigError(
-                f"'{pattern[:80]}' is not a regular expression: {error}",
-                where=where,
-                fix="write names as a list: [q_proj, v_proj]",
-            ) from error
+            cause = f"'{pattern[:80]}' is not a regular expression: {error}"
+            fix = "write names as a list: [q_proj, v_proj]"
+            raise ConfigError(cause, where=where, fix=fix) from error
         self._pattern, self._where, self._left = pattern, where, _SECONDS
 
     def matches(self, name: str) -> bool:
@@ -48,15 +52,13 @@ class TimedPattern:
         """
         start = time.perf_counter()
         try:
-            found = self._compiled.fullmatch(name, timeout=max(self._left, 1e-3)) is not None
+            match = self._compiled.fullmatch(name, timeout=max(self._left, 1e-3))
         except TimeoutError as error:
-            raise SecurityError(
-                f"matching '{self._pattern[:80]}' took longer than {_SECONDS:g} s",
-                where=self._where,
-                fix="simplify the pattern, or give a list of names",
-            ) from error
+            cause = f"matching '{self._pattern[:80]}' took longer than {_SECONDS:g} s"
+            fix = "simplify the pattern, or give a list of names"
+            raise SecurityError(cause, where=self._where, fix=fix) from error
         self._left -= time.perf_counter() - start
-        return found
+        return match is not None
 
 
 def fitting_keys(
@@ -78,8 +80,84 @@ def fitting_keys(
 
 
 def resolve_pattern(
-    patterns: Mapping[str, _Value], name: str, default: _Value, where: str = "adapter"
+    patterns: Mapping[str, _Value], name: str, default: _Value, where: str
 ) -> _Value:
     """The value of the first pattern that fits ``name``, else ``default``."""
     key = fitting_keys(patterns, [name], where).get(name) if patterns else None
     return default if key is None else patterns[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One pattern and how it matches a full module name."""
+
+    text: str
+    matches: Callable[[str], bool]
+    is_expression: bool = False
+
+
+def block_of(name: str) -> int | None:
+    """Index of the block that holds the layer, or ``None`` for a layer outside the blocks."""
+    match = _BLOCK.match(name)
+    return int(match.group(1)) if match else None
+
+
+def read_patterns(
+    shapes: Sequence[LayerShape], modules: Any, family: str | None
+) -> tuple[list[Pattern], list[str]]:
+    """The patterns that ``modules`` stands for, and what to say about them.
+
+    Raises:
+        ConfigError: if it is neither a word, nor names, nor a regular expression.
+        ModelError: if it is a role word and nobody knows the roles of this family.
+    """
+    if isinstance(modules, str) and modules in ALL_LINEAR:
+        return _all_linear(shapes, modules)
+    if isinstance(modules, str) and modules in ROLE_WORDS:
+        return _role_patterns(shapes, modules, family)
+    if isinstance(modules, str) and modules:
+        timed = TimedPattern(modules, "targets.modules")
+        return [Pattern(modules, timed.matches, is_expression=True)], []
+    if (
+        isinstance(modules, Sequence)
+        and modules
+        and all(isinstance(name, str) and name for name in modules)
+    ):
+        return [_suffix(name) for name in dict.fromkeys(modules)], []
+    fix = f"use {', '.join(ROLE_WORDS)}, all_linear, a list of names, or a regular expression"
+    raise ConfigError(f"{modules!r} names no modules", where="targets.modules", fix=fix)
+
+
+def _suffix(name: str) -> Pattern:
+    return Pattern(name, lambda module: names_module(name, module))
+
+
+def _all_linear(shapes: Sequence[LayerShape], word: str) -> tuple[list[Pattern], list[str]]:
+    """Every linear or Conv1D layer but the output head: what PEFT's ``all-linear`` means."""
+    names = [
+        shape.name
+        for shape in shapes
+        if shape.kind is not LayerKind.embedding
+        and not any(names_module(head, shape.name) for head in _OUTPUT_HEADS)
+    ]
+    outside = ", ".join(name for name in names if block_of(name) is None)
+    notice = f"all_linear includes {outside}, outside the blocks, as PEFT's does"
+    return [Pattern(word, set(names).__contains__)], [notice] if outside else []
+
+
+def _role_patterns(
+    shapes: Sequence[LayerShape], word: str, family: str | None
+) -> tuple[list[Pattern], list[str]]:
+    wanted = ROLE_WORDS[word]
+    roles = roles_of(family, shapes, wanted)
+    if roles is None:
+        raise no_roles(word, family, shapes)
+    suffixes = dict.fromkeys(roles[role] for role in wanted if role in roles)
+    notices = []
+    if not is_known_family({"model_type": family}):
+        notices.append(f"{word} is taken to mean {', '.join(suffixes)}")
+    for suffix in suffixes:
+        extra = [role for role, name in roles.items() if name == suffix and role not in wanted]
+        if extra:
+            notices.append(f"{word} adapts {suffix}, which holds {' and '.join(extra)} as well")
+    return [_suffix(suffix) for suffix in suffixes], notices

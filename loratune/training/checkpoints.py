@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class Checkpoints:
         if processes.is_main():
             sync_lines(self.run_dir.metrics)  # its lines belong to the checkpoint
             folder = self.run_dir.checkpoints
-            save_checkpoint(folder, progress.step, tensors, progress.as_dict(), self.facts)
+            save_checkpoint(folder, progress.step, tensors, asdict(progress), self.facts)
             self._rotate()
         processes.barrier()
 

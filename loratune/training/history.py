@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,22 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
-
-
-def read_lines(path: Path) -> list[Record]:
-    """The records of a jsonl file; half-written or foreign lines are left out."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the last line of a killed run may be half written
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+from loratune.runs.records import Record, read_lines
 
 
 @dataclass(frozen=True)

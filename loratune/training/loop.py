@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 
 from loratune.config.schema import TrainerConfig
+from loratune.data.collate import Batch
 from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.surgery import WrappedModel
 from loratune.training import guards
-from loratune.training.optim import make_optimizer
-from loratune.training.prefetch import prefetched
-from loratune.training.schedule import schedule_factor, set_learning_rate
+from loratune.training.optim import make_optimizer, schedule_factor, set_learning_rate
 from loratune.training.state import seed_everything
 from loratune.training.step import StepMetrics, train_step
 
@@ -61,6 +63,39 @@ def steps(
     total = rows.plan.total_steps
     with closing(prefetched(rows.micro_batches, range(done, total), device)) as batches:
         for step in range(done, total):
+            started = time.perf_counter()
             before(step + 1)
             set_learning_rate(optimizer, schedule_factor(step, total, trainer))
-            yield train_step(head, next(batches), optimizer, trainer.clip_norm, step, rows.source)
+            batch = next(batches)
+            metrics = train_step(head, batch, optimizer, trainer.clip_norm, step, rows.source)
+            yield replace(metrics, seconds=time.perf_counter() - started)
+
+
+def prefetched(
+    build: Callable[[int], list[Batch]], steps: range, device: torch.device
+) -> Generator[list[Batch], None, None]:
+    """The batches of every step, on the device.
+
+    On CUDA the next step's batches are collated into pinned memory by a second thread and copied
+    without waiting.  On a CPU that thread would only take time from the arithmetic: there each
+    step's batches are made when it begins.
+
+    Args:
+        build: step number to this process's batches, on the CPU.
+        steps: numbers of the steps.
+        device: where the model is.
+    """
+    if device.type != "cuda":
+        for step in steps:
+            yield [batch.to(device) for batch in build(step)]
+        return
+
+    def pinned(step: int) -> list[Batch]:
+        return [batch.pinned() for batch in build(step)]
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(pinned, steps.start)
+        for step in steps:
+            batches = following.result()
+            following = pool.submit(pinned, step + 1)
+            yield [batch.to(device, non_blocking=True) for batch in batches]

@@ -1,6 +1,8 @@
-"""The optimizer of a training: the variant's own, with the recipe's rates."""
+"""The optimizer of a training and its learning rate: at its peak, and at every step."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch import nn
 from loratune.adapters.config import AdapterConfig
 from loratune.adapters.optimizer import OptimizerSettings, trainable_parameters
 from loratune.adapters.registry import adapter_class
-from loratune.config.schema import TrainerConfig
+from loratune.config.schema import Schedule, TrainerConfig
 
 
 def learning_rate(trainer: TrainerConfig, adapter: AdapterConfig) -> float:
@@ -42,3 +44,26 @@ def group_lines(optimizer: torch.optim.Optimizer) -> list[str]:
         f"lr {group['peak_lr']:g}, decay {group['weight_decay']:g}"
         for group in optimizer.param_groups
     ]
+
+
+def schedule_factor(step: int, total: int, trainer: TrainerConfig) -> float:
+    """Share of the peak learning rate at optimizer step ``step`` (from 0) of ``total``.
+
+    Rises linearly over ``warmup_steps`` (step 0 already moves), then stays, or falls to zero
+    along a line or half a cosine.
+    """
+    warmup = trainer.warmup_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if trainer.schedule is Schedule.constant:
+        return 1.0
+    progress = (step - warmup) / max(total - warmup, 1)
+    if trainer.schedule is Schedule.linear:
+        return max(0.0, 1.0 - progress)
+    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Scale every group's peak rate by the same factor, so that LoRA+'s ratio holds."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

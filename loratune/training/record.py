@@ -13,8 +13,7 @@ import torch
 from loratune.errors import LoratuneError
 from loratune.runs.records import append_line
 from loratune.runs.run_dir import RunDir
-from loratune.training.display import Silent, make_display
-from loratune.training.health_line import HealthLine
+from loratune.training.display import HealthLine, Silent, make_display
 
 
 class Tracker(Protocol):
@@ -41,20 +40,16 @@ class Recorder:
         self._total = total
         self._trackers = list(trackers)
         self._active = active
-        self._step_started = time.perf_counter()
         self._seconds: list[float] = []
-        self._line = HealthLine(total)
+        self._line = HealthLine()
         self._display = make_display(total) if active else Silent()
-
-    def begin_step(self) -> None:
-        """Start the clock of a step."""
-        self._step_started = time.perf_counter()
 
     def step(
         self,
         step: int,
         metrics: dict[str, float],
         *,
+        seconds: float,
         tokens: int,
         padded: int,
         dead: Sequence[str] = (),
@@ -64,13 +59,13 @@ class Recorder:
         Args:
             step: its number, from 1.
             metrics: what is reproducible.
+            seconds: that it took.
             tokens: of its rows, without padding.
             padded: the same with padding.
             dead: names of modules without a gradient, where it was measured.
         """
         if not self._active:
             return
-        seconds = time.perf_counter() - self._step_started
         self._seconds = [*self._seconds, seconds][-50:]
         rate, fill = tokens / seconds, tokens / max(padded, 1)
         append_line(self._run_dir.metrics, {"step": step, **metrics})
@@ -98,7 +93,8 @@ class Recorder:
         self._track(step, metrics)
         if "eval/loss" in metrics:
             self._line.evaluation(step, metrics["eval/loss"])
-        self._display.note(_pairs(f"step {step}", metrics))
+        values = [f"{key} {value:.4g}" for key, value in metrics.items()]
+        self._display.note("  ".join([f"step {step}", *values]))
 
     def note(self, text: str) -> None:
         """Show a sentence without disturbing the progress line."""
@@ -149,7 +145,3 @@ def peak_resident_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _pairs(start: str, metrics: dict[str, float]) -> str:
-    return "  ".join([start, *(f"{key} {value:.4g}" for key, value in metrics.items())])

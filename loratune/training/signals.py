@@ -6,10 +6,11 @@ import os
 import shlex
 import signal
 import threading
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 from loratune.errors import Interrupted, LoratuneError, Preempted
 
@@ -24,59 +25,54 @@ def stopped(number: int, step: int, run: Path) -> LoratuneError:
     return Preempted(f"preempted at step {step}, saved", fix=command)
 
 
-class _Handlers(ABC):
-    """Inside the block, ``receive`` handles the signals instead of ending the process."""
-
-    def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in _WATCHED:
-                self._before[number] = signal.signal(number, self.receive)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
+@contextmanager
+def _handled_by(receive: Callable[[int], None]) -> Iterator[None]:
+    """Inside the block ``receive`` handles the signals instead of ending the process."""
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _WATCHED:
+            before[number] = signal.signal(number, lambda received, _: receive(received))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
-    @abstractmethod
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
 
+@dataclass
+class StopRequest:
+    """A signal that was noted, for the loop to save and stop after the step; 0 while there is none.
 
-class StopRequest(_Handlers):
-    """While training: signals are noted, for the loop to save and stop after the step.
-
-    Attributes:
-        received: number of the signal, 0 while there is none.
+    A launcher and a terminal may both pass on one Ctrl-C: only a process that nobody else watches
+    takes a second one for impatience.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.received = 0
+    received: int = 0
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Note it.  A launcher and a terminal may both pass on one Ctrl-C: only a process that
-        nobody else watches takes a second one for impatience.
-        """
+    def receive(self, number: int) -> None:
+        """Note a signal."""
         if self.received == signal.SIGINT and number == signal.SIGINT and "RANK" not in os.environ:
             os._exit(130)  # published checkpoints are whole, nothing else matters
         self.received = max(self.received, number)
 
 
-class StopAtOnce(_Handlers):
-    """After training, when everything is saved: signals end the run where it stands."""
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """While training: inside the block signals are only noted."""
+    request = StopRequest()
+    with _handled_by(request.receive):
+        yield request
 
-    def __init__(self, step: int, run: Path) -> None:
-        super().__init__()
-        self.step, self.run = step, run
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Stop; what is half written is removed on the way out."""
-        raise stopped(number, self.step, self.run)
+@contextmanager
+def stop_at_once(step: int, run: Path) -> Iterator[None]:
+    """After training, when everything is saved: signals end the run where it stands.
+
+    What is half written is removed on the way out.
+    """
+
+    def receive(number: int) -> None:
+        raise stopped(number, step, run)
+
+    with _handled_by(receive):
+        yield

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.base import Adapter
 from loratune.adapters.optimizer import trainable_parameters
 from loratune.errors import CheckpointError
 from loratune.runs import processes
@@ -56,25 +55,17 @@ class Progress:
         """Whether ``patience`` evaluations in a row brought no better loss; 0 waits for ever."""
         return bool(patience) and self.stale_evaluations >= patience
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for ``state.json``."""
-        return asdict(self)
-
 
 def adapter_tensors(wrapped: WrappedModel) -> dict[str, Tensor]:
     """Every tensor that belongs to the adapter, under the model's own names, without rescaling."""
     tensors: dict[str, Tensor] = {}
     for name, adapter in wrapped.adapters.items():
-        tensors.update(_own(f"{name}.", adapter))
-        tensors.update({key: value.detach() for key, value in adapter.shared_tensors().items()})
+        own = {f"{name}.{key}": value for key, value in adapter.adapter_tensors().items()}
+        tensors |= {key: value.detach() for key, value in (own | adapter.shared_tensors()).items()}
     for name, saved in wrapped.saved_modules.items():
         for key, value in saved.trained_module.state_dict().items():
             tensors[f"{name}.trained_module.{key}"] = value
     return tensors
-
-
-def _own(prefix: str, adapter: Adapter) -> dict[str, Tensor]:
-    return {prefix + key: value.detach() for key, value in adapter.adapter_tensors().items()}
 
 
 def capture(

@@ -28,6 +28,7 @@ class StepMetrics:
         supervised: supervised tokens.
         tokens: tokens of the rows, without padding.
         padded: tokens with padding: what was computed.
+        seconds: from the step's begin to its end, the wait for its rows among them.
     """
 
     step: int
@@ -36,6 +37,7 @@ class StepMetrics:
     supervised: int
     tokens: int
     padded: int
+    seconds: float = 0.0
 
 
 def train_step(

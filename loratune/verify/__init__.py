@@ -16,8 +16,7 @@ from loratune.errors import ConfigError, MergeError
 from loratune.runs.run_dir import MERGE_REPORT
 from loratune.stages.export import CERTIFICATE
 from loratune.verify.adapter import check_adapter, check_export
-from loratune.verify.base import Base
-from loratune.verify.checks import Check, Verification
+from loratune.verify.checks import Base, Check, Verification
 from loratune.verify.merged import check_merged
 from loratune.verify.run import check_checkpoint, check_run, is_checkpoint, is_run
 
@@ -63,11 +62,9 @@ def verify(folder: Path, base: Path | None = None, adapters: Sequence[Path] = ()
     Raises:
         ConfigError: if there is nothing to check.
     """
-    kind = kind_of(folder)
+    kind, compared_with = kind_of(folder), Base(base) if base else None
     try:
-        return Verification(
-            kind, folder, _checks(kind, folder, Base(base) if base else None, adapters)
-        )
+        return Verification(kind, folder, _checks(kind, folder, compared_with, adapters))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         # A seal can be forged; what it seals must still be what loratune writes.
         cause = f"the records are not loratune's ({type(error).__name__})"

@@ -9,10 +9,9 @@ from typing import Any
 from loratune.adapter_files.offline import attach
 from loratune.adapter_files.peft_format import FACTS, TENSORS, read_adapter
 from loratune.errors import LoratuneError, MergeError
+from loratune.models.fingerprint import file_fingerprint
 from loratune.stages.export import CERTIFICATE
-from loratune.verify.base import Base
-from loratune.verify.checks import Check, compared, file_checks, sealed, unusable
-from loratune.verify.tensors import file_fingerprint, unfit_names
+from loratune.verify.checks import Base, Check, compared, file_checks, sealed, unfit_names, unusable
 
 
 def check_adapter(folder: Path, base: Base | None = None, *, beside: str = FACTS) -> list[Check]:

@@ -1,14 +1,28 @@
-"""One check and its result; the checks that every kind of folder shares."""
+"""One check and its result; what the checks of every kind of folder share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from loratune import files
 from loratune.errors import LoratuneError, MergeError, raise_together
+from loratune.models.dtypes import FLOATING
+from loratune.models.fingerprint import combine_hashes, tokenizer_fingerprint
+from loratune.models.load import load_tokenizer
+from loratune.models.weights import (
+    TensorEntry,
+    check_stored,
+    hash_tensors,
+    is_finite,
+    mapped,
+    read_header,
+    tensor_entries,
+    tensor_in,
+)
 from loratune.runs.manifest import file_problem
 
 # What a loader would read, or could be made to run: such a file must have been published with
@@ -97,6 +111,33 @@ class Verification:
         }
 
 
+@dataclass
+class Base:
+    """The base model compared with; every property raises ``LoratuneError`` if it is unusable."""
+
+    folder: Path
+
+    @cached_property
+    def entries(self) -> dict[str, TensorEntry]:
+        """Where every tensor lies."""
+        return tensor_entries(self.folder)
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Hex sha256 of every tensor."""
+        return hash_tensors(self.entries, check_stored)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the weights."""
+        return combine_hashes(self.entries, self.hashes)
+
+    @cached_property
+    def tokenizer(self) -> str:
+        """Fingerprint of the tokenizer."""
+        return tokenizer_fingerprint(load_tokenizer(self.folder))
+
+
 _FIX = "restore it from a copy, or make it again; do not use it as it is"
 
 
@@ -136,6 +177,21 @@ def file_checks(
         if path.name not in recorded and path.name != own and path.suffix in _LOADED:
             checks.append(Check(path.name, "published files", "was never published", error=error))
     return checks
+
+
+def unfit_names(path: Path) -> list[str]:
+    """Names of a safetensors file's floating tensors that are empty, NaN or infinite.
+
+    Raises:
+        ModelError: if it is not a safetensors file.
+    """
+    entries = [entry for entry in read_header(path).values() if entry.dtype in FLOATING]
+    content = mapped(path)
+
+    def is_fit(entry: TensorEntry) -> bool:
+        return entry.size > 0 and is_finite(tensor_in(entry, content))
+
+    return [entry.name for entry in entries if not is_fit(entry)]
 
 
 def compared(

@@ -16,13 +16,16 @@ from loratune.merging.threads import in_order, tensor_threads
 from loratune.merging.weight import prove_weight
 from loratune.models.architectures import names_module
 from loratune.models.dtypes import FLOATING
-from loratune.models.fingerprint import combine_hashes
-from loratune.models.tensors import check_stored, read_one
-from loratune.models.weights import TensorEntry, hash_tensors, tensor_entries
+from loratune.models.fingerprint import combine_hashes, file_fingerprint
+from loratune.models.weights import (
+    TensorEntry,
+    check_stored,
+    hash_tensors,
+    read_one,
+    tensor_entries,
+)
 from loratune.runs.run_dir import MERGE_REPORT
-from loratune.verify.base import Base
-from loratune.verify.checks import Check, compared, file_checks, sealed, unusable
-from loratune.verify.tensors import file_fingerprint
+from loratune.verify.checks import Base, Check, compared, file_checks, sealed, unusable
 
 
 def check_merged(

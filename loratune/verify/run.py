@@ -10,14 +10,13 @@ from loratune import files
 from loratune.adapter_files.peft_config import CONFIG as ADAPTER_CONFIG
 from loratune.adapter_files.peft_format import TENSORS
 from loratune.errors import CheckpointError, LoratuneError
+from loratune.models.fingerprint import file_fingerprint
 from loratune.runs.checkpoint import MANIFEST, published_checkpoints, read_manifest
 from loratune.runs.run_dir import MERGE_REPORT, SUMMARY, RunDir
 from loratune.stages.export import CERTIFICATE
 from loratune.verify.adapter import base_checks, check_adapter, check_export
-from loratune.verify.base import Base
-from loratune.verify.checks import Check, file_checks, sealed
+from loratune.verify.checks import Base, Check, file_checks, sealed, unfit_names
 from loratune.verify.merged import check_merged
-from loratune.verify.tensors import file_fingerprint, unfit_names
 
 _ADAPTER = "adapter.safetensors"
 _TRIES = 10

@@ -15,7 +15,7 @@ from loratune.adapters.low_rank import LowRank
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.convert import to_plain
 from loratune.config.schema import TargetsConfig
-from loratune.models.layers import layer_shapes
+from loratune.models.measure import layer_shapes
 from loratune.surgery import (
     adapter_state,
     disabled,

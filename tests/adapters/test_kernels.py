@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from loratune.adapters.kernels import fused_lora_linear, fused_vera_linear
 from loratune.adapters.kernels.dropout import Dropout
 from loratune.adapters.kernels.linear import dense_pays
+from loratune.adapters.kernels.lora import fused_lora_linear
 from loratune.adapters.kernels.shared_input import SharedProducts
+from loratune.adapters.kernels.vera import fused_vera_linear
 from loratune.errors import ModelError
 
 SHAPES = [(7, 5), (2, 3, 5), (0, 5), (1, 5)]

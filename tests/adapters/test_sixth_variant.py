@@ -30,6 +30,7 @@ import loratune
 import loratune.adapters
 from adapters.test_contract import TestEveryVariant
 from loratune.adapters.registry import config_class, variant_names
+from loratune.errors import LoratuneError
 from loratune.merging.weight import merged_weight
 
 STRANGER = Path(__file__).parent.parent / "support" / "sixth_variant"
@@ -281,5 +282,5 @@ def test_its_merge_proves_itself_in_every_dtype(gain: str, build: Any, dtype: to
 
 def test_its_name_is_gone_afterwards() -> None:
     assert "gain" not in variant_names()
-    with pytest.raises(loratune.LoratuneError):
+    with pytest.raises(LoratuneError):
         config_class("gain")

@@ -33,7 +33,7 @@ def test_the_overrides_of_a_failed_job_keep_their_secrets(cli):
 
 
 def test_an_interrupt_ends_the_whole_sweep(cli):
-    faults = ["count@loratune.pipeline.run.run", "int@loratune.stages.train.train_step:1"]
+    faults = ["count@loratune.pipeline.run.run", "int@loratune.training.loop.train_step:1"]
     ended = cli("train", *QUICK, "-m", "adapter=lora,vera,lora_fa", faults=faults)
     assert ended.code == 130
     assert len(ended.calls) == 1

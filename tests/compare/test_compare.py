@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from compare.conftest import tiny_config
-from loratune.compare.options import Options, parse_part
 from loratune.compare.result import Comparison
 from loratune.compare.run import compare, prepare, require_a_result
+from loratune.compare.settings import Options, parse_part
 from loratune.compare.work import do_all
 from loratune.compare.workbench import Workbench
 from loratune.config.schema import CompareConfig, RunConfig, TargetsConfig
@@ -167,7 +167,7 @@ def test_two_processes_share_the_work_and_agree(
 
 def test_a_failed_seed_run_is_kept_with_its_reason_and_the_others_count(tiny: Make) -> None:
     config = tiny()
-    _, plan, store = prepare(config, TWO)
+    _, plan = prepare(config, TWO)
     bench = Workbench(config)
     train, calls = bench.seed_run, []
 
@@ -178,7 +178,7 @@ def test_a_failed_seed_run_is_kept_with_its_reason_and_the_others_count(tiny: Ma
         return train(settings, seed)
 
     bench.seed_run = fails_once  # type: ignore[method-assign]
-    do_all(bench, plan, store)
+    do_all(bench, plan)
     found, _ = compare(config, TWO)
     lora, frozen = found.variants
     assert lora.members[1].reason == "training diverged: the loss is nan; step 3"
@@ -194,15 +194,16 @@ def test_a_failed_seed_run_is_kept_with_its_reason_and_the_others_count(tiny: Ma
 
 def test_a_task_whose_process_died_twice_is_given_up(tiny: Make) -> None:
     config = tiny()
-    bench, plan, store = prepare(config, TWO)
-    [task, *_] = [task for task in plan.open_tasks(store) if task.cached.kind == "trials"]
+    bench, plan = prepare(config, TWO)
+    store = plan.store
+    [task, *_] = [task for task in plan.open_tasks() if task.cached.kind == "trials"]
     for _ in range(2):
         child = os.fork()
         if child == 0:
             with store.claim(task.cached):
                 os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(child, 0)
-    do_all(bench, plan, store)
+    do_all(bench, plan)
     result = store.read(task.cached)
     assert result is not None
     assert "its process died 2 times" in result["failed"]
@@ -243,14 +244,14 @@ def test_an_impossible_part_is_refused(text: str) -> None:
 
 
 def test_a_budget_sets_the_ranks_that_are_trained(tiny: Make) -> None:
-    _, plan, _ = prepare(tiny(), replace(TWO, match="trainable"))
-    ranks = {s.contender.label: s.contender.config.rank for s in plan.searches}
+    _, plan = prepare(tiny(), replace(TWO, match="trainable"))
+    ranks = {s.setting.label: s.setting.config.rank for s in plan.searches}
     assert ranks == {"lora": 4, "lora_fa": 8}
 
 
 def test_a_plan_counts_the_tasks_that_are_done_in_the_end(
     finished: tuple[Comparison, RunConfig],
 ) -> None:
-    _, plan, store = prepare(finished[1], TWO)
-    assert plan.open_tasks(store) == []
-    assert len(store.finished()) == plan.count()
+    _, plan = prepare(finished[1], TWO)
+    assert plan.open_tasks() == []
+    assert len(plan.store.finished()) == plan.count()

@@ -162,7 +162,14 @@ def aliases() -> str:
     return "\n".join(lines) + "\n"
 
 
+def chain() -> str:
+    """Three hundred mappings, each in the next."""
+    lines = ["  a0: &a0 {x: 1}", *(f"  a{n}: &a{n} {{x: *a{n - 1}}}" for n in range(1, 300))]
+    return "\n".join(["architecture:", *lines, ""])
+
+
 BOMBS = {
+    "chain of aliases": chain(),
     "aliases": "architecture:\n" + "".join(f"  {line}\n" for line in aliases().splitlines()),
     "brackets": "a: " + "[" * 10_000,
     "braces": "a: " + "{a: " * 10_000,

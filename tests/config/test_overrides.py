@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from textwrap import dedent
 
 import pytest
 
+from loratune.cli.commands import generate
 from loratune.config import overrides
 from loratune.config.command_line import read_command_line
 from loratune.config.recipes.folders import builtin_recipes, group_options, user_recipe_folders
@@ -114,6 +116,52 @@ def test_a_wrong_word_is_one_line_that_helps(word: str, said: str) -> None:
     assert said in str(errors[0])
     assert len(errors[0].lines()) == 1
     assert "use +" not in str(errors[0])
+
+
+@pytest.mark.parametrize("word", ["true", "False", "2e5", "3_000", "2024_07", "nan", "-7.50", "no"])
+@pytest.mark.parametrize("key", ["name", "data.template", "data.columns.prompt", "prompt"])
+def test_a_word_for_a_text_is_the_word_typed(key: str, word: str) -> None:
+    line = read_command_line([f"{key}={word}"], generate.Config)
+    assert overrides.check_overrides(line, generate.Config) == []
+    assert [one.value() for one in line.overrides] == [word]
+    assert read_command_line(line.for_hydra(generate.Config)).overrides[0].value() == word
+
+
+def test_the_words_of_a_sweep_over_a_text_are_those_typed() -> None:
+    (swept,) = read_command_line(["name=true,5e1,x", "-m"]).overrides
+    assert [str(item) for item in swept.sweep_string_iterator()] == ['"true"', '"5e1"', "x"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["trainer.steps='5'", 'trainer.lr="2e-4"', "trainer.steps=true", "trainer.betas=['0.9',0.99]"],
+)
+def test_a_text_or_a_truth_value_is_not_a_number(word: str) -> None:
+    (error,) = check_overrides([word])
+    assert error.exit_code == 2 and "number" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("Où est le port ?", "'ù'"),
+        ("one#two", "'#'"),
+        ("first\nsecond", "a line break"),
+        ("2 = 2", "'='"),
+        ("sure (or not)", "'('"),
+        ("tea\u00a0time", "a no-break space"),
+    ],
+)
+def test_the_character_that_needs_quotes_is_named_and_the_form_shown(
+    value: str, named: str
+) -> None:
+    (error,) = check_overrides([f"name={value}"])
+    assert f"{named} needs quotes" in error.cause
+    form = shlex.split(error.fix.removeprefix("type "))[0]
+    if value.isprintable():
+        assert read_command_line([form]).overrides[0].value() == value
+    else:
+        assert form == 'name="..."'
 
 
 def test_a_key_of_another_variant_is_said_to_have_no_effect() -> None:

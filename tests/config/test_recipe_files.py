@@ -117,6 +117,31 @@ def test_a_mistake_is_one_line_that_names_file_and_line(here: Path, case: str) -
     assert len(error.lines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("trainer:\n  lr: '2e-4'\n", "trainer.lr must be a number or null, got '2e-4'"),
+        ('trainer:\n  steps: "5"\n', "trainer.steps must be a whole number"),
+        ("trainer:\n  steps: yes\n", "trainer.steps must be a whole number"),
+        ("trainer:\n  betas: ['0.9', 0.99]\n", "trainer.betas must be a list"),
+        ("# a name\nname: no\n", "YAML reads no as False, and name is text"),
+        ("# a name\nname: 3_000\n", "YAML reads 3_000 as 3000, and name is text"),
+        ("data:\n  columns: {prompt: on}\n", "YAML reads on as True, and data.columns is text"),
+        ("targets:\n  exclude: [1e3]\n", "YAML reads 1e3 as 1000.0, and targets.exclude is text"),
+    ],
+)
+def test_no_value_becomes_one_of_another_type(here: Path, content: str, said: str) -> None:
+    write("recipe/x.yaml", GLOBAL + content)
+    (error,) = check()
+    assert (said in str(error), error.exit_code) == (True, 2)
+    assert error.where.startswith("recipes/recipe/x.yaml:3")
+
+
+def test_text_that_yaml_leaves_alone_passes(here: Path) -> None:
+    write("recipe/x.yaml", GLOBAL + "name: 'no'\ndata:\n  columns: {prompt: 5, text: q}\n")
+    assert check() == []
+
+
 def test_a_header_below_a_comment_is_reported_because_hydra_ignores_it(here: Path) -> None:
     write("recipe/x.yaml", f"# my recipe\n{GLOBAL}name: x\n")
     assert any("no effect" in error.cause and error.where.endswith(":2") for error in check())

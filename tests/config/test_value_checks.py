@@ -37,6 +37,7 @@ def test_every_value_out_of_range_is_reported_at_once() -> None:
         ({"trainer": TrainerConfig(steps=1, early_stop_patience=2)}, "trainer.early_stop_patience"),
         ({"stages": [Stage.merge]}, "stages"),
         ({"name": "a/b"}, "name"),
+        ({"name": "-rf"}, "name"),
     ],
 )
 def test_a_contradiction_names_the_setting_to_change(

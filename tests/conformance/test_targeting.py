@@ -10,7 +10,7 @@ from support.tolerance import T0
 from torch import nn
 
 from loratune.errors import LoratuneError, ModelError
-from loratune.models.layers import layer_shapes
+from loratune.models.measure import layer_shapes
 
 
 @pytest.mark.case(15, T0)

@@ -204,8 +204,7 @@ def test_every_trained_number_is_in_exactly_one_group(family: str, variant: str)
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_lora_plus_keeps_its_ratio_at_every_step_and_after_a_resume(schedule: str) -> None:
     from loratune.config.schema import Schedule, TrainerConfig
-    from loratune.training.optim import make_optimizer
-    from loratune.training.schedule import schedule_factor, set_learning_rate
+    from loratune.training.optim import make_optimizer, schedule_factor, set_learning_rate
     from loratune.training.state import load_optimizer_tensors, optimizer_tensors
 
     trainer = TrainerConfig(steps=10, lr=1e-3, warmup_steps=3, schedule=Schedule(schedule))

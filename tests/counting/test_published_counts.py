@@ -19,7 +19,7 @@ from loratune.adapters.lora.config import LoRAConfig
 from loratune.counting.published import PUBLISHED_COUNTS, PublishedRow, published_report
 from loratune.counting.rounding import Verdict, judge
 from loratune.files import read_json
-from loratune.targets.find import block_of
+from loratune.targets.patterns import block_of
 
 # Typed by hand from the sources and from PEFT's own counts, never from this package.
 EXPECTED: dict[str, int] = json.loads((Path(__file__).parent / "published_counts.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loratune.config.schema import DataConfig
+from loratune.config.schema import DataConfig, SpecialTokens
 from loratune.data.audit import Severity, audit
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.errors import DataError
@@ -148,3 +148,40 @@ def test_a_template_that_ends_otherwise_than_generation_stops_is_told(tokenizer)
     data, config = prepared(tokenizer, rows=rows[:8], others=rows[8:])
     found = {one.name: one for one in audit(data, tokenizer, config).findings}
     assert "'<pad>'" in found["other_end"].message
+
+
+def test_rows_that_spell_special_tokens_are_counted_and_what_becomes_of_them_is_said(tokenizer):
+    about = {"prompt": "What ends a text?\n", "completion": f"The token {tokenizer.eos_token}."}
+    data, config = prepared(tokenizer, rows=[*ROWS, about])
+    [found] = audit(data, tokenizer, config).findings
+    assert (found.name, found.rows, found.severity) == ("special_tokens", 1, Severity.note)
+    assert f"{tokenizer.eos_token!r}); they are encoded as plain text" in found.message
+    assert found.where == "train.jsonl:21"
+    data, config = prepared(
+        tokenizer, rows=[*ROWS, about], special_tokens_in_text=SpecialTokens.parse
+    )
+    [found] = audit(data, tokenizer, config).findings
+    assert found.severity is Severity.warning and "become these tokens" in found.message
+
+
+def test_rows_that_mostly_spell_special_tokens_were_formatted_already(tokenizer):
+    rows = [{**row, "completion": row["completion"] + tokenizer.eos_token} for row in ROWS]
+    data, config = prepared(tokenizer, rows=rows)
+    assert names(data, tokenizer, config) == {"special_tokens": Severity.warning}
+
+
+def test_reasoning_that_the_template_leaves_out_is_counted(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: "
+        "{% if loop.last %}{{ m.reasoning_content }} {% endif %}{{ m.content }}</s>{% endfor %}"
+    )
+    turns = [
+        {"role": "assistant", "content": "b", "reasoning_content": "why"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d", "reasoning_content": "thus"},
+    ]
+    rows = [{"messages": [{"role": "user", "content": f"a{n}"}, *turns]} for n in range(6)]
+    data, config = prepared(tokenizer, rows=rows[:5], others=rows[5:])
+    found = {one.name: one for one in audit(data, tokenizer, config).findings}
+    assert found["reasoning_left_out"].rows == 5
+    assert "reasoning of 5 turns in 5 of 5 rows" in found["reasoning_left_out"].message

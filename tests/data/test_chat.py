@@ -89,8 +89,8 @@ def test_a_template_without_end_tokens_gets_one_at_the_end() -> None:
 @pytest.mark.parametrize("template", [CHATML, MARKED, LLAMA_LIKE, WITHOUT_END])
 def test_generation_is_given_the_prefix_that_training_saw(template: str) -> None:
     _, encoder, row = encode(template)
-    turns = [{"role": turn.role, "content": turn.content} for turn in TALK[:-1]]
-    assert encoder.prompt_ids({"messages": turns}) == row.input_ids[: row.prompt_length]
+    question = Example("talk.jsonl:1", messages=TALK[:-1])
+    assert encoder.prompt_ids(question) == row.input_ids[: row.prompt_length]
 
 
 def test_a_conversation_that_the_assistant_opens_is_supervised() -> None:

@@ -68,7 +68,7 @@ def test_labels_shifted_by_one_would_not_pass_the_decoding_oracle(tokenizer: Any
 def test_the_ids_of_a_prompt_alone_are_the_prefix_of_its_row(tokenizer: Any) -> None:
     encoder = Encoder(RowTokenizer(tokenizer), PROMPT, DataConfig())
     for (prompt, _), row in zip(PAIRS, encode(tokenizer, PAIRS).rows, strict=True):
-        alone = encoder.prompt_ids({"prompt": prompt})
+        alone = encoder.prompt_ids(Example("f:1", prompt))
         assert row.input_ids[: row.prompt_length] == alone
         assert alone == tokenizer(prompt)["input_ids"]
 

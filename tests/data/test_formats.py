@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from loratune.config.schema import DataConfig, RowFormat
-from loratune.data.formats import choose_format, parse_rows
+from loratune.data.columns import column_notes
+from loratune.data.formats import choose_format, parse_question, parse_rows, question_row
 from loratune.data.rows import Example, Row
 from loratune.data.templates import PromptFormat, placeholders, substitute
 from loratune.errors import ConfigError, DataError, LoratuneError
@@ -109,7 +110,7 @@ def test_control_characters_in_column_names_do_not_reach_the_message() -> None:
         ([{"role": "usr", "content": "a"}], "unknown role 'usr'"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "is empty"),
         ([{"role": "user", "content": "a"}], "no assistant turn"),
-        ([{"from": "user", "value": "a"}], "needs `role` and `content`"),
+        ([{"from": "user", "valeu": "a"}], "needs `role` and `content`"),
         ([7], "needs `role` and `content`"),
         ("hello", "not a list"),
     ],
@@ -159,7 +160,9 @@ def test_templates_hold_names_and_nothing_that_computes(template: str) -> None:
 
 
 def test_braces_in_values_have_no_meaning() -> None:
-    assert substitute("{a}|{b}", {"a": "{b}", "b": "{{c}}"}) == "{b}|{{c}}"
+    text, values = substitute("{a}|{b}", {"a": "{b}", "b": "{{c}}"})
+    assert text == "{b}|{{c}}"
+    assert [text[start:end] for start, end in values] == ["{b}", "{{c}}"]
     assert placeholders("{a} {{b}} {c} {a}") == ["a", "c"]
 
 
@@ -186,10 +189,210 @@ def test_a_format_read_back_writes_the_same_prompt(config: dict[str, Any]) -> No
     chosen = choose_format(DataConfig(**config), rows_of(row))
     again = PromptFormat.from_dict(json.loads(json.dumps(chosen.to_dict())))
     assert again == chosen
-    assert again.prompt({"q": "how?"}) == chosen.prompt(row).replace("why?", "how?")
+    assert again.prompt({"q": "how?"})[0] == chosen.prompt(row)[0].replace("why?", "how?")
 
 
 def test_a_damaged_format_is_a_configuration_error() -> None:
     for values in ({"format": "nonsense"}, {}, {"format": "text", "surplus": 1}):
         with pytest.raises(ConfigError):
             PromptFormat.from_dict(values)
+
+
+HUMAN, GPT = {"from": "human", "value": "Name a tree."}, {"from": "gpt", "value": "Alder."}
+USER, ASSISTANT = (
+    {"role": "user", "content": "Name a tree."},
+    {"role": "assistant", "content": "Alder."},
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "config"),
+    [
+        ({"conversations": [HUMAN, GPT]}, {}),
+        ({"dialog": [HUMAN, GPT]}, {"columns": {"conversations": "dialog"}}),
+        ({"dialog": [HUMAN, GPT]}, {"columns": {"messages": "dialog"}}),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, {}),
+        ({"q": [USER], "a": [ASSISTANT]}, {"columns": {"prompt": "q", "completion": "a"}}),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, {"format": RowFormat.messages}),
+        ({"messages": [USER, ASSISTANT]}, {}),
+    ],
+)
+def test_every_way_to_write_a_conversation_is_a_conversation(
+    row: dict[str, Any], config: dict[str, Any]
+) -> None:
+    assert choose_format(DataConfig(**config), rows_of(row)).format is RowFormat.messages
+    (found,), _ = parsed(row, **config)
+    assert [(turn.role, turn.content) for turn in found.messages] == [
+        ("user", "Name a tree."),
+        ("assistant", "Alder."),
+    ]
+
+
+def test_only_the_completion_of_message_lists_is_supervised() -> None:
+    (found,), _ = parsed({"prompt": [ASSISTANT, USER], "completion": [ASSISTANT]})
+    assert [turn.supervised for turn in found.messages] == [False, False, True]
+
+
+def test_a_null_completion_beside_message_lists_is_a_blank_row() -> None:
+    good = {"prompt": [USER], "completion": [ASSISTANT]}
+    found, empty = parsed(good, {"prompt": [USER], "completion": None})
+    assert (len(found), empty) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["system", "rules"])
+def test_a_system_column_is_the_first_turn_of_a_conversation(name: str) -> None:
+    columns = {} if name == "system" else {"system": name}
+    row = {name: "Be brief.", "conversations": [HUMAN, GPT], "tools": '[{"name": "f"}]'}
+    (found,), _ = parsed(row, columns=columns)
+    assert (found.messages[0].role, found.messages[0].content) == ("system", "Be brief.")
+    assert found.tools == [{"name": "f"}]
+    twice = {"system": "Be brief.", "messages": [{"role": "system", "content": "x"}, ASSISTANT]}
+    assert "beside a system turn" in str(error_of(twice))
+
+
+@pytest.mark.parametrize("written_as_json", [False, True])
+def test_instruction_rows_show_system_and_history_before_the_question(
+    written_as_json: bool,
+) -> None:
+    history: Any = [["Hi", "Hello."], ["Again?", "Yes."]]
+    row = {
+        "system": "Rhyme.",
+        "history": str(history).replace("'", '"') if written_as_json else history,
+        "instruction": "Name a tree.",
+        "input": "of the north",
+        "output": "Fir.",
+    }
+    (found,), _ = parsed(row)
+    assert found.prompt == (
+        "### System\nRhyme.\n\n"
+        "### Instruction\nHi\n\n### Answer\nHello.\n\n"
+        "### Instruction\nAgain?\n\n### Answer\nYes.\n\n"
+        "### Instruction\nName a tree.\n\n### Input\nof the north\n\n### Answer\n"
+    )
+    assert found.answer == "Fir."
+    assert [found.prompt[start:end] for start, end in found.prompt_values] == [
+        "Rhyme.", "Hi", "Hello.", "Again?", "Yes.", "Name a tree.", "of the north",
+    ]  # fmt: skip
+
+
+def test_columns_map_system_and_history_too() -> None:
+    columns = {"system": "rules", "history": "past"}
+    row = {"rules": "Rhyme.", "past": [["a", "b"]], "instruction": "c", "output": "d"}
+    (found,), _ = parsed(row, columns=columns)
+    assert found.prompt.startswith("### System\nRhyme.\n\n### Instruction\na\n")
+
+
+def test_an_older_adapters_format_writes_what_it_wrote() -> None:
+    kept = PromptFormat.from_dict(
+        {
+            "format": "instruction",
+            "template": "### Instruction\n{instruction}\n\n### Answer\n",
+            "input_template": "{instruction} {input}",
+            "answer": "output",
+        }
+    )
+    text, _ = kept.prompt({"instruction": "a", "output": "b"})
+    assert text == "### Instruction\na\n\n### Answer\n"
+
+
+@pytest.mark.parametrize("history", [[["only a question"]], "hello", [{"role": "user"}], [3]])
+def test_a_history_that_is_not_made_of_pairs_is_refused(history: Any) -> None:
+    error = error_of({"history": history, "instruction": "a", "output": "b"})
+    assert "exchange 1 of `history`" in str(error) and "train.jsonl:1" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"system": "Rhyme.", "prompt": "a", "completion": "b"}, "system"),
+        ({"history": [["a", "b"]], "prompt": "a", "completion": "b"}, "history"),
+        ({"tools": [{"name": "f"}], "prompt": "a", "completion": "b"}, "tools"),
+        ({"tools": [{"name": "f"}], "instruction": "a", "output": "b"}, "tools"),
+        ({"system": "Rhyme.", "text": "a"}, "system"),
+        ({"history": [["a", "b"]], "messages": [USER, ASSISTANT]}, "history"),
+    ],
+)
+def test_a_column_that_changes_the_meaning_and_cannot_be_used_is_refused(
+    row: dict[str, Any], name: str
+) -> None:
+    error = error_of(row)
+    assert isinstance(error, DataError)
+    assert f"`{name}` changes what is asked" in str(error) and "train.jsonl:1" in str(error)
+    assert f"data.columns.{name}=" in error.fix
+    found, _ = parsed(row, columns={name: ""})
+    assert len(found) == 1
+    assert len(parsed({**row, name: None})[0]) == 1
+
+
+def test_a_template_of_ones_own_may_use_or_leave_out_the_system_text() -> None:
+    row = {"system": "Rhyme.", "prompt": "a", "completion": "b"}
+    assert parsed(row, template="{system}: {prompt}")[0][0].prompt == "Rhyme.: a"
+    assert parsed(row, template="{prompt}!")[0][0].prompt == "a!"
+
+
+def test_a_mapping_of_a_name_that_nothing_reads_is_refused() -> None:
+    error = error_of({"q": "a", "prompt": "b", "completion": "c"}, columns={"promt": "q"})
+    assert isinstance(error, ConfigError)
+    assert "data.columns.promt" in str(error) and "did you mean 'prompt'" in str(error)
+
+
+def test_nan_and_infinity_are_not_text() -> None:
+    for value, word in ((float("nan"), "NaN"), (float("-inf"), "infinity")):
+        assert f"`completion` is {word}" in str(error_of({"prompt": "a", "completion": value}))
+
+
+def test_half_a_surrogate_pair_in_a_call_is_refused_with_its_row() -> None:
+    call = {"name": "f", "arguments": {"a": "b\ud800"}}
+    turns = [USER, {"role": "assistant", "content": "x", "tool_calls": [call]}]
+    error = error_of({"messages": turns})
+    assert "surrogate" in str(error) and "train.jsonl:1" in str(error)
+
+
+def notes_of(*columns: dict[str, Any], recognised: bool = True, **config: Any) -> tuple[str, ...]:
+    rows = rows_of(*columns)
+    return column_notes(rows, choose_format(DataConfig(**config), rows), recognised=recognised)
+
+
+def test_unused_columns_are_named_with_their_rows() -> None:
+    row = {"id": 4, "prompt": "a", "completion": "b"}
+    assert notes_of(row, {**row, "score": 0.5}) == ("columns not used: id, score (1 row)",)
+    assert notes_of({"prompt": "a", "completion": "b"}) == ()
+    assert notes_of({"city": "a", "id": 1, "completion": "b"}, template="{city}") == (
+        "columns not used: id",
+    )
+    shadowed = {"prompt": "a", "question": "b", "completion": "c"}
+    assert notes_of(shadowed, columns={"prompt": "question"}) == ("columns not used: prompt",)
+
+
+def test_the_choice_between_several_formats_is_said() -> None:
+    row = {"messages": [USER, ASSISTANT], "prompt": "a", "completion": "b", "text": "c"}
+    assert notes_of(row) == (
+        "the rows hold several formats (messages, prompt+completion, text): "
+        "data.format=messages is used",
+        "columns not used: prompt, completion, text",
+    )
+    assert notes_of(row, recognised=False, format=RowFormat.text) == (
+        "columns not used: messages, prompt, completion",
+    )
+
+
+def test_numbers_taken_as_text_are_counted() -> None:
+    rows = [{"prompt": 5, "completion": 1.5}, {"prompt": "a", "completion": 2}]
+    assert notes_of(*rows) == ("numbers taken as text: prompt (1 row), completion (2 rows)",)
+    turns = [USER, {"role": "assistant", "content": 4}]
+    assert notes_of({"messages": turns}) == ("numbers taken as text: messages (1 row)",)
+
+
+def question(row: dict[str, Any], prompt: str, system: str) -> Example:
+    chosen = choose_format(DataConfig(), rows_of(row))
+    return parse_question(question_row(prompt, system, chosen), chosen)
+
+
+def test_a_system_text_is_asked_where_the_format_has_a_place_for_it() -> None:
+    asked = question({"instruction": "a", "output": "b"}, "c", "Rhyme.")
+    assert asked.prompt == "### System\nRhyme.\n\n### Instruction\nc\n\n### Answer\n"
+    turns = question({"conversations": [HUMAN, GPT]}, "c", "Rhyme.").messages
+    assert [turn.role for turn in turns] == ["system", "user"]
+    for row in ({"prompt": "a", "completion": "b"}, {"text": "a"}):
+        with pytest.raises(ConfigError, match="no place for a system text"):
+            question(row, "c", "Rhyme.")

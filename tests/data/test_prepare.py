@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loratune.config.schema import DataConfig
+from loratune.config.schema import DataConfig, RowFormat
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.templates import PromptFormat
 from loratune.errors import DataError, ModelError
@@ -36,6 +36,33 @@ def test_the_report_adds_up(opt_like: Any, write_rows: Callable[..., Path]) -> N
     assert "empty=5 no_target=3" in data.report.lines()[0]
     assert any("no_target=3" in text for text in data.report.warnings)
     json.dumps(data.report.to_dict(), allow_nan=False)
+
+
+def test_the_report_says_what_became_of_the_columns(
+    opt_like: Any, write_rows: Callable[..., Path]
+) -> None:
+    path = write_rows([{**row, "id": n, "text": "x"} for n, row in enumerate(ROWS)])
+    held_out = write_rows([{"prompt": "red", "completion": 7, "topic": "x"}], "eval.jsonl")
+    report = prepared(opt_like, path=path, eval_path=held_out).report
+    assert report.notes == (
+        "the rows hold several formats (prompt+completion, text): data.format=prompt is used",
+        "columns not used: id (40 rows), text (40 rows), topic (1 row)",
+        "numbers taken as text: completion (1 row)",
+    )
+    assert report.lines()[-1] == "note: numbers taken as text: completion (1 row)"
+    assert report.to_dict()["notes"] == list(report.notes)
+    assert len(prepared(opt_like, path=path, format=RowFormat.prompt).report.notes) == 1
+
+
+def test_earlier_exchanges_are_seen_and_not_supervised(
+    opt_like: Any, write_rows: Callable[..., Path]
+) -> None:
+    row = {"system": "s", "history": [["a", "Blue."]], "instruction": "b", "output": "Blue."}
+    (encoded,) = prepared(opt_like, path=write_rows([row])).train
+    ((start, end),) = encoded.spans
+    assert opt_like.decode(encoded.input_ids[start:end]) == "Blue.</s>"
+    seen = opt_like.decode(encoded.input_ids[:start])
+    assert "### Answer\nBlue.\n" in seen and seen.endswith("b\n\n### Answer\n")
 
 
 def test_rows_that_are_all_blank_are_an_error(

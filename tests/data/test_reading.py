@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from loratune.data.reading import read_rows
 from loratune.data.rows import Row, data_fingerprint
+from loratune.data.templates import as_text
 from loratune.errors import LoratuneError
 
 GOOD = '{"prompt": "a", "completion": " b"}\n'
@@ -104,6 +106,7 @@ def test_a_json_list_gives_rows_with_their_numbers(tmp_path: Path) -> None:
         ('[\n{"a": 1},\n{"a": 2', "unterminated"),
         ('[\n{"a": 1}\n', "unterminated"),
         ('[\n{"a": 1}, 2]', "rows.json, row 2"),
+        ('[\n{"a": 1}] x', "Extra data; "),
         ('{\n "data": []\n}', "one object"),
     ],
 )
@@ -117,6 +120,48 @@ def test_json_lines_under_the_name_json_are_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(GOOD * 2)
     assert [row.source for row in read_rows(str(path))] == [f"{path}:1", f"{path}:2"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize(
+    "literal",
+    ["2.71828182845904523536", "5e2", "7.250", "-0", "1E-7", "0.30", "12", "9" * 30, "1e999"],
+)
+def test_numbers_stay_as_the_file_writes_them(tmp_path: Path, name: str, literal: str) -> None:
+    path = tmp_path / name
+    row = f'{{"prompt": "a", "completion": {literal}}}'
+    path.write_text(f"[{row}]" if name == "rows.json" else row + "\n")
+    (found,) = read_rows(str(path))
+    assert as_text(found.columns["completion"], "completion") == literal
+
+
+def test_an_integer_of_any_length_in_a_column_does_not_stop_the_file(file: Path) -> None:
+    file.write_text('{"prompt": "a", "completion": "b", "count": ' + "3" * 9000 + "}\n" + GOOD)
+    assert len(read_rows(str(file))) == 2
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_what_json_does_not_call_a_number_is_refused_by_name(tmp_path: Path, word: str) -> None:
+    lines, listed = tmp_path / "rows.jsonl", tmp_path / "rows.json"
+    lines.write_text(GOOD + f'{{"prompt": "a", "completion": {word}}}\n')
+    listed.write_text(f'[{GOOD},\n{{"prompt": "a",\n"completion": [{word}]}}]')
+    assert f"{word} is not a number in JSON; {lines}:2" in str(error_of(lines))
+    assert f"{word} is not a number in JSON; {listed}:3" in str(error_of(listed))
+
+
+def test_a_key_given_twice_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    lines, listed = tmp_path / "rows.jsonl", tmp_path / "rows.json"
+    lines.write_text(GOOD + '{"prompt": "a", "prompt": "c", "completion": "b"}\n')
+    listed.write_text('[{"messages": [{"role": "user", "role": "assistant"}]}]')
+    assert f"the key 'prompt' is given twice; {lines}:2" in str(error_of(lines))
+    assert f"the key 'role' is given twice; {listed}:1" in str(error_of(listed))
+
+
+def test_a_number_survives_being_copied_and_sent(file: Path) -> None:
+    file.write_text('{"a": 7.250}\n')
+    (row,) = read_rows(str(file))
+    again = pickle.loads(pickle.dumps(row.columns["a"]))
+    assert (str(again), again, json.dumps(again)) == ("7.250", 7.25, "7.25")
 
 
 def test_csv_rows_know_the_line_they_begin_on(tmp_path: Path) -> None:

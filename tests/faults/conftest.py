@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from support.command_line import Case, CommandLine, Outcome
 
-from faults.tally import TALLY
-
 LENGTHS = (3, 5, 9, 4, 7, 6)
 """Words in the rows' answers: rows of unlike length."""
 
@@ -126,11 +124,3 @@ def session_bench(
     tmp_path_factory: pytest.TempPathFactory, shared_inputs: Path, cli: CommandLine
 ) -> Bench:
     return Bench(tmp_path_factory.mktemp("session"), shared_inputs, cli)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    lines = TALLY.lines()
-    if lines:
-        terminalreporter.section("fault suite: tally")
-        for line in lines:
-            terminalreporter.line(line)

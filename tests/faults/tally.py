@@ -38,6 +38,10 @@ class Tally:
         self._counts[name] += number
         self._seen.add(name)
 
+    def counts(self) -> dict[str, int]:
+        """Name to number."""
+        return {name: self._counts[name] for name in self._seen}
+
     def lines(self) -> list[str]:
         """One line per name that was counted."""
         return [f"{self._counts[name]:6d}  {name}" for name in ORDER if name in self._seen]

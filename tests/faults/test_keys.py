@@ -287,12 +287,12 @@ def test_optimizer_groups_carry_the_recipes_numbers(variant: str) -> None:
     from support.tiny_models import tiny_opt
 
     from loratune.config.schema import TargetsConfig, TrainerConfig
-    from loratune.stages.wrap import wrap
+    from loratune.surgery import wrap_model
     from loratune.training.optim import make_optimizer
 
     torch.manual_seed(0)
     config = config_class(variant)()
-    wrapped = wrap(tiny_opt(), config, TargetsConfig(), 0)
+    wrapped = wrap_model(tiny_opt(), config, TargetsConfig(), seed=0)
     trainer = TrainerConfig(lr=0.03, weight_decay=0.07, betas=[0.8, 0.95], eps=1e-5)
     groups = make_optimizer(wrapped.model, config, trainer).param_groups
     assert sum(len(group["params"]) for group in groups) == len(

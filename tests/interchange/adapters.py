@@ -75,14 +75,13 @@ def load_here(base: Path, folder: Path, *, reference: bool = True) -> Any:
     """The adapter as loratune loads it."""
     from dataclasses import replace
 
-    from loratune.adapter_files.peft_format import read_adapter
+    from loratune.adapter_files.peft_format import read_adapter, wrap_for_loading
     from loratune.adapters.config import Kernel
-    from loratune.stages.wrap import wrap_existing
 
     adapter = read_adapter(folder)
     if reference:
         adapter = replace(adapter, config=replace(adapter.config, kernel=Kernel.reference))
-    wrapped, _ = wrap_existing(load_plain(base), adapter)
+    wrapped = wrap_for_loading(load_plain(base), adapter)
     wrapped.model.eval()
     return wrapped
 

@@ -21,8 +21,7 @@ from loratune.runs.manifest import describe_files
 from loratune.runs.run_dir import MERGE_REPORT
 from loratune.stages.merge import merge
 from loratune.surgery import wrap_model
-from loratune.verify.base import Base
-from loratune.verify.checks import Check
+from loratune.verify.checks import Base, Check
 from loratune.verify.merged import check_merged
 
 HEAD, EMBEDDING = "lm_head.weight", "model.decoder.embed_tokens.weight"

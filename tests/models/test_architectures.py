@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from loratune.config.schema import ModelConfig
 from loratune.errors import ConfigError, ModelError
 from loratune.models.architectures import architecture_from_numbers, roles_of
-from loratune.models.architectures.roles import FAMILIES
+from loratune.models.architectures.families import FAMILIES
 from loratune.models.measure import (
     FUSED_EXPERTS,
     find_architecture,

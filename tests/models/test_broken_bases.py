@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from loratune.errors import LoratuneError, ModelError
 from loratune.models.fingerprint import base_fingerprint
 from loratune.models.source import read_model_config
-from loratune.models.tensors import is_finite
-from loratune.models.weights import read_header
+from loratune.models.weights import is_finite, read_header
 
 
 def weights(folder: Path, **tensors: torch.Tensor) -> Path:

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loratune.merging.threads import WORKERS, in_order, tensor_threads
-from loratune.models.tensors import read_one
-from loratune.models.weights import drop_pages, hash_tensors, mapped, read_header
+from loratune.models.weights import drop_pages, hash_tensors, mapped, read_header, read_one
 
 STATUS = Path("/proc/self/status")
 

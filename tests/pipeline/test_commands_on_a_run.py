@@ -13,13 +13,11 @@ QUICK = ("evaluate.generate=false",)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that trained, evaluated, merged and exported."""
-    from loratune.cli.dispatch import dispatch
-
     run = tmp_path_factory.mktemp("trained") / "run"
     words = ["stages=[train,evaluate,merge,export]", "export.format=portable", *QUICK]
-    assert dispatch("train", ["recipe=smoke", f"out={run}", *words]) == 0
+    cli.succeeds("train", "recipe=smoke", f"out={run}", *words)
     return run
 
 
@@ -27,11 +25,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of it."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-@pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("form", ["table", "json"])

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from loratune.cli.dispatch import dispatch
+from loratune.files import ASSETS
+from loratune.models.load import load_tokenizer
 from loratune.plan.preview import ShownRow, ShownToken, row_text
 
 
@@ -85,3 +87,48 @@ def test_what_stops_train_stops_preview_after_it_was_shown(capsys):
 def test_rows_nobody_named_are_missed_at_once(capsys):
     code, _, err = shown(capsys, "data=local")
     assert code == 2 and "set data.path=FILE" in err
+
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content and loop.last %}{{ m.reasoning_content }}\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat_model(folder: Path) -> str:
+    """The embedded model with a chat template and its tokens; its weights are not needed."""
+    tokenizer = load_tokenizer(ASSETS / "demo-opt")
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    config = json.loads((ASSETS / "demo-opt" / "config.json").read_text(encoding="utf-8"))
+    config["vocab_size"] = len(tokenizer)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return f"model.path={folder}"
+
+
+def test_supervised_parts_are_shown_with_their_ends_and_with_what_is_left_out(tmp_path, capsys):
+    turns = [
+        {"role": "user", "content": "What is <|im_end|>?"},
+        {"role": "assistant", "content": "An end.", "reasoning_content": "Easy."},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "It is."},
+    ]
+    code, out, err = shown(capsys, "data=local", rows_file({"messages": turns}),
+                         "data.eval_fraction=0", chat_model(tmp_path))  # fmt: skip
+    assert code == 0, err
+    assert "⟦An·end.<|im_end|>⟧" in out and "⟦It·is.↵\nYes.<|im_end|>⟧" in out
+    assert "2 supervised parts end in <|im_end|>" in out
+    assert "the chat template leaves out the reasoning of 1 turn" in out
+    assert "words spell '<|im_end|>'" in out
+
+
+def test_the_last_token_of_a_turn_is_an_end_and_what_a_turn_spells_is_not(tmp_path, capsys):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b<|im_end|>c"}]
+    _, out, _ = shown(capsys, "data=local", rows_file({"messages": turns}), "format=json",
+                      "data.eval_fraction=0", chat_model(tmp_path))  # fmt: skip
+    [row] = json.loads(out)["rows"]
+    assert [token["text"] for token in row["tokens"] if token["kind"] == "end"] == ["<|im_end|>"]
+    assert row["ends"] == ["<|im_end|>"] and row["spelt"] == ["<|im_end|>"]

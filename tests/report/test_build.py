@@ -169,7 +169,7 @@ def test_a_report_that_fails_says_that_the_run_is_saved(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug in a chart")
 
-    monkeypatch.setattr("loratune.report.run_page.run_page", broken)
+    monkeypatch.setattr("loratune.report.build.run_page", broken)
     with pytest.raises(StorageError, match="the run is complete and saved") as caught:
         finished_report(run)
     assert str(run) in str(caught.value)

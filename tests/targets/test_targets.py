@@ -19,7 +19,8 @@ from loratune.config.schema import ModelConfig, TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, SecurityError
 from loratune.models.architectures import Architecture, architecture_from_numbers
 from loratune.models.measure import measure_numbers
-from loratune.targets.find import TargetMatch, alpha_for, block_of, find_targets, rank_for
+from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for
+from loratune.targets.patterns import block_of
 
 # PEFT uses what transformers deprecates, and warns of transposed and of tied layers.
 pytestmark = [

@@ -26,8 +26,8 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs.run_dir import RunDir
 from loratune.stages.train import train
 from loratune.training.advice import Advice, Setup, advise, summary_lines
+from loratune.training.display import HealthLine
 from loratune.training.health import HealthMonitor
-from loratune.training.health_line import HealthLine
 from loratune.training.history import History
 from loratune.training.optim import make_optimizer
 from loratune.training.step import train_step
@@ -365,7 +365,7 @@ def test_advice_is_plain_text() -> None:
 
 
 def health_line(steps: int = 50) -> HealthLine:
-    line = HealthLine(100)
+    line = HealthLine()
     for step in range(1, steps + 1):
         metrics = {"train/loss": 2.0 * 0.98**step, "train/lr": 1e-3, "train/grad_norm": 0.5}
         if step % 10 == 0:
@@ -399,7 +399,7 @@ def test_dead_modules_stand_in_the_line_as_long_as_there_are_any() -> None:
 
 
 def test_the_trend_is_of_many_steps_not_of_one() -> None:
-    line = HealthLine(100)
+    line = HealthLine()
     for step in range(40):
         line.step({"train/loss": 1.0 + 0.3 * (step % 2), "train/lr": 1.0}, 1.0, 1.0, 1.0)
     assert "loss 1.3000 →" in line.text(200)

@@ -16,8 +16,7 @@ from loratune.data.encoded_rows import EncodedRow
 from loratune.data.training_set import TrainingSet
 from loratune.errors import TrainingError
 from loratune.loss.causal_model import LanguageModelHead
-from loratune.training.loop import start, steps
-from loratune.training.prefetch import prefetched
+from loratune.training.loop import prefetched, start, steps
 from loratune.training.state import adapter_tensors
 
 TRAINER = TrainerConfig(steps=6, batch_size=3, grad_accum_steps=2, lr=1e-2, warmup_steps=2, seed=5)
@@ -129,22 +128,12 @@ def test_nothing_trains_without_parameters_or_a_rate() -> None:
         start(wrapped, TRAINER)
 
 
-def test_a_run_builds_one_optimizer(
-    tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built = []
-    original = torch.optim.Optimizer.__init__
-
-    def counted(self: torch.optim.Optimizer, *arguments: Any, **options: Any) -> None:
-        built.append(type(self).__name__)
-        original(self, *arguments, **options)
-
-    monkeypatch.setattr(torch.optim.Optimizer, "__init__", counted)
-    run = CommandLine(tmp_path, capsys)
+def test_a_run_builds_one_optimizer(cli: CommandLine) -> None:
     words = ("train", "recipe=smoke", "stages=[train]", "trainer.steps=2", "trainer.eval_every=0")
-    said = run.succeeds(*words, "adapter=lora_plus", "out=plus")
-    assert built == ["AdamW"]
-    assert "2 steps of 8 × 1 rows" in said.err + said.out
-    assert "group B: 8,192 parameters" in said.err + said.out
-    run.succeeds(*words, "adapter=lora_fa", "adapter.projected=true", "out=projected")
-    assert built == ["AdamW", "ProjectedAdamW"]
+    built = ["count@torch.optim.Optimizer.__init__"]
+    plus = cli.succeeds(*words, "adapter=lora_plus", "out=plus", faults=built)
+    assert len(plus.calls) == 1
+    assert "2 steps of 8 × 1 rows" in plus.text
+    assert "group B: 8,192 parameters" in plus.text
+    projected = ("adapter=lora_fa", "adapter.projected=true", "out=projected")
+    assert len(cli.succeeds(*words, *projected, faults=built).calls) == 1

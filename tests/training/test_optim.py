@@ -11,8 +11,12 @@ from torch import nn
 import loratune
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import Schedule, TrainerConfig
-from loratune.training.optim import learning_rate, make_optimizer
-from loratune.training.schedule import schedule_factor, set_learning_rate
+from loratune.training.optim import (
+    learning_rate,
+    make_optimizer,
+    schedule_factor,
+    set_learning_rate,
+)
 from loratune.training.state import load_optimizer_tensors, optimizer_tensors
 
 

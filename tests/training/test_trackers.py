@@ -92,8 +92,7 @@ def test_a_tracker_gets_every_value_with_its_step_and_is_ended(
 ) -> None:
     fake = Fake(monkeypatch, name)
     recorder = Recorder(run_dir, 2, open_trackers(config(name), run_dir))
-    recorder.begin_step()
-    recorder.step(1, {"train/loss": 2.5, "train/lr": 0.1}, tokens=8, padded=10)
+    recorder.step(1, {"train/loss": 2.5, "train/lr": 0.1}, seconds=0.5, tokens=8, padded=10)
     recorder.evaluation(1, {"eval/loss": 2.25})
     recorder.close()
     told = {(step, key): value for step, key, value in fake.of("value")}
@@ -154,8 +153,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_training_goes_on(
     recorder = Recorder(run_dir, 3, open_trackers(config(name), run_dir))
     fake.fails = True
     for step in (1, 2, 3):
-        recorder.begin_step()
-        recorder.step(step, {"train/loss": 1.0, "train/lr": 0.1}, tokens=8, padded=8)
+        recorder.step(step, {"train/loss": 1.0, "train/lr": 0.1}, seconds=0.5, tokens=8, padded=8)
     recorder.close()
     shown = capsys.readouterr().out
     assert shown.count("failed and is left out from here: the server has gone") == 1
@@ -196,21 +194,23 @@ def test_unknown_and_absent_trackers_are_all_named_before_anything_heavy(
 
 def test_without_trackers_the_lines_are_written_all_the_same(run_dir: RunDir) -> None:
     recorder = Recorder(run_dir, 1)
-    recorder.begin_step()
-    recorder.step(1, {"train/loss": 1.5, "train/lr": 0.1}, tokens=6, padded=8, dead=["layer"])
+    recorder.step(
+        1, {"train/loss": 1.5, "train/lr": 0.1}, seconds=0.5, tokens=6, padded=8, dead=["layer"]
+    )
     recorder.close()
     assert json.loads(run_dir.metrics.read_text()) == {
         "step": 1, "train/loss": 1.5, "train/lr": 0.1,
     }  # fmt: skip
     timing = json.loads(run_dir.timings.read_text())
+    assert timing["train/step_seconds"] == 0.5
+    assert timing["train/tokens_per_second"] == 12
     assert timing["train/fill_rate"] == 0.75
     assert timing["health/dead_names"] == ["layer"]
 
 
 def test_only_the_first_process_records(run_dir: RunDir) -> None:
     recorder = Recorder(run_dir, 1, active=False)
-    recorder.begin_step()
-    recorder.step(1, {"train/loss": 1.5, "train/lr": 0.1}, tokens=6, padded=8)
+    recorder.step(1, {"train/loss": 1.5, "train/lr": 0.1}, seconds=0.5, tokens=6, padded=8)
     recorder.evaluation(1, {"eval/loss": 1.0})
     recorder.close()
     assert list(run_dir.path.iterdir()) == []

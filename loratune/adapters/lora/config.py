@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
-from loratune.adapters.config import AdapterConfig, AdapterCount, Kernel, LayerShape, choice
+from loratune.adapters.config import AdapterConfig, AdapterCount, LayerShape, choice
 
 
 class Init(StrEnum):
@@ -78,10 +78,9 @@ class LoRAConfig(AdapterConfig):
     @classmethod
     def from_peft(cls, peft: Mapping[str, Any], training: Mapping[str, Any]) -> Self:
         known = ("rank", "alpha", "dropout", "rslora", "rank_pattern", "alpha_pattern")
-        extra = cls.training_only(training, *known)
         gaussian = peft.get("init_lora_weights") == "gaussian"
-        init = Init(extra.pop("init", Init.gaussian if gaussian else Init.kaiming))
-        kernel = Kernel(extra.pop("kernel", Kernel.auto))
+        extra: dict[str, Any] = {"init": Init.gaussian if gaussian else Init.kaiming}
+        extra |= cls.training_only(training, *known)
         return cls(
             rank=int(peft["r"]),
             alpha=float(peft["lora_alpha"]),
@@ -89,8 +88,6 @@ class LoRAConfig(AdapterConfig):
             rslora=bool(peft.get("use_rslora", False)),
             rank_pattern={str(k): int(v) for k, v in (peft.get("rank_pattern") or {}).items()},
             alpha_pattern={str(k): float(v) for k, v in (peft.get("alpha_pattern") or {}).items()},
-            init=init,
-            kernel=kernel,
             **extra,
         )
 

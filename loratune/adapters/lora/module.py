@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from loratune.adapters.base import LayerPlan, data_device
 from loratune.adapters.config import LayerKind
-from loratune.adapters.kernels import fused_lora_linear
+from loratune.adapters.kernels.lora import fused_lora_linear
 from loratune.adapters.lora.config import LoRAConfig
 from loratune.adapters.lora.initialization import initial_embedding_factors, initial_factors
 from loratune.adapters.low_rank import LowRank

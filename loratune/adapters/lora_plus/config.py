@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from loratune.adapters.config import check_learning_rate
 from loratune.adapters.lora.config import LoRAConfig
 from loratune.errors import ConfigError
 
@@ -26,12 +27,7 @@ class LoRAPlusConfig(LoRAConfig):
             raise ConfigError(
                 f"{self.lr_ratio} is out of range", where="adapter.lr_ratio", fix="use 1 to 32"
             )
-        if not (math.isfinite(self.embedding_lr) and self.embedding_lr >= 0):
-            raise ConfigError(
-                f"{self.embedding_lr} is not a learning rate",
-                where="adapter.embedding_lr",
-                fix="use a number >= 0",
-            )
+        check_learning_rate(self.embedding_lr, "adapter.embedding_lr")
 
     def search_axes(self) -> dict[str, tuple[float, ...]]:
         """The paper recommends 16, and less for easy tasks."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from loratune.adapters.config import AdapterConfig, AdapterCount, Kernel, LayerKind, LayerShape
+from loratune.adapters.config import AdapterConfig, AdapterCount, LayerKind, LayerShape
 from loratune.errors import ConfigError
 
 
@@ -68,16 +68,13 @@ class VeRAConfig(AdapterConfig):
     @classmethod
     def from_peft(cls, peft: Mapping[str, Any], training: Mapping[str, Any]) -> Self:
         known = ("rank", "alpha", "dropout", "d_initial", "projection_seed", "save_projection")
-        extra = cls.training_only(training, *known)
-        kernel = Kernel(extra.pop("kernel", Kernel.auto))
         return cls(
             rank=int(peft["r"]),
             dropout=float(peft.get("vera_dropout", 0.0)),
             d_initial=float(peft.get("d_initial", 0.1)),
             projection_seed=int(peft.get("projection_prng_key", 0)),
             save_projection=bool(peft.get("save_projection", True)),
-            kernel=kernel,
-            **extra,
+            **cls.training_only(training, *known),
         )
 
     def leaves_shared_to_seed(self) -> bool:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from loratune.adapters.base import LayerPlan, data_device
 from loratune.adapters.config import AdapterConfig, LayerKind
-from loratune.adapters.kernels import fused_vera_linear
 from loratune.adapters.kernels.shared_input import SharedProducts
+from loratune.adapters.kernels.vera import fused_vera_linear
 from loratune.adapters.low_rank import LowRank
 from loratune.adapters.vera.config import VeRAConfig
 

@@ -7,15 +7,15 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loratune.cli.formats import TableFormat
+from loratune.cli.arguments import TableFormat
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.console import say
 from loratune.errors import ConfigError, raise_together
 
 if TYPE_CHECKING:
-    from loratune.compare.options import Options
     from loratune.compare.result import Comparison
+    from loratune.compare.settings import Options
 
 
 @dataclass(kw_only=True)
@@ -59,7 +59,7 @@ def run(config: Config, command_line: CommandLine) -> None:
 
 
 def _options(config: Config, command_line: CommandLine) -> Options:
-    from loratune.compare.options import Options, parse_part
+    from loratune.compare.settings import Options, parse_part
 
     seeds = config.compare.seeds if config.seeds is None else config.seeds
     errors = [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from loratune.cli.formats import TableFormat
+from loratune.cli.arguments import TableFormat
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.console import say
@@ -106,7 +106,7 @@ def _print_published(form: TableFormat) -> None:
 
     rows = published_report()
     if form == "json":
-        print(to_json([row.to_dict() for row in rows]), end="")
+        print(to_json([asdict(row) for row in rows]), end="")
     elif form == "table":
         for line in _published_lines(rows):
             say(line)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from loratune.cli.arguments import TABLE_OR_JSON, read_arguments
+from loratune.cli.arguments import TableOrJson, read_arguments
 from loratune.errors import ConfigError, LoratuneError, raise_together
 
 if TYPE_CHECKING:
-    from loratune.doctor import Finding
+    from loratune.doctor.finding import Finding
 
 HELP = """usage: loratune doctor [format=table|json]
 
@@ -21,7 +22,7 @@ Exit code 0 if nothing failed."""
 
 def run(arguments: list[str]) -> None:
     """Print every finding as it is made; raise what failed."""
-    plain, values = read_arguments(arguments, {"format": TABLE_OR_JSON})
+    plain, values = read_arguments(arguments, {"format": tuple(TableOrJson)})
     form = values.get("format", "table")
     if plain:
         fix = "loratune doctor [format=table|json]"
@@ -36,7 +37,7 @@ def run(arguments: list[str]) -> None:
     if form == "json":
         from loratune import files
 
-        print(files.to_json([finding.to_dict() for finding in findings]), end="")
+        print(files.to_json([asdict(finding) for finding in findings]), end="")
     raise_together(_failure(finding) for finding in findings if finding.status == "fail")
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loratune import files
-from loratune.cli.formats import TableOrJson
-from loratune.cli.recorded import names_base, recorded_recipe
-from loratune.cli.required import adapter_folder
+from loratune.cli.arguments import TableOrJson
+from loratune.cli.inputs import adapter_folder, names_base, recorded_recipe
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loratune.cli.recorded import names_base, recorded_recipe
-from loratune.cli.required import adapter_folder
+from loratune.cli.inputs import adapter_folder, names_base, recorded_recipe
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError

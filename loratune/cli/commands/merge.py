@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratune.cli.recorded import names_base, recorded_recipe
-from loratune.cli.required import adapter_folder
+from loratune.cli.inputs import adapter_folder, names_base, recorded_recipe
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from hydra.core.hydra_config import HydraConfig
 
-from loratune.cli.formats import TableOrJson
+from loratune.cli.arguments import TableOrJson
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.files import to_json
@@ -35,7 +35,7 @@ def run(config: Config, command_line: CommandLine) -> None:
     choices = HydraConfig.get().runtime.choices
     values = sourced_values(config, command_line.keys, choices, command_line.folders)
     from loratune.plan.estimate import make_plan
-    from loratune.plan.show import show_plan
+    from loratune.plan.plan import show_plan
 
     plan = make_plan(config, values, fit, timed=config.time)
     if config.format is TableOrJson.json:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loratune.cli.formats import TableOrJson
-from loratune.cli.required import require_rows
+from loratune.cli.arguments import TableOrJson
+from loratune.cli.inputs import require_rows
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError

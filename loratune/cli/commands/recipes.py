@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from loratune.cli.arguments import read_arguments
+from loratune.config.recipes.catalog import copy_recipe, find_recipe, list_recipes
+from loratune.config.recipes.folders import user_recipe_folders
 from loratune.console import printable
-from loratune.errors import ConfigError, did_you_mean
+from loratune.errors import ConfigError, choose_one
 
 HELP = """loratune recipes: the recipe files there are, the package's and those in your ./recipes
 
@@ -30,23 +32,25 @@ def run(arguments: list[str]) -> None:
     """Do what the first word says; ``ls`` where there is none."""
     action, rest = (arguments[0], arguments[1:]) if arguments else ("ls", [])
     if action not in ACTIONS:
-        fix = did_you_mean(action, ACTIONS) or f"choose one of {', '.join(ACTIONS)}"
+        fix = choose_one(action, ACTIONS)
         raise ConfigError(f"'{action}' is not an action", where="recipes", fix=fix)
     names, values = read_arguments(rest, ACTIONS[action])
     if action == "ls":
-        _list(_one_at_most(names))
-    elif action == "show":
-        _show(_exactly_one(names, action))
+        _list(names)
+        return
+    if len(names) != 1:
+        fix = f"loratune recipes {action} NAME"
+        raise ConfigError("which recipe?", where=f"recipes {action}", fix=fix)
+    if action == "show":
+        _show(names[0])
     else:
-        force = values.get("force") == "true"
-        _copy(_exactly_one(names, action), values.get("as"), force=force)
+        _copy(names[0], values.get("as"), force=values.get("force") == "true")
 
 
-def _list(group: str | None) -> None:
-    from loratune.config.recipes.catalog import list_recipes
-    from loratune.config.recipes.folders import user_recipe_folders
-
-    entries = list_recipes(user_recipe_folders(), group)
+def _list(groups: list[str]) -> None:
+    if len(groups) > 1:
+        raise ConfigError("more than one group", where="recipes ls", fix="name one, or none")
+    entries = list_recipes(user_recipe_folders(), *groups)
     width = max(len(entry.name) for entry in entries)
     heading = ""
     for entry in entries:
@@ -58,33 +62,13 @@ def _list(group: str | None) -> None:
 
 
 def _show(name: str) -> None:
-    from loratune.config.recipes.catalog import find_recipe
-    from loratune.config.recipes.folders import user_recipe_folders
-
     recipe = find_recipe(name, user_recipe_folders())
     print(f"# {printable(str(recipe.path))}\n")
     print(printable(recipe.text), end="" if recipe.text.endswith("\n") else "\n")
 
 
 def _copy(name: str, new_name: str | None, *, force: bool) -> None:
-    from loratune.config.recipes.catalog import copy_recipe, find_recipe
-    from loratune.config.recipes.folders import user_recipe_folders
-
     recipe = find_recipe(name, user_recipe_folders())
     path = copy_recipe(recipe, Path("recipes"), new_name, force=force)
     print(f"wrote {path}")
     print(f"use it: loratune train {recipe.group}={path.stem}")
-
-
-def _one_at_most(names: list[str]) -> str | None:
-    if len(names) > 1:
-        raise ConfigError("more than one group", where="recipes ls", fix="name one, or none")
-    return names[0] if names else None
-
-
-def _exactly_one(names: list[str], action: str) -> str:
-    if len(names) != 1:
-        raise ConfigError(
-            "which recipe?", where=f"recipes {action}", fix=f"loratune recipes {action} NAME"
-        )
-    return names[0]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 
-from loratune.cli.recorded import recorded_recipe
-from loratune.cli.required import require_rows
+from loratune.cli.inputs import recorded_recipe, require_rows
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
-from loratune.runs.resume_setting import AUTO
-from loratune.runs.run_dir import RunDir
+from loratune.runs.run_dir import AUTO, RunDir
 
 Config = RunConfig
 
@@ -26,7 +24,8 @@ def run(config: RunConfig, command_line: CommandLine) -> None:
 
         join(config)
         return
-    _check_folder(config)
+    if config.resume in (None, AUTO):  # a folder that is taken stops the run before torch loads
+        RunDir.check(config)
     if config.launch.nproc > 1:
         from loratune.pipeline.launch import launch
 
@@ -35,9 +34,3 @@ def run(config: RunConfig, command_line: CommandLine) -> None:
     from loratune.pipeline.run import run
 
     run(config)
-
-
-def _check_folder(config: RunConfig) -> None:
-    """A folder that is taken or cannot be written is found before torch is imported."""
-    if config.resume in (None, AUTO):
-        RunDir.check(config)

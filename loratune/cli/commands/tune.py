@@ -38,7 +38,7 @@ def run(config: Config, command_line: CommandLine) -> None:
         raise ConfigError(cause, where="processes", fix="use 1 to 1000")
     target = Path(config.out or f"recipes/recipe/{config.name}_tuned.yaml")
     config = replace(config, out=None)  # the search keeps its work where compare does
-    from loratune.compare.options import Options
+    from loratune.compare.settings import Options
     from loratune.compare.tune import curve, tune
 
     options = Options(

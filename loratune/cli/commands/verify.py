@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loratune.cli.arguments import TABLE_OR_JSON, read_arguments
+from loratune.cli.arguments import TableOrJson, read_arguments
 from loratune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Exit code 0 if everything is as it was published, 7 if not (6 for checkpoints)."
 
 def run(arguments: list[str]) -> None:
     """Verify the folder that the words name; print what was checked; raise what differs."""
-    settings = {"run": (), "model.path": (), "adapter_path": (), "format": TABLE_OR_JSON}
+    settings = {"run": (), "model.path": (), "adapter_path": (), "format": tuple(TableOrJson)}
     folders, values = read_arguments(arguments, settings)
     folders += [values["run"]] if "run" in values else []
     if len(folders) != 1:

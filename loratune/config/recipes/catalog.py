@@ -11,7 +11,7 @@ from loratune import files
 from loratune.config.recipes.folders import builtin_recipes, group_options
 from loratune.config.recipes.variant_settings import recipe_file
 from loratune.config.recipes.yaml_reader import read_text
-from loratune.config.settings import GROUPS
+from loratune.config.settings import GROUPS, unknown_group
 from loratune.errors import ConfigError, StorageError, did_you_mean
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -22,6 +22,7 @@ class RecipeFile:
     """One file that ``group=name`` chooses.
 
     Attributes:
+        text: the whole file.
         summary: its first comment line that is neither a header nor a command.
         own: whether it is the user's, not the package's.
     """
@@ -29,13 +30,9 @@ class RecipeFile:
     group: str
     name: str
     path: Path
+    text: str
     summary: str
     own: bool
-
-    @property
-    def text(self) -> str:
-        """The whole file."""
-        return read_text(self.path, str(self.path))
 
 
 def list_recipes(folders: Sequence[Path], group: str | None = None) -> list[RecipeFile]:
@@ -45,8 +42,7 @@ def list_recipes(folders: Sequence[Path], group: str | None = None) -> list[Reci
         ConfigError: if there is no such group.
     """
     if group is not None and group not in GROUPS:
-        fix = did_you_mean(group, GROUPS) or f"groups: {', '.join(GROUPS)}"
-        raise ConfigError(f"'{group}' is not a group", where="recipes", fix=fix)
+        raise unknown_group(group, where="recipes")
     chosen = [group] if group else ["recipe", *(name for name in GROUPS if name != "recipe")]
     return [_entry(g, name, folders) for g in chosen for name in group_options(g, folders)]
 
@@ -126,7 +122,8 @@ def _entry(group: str, name: str, folders: Sequence[Path]) -> RecipeFile:
     path = recipe_file(group, name, folders)
     assert path is not None, f"{group}/{name} is listed and must exist"
     own = builtin_recipes().resolve() not in path.resolve().parents
-    return RecipeFile(group, name, path, summary_of(read_text(path, str(path))), own)
+    text = read_text(path, str(path))
+    return RecipeFile(group, name, path, text, summary_of(text), own)
 
 
 def _renamed(source: RecipeFile, name: str) -> str:

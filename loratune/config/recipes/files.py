@@ -15,12 +15,12 @@ from yaml.nodes import MappingNode, Node
 
 from loratune.adapters.registry import variant_names
 from loratune.config.recipes.folders import builtin_recipes
-from loratune.config.recipes.nodes import FileCheck, scalar_text
+from loratune.config.recipes.nodes import FileCheck
 from loratune.config.recipes.rules import names_hydra, package_problem
-from loratune.config.recipes.yaml_reader import parse, read_text
+from loratune.config.recipes.yaml_reader import line_of, parse, read_text, scalar_text
 from loratune.config.schema import RunConfig
 from loratune.config.settings import GROUPS, find, known_keys
-from loratune.errors import ConfigError, LoratuneError, SecurityError, did_you_mean
+from loratune.errors import ConfigError, LoratuneError, SecurityError, choose_one
 
 
 def check_recipe_files(folders: Sequence[Path], schema: type = RunConfig) -> list[LoratuneError]:
@@ -32,7 +32,6 @@ def check_recipe_files(folders: Sequence[Path], schema: type = RunConfig) -> lis
 
     Returns:
         ``ConfigError`` and ``SecurityError`` objects, in the order of files and lines.
-
     """
     errors: list[LoratuneError] = []
     for folder in folders:
@@ -123,7 +122,7 @@ def _check_document(
         check.config(1, "the file is empty", "remove it, or write settings")
         return
     if not isinstance(node, MappingNode):
-        check.config(node.start_mark.line + 1, "the file is not a mapping", "write key: value")
+        check.config(line_of(node), "the file is not a mapping", "write key: value")
         return
     root = known_keys(schema, _variant(node))
     setting = find(root, package)
@@ -134,8 +133,8 @@ def _check_document(
             check.config(1, "a recipe of several groups needs a package header", fix)
             setting = root
         else:
-            fix = did_you_mean(group, GROUPS) or f"choose one of {', '.join(GROUPS)}"
-            check.config(1, f"'{'.'.join(package)}' is not a group of settings", fix)
+            cause = f"'{'.'.join(package)}' is not a group of settings"
+            check.config(1, cause, choose_one(group, GROUPS))
     check.root, check.package = root, package
     check.visit(node, package if setting is not root else (), setting, top=True)
 

@@ -27,7 +27,6 @@ def user_recipe_folders(config_dir: str | None = None) -> list[Path]:
 
     Raises:
         ConfigError: if ``config_dir`` is not a folder.
-
     """
     folders = [Path("recipes")]
     if config_dir is not None:

@@ -2,73 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from loratune.config.recipes.defaults import check_defaults
+from loratune.config.recipes.notes import FileNotes
 from loratune.config.recipes.rules import (
     interpolation_problem,
     is_instantiation_key,
     names_hydra,
+    strings_in,
 )
-from loratune.config.recipes.yaml_reader import MERGE_TAG, bad_tag, children, plain
+from loratune.config.recipes.yaml_reader import MERGE_TAG, bad_tag, line_of, plain, scalar_text
 from loratune.config.schema import RunConfig
 from loratune.config.settings import (
     Setting,
     has_no_effect,
+    is_text,
     known_keys,
     unknown_key,
     wrong_type,
 )
-from loratune.errors import ConfigError, LoratuneError, SecurityError
 
 KeyPath = tuple[str, ...]
 
 
-def scalar_text(node: Node) -> str:
-    """The text of a scalar, or an empty string."""
-    return str(node.value) if isinstance(node, ScalarNode) else ""
-
-
-def line_of(node: Node) -> int:
-    """The line where a node starts, counted from one."""
-    return int(node.start_mark.line) + 1
-
-
 @dataclass
-class FileCheck:
-    """The problems found in one file.
+class FileCheck(FileNotes):
+    """A walk over one file's tree that notes its problems."""
 
-    Attributes:
-        shown: the file's name for messages.
-        folder: its folder below the recipe folder, ``.`` for the top.
-        folders: all recipe folders of the user, to look up choices in.
-
-    """
-
-    shown: str
-    folder: str
-    folders: list[Path]
     root: Setting = field(default_factory=lambda: known_keys(RunConfig))
     package: KeyPath = ()
-    errors: list[LoratuneError] = field(default_factory=list)
-
-    def config(self, line: int, cause: str, fix: str = "") -> None:
-        """Note a mistake in ``line``."""
-        self.errors.append(ConfigError(cause, where=f"{self.shown}:{line}", fix=fix))
-
-    def security(self, line: int, cause: str, fix: str = "a recipe is data: remove it") -> None:
-        """Note that ``line`` tries to be more than data."""
-        self.errors.append(SecurityError(cause, where=f"{self.shown}:{line}", fix=fix))
 
     def visit(self, node: Node, path: KeyPath, setting: Setting | None, top: bool = False) -> None:
         """Check ``node``, which is the value of ``path``; ``setting`` is ``None`` if unknown."""
-        if tag := bad_tag(node):
-            name = ".".join(path) or "the file"
-            self.security(line_of(node), f"the YAML tag '{tag}' on {name} is more than data")
+        if self.has_bad_tag(node, f"on {'.'.join(path) or 'the file'}"):
             return
         if isinstance(node, MappingNode):
             self._mapping(node, path, setting, top)
@@ -125,29 +94,31 @@ class FileCheck:
         else:
             self._value(value, path, child)
 
-    def _value(self, value: Node, path: KeyPath, setting: Setting) -> None:
+    def _value(self, node: Node, path: KeyPath, setting: Setting) -> None:
         before = len(self.errors)
-        self.visit(value, path, setting)
-        if len(self.errors) > before:
+        self.visit(node, path, setting)
+        if len(self.errors) > before or (setting.children and isinstance(node, MappingNode)):
             return
-        if setting.children and isinstance(value, MappingNode):
-            return
-        if setting.children or not any("${" in text for text in _strings_in(value)):
-            self._type(value, path, setting)
-
-    def _type(self, value: Node, path: KeyPath, setting: Setting) -> None:
+        dotted, line = ".".join(path), line_of(node)
         try:
-            parsed = plain(value)
+            value = plain(node)
         except ValueError as error:
-            self.config(line_of(value), f"{'.'.join(path)}: {error}")
+            self.config(line, f"{dotted}: {error}")
             return
-        if allowed := wrong_type(setting, parsed):
-            cause = f"{'.'.join(path)} must be {allowed}, got {parsed!r}"
-            self.config(line_of(value), cause, "fix the value")
+        if not setting.children and any("${" in text for text in strings_in(value)):
+            return
+        if is_text(setting) and (other := _read_otherwise(node)):
+            cause = f"YAML reads {other[0]} as {other[1]}, and {dotted} is text"
+            self.config(line, cause, f"write '{other[0]}'")
+        elif allowed := wrong_type(setting, value):
+            self.config(line, f"{dotted} must be {allowed}, got {value!r}", "fix the value")
 
 
-def _strings_in(node: Node) -> Iterator[str]:
+def _read_otherwise(node: Node) -> tuple[str, str] | None:
+    """The first word of a text that YAML takes for a value written otherwise: ``no``, ``1e3``."""
     if isinstance(node, ScalarNode):
-        yield node.value
-    for part in children(node):
-        yield from _strings_in(part)
+        value = plain(node)
+        differs = value is not None and str(value) != node.value
+        return (node.value, str(value)) if differs else None
+    below = node.value if isinstance(node, SequenceNode) else [value for _, value in node.value]
+    return next(filter(None, map(_read_otherwise, below)), None)

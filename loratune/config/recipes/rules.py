@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 INSTANTIATION_KEYS = frozenset(
     {"_target_", "_partial_", "_args_", "_recursive_", "_convert_", "_target_whitelist_"}
@@ -46,6 +48,15 @@ def interpolation_problem(text: str) -> str:
             return f"'{shown}' is more than a reference to a setting"
         position = text.find("${", position + 2)
     return ""
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Every text in nested plain values, the names of mappings left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from strings_in(item)
 
 
 def package_problem(package: str) -> tuple[bool, str]:

@@ -34,31 +34,47 @@ _ALLOWED_TAGS: dict[type[Node], set[str]] = {
 MERGE_TAG = _PREFIX + "merge"
 
 
-class _TooMuch(Exception):
-    """A bound was reached at this line (counted from zero)."""
-
-    def __init__(self, cause: str, line: int) -> None:
-        super().__init__(cause)
-        self.line = line
-
-
 @cache
 def _loader() -> Any:
     class BoundedLoader(get_yaml_loader()):  # type: ignore[misc]
-        """OmegaConf's loader that counts depth while it composes."""
+        """OmegaConf's loader with bounds on nesting and size, both with aliases written out.
 
-        depth = 0
+        An alias costs nothing to write, but much to read.
+        """
+
+        def __init__(self, text: str, shown: str) -> None:
+            super().__init__(text)
+            self.name, self.depth = shown, 0
+            self.extents: dict[int, tuple[int, int]] = {}  # node to its size and height
 
         def compose_node(self, parent: Node | None, index: Any) -> Node:
+            mark, is_alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
             self.depth += 1
-            if self.depth > MAX_DEPTH:
-                line = self.peek_event().start_mark.line
-                raise _TooMuch(f"nested deeper than {MAX_DEPTH} levels", line)
+            _check_bounds(mark, 0, self.depth)
             node: Node = super().compose_node(parent, index)
             self.depth -= 1
+            if is_alias and id(node) not in self.extents:
+                raise _out_of_bounds(mark, "an alias contains itself")
+            parts = [self.extents[id(part)] for part in children(node)]
+            size = 1 + sum(size for size, _ in parts)
+            height = 1 + max((height for _, height in parts), default=0)
+            self.extents[id(node)] = size, height
+            _check_bounds(mark, size, height)
             return node
 
     return BoundedLoader
+
+
+def _check_bounds(mark: yaml.Mark, size: int, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise _out_of_bounds(mark, f"nested deeper than {MAX_DEPTH} levels")
+    if size > MAX_BYTES:
+        raise _out_of_bounds(mark, f"more than {MAX_BYTES:,} values with its aliases written out")
+
+
+def _out_of_bounds(mark: yaml.Mark, cause: str) -> ConfigError:
+    where = f"{mark.name}:{mark.line + 1}"
+    return ConfigError(cause, where=where, fix="a recipe is a page of text")
 
 
 def read_text(path: Path, shown: str) -> str:
@@ -67,7 +83,6 @@ def read_text(path: Path, shown: str) -> str:
     Raises:
         SecurityError: for a FIFO, device or socket.
         ConfigError: for a folder, a file too large, or one that is not UTF-8.
-
     """
     try:
         mode = os.stat(path).st_mode
@@ -97,18 +112,9 @@ def parse(text: str, shown: str) -> Node | None:
 
     Raises:
         ConfigError: for a syntax error or a bound that is exceeded.
-
     """
     try:
-        loader = _loader()(text)
-        node: Node | None = loader.get_single_node()
-        if node is not None:
-            _check_aliases(node)
-    except _TooMuch as error:
-        fix = "a recipe is a page of text"
-        raise ConfigError(str(error), where=f"{shown}:{error.line + 1}", fix=fix) from None
-    except RecursionError:
-        raise ConfigError("nested too deeply", where=shown, fix="flatten it") from None
+        node: Node | None = _loader()(text, shown).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{shown}:{mark.line + 1}:{mark.column + 1}" if mark else shown
@@ -132,36 +138,21 @@ def _reason(error: yaml.MarkedYAMLError, text: str) -> str:
     return str(error.problem or error.context or "syntax error")
 
 
-def _check_aliases(root: Node) -> None:
-    """An alias costs nothing to write, but much to read: the whole must stay within ``MAX_BYTES``.
-
-    Raises:
-        _TooMuch: if there is more, or if an alias contains itself.
-
-    """
-    sizes: dict[int, int] = {}
-
-    def size(node: Node) -> int:
-        if (seen := sizes.get(id(node))) is not None:
-            if seen == 0:
-                raise _TooMuch("an alias contains itself", node.start_mark.line)
-            return seen
-        sizes[id(node)] = 0
-        total = 1 + sum(size(part) for part in children(node))
-        if total > MAX_BYTES:
-            cause = f"more than {MAX_BYTES:,} values once its aliases are written out"
-            raise _TooMuch(cause, node.start_mark.line)
-        sizes[id(node)] = total
-        return total
-
-    size(root)
-
-
 def children(node: Node) -> list[Node]:
     """The nodes directly below ``node``: keys and values, or items."""
     if isinstance(node, MappingNode):
         return [part for pair in node.value for part in pair]
     return list(node.value) if isinstance(node, SequenceNode) else []
+
+
+def scalar_text(node: Node) -> str:
+    """The text of a scalar, or an empty string."""
+    return str(node.value) if isinstance(node, ScalarNode) else ""
+
+
+def line_of(node: Node) -> int:
+    """The line where a node starts, counted from one."""
+    return int(node.start_mark.line) + 1
 
 
 def bad_tag(node: Node) -> str:
@@ -174,13 +165,12 @@ def plain(node: Node) -> Any:
 
     Raises:
         ValueError: for an explicit tag that the text does not fit.
-
     """
     if isinstance(node, SequenceNode):
         return [plain(item) for item in node.value]
     if isinstance(node, MappingNode):
         return {str(plain(key)): plain(value) for key, value in node.value}
     try:
-        return _loader()("").construct_object(node)
+        return _loader()("", "").construct_object(node)
     except (KeyError, yaml.YAMLError) as error:
         raise ValueError(str(error)) from error

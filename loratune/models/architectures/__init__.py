@@ -7,8 +7,12 @@ from loratune.models.architectures.base import (
     Roles,
     names_module,
 )
-from loratune.models.architectures.from_numbers import architecture_from_numbers, is_known_family
-from loratune.models.architectures.roles import ROLE_WORDS, roles_of
+from loratune.models.architectures.families import (
+    ROLE_WORDS,
+    architecture_from_numbers,
+    is_known_family,
+    roles_of,
+)
 
 __all__ = [
     "ROLE_WORDS",

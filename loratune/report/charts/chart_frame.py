@@ -34,6 +34,11 @@ class Chart:
     note: str = ""
 
 
+def drawn(*charts: Chart | None) -> tuple[Chart, ...]:
+    """Those that have something to draw."""
+    return tuple(chart for chart in charts if chart is not None)
+
+
 class Frame:
     """A plot area with axes; ``x`` and ``y`` give a value's place in it."""
 

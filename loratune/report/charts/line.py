@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from xml.etree.ElementTree import Element
 
 from loratune.report.charts.axis import Axis, make_axis
 from loratune.report.charts.chart_frame import Chart, Frame
-from loratune.report.charts.series import Point, Series, marker
+from loratune.report.charts.series import Point, Series, marker, whisker
 from loratune.report.charts.svg import add, to_markup
 from loratune.tables import Table
 from loratune.units import significant
@@ -55,23 +54,14 @@ def line_chart(
 
 
 def _draw_band(frame: Frame, series: Series) -> None:
-    ranged = [p for p in series.points if p.low is not None and p.high is not None]
-    if len(ranged) < 2 or not series.line:
-        for point in ranged:
-            _whisker(frame, frame.root, series, point)
+    ranges = [(frame.x(p.x), *map(frame.y, p.range)) for p in series.points if p.range]
+    if len(ranges) < 2 or not series.line:
+        for x, low, high in ranges:
+            whisker(frame.root, series.style, x, low, high)
         return
-    upper = [(frame.x(p.x), frame.y(p.high or 0.0)) for p in ranged]
-    lower = [(frame.x(p.x), frame.y(p.low or 0.0)) for p in reversed(ranged)]
-    outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*upper, *lower])
-    add(frame.root, "polygon", points=outline, class_=f"{series.style} band")
-
-
-def _whisker(frame: Frame, parent: Element, series: Series, point: Point) -> None:
-    x, style = frame.x(point.x), f"{series.style} stroke"
-    low, high = frame.y(point.low or 0.0), frame.y(point.high or 0.0)
-    add(parent, "line", x1=x, x2=x, y1=low, y2=high, class_=style)
-    for y in (low, high):
-        add(parent, "line", x1=x - 4, x2=x + 4, y1=y, y2=y, class_=style)
+    outline = [(x, high) for x, _, high in ranges] + [(x, low) for x, low, _ in reversed(ranges)]
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in outline)
+    add(frame.root, "polygon", points=points, class_=f"{series.style} band")
 
 
 def _draw_curve(frame: Frame, series: Series) -> None:
@@ -99,7 +89,7 @@ def _draw_hover(frame: Frame, drawn: Sequence[Series], across: Axis) -> None:
         strip = add(layer, "g")
         points = [(one, p) for one in drawn for p in one.points if frame.x(p.x) == x]
         lines = [f"{across.label.partition(',')[0]}: {significant(points[0][1].x)}"]
-        lines += [f"{one.name}: {_shown(point)}" for one, point in points]
+        lines += [f"{one.name}: {_text(point)}" for one, point in points]
         add(strip, "title", "\n".join(lines))
         add(
             strip,
@@ -114,11 +104,9 @@ def _draw_hover(frame: Frame, drawn: Sequence[Series], across: Axis) -> None:
             marker(strip, one.look, x, frame.y(point.y), 4)
 
 
-def _shown(point: Point) -> str:
-    text = significant(point.y)
-    if point.low is not None and point.high is not None:
-        text += f" ({significant(point.low)} to {significant(point.high)})"
-    return f"{text} {point.text}".rstrip()
+def _text(point: Point) -> str:
+    bounds = f" ({point.range_text})" if point.range else ""
+    return f"{significant(point.y)}{bounds} {point.text}".rstrip()
 
 
 def _described(title: str, drawn: Sequence[Series], across: Axis) -> str:
@@ -134,6 +122,6 @@ def _described(title: str, drawn: Sequence[Series], across: Axis) -> str:
 
 def _values(title: str, drawn: Sequence[Series], across: Axis) -> Table:
     xs = sorted({point.x for one in drawn for point in one.points})
-    by_series = [{point.x: _shown(point) for point in one.points} for one in drawn]
+    by_series = [{point.x: _text(point) for point in one.points} for one in drawn]
     rows = tuple((significant(x), *(values.get(x, "") for values in by_series)) for x in xs)
     return Table(f"values of {title}", (across.label, *(one.name for one in drawn)), rows)

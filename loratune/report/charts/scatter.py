@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loratune.report.charts.axis import make_axis
-from loratune.report.charts.chart_frame import Chart, Frame
-from loratune.report.charts.series import Point, Series, marker
+from loratune.report.charts.chart_frame import Chart, Frame, drawn
+from loratune.report.charts.series import Point, Series, marker, whisker
 from loratune.report.charts.svg import add, to_markup
 from loratune.tables import Table
 from loratune.units import byte_size, significant
@@ -23,12 +23,7 @@ def undominated(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, f
 
 
 def scatter_chart(
-    title: str,
-    across: str,
-    up: str,
-    series: Sequence[Series],
-    *,
-    note: str = "",
+    title: str, across: str, up: str, series: Sequence[Series], *, note: str = ""
 ) -> Chart | None:
     """Cost in bytes across (log scale), loss upwards: lower left is better.
 
@@ -39,32 +34,39 @@ def scatter_chart(
         series: one point each, with its range if it has one.
         note: how to read it.
     """
-    drawn = [one for one in series if one.points]
-    if not drawn:
+    shown = [one for one in series if one.points]
+    if not shown:
         return None
-    points = [(one.name, one.points[0].x, one.points[0].y) for one in drawn]
-    heights = [v for s in drawn for p in s.points for v in (p.y, p.low, p.high) if v is not None]
+    points = [(one.name, one.points[0].x, one.points[0].y) for one in shown]
+    heights = [v for s in shown for p in s.points for v in (p.y, p.low, p.high) if v is not None]
     spread = max(x for _, x, _ in points) / max(min(x for _, x, _ in points), 1e-9)
     x_axis = make_axis(
         across, [x for _, x, _ in points], log=spread >= 4, unit="bytes", padding=0.06
     )
-    frame = Frame(_described(title, drawn), x_axis, make_axis(up, heights, padding=0.06), drawn)
+    frame = Frame(_described(title, shown), x_axis, make_axis(up, heights, padding=0.06), shown)
     _draw_front(frame, undominated(points))
-    places = _places(frame, [one.points[0] for one in drawn])
-    for one, place in zip(drawn, places, strict=True):
+    places = _places(frame, [one.points[0] for one in shown])
+    for one, place in zip(shown, places, strict=True):
         _draw_point(frame, one, place)
     rows = tuple(
-        (s.name, byte_size(s.points[0].x), significant(s.points[0].y), _range(s.points[0]))
-        for s in drawn
+        (one.name, byte_size(p.x), significant(p.y), p.range_text)
+        for one in shown
+        for p in one.points
     )
     columns = ("", across.partition(",")[0], up, "interval")
     return Chart(title, to_markup(frame.root), Table(f"values of {title}", columns, rows), note)
 
 
-def _range(point: Point) -> str:
-    if point.low is None or point.high is None:
-        return ""
-    return f"{significant(point.low)} to {significant(point.high)}"
+def quality_charts(
+    loss: str, trained: Sequence[Series], peaks: Sequence[Series], memory: str, note: str = ""
+) -> tuple[Chart, ...]:
+    """Loss against the bytes that train, and against memory."""
+    note = f"Lower left is better. {note}Dashed: what nothing beats on both."
+    across = "trainable bytes (fp32)"
+    return drawn(
+        scatter_chart("Quality against trainable bytes", across, loss, trained, note=note),
+        scatter_chart("Quality against memory", memory, loss, peaks, note=note),
+    )
 
 
 def _draw_front(frame: Frame, front: Sequence[tuple[str, float, float]]) -> None:
@@ -90,15 +92,12 @@ def _places(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float]]:
 
 
 def _draw_point(frame: Frame, series: Series, place: tuple[float, float]) -> None:
-    (x, y), point, style = place, series.points[0], f"{series.style} stroke"
+    (x, y), point = place, series.points[0]
     group = add(frame.root, "g", class_="point")
-    if point.low is not None and point.high is not None:
-        low, high = frame.y(point.low), frame.y(point.high)
-        add(group, "line", x1=x, x2=x, y1=low, y2=high, class_=style)
-        for end in (low, high):
-            add(group, "line", x1=x - 4, x2=x + 4, y1=end, y2=end, class_=style)
+    if point.range:
+        whisker(group, series.style, x, *map(frame.y, point.range))
     mark = marker(group, series.look, x, y, 6)
-    interval = f"\ninterval {_range(point)}" if _range(point) else ""
+    interval = f"\ninterval {point.range_text}" if point.range else ""
     text = f"{series.name}\n{byte_size(point.x)}\nloss {significant(point.y)}{interval}"
     add(mark, "title", text)
 

@@ -9,12 +9,20 @@ from statistics import fmean
 from xml.etree.ElementTree import Element
 
 from loratune.report.charts.svg import add
+from loratune.units import significant
 
 LOOKS = 6
 """Colours in the style sheet, each with its own dash and marker."""
 
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2 1 2", "12 4")
 _BUCKETS = 60
+_CROSS = tuple(
+    zip(
+        (-1.2, -0.4, -0.4, 0.4, 0.4, 1.2, 1.2, 0.4, 0.4, -0.4, -0.4, -1.2),
+        (-0.4, -0.4, -1.2, -1.2, -0.4, -0.4, 0.4, 0.4, 1.2, 1.2, 0.4, 0.4),
+        strict=True,
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,16 @@ class Point:
     low: float | None = None
     high: float | None = None
     text: str = ""
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Both ends of the range, where there is one."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def range_text(self) -> str:
+        """The range in words; empty where there is none."""
+        return "" if self.range is None else " to ".join(map(significant, self.range))
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,11 @@ class Series:
         return _DASHES[self.look % LOOKS]
 
 
+def single(name: str, point: Point, look: int) -> Series:
+    """One marked point alone."""
+    return Series(name, (point,), look, line=False, markers=True)
+
+
 def condensed(pairs: Sequence[tuple[float, float]]) -> tuple[Point, ...]:
     """At most sixty points: each the mean of its stretch, with the stretch's range."""
     finite = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
@@ -81,21 +104,15 @@ def marker(parent: Element, look: int, x: float, y: float, size: float = 4.5) ->
         1: ((-1, -1), (1, -1), (1, 1), (-1, 1)),
         2: ((0, -1.25), (1.15, 0.9), (-1.15, 0.9)),
         3: ((0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)),
-        4: (
-            (-1.2, -0.4),
-            (-0.4, -0.4),
-            (-0.4, -1.2),
-            (0.4, -1.2),
-            (0.4, -0.4),
-            (1.2, -0.4),
-            (1.2, 0.4),
-            (0.4, 0.4),
-            (0.4, 1.2),
-            (-0.4, 1.2),
-            (-0.4, 0.4),
-            (-1.2, 0.4),
-        ),
+        4: _CROSS,
         5: ((0, 1.25), (1.15, -0.9), (-1.15, -0.9)),
     }
     corners = " ".join(f"{x + a * size:.2f},{y + b * size:.2f}" for a, b in shapes[kind])
     return add(parent, "polygon", points=corners, class_=style)
+
+
+def whisker(parent: Element, style: str, x: float, low: float, high: float) -> None:
+    """An upright line with a bar at either end."""
+    add(parent, "line", x1=x, x2=x, y1=low, y2=high, class_=f"{style} stroke")
+    for y in (low, high):
+        add(parent, "line", x1=x - 4, x2=x + 4, y1=y, y2=y, class_=f"{style} stroke")

@@ -1,14 +1,34 @@
-"""From the numbers of a ``config.json`` to an architecture."""
+"""The families of models: their layers from the numbers of a ``config.json``, and their roles."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loratune.adapters.config import LayerKind, LayerShape
 from loratune.errors import ModelError
-from loratune.models.architectures.base import Architecture, Numbers, OtherModule
-from loratune.models.architectures.roles import FAMILIES
+from loratune.models.architectures.base import (
+    Architecture,
+    Family,
+    Numbers,
+    OtherModule,
+    Roles,
+    names_module,
+)
+from loratune.models.architectures.gpt2 import GPT2
+from loratune.models.architectures.llama import GEMMA, LLAMA, MISTRAL, QWEN2, QWEN3
+from loratune.models.architectures.opt import OPT
+
+FAMILIES: dict[str, Family] = {
+    "opt": OPT,
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "gemma": GEMMA,
+}
+"""``model_type`` to how its modules follow from its numbers; checked against transformers."""
 
 # Far above any real model; a typo beyond it would otherwise list layers for minutes.
 _MOST_BLOCKS = 2000
@@ -45,7 +65,8 @@ def architecture_from_numbers(
     layers = tuple(part for part in parts if isinstance(part, LayerShape))
     total = sum(part.parameters for part in parts)
     if checked.flag("tie_word_embeddings", family.tied_by_default):
-        total -= _tied_parameters(layers)
+        # The output head shares the numbers of the first layer, the input embedding.
+        total -= next(shape for shape in layers if shape.kind is LayerKind.embedding).parameters
     others = tuple(part for part in parts if isinstance(part, OtherModule))
     return Architecture(model_type, layers, others, total, dict(numbers))
 
@@ -59,7 +80,27 @@ def _check_block_count(numbers: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _tied_parameters(layers: tuple[LayerShape, ...]) -> int:
-    """Numbers that the output head shares with the input embedding."""
-    first = next(layer for layer in layers if layer.kind is LayerKind.embedding)
-    return first.parameters
+ROLE_WORDS: dict[str, tuple[str, ...]] = {
+    "attention_qv": ("query", "value"),
+    "attention": ("query", "key", "value", "output"),
+    "mlp": ("gate", "up", "down"),
+}
+"""Word of ``targets.modules`` to the roles it stands for (``all_linear`` goes by type)."""
+
+
+def roles_of(
+    family: str | None, layers: Sequence[LayerShape], wanted: Sequence[str] = ()
+) -> Roles | None:
+    """The roles of a family, or those of the first known family that fits these layers.
+
+    A family fits if it names layers here for all of its roles that are ``wanted``.
+    """
+    if family in FAMILIES:
+        return FAMILIES[family].roles
+    for candidate in FAMILIES.values():
+        suffixes = [candidate.roles[role] for role in wanted if role in candidate.roles]
+        if suffixes and all(
+            any(names_module(end, layer.name) for layer in layers) for end in suffixes
+        ):
+            return candidate.roles
+    return None

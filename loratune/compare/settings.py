@@ -1,4 +1,4 @@
-"""What is compared: settings of variants, made comparable by rank, trained numbers or bytes."""
+"""What the command line asks for: settings of variants, comparable by rank, numbers or bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,49 @@ MATCHES = ("own", "rank", "trainable", "bytes")
 
 
 @dataclass(frozen=True)
-class Contender:
+class Options:
+    """What the command line says beside the recipe.
+
+    Attributes:
+        variants: see ``named_settings``.
+        match: see ``match_ranks``.
+        seeds: how many final trainings each setting gets; 0 for a search alone.
+        lr_grid: learning rates for every variant, instead of a grid around its own.
+        ratio_grid: values of the setting that a variant searches beside its rate (LoRA+'s ratio),
+            instead of the recipe's.
+        processes: how many work on it here.
+        part: ``(K, N)``: this process is the Kth of N that were started separately.
+        retry: do failed tasks again.
+        folders: the user's recipe folders.
+    """
+
+    variants: Any = "all"
+    match: str = "own"
+    seeds: int = 3
+    lr_grid: Sequence[float] | None = None
+    ratio_grid: Sequence[float] | None = None
+    processes: int = 1
+    part: tuple[int, int] = (1, 1)
+    retry: bool = False
+    folders: Sequence[Path] = ()
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """``2/4`` as ``(2, 4)``.
+
+    Raises:
+        ConfigError: if it is not K/N with 1 <= K <= N.
+    """
+    parsed = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    number, count = (int(parsed[1]), int(parsed[2])) if parsed else (0, 0)
+    if not 1 <= number <= count:
+        fix = "use part=1/4 to part=4/4"
+        raise ConfigError(f"part must be K/N, not '{text}'", where="part", fix=fix)
+    return number, count
+
+
+@dataclass(frozen=True)
+class Setting:
     """One setting under comparison.
 
     Attributes:
@@ -41,7 +83,9 @@ class Contender:
         return float(getattr(self.config, axis)) if axis else None
 
 
-def contenders(wanted: Any, chosen: AdapterConfig, folders: Sequence[Path] = ()) -> list[Contender]:
+def named_settings(
+    wanted: Any, chosen: AdapterConfig, folders: Sequence[Path] = ()
+) -> list[Setting]:
     """The settings that ``variants=`` names.
 
     Args:
@@ -64,9 +108,7 @@ def contenders(wanted: Any, chosen: AdapterConfig, folders: Sequence[Path] = ())
     raise_together(errors)
     if not configs:
         raise ConfigError("no variant is named", where="variants", fix="variants=all")
-    return [
-        Contender(label, config) for label, config in zip(_labels(configs), configs, strict=True)
-    ]
+    return list(map(Setting, _labels(configs), configs))
 
 
 def _entries(wanted: Any) -> list[Any]:
@@ -82,10 +124,10 @@ def _config(entry: Any, chosen: AdapterConfig, folders: Sequence[Path]) -> Adapt
         fix = did_you_mean(name, variant_names()) or f"choose among {', '.join(variant_names())}"
         raise ConfigError(f"no adapter variant named '{name}'", where="variants", fix=fix)
     start = chosen if name == chosen.variant else variant_settings(name, folders)
-    known = {field.name for field in fields(config_class(name))} - {"variant"}
-    unknown = [str(key) for key in values if key not in known]
+    names = {field.name for field in fields(config_class(name))} - {"variant"}
+    unknown = [str(key) for key in values if key not in names]
     if unknown:
-        fix = did_you_mean(unknown[0], known) or f"known here: {', '.join(sorted(known))}"
+        fix = did_you_mean(unknown[0], names) or f"known here: {', '.join(sorted(names))}"
         raise ConfigError(f"{name} has no setting '{unknown[0]}'", where="variants", fix=fix)
     config = to_typed(start, values, "variants")
     assert isinstance(config, AdapterConfig)
@@ -125,53 +167,51 @@ def parse_match(text: str) -> tuple[str, Budget | None]:
     raise ConfigError(f"unknown match '{text}'", where="match", fix=fix)
 
 
-def matched(
-    found: Sequence[Contender],
+def match_ranks(
+    settings: Sequence[Setting],
     match: str,
     chosen: AdapterConfig,
     architecture: Architecture,
     layers: Sequence[LayerShape],
     modules_to_save: Sequence[str] = (),
-) -> list[Contender]:
-    """The contenders at ranks that make them comparable.
+) -> list[Setting]:
+    """The settings at ranks that make them comparable.
 
     ``own`` leaves every rank as it is; ``rank`` gives all of them the recipe's; ``trainable`` and
     ``bytes`` give each the highest rank that stays within what the recipe's own adapter takes, or
     within the budget that is written out.
 
     Raises:
-        ConfigError: if a contender cannot stay within the budget: nothing would be compared.
+        ConfigError: if a setting cannot stay within the budget: nothing would be compared.
     """
     quantity, budget = parse_match(match)
     if quantity == "own":
-        return list(found)
+        return list(settings)
     if quantity == "rank":
-        return [replace(c, config=replace(c.config, rank=chosen.rank)) for c in found]
+        return [replace(s, config=replace(s.config, rank=chosen.rank)) for s in settings]
     if budget is None:
         saved = saved_modules(architecture, modules_to_save)
         count = count_variant(architecture.base_parameters, layers, chosen, saved)
         budget = Budget(quantity, Budget(quantity, 0).spent(count))
-    configs = [contender.config for contender in found]
+    configs = [setting.config for setting in settings]
     matches = match_budget(architecture, layers, configs, budget, modules_to_save=modules_to_save)
+    pairs = list(zip(settings, matches, strict=True))
+    words = "trained numbers" if quantity == "trainable" else "stored bytes"
     raise_together(
         ConfigError(
-            f"{contender.label} cannot stay within {budget.limit:,} {_words(quantity)}: rank 1 "
-            f"takes {one.reached:,}",
+            f"{setting.label} cannot stay within {budget.limit:,} {words}: rank 1 takes "
+            f"{one.reached:,}",
             where="match",
             fix="raise the budget, or leave it out of variants",
         )
-        for contender, one in zip(found, matches, strict=True)
+        for setting, one in pairs
         if one.rank is None
     )
     return [
-        Contender(
-            contender.label,
-            replace(contender.config, rank=one.rank or 1),
-            tuple(note for note in (*contender.notes, one.note) if note),
+        replace(
+            setting,
+            config=replace(setting.config, rank=one.rank or 1),
+            notes=(*setting.notes, one.note) if one.note else setting.notes,
         )
-        for contender, one in zip(found, matches, strict=True)
+        for setting, one in pairs
     ]
-
-
-def _words(quantity: str) -> str:
-    return "trained numbers" if quantity == "trainable" else "stored bytes"

@@ -1,4 +1,4 @@
-"""A run's own recipe as the starting point of a later command."""
+"""What a command starts from: a run's own recipe, an adapter, rows to train on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from loratune.config.command_line import CommandLine
 from loratune.config.convert import apply_overrides, from_plain, read_recipe
-from loratune.config.schema import RunConfig
+from loratune.config.schema import RunConfig, Stage
 from loratune.config.settings import GROUPS
-from loratune.runs.resume_setting import resumed_run
-from loratune.runs.run_dir import RunDir
+from loratune.errors import ConfigError
+from loratune.runs.run_dir import RunDir, resumed_run
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
@@ -34,10 +34,39 @@ def recorded_recipe(
     folder = run or resumed_run(config)
     if folder is None or command_line.keys & set(GROUPS):
         return config
-    values = read_recipe(RunDir(Path(folder)).recipe)
+    values = read_recipe(RunDir.open(folder).recipe)
     return from_plain(apply_overrides(values, command_line.settings), type(config))
 
 
 def names_base(keys: set[str], run: str | None) -> bool:
     """Whether the recipe's ``model`` is meant: chosen by these keys, or recorded in a run."""
     return run is not None or bool(keys & {"model", "model.path", "recipe"})
+
+
+def require_rows(config: RunConfig) -> None:
+    """Stop before torch is imported if the recipe trains and names no rows.
+
+    Raises:
+        ConfigError: if it does.
+    """
+    if Stage.train in config.stages and config.data.path is None:
+        cause = "there are no rows to train on"
+        raise ConfigError(cause, where="data.path", fix="set data.path=FILE")
+
+
+def adapter_folder(run: str | None, adapter_path: str | None) -> Path:
+    """The adapter that ``run=DIR`` or ``adapter_path=DIR`` names.
+
+    Raises:
+        ConfigError: if neither or both are set, or the run has no adapter.
+    """
+    if (run is None) == (adapter_path is None):
+        fix = "set run=DIR or adapter_path=DIR"
+        raise ConfigError("which adapter?", where="run, adapter_path", fix=fix)
+    if adapter_path is not None:
+        return Path(adapter_path)
+    run_dir = RunDir.open(str(run))
+    if not run_dir.adapter.is_dir():
+        fix = f"finish it: loratune train resume={run_dir.path}"
+        raise ConfigError("the run has no adapter yet", where=str(run_dir.path), fix=fix)
+    return run_dir.adapter

@@ -8,7 +8,7 @@ import pytest
 
 from loratune.adapters.lora.config import LoRAConfig
 from loratune.adapters.registry import variant_names
-from loratune.compare.contenders import Contender, contenders, matched, parse_match
+from loratune.compare.settings import Setting, match_ranks, named_settings, parse_match
 from loratune.config.recipes.variant_settings import variant_settings
 from loratune.config.schema import TargetsConfig
 from loratune.counting.parameters import VariantCount, count_variant
@@ -29,19 +29,19 @@ def opt() -> Architecture:
     return architecture_from_numbers(OPT)
 
 
-def at(found: list[Contender], match: str, opt: Architecture) -> list[Contender]:
+def at(found: list[Setting], match: str, opt: Architecture) -> list[Setting]:
     layers = find_targets(opt.layers, TargetsConfig(modules="all_linear"), CHOSEN, "opt").shapes
-    return matched(found, match, CHOSEN, opt, layers)
+    return match_ranks(found, match, CHOSEN, opt, layers)
 
 
-def count(one: Contender, opt: Architecture, rank: int | None = None) -> VariantCount:
+def count(one: Setting, opt: Architecture, rank: int | None = None) -> VariantCount:
     layers = find_targets(opt.layers, TargetsConfig(modules="all_linear"), CHOSEN, "opt").shapes
     config = one.config if rank is None else replace(one.config, rank=rank)
     return count_variant(opt.base_parameters, layers, config)
 
 
 def test_all_means_every_variant_with_its_own_numbers() -> None:
-    found = contenders("all", CHOSEN)
+    found = named_settings("all", CHOSEN)
     assert [one.label for one in found] == list(variant_names())
     for one in found:
         if one.label != "lora":
@@ -49,12 +49,12 @@ def test_all_means_every_variant_with_its_own_numbers() -> None:
 
 
 def test_the_recipes_adapter_stands_for_its_variant() -> None:
-    [one] = contenders(["lora"], LoRAConfig(rank=3, init="svd"))
+    [one] = named_settings(["lora"], LoRAConfig(rank=3, init="svd"))
     assert one.config == LoRAConfig(rank=3, init="svd")
 
 
 def test_settings_of_one_variant_can_be_compared_with_each_other() -> None:
-    found = contenders(
+    found = named_settings(
         ["lora", {"variant": "lora", "rank": 32}, {"variant": "lora", "rank": 32, "rslora": True}],
         CHOSEN,
     )
@@ -76,18 +76,18 @@ def test_settings_of_one_variant_can_be_compared_with_each_other() -> None:
 )
 def test_a_setting_that_does_not_exist_is_refused(wanted: object, cause: str) -> None:
     with pytest.raises(ConfigError, match=cause) as refused:
-        contenders(wanted, CHOSEN)
+        named_settings(wanted, CHOSEN)
     assert refused.value.exit_code == 2
 
 
 def test_every_wrong_setting_is_told_at_once() -> None:
     with pytest.raises(LoratuneError) as refused:
-        contenders(["lorra", "verra"], CHOSEN)
+        named_settings(["lorra", "verra"], CHOSEN)
     assert len(refused.value.lines()) == 2
 
 
 def test_own_ranks_stay_and_rank_gives_all_the_same(opt: Architecture) -> None:
-    found = contenders("all", CHOSEN)
+    found = named_settings("all", CHOSEN)
     assert at(found, "own", opt) == found
     assert {one.config.rank for one in at(found, "rank", opt)} == {8}
 
@@ -96,7 +96,7 @@ def test_own_ranks_stay_and_rank_gives_all_the_same(opt: Architecture) -> None:
 def test_matching_gives_each_the_highest_rank_within_what_the_recipe_takes(
     opt: Architecture, quantity: str
 ) -> None:
-    found = contenders(["lora", "lora_fa", "lora_plus", "vera"], CHOSEN)
+    found = named_settings(["lora", "lora_fa", "lora_plus", "vera"], CHOSEN)
     attribute = {"trainable": "trainable", "bytes": "stored_bytes"}[quantity]
     limit = getattr(count(found[0], opt), attribute)
     for one in at(found, quantity, opt):
@@ -105,19 +105,19 @@ def test_matching_gives_each_the_highest_rank_within_what_the_recipe_takes(
 
 
 def test_matching_by_trained_numbers_doubles_the_rank_of_half_an_adapter(opt: Architecture) -> None:
-    [fa] = at(contenders(["lora_fa"], CHOSEN), "trainable:73728", opt)
+    [fa] = at(named_settings(["lora_fa"], CHOSEN), "trainable:73728", opt)
     assert fa.config.rank == 16
 
 
 def test_a_rank_beyond_the_layers_width_is_noted(opt: Architecture) -> None:
-    [vera] = at(contenders(["vera"], CHOSEN), "trainable", opt)
+    [vera] = at(named_settings(["vera"], CHOSEN), "trainable", opt)
     assert vera.config.rank > 128
     assert any("128" in note for note in vera.notes)
 
 
 def test_a_budget_that_some_cannot_keep_is_contradictory(opt: Architecture) -> None:
     with pytest.raises(ConfigError, match="lora cannot stay within 100 trained numbers") as refused:
-        at(contenders(["lora"], CHOSEN), "trainable:100", opt)
+        at(named_settings(["lora"], CHOSEN), "trainable:100", opt)
     assert refused.value.exit_code == 2
 
 
