@@ -16,7 +16,7 @@ from loratune.adapters.registry import adapter_class
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
-from loratune.models.measure import layer_shapes
+from loratune.models.measure import layer_shapes, stacked_experts
 from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for
 
 
@@ -119,7 +119,15 @@ def wrap_model(
     if family is None:
         family = getattr(getattr(model, "config", None), "model_type", None)
     others = {name: type(module).__name__ for name, module in model.named_modules() if name}
-    match = find_targets(layer_shapes(model), targets, config, family, others=others, strict=strict)
+    match = find_targets(
+        layer_shapes(model),
+        targets,
+        config,
+        family,
+        others=others,
+        stacked=stacked_experts(model),
+        strict=strict,
+    )
     _check_overlap(match, targets)
     model.requires_grad_(False)
     if seed is not None:

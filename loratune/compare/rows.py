@@ -11,6 +11,7 @@ from loratune.config.schema import DataConfig, RunConfig
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import GenerationPrompt, prepare_data
 from loratune.data.split import shuffled
+from loratune.data.templates import PromptFormat
 from loratune.errors import ConfigError, DataError
 
 
@@ -25,6 +26,7 @@ class ComparisonRows:
         prompts: one for each distinct prompt of ``test``; empty for text rows.
         heldout: text that forgetting is measured on; may be empty.
         pad_id: the id to fill batches with.
+        prompt_format: how prompts were written.
         summary: counts, sources, fingerprints and what to know about them.
     """
 
@@ -34,6 +36,7 @@ class ComparisonRows:
     prompts: list[GenerationPrompt]
     heldout: list[EncodedRow]
     pad_id: int
+    prompt_format: PromptFormat
     summary: Rows
 
 
@@ -102,7 +105,16 @@ def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> Co
         fingerprints=fingerprints,
         notes=notes + _shared_questions(train, final.eval),
     )
-    return ComparisonRows(train, dev, final.eval, final.prompts, heldout, first.pad_id, summary)
+    return ComparisonRows(
+        train,
+        dev,
+        final.eval,
+        final.prompts,
+        heldout,
+        first.pad_id,
+        first.prompt_format,
+        summary,
+    )
 
 
 def split_by_question(

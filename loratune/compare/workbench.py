@@ -18,6 +18,7 @@ from loratune.compare.search import Point
 from loratune.config.schema import RunConfig, TrainerConfig
 from loratune.counting.activations import measure_activations
 from loratune.counting.parameters import count_variant, saved_modules
+from loratune.data.bounds import check_positions
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.training_set import TrainingSet
 from loratune.errors import Interrupted, LoratuneError, Preempted, TrainingError
@@ -32,6 +33,7 @@ from loratune.surgery import WrappedModel, unwrap_model, wrap_model
 from loratune.targets.find import find_targets
 from loratune.targets.patterns import block_of
 from loratune.training.forward import checkpoint_activations
+from loratune.training.optim import warmup_steps
 from loratune.training.step import train_step
 
 SEARCH_SEED_OFFSET = 1000
@@ -77,8 +79,9 @@ class Workbench:
         tokenizer = load_tokenizer(folder)
         numbers = read_model_config(folder)
         vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
-        self.rows = prepare_comparison(config, tokenizer, vocabulary)
+        self.rows = rows = prepare_comparison(config, tokenizer, vocabulary)
         self.base = load(config.model, config.trainer.precision, tokenizer)
+        check_positions([*rows.train, *rows.dev, *rows.test, *rows.heldout], self.base.model)
         self.architecture = measure_model(self.base.model, numbers)
         self.layers = find_targets(
             self.architecture.layers, config.targets, config.adapter, self.architecture.family
@@ -176,8 +179,8 @@ class Workbench:
         steps = steps or self.config.compare.steps
         if steps is None:
             return trainer
-        warmup = min(trainer.warmup_steps, steps // 4)
-        return replace(trainer, steps=steps, epochs=None, warmup_steps=warmup)
+        warmup = min(warmup_steps(steps, trainer), steps // 4)
+        return replace(trainer, steps=steps, epochs=None, warmup_steps=warmup, warmup_ratio=0.0)
 
     def _training_set(self, rows: Sequence[EncodedRow], trainer: TrainerConfig) -> TrainingSet:
         return TrainingSet.from_config(rows, self.rows.pad_id, self.config.data, trainer)
@@ -203,8 +206,9 @@ class Workbench:
             heldout = score_units(
                 head, rows.heldout, self._heldout_units, rows.pad_id, config.batch_size
             )
+        tokenizer = self.base.tokenizer
         answers, exact = answer_prompts(
-            head.model, self.base.tokenizer, rows.prompts, config, rows.pad_id
+            head.model, tokenizer, rows.prompts, config, rows.pad_id, rows.prompt_format
         )
         run = SeedRun(
             seed=seed,

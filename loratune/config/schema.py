@@ -218,7 +218,9 @@ class TrainerConfig:
     schedule: Schedule = Schedule.linear
     """constant, linear (to zero) or cosine (to zero) after the warm-up."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rate rises from zero; 0 takes ``warmup_ratio``."""
+    warmup_ratio: float = 0.0
+    """Share of all steps over which it rises, where ``warmup_steps`` is 0."""
     weight_decay: float = 0.0
     """Decoupled decay of the adapter's matrices."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])

@@ -46,6 +46,7 @@ _RANGES: dict[str, Check] = {
     "trainer.log_every": _at_least(1),
     "trainer.keep_checkpoints": _at_least(1),
     "trainer.warmup_steps": _NOT_NEGATIVE,
+    "trainer.warmup_ratio": (lambda value: 0 <= value < 1, "use [0, 1)"),
     "trainer.weight_decay": _NOT_NEGATIVE,
     "trainer.clip_norm": _NOT_NEGATIVE,
     "trainer.eval_every": _NOT_NEGATIVE,

@@ -81,6 +81,7 @@ def count_table(
         config.targets,
         family=architecture.family,
         others=architecture.other_types,
+        stacked=architecture.stacked_experts,
     )
     configs = variant_configs(config.adapter, names, rank, folders)
     fitting, left_out = _fitting(configs, matched, strict=names is not None)

@@ -190,9 +190,9 @@ def _endings(
         yield Finding(
             Severity.warning,
             "other_end",
-            f"{len(others):,} rows end with {token!r}, and generation stops at {end!r}",
+            f"{len(others):,} rows end with {token!r}, and the tokenizer's eos_token is {end!r}",
             others[0].source,
-            "make the template's closing token the tokenizer's eos_token",
+            "we stop at both; for other programs make the template's closing token the eos_token",
             len(others),
         )
 

@@ -234,22 +234,25 @@ def question_row(prompt: str, system: str | None, prompt_format: PromptFormat | 
         ConfigError: if the format needs several texts, or has no place for a system text.
     """
     source = "prompt"
-    if system and not _has_system(prompt_format):
+    if system is not None and not _has_system(prompt_format):
         cause = "the adapter's format has no place for a system text"
-        raise ConfigError(cause, where="system", fix="write it into prompt")
+        raise ConfigError(cause, where="system", fix="write it into prompt, or remove it")
     if prompt_format is None:
         return Row({"prompt": prompt, "completion": "-"}, source)
     if prompt_format.format is RowFormat.messages:
-        turns = [{"role": "system", "content": system}] if system else []
+        turns = [{"role": "system", "content": system}] if system is not None else []
         return Row({"messages": [*turns, {"role": "user", "content": prompt}]}, source)
     if prompt_format.format is RowFormat.text:
         return Row({"prompt": prompt}, source)
-    names = [name for name in placeholders(prompt_format.template or "") if name != "system"]
-    if len(names) != 1:
-        cause = f"the adapter's template has the placeholders {listed(names)}"
-        fix = "write a file of rows with these columns: prompts=FILE"
+    values = {} if system is None else {"system": system}
+    names = placeholders(prompt_format.template or "")
+    free = [name for name in names if name not in values]
+    if len(free) != 1:
+        system_hint = ", or set system=TEXT as well" if "system" in free and len(free) == 2 else ""
+        cause = f"prompt= fills one placeholder, the adapter's template has {listed(free)}"
+        fix = f"write a file of rows with these columns: prompts=FILE{system_hint}"
         raise ConfigError(cause, where="prompt", fix=fix)
-    return Row({names[0]: prompt, **({"system": system} if system else {})}, source)
+    return Row({free[0]: prompt, **values}, source)
 
 
 def _has_system(prompt_format: PromptFormat | None) -> bool:

@@ -30,12 +30,14 @@ class GenerationPrompt:
         prompt_ids: what generation is given, start token included.
         answer: the first row's answer, without white space around it.
         references: every distinct answer, likewise.
+        answer_ids: the distinct answers as training saw them, of rows that were not cut short.
         source: ``file:line`` of the first row.
     """
 
     prompt_ids: list[int]
     answer: str
     references: tuple[str, ...]
+    answer_ids: tuple[tuple[int, ...], ...]
     source: str
 
 
@@ -180,20 +182,24 @@ def _encode(encoder: Encoder, config: DataConfig, side: _Side) -> EncodedRows:
 
 
 def _generation_prompts(side: _Side, encoded: EncodedRows) -> list[GenerationPrompt]:
-    found: dict[tuple[object, ...], tuple[EncodedRow, list[str]]] = {}
+    found: dict[tuple[object, ...], tuple[EncodedRow, list[str], list[tuple[int, ...]]]] = {}
     for row, place in zip(encoded.rows, encoded.kept, strict=True):
         example = side.examples[place]
         if not example.prompt and not example.messages:
             continue
-        found.setdefault(example.question, (row, []))[1].append(example.last_answer.strip())
+        _, texts, ids = found.setdefault(example.question, (row, [], []))
+        texts.append(example.last_answer.strip())
+        if len(row) == encoded.lengths[place]:
+            ids.append(tuple(row.input_ids[row.prompt_length :]))
     return [
         GenerationPrompt(
             row.input_ids[: row.prompt_length],
-            answers[0],
-            tuple(dict.fromkeys(answers)),
+            texts[0],
+            tuple(dict.fromkeys(texts)),
+            tuple(dict.fromkeys(ids)),
             row.source,
         )
-        for row, answers in found.values()
+        for row, texts, ids in found.values()
     ]
 
 

@@ -46,8 +46,9 @@ def load_model(
         cause = f"cannot load the model: {first_line(error)}"
         raise ModelError(cause, where=where, fix=fix) from error
     raise_together(_loading_problems(info, folder))
-    # Answers follow from what a command says, not from the model's own generation settings.
-    model.generation_config = transformers.GenerationConfig()
+    # Answers follow from what a command says; of the model's own settings, its ends alone count.
+    ends = model.generation_config.eos_token_id
+    model.generation_config = transformers.GenerationConfig(eos_token_id=ends)
     placed: nn.Module = model.to(device).eval()
     return placed
 

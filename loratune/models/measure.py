@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loratune.adapters.config import LayerKind, LayerShape
 from loratune.config.schema import ModelConfig
 from loratune.models.architectures import (
+    STACKED_EXPERTS,
     Architecture,
     OtherModule,
     architecture_from_numbers,
@@ -22,9 +23,7 @@ from loratune.models.build import build_model, meta_model, read_transformers_con
 from loratune.models.source import local_folder, read_config
 
 if TYPE_CHECKING:
-    from torch import nn
-
-FUSED_EXPERTS = "3-D expert tensor"
+    from torch import Tensor, nn
 
 
 def find_architecture(model: ModelConfig) -> Architecture:
@@ -92,6 +91,28 @@ def layer_shapes(model: nn.Module) -> list[LayerShape]:
     return shapes
 
 
+def stacked_experts(model: nn.Module) -> dict[str, int]:
+    """Tensors that stack a layer of every expert, by name, with their numbers.
+
+    They are parameters and not layers, so nothing can be put in their place.
+    """
+    return {
+        f"{name}.{key}": tensor.numel()
+        for name, module in model.named_modules()
+        for key, tensor in expert_tensors(module).items()
+    }
+
+
+def expert_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters of more than two dimensions; a convolution's are its kernel."""
+    from torch import nn
+
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return {}
+    own = module.named_parameters(recurse=False)
+    return {key: tensor for key, tensor in own if tensor.dim() > 2}
+
+
 def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
     from torch import Tensor, nn
 
@@ -108,15 +129,15 @@ def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
 
 
 def other_modules(model: nn.Module, layer_names: set[str]) -> tuple[OtherModule, ...]:
-    """Modules with parameters of their own that are not layers, and every 3-D expert tensor."""
+    """Modules with parameters of their own that are not layers, and every stacked expert tensor."""
     others = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if name in layer_names or not own:
             continue
-        experts = {key: tensor for key, tensor in own.items() if tensor.dim() > 2}
+        experts = expert_tensors(module)
         for key, tensor in experts.items():
-            others.append(OtherModule(f"{name}.{key}", FUSED_EXPERTS, tensor.numel()))
+            others.append(OtherModule(f"{name}.{key}", STACKED_EXPERTS, tensor.numel()))
         rest = sum(tensor.numel() for key, tensor in own.items() if key not in experts)
         if rest:
             others.append(OtherModule(name, type(module).__name__, rest))

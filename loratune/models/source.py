@@ -24,6 +24,16 @@ def is_hub_id(path: str) -> bool:
     )
 
 
+def recorded_path(path: str) -> str:
+    """A model path as a run records it: a local folder from the root, so that it is found again.
+
+    What is found here now is a folder for good: it is never taken for a hub id elsewhere.
+    """
+    if path.startswith(BUILTIN) or is_hub_id(path):
+        return path
+    return os.path.abspath(Path(path).expanduser())
+
+
 def local_folder(path: str) -> Path | None:
     """The folder that a model path names: an embedded model or a local one; None for a hub id.
 
@@ -79,7 +89,7 @@ def _fetch(path: str, revision: str | None, patterns: list[str]) -> Path:
     except Exception as error:  # the hub client raises a dozen kinds, all meaning "not here"
         reason = "the hub is switched off (HF_HUB_OFFLINE)" if offline else type(error).__name__
         raise ModelError(
-            f"cannot get '{path}' from the hub: {reason}",
+            f"there is no folder '{path}' here, and the hub did not give it: {reason}",
             where="model.path",
             fix="set model.path to a local folder",
         ) from None

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,14 +147,22 @@ def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, checked against its index."""
+    """The safetensors files of a model folder, checked against its index.
+
+    Where a single file lies beside the index and its shards, readers disagree on which of them
+    counts (transformers reads the single one): both must hold the same.
+    """
     if not folder.is_dir():
         raise ModelError("no such folder", where=str(folder), fix="set model.path")
-    index = folder / INDEX
+    index, single = folder / INDEX, folder / SINGLE
+    has_single = single.exists() or single.is_symlink()
     if index.is_file():
-        return _indexed_files(folder, index)
-    single = folder / SINGLE
-    if single.exists() or single.is_symlink():
+        whole = f"remove {INDEX} if {SINGLE} is whole, or complete the shards"
+        shards = _indexed_files(folder, index, whole if has_single else _COPY)
+        if has_single and single not in shards:
+            _check_single(inside(folder, SINGLE), shards)
+        return shards
+    if has_single:
         return [inside(folder, SINGLE)]
     pickled = [name for name in PICKLED if (folder / name).exists()]
     if pickled:
@@ -166,12 +174,12 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError("no weights", where=str(folder), fix=f"expected {SINGLE} or {INDEX}")
 
 
-def _indexed_files(folder: Path, index: Path) -> list[Path]:
+def _indexed_files(folder: Path, index: Path, fix: str) -> list[Path]:
     try:
         weight_map = json.loads(index.read_bytes().decode("utf-8"))["weight_map"]
         names = sorted({str(name) for name in weight_map.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError("the index is broken", where=str(index), fix=_COPY) from error
+        raise ModelError("the index is broken", where=str(index), fix=fix) from error
     errors: list[LoratuneError] = []
     files = []
     for name in names:
@@ -179,15 +187,44 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
             file = inside(folder, name)
             if not file.is_file():
                 lost = sum(1 for value in weight_map.values() if value == name)
-                raise ModelError(f"shard missing: {lost} tensors lost", where=str(file), fix=_COPY)
+                raise ModelError(f"shard missing: {lost} tensors lost", where=str(file), fix=fix)
             missing = _missing_of(weight_map, name, file)
             if missing:
-                raise ModelError(f"shard lacks '{missing[0]}'", where=str(file), fix=_COPY)
+                raise ModelError(f"shard lacks '{missing[0]}'", where=str(file), fix=fix)
             files.append(file)
         except LoratuneError as error:
             errors.append(error)
     raise_together(errors)
     return files
+
+
+def _check_single(single: Path, shards: list[Path]) -> None:
+    """Compare a single file with the shards beside it, once for each state of the files.
+
+    Raises:
+        ModelError: naming both and the first tensor that differs.
+    """
+    paths = (single, *shards)
+    stats = [path.stat() for path in paths]
+    different = _first_difference(paths, tuple((s.st_size, s.st_mtime_ns) for s in stats))
+    if different is not None:
+        raise ModelError(
+            f"{SINGLE} and the shards of {INDEX} disagree: '{different}' is not the same in both",
+            where=str(single.parent),
+            fix="remove the one that does not belong to this model",
+        )
+
+
+@lru_cache(maxsize=8)
+def _first_difference(paths: tuple[Path, ...], _states: tuple[tuple[int, int], ...]) -> str | None:
+    """The first tensor that is not the same in the first file and in the others together."""
+    alone = read_header(paths[0])
+    spread = {name: entry for path in paths[1:] for name, entry in read_header(path).items()}
+    kinds = [{n: (e.dtype, e.shape) for n, e in entries.items()} for entries in (alone, spread)]
+    if kinds[0] == kinds[1]:
+        kinds = [dict[str, Any](hash_tensors(entries)) for entries in (alone, spread)]
+    names = sorted(kinds[0].keys() | kinds[1].keys())
+    return next((n for n in names if kinds[0].get(n) != kinds[1].get(n)), None)
 
 
 def _missing_of(weight_map: dict[str, str], name: str, file: Path) -> list[str]:

@@ -10,18 +10,19 @@ from typing import Any
 
 from loratune import files
 from loratune.adapter_files.peft_format import AdapterFolder, read_adapter
-from loratune.config.schema import DataConfig, ExportFormat, ModelConfig, RunConfig
+from loratune.config.schema import ExportFormat, ModelConfig, RunConfig
 from loratune.console import console, say
+from loratune.data.bounds import check_positions
 from loratune.data.encode import Encoder
 from loratune.data.formats import choose_format, parse_question, question_row
 from loratune.data.prepare import prepare_data
 from loratune.data.reading import read_rows
-from loratune.data.rows import Row
+from loratune.data.rows import ERRORS_SHOWN, Row, raise_first
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer
-from loratune.errors import ConfigError, MergeError, refused_as
+from loratune.errors import ConfigError, LoratuneError, MergeError, refused_as
 from loratune.files import BUILTIN
-from loratune.generation import Sampling, generate_answers
+from loratune.generation import Sampling, generate_answers, stop_ids
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder
@@ -68,6 +69,9 @@ def evaluate_adapter(
         raise ConfigError(
             "no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE"
         )
+    for line in check_positions(data.eval, wrapped.model):
+        if not as_json:
+            say(line)
     head = LanguageModelHead(wrapped.model)
     evaluate_and_show(wrapped, head, base.tokenizer, data, config, out, as_json=as_json)
     if out is not None and not as_json:
@@ -134,14 +138,17 @@ def generate(
     rows = (
         read_rows(str(prompts)) if prompt is None else [question_row(prompt, system, prompt_format)]
     )
-    questions, ids = _questions(rows, tokenizer, prompt_format, config.data)
+    prompt_format = prompt_format or choose_format(config.data, rows)
+    ids = _prompt_ids(rows, Encoder(tokenizer, prompt_format, config.data), prompt_format)
     model, pad_id = wrapped.model, tokenizer.pad_id
-    adapted = generate_answers(model, base.tokenizer, ids, sampling, pad_id)
+    stops = stop_ids(model, base.tokenizer, prompt_format)
+    adapted = generate_answers(model, base.tokenizer, ids, sampling, pad_id, stops)
     before: Sequence[str | None] = [None] * len(ids)
     if with_base:
         with disabled(wrapped):
-            before = generate_answers(model, base.tokenizer, ids, sampling, pad_id)
-    for question, old, new in zip(questions, before, adapted, strict=True):
+            before = generate_answers(model, base.tokenizer, ids, sampling, pad_id, stops)
+    asked = [prompt] if prompt is not None else [dict(row.columns) for row in rows]
+    for question, old, new in zip(asked, before, adapted, strict=True):
         record: dict[str, Any] = {"prompt": question, "adapted": new}
         if old is not None:
             record["base"] = old
@@ -163,7 +170,8 @@ def base_model(adapter: AdapterFolder, model: ModelConfig, *, named: bool) -> Mo
     if named:
         return model
     recorded = str(adapter.facts.get("base_path") or "")
-    if recorded.startswith(BUILTIN) or (recorded and Path(recorded).is_dir()):
+    is_folder = Path(recorded).is_absolute()
+    if recorded.startswith(BUILTIN) or is_folder or (recorded and Path(recorded).is_dir()):
         return replace(model, path=recorded)
     hint = str(adapter.peft.get("base_model_name_or_path") or "")
     raise ConfigError(
@@ -205,14 +213,22 @@ def _prompt_format(adapter: AdapterFolder) -> PromptFormat | None:
     return PromptFormat.from_dict(recorded) if recorded else None
 
 
-def _questions(
-    rows: Sequence[Row],
-    tokenizer: RowTokenizer,
-    prompt_format: PromptFormat | None,
-    data: DataConfig,
-) -> tuple[list[Any], list[list[int]]]:
-    """What is asked and its ids, read, checked and written exactly as in training."""
-    prompt_format = prompt_format or choose_format(data, rows)
-    encoder = Encoder(tokenizer, prompt_format, data)
-    ids = [encoder.prompt_ids(parse_question(row, prompt_format)) for row in rows]
-    return [dict(row.columns) for row in rows], ids
+def _prompt_ids(
+    rows: Sequence[Row], encoder: Encoder, prompt_format: PromptFormat
+) -> list[list[int]]:
+    """The ids of what each row asks: read, checked and written exactly as in training.
+
+    Raises:
+        LoratuneError: one line ``file:line`` for each row that cannot be asked.
+    """
+    prompts: list[list[int]] = []
+    problems: list[LoratuneError] = []
+    for row in rows:
+        try:
+            prompts.append(encoder.prompt_ids(parse_question(row, prompt_format)))
+        except LoratuneError as problem:
+            if not problem.where.startswith(row.source):
+                problem.where = ", ".join(filter(None, (row.source, problem.where)))
+            problems.append(problem)
+    raise_first(problems[:ERRORS_SHOWN], total=len(problems))
+    return prompts

@@ -14,6 +14,7 @@ from loratune.config.schema import DataConfig, RunConfig, Stage
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.variant_table import report_variants
 from loratune.data.audit import audit
+from loratune.data.bounds import check_positions
 from loratune.data.clock import now
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.tokenizing import Tokenizer
@@ -51,7 +52,9 @@ def load_data_and_base(
     if Stage.train in config.stages:
         _audit(data, tokenizer, config.data)
     processes.say_once(f"base {config.model.path}")
-    return data, load(config.model, config.trainer.precision, tokenizer)
+    base = load(config.model, config.trainer.precision, tokenizer)
+    processes.say_once(*check_positions([*data.train, *data.eval], base.model))
+    return data, base
 
 
 def _audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> None:
@@ -132,13 +135,15 @@ def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> Prepar
     """The rows of the final evaluation: those that chose nothing, where the recipe names any."""
     if config.data.test_path is None or _test_rows_are_the_demos(config):
         return data
-    return prepare_data(
+    rows = prepare_data(
         evaluation_only(config.data),
         base.tokenizer,
         base.vocab_size,
         config.trainer.seed,
         prompt_format=data.prompt_format,
     )
+    processes.say_once(*check_positions(rows.eval, base.model))
+    return rows
 
 
 def _test_rows_are_the_demos(config: RunConfig) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from loratune.adapter_files.peft_format import read_adapter
 from loratune.config.schema import ExportFormat, RunConfig, Stage
 from loratune.console import say
 from loratune.loss.causal_model import LanguageModelHead
+from loratune.models.source import recorded_path
+from loratune.pipeline.continuing import with_own_structure
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
 from loratune.pipeline.loading import (
     adapter_to_continue,
@@ -41,7 +44,7 @@ def run(config: RunConfig) -> None:
     Raises:
         LoratuneError: whatever stopped it; what was published stays whole.
     """
-    config = with_run_folder(config)
+    config = _as_recorded(with_run_folder(config))
     check_trackers(config.trackers)
     if is_complete(config):
         _leave_complete(RunDir(Path(str(config.out))))
@@ -76,6 +79,16 @@ def run(config: RunConfig) -> None:
                 files.discard_folder(run_dir.export)
                 export_and_show(adapter, base.folder, run_dir.export, config.export.format, config)
             records.finish(training)
+
+
+def _as_recorded(config: RunConfig) -> RunConfig:
+    """The recipe as it is trained and recorded: the base's whole path, a continued adapter's rank.
+
+    Raises:
+        LoratuneError: if the adapter to continue cannot be read.
+    """
+    model = replace(config.model, path=recorded_path(config.model.path))
+    return with_own_structure(replace(config, model=model))
 
 
 def _merges(config: RunConfig) -> bool:

@@ -16,6 +16,7 @@ from loratune.surgery import WrappedModel
 from loratune.training.advice import Setup, summary_lines
 from loratune.training.forward import checkpoint_activations
 from loratune.training.history import History
+from loratune.training.optim import warmup_warning
 from loratune.training.sharding import shard_base
 from loratune.training.torch_errors import compile_errors
 from loratune.training.trackers import open_trackers
@@ -35,6 +36,8 @@ def train_adapter(
     """
     config = records.config
     rows = TrainingSet.from_config(data.train, data.pad_id, config.data, config.trainer)
+    warning = warmup_warning(rows.plan.total_steps, config.trainer)
+    processes.say_once(*([f"warning: {warning}"] if warning else []))
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(wrapped.model)
     if config.launch.shard:

@@ -17,7 +17,7 @@ from loratune.plan.plan import Disk, Plan, Time
 from loratune.plan.setting import Setting, find_setting
 from loratune.plan.sources import SourcedValue
 from loratune.plan.workload import Rows, Workload, read_workload_rows, workload
-from loratune.training.optim import learning_rate
+from loratune.training.optim import learning_rate, warmup_warning
 from loratune.units import byte_size
 
 _FORWARD_SHARE = 0.5
@@ -90,8 +90,7 @@ def _warnings(
         warnings += [one.line for one in work.audit.findings if one.severity is not Severity.note]
     warnings += _capacity(memory, setting, disk)
     trainer = config.trainer
-    if trainer.warmup_steps >= work.steps > 0:
-        warnings.append(f"warm-up takes all {work.steps} steps: the learning rate never reaches lr")
+    warnings += filter(None, [warmup_warning(work.steps, trainer)])
     if work.epochs is not None and work.epochs > 10:
         warnings.append(f"{work.epochs:.0f} passes over the same rows: they will be memorised")
     if learning_rate(trainer, config.adapter) == 0:

@@ -87,6 +87,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         config.adapter,
         family=architecture.family,
         others=architecture.other_types,
+        stacked=architecture.stacked_experts,
     )
     saved = saved_modules(architecture, config.targets.modules_to_save)
     stored = _stored_dtype(config)

@@ -14,12 +14,16 @@ from loratune.data.batches import evaluation_batches, shard
 from loratune.data.collate import collate
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import GenerationPrompt, PreparedData
+from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import Tokenizer
-from loratune.generation import Sampling, generate_answers
+from loratune.generation import Sampling, answer_text, generate_answers, stop_ids
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs import processes
 from loratune.surgery import WrappedModel, disabled
 from loratune.training.forward import batch_loss
+
+COMPARED = "answer and reference, each from its tokens up to the first stop token, stripped"
+"""What ``exact_match`` compares; special tokens are written out on both sides."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,23 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Base and adapted model on the same rows."""
+    """Base and adapted model on the same rows.
+
+    Attributes:
+        rows: evaluation rows.
+        adapted: scores with the adapter.
+        base: scores without it.
+        samples: prompts with what was generated.
+        stop_tokens: the tokens that end a generated answer.
+        compared: what ``exact_match`` compares.
+    """
 
     rows: int
     adapted: Metrics
     base: Metrics | None
     samples: list[Sample] = field(default_factory=list)
+    stop_tokens: list[str] = field(default_factory=list)
+    compared: str = COMPARED
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for ``evaluation.json``."""
@@ -110,19 +125,32 @@ def answer_prompts(
     prompts: Sequence[GenerationPrompt],
     config: EvaluateConfig,
     pad_id: int,
+    prompt_format: PromptFormat | None,
 ) -> tuple[list[str], list[float]]:
-    """The greedy answer to each prompt, and 1 where it is one of the references, else 0."""
+    """The greedy answer to each prompt, and 1 where it is one of the references, else 0.
+
+    Both are decoded from ids in the same way: see ``COMPARED``.
+    """
     chosen = prompts[: config.generate_limit] if config.generate else []
     if not chosen:
         return [], []
     sampling = Sampling(config.max_new_tokens, batch_size=config.batch_size)
     ids = [prompt.prompt_ids for prompt in chosen]
-    answers = generate_answers(model, tokenizer, ids, sampling, pad_id)
+    stops = stop_ids(model, tokenizer, prompt_format)
+    answers = generate_answers(model, tokenizer, ids, sampling, pad_id, stops)
     exact = [
-        float(answer.strip() in prompt.references)
+        float(answer.strip() in references(prompt, tokenizer, stops))
         for answer, prompt in zip(answers, chosen, strict=True)
     ]
     return answers, exact
+
+
+def references(
+    prompt: GenerationPrompt, tokenizer: Tokenizer, stops: Sequence[int]
+) -> tuple[str, ...]:
+    """The right answers as their tokens spell them; as the row has them where it was cut short."""
+    decoded = [answer_text(tokenizer, ids, stops).strip() for ids in prompt.answer_ids]
+    return tuple(decoded) or prompt.references
 
 
 def evaluate(
@@ -146,18 +174,27 @@ def evaluate(
     if config.base:
         with disabled(wrapped):
             base, base_answers = _measure(head, tokenizer, data, config)
+    stops = stop_ids(head.model, tokenizer, data.prompt_format) if answers else []
     samples = [
-        Sample(tokenizer.decode(p.prompt_ids, skip_special_tokens=True), p.answer, before, after)
+        Sample(
+            tokenizer.decode(p.prompt_ids, skip_special_tokens=True),
+            references(p, tokenizer, stops)[0],
+            before,
+            after,
+        )
         for p, before, after in zip(data.prompts, base_answers, answers, strict=False)
     ]
-    return Evaluation(len(data.eval), adapted, base, samples)
+    names = tokenizer.convert_ids_to_tokens(stops)
+    return Evaluation(len(data.eval), adapted, base, samples, names)
 
 
 def _measure(
     head: LanguageModelHead, tokenizer: Tokenizer, data: PreparedData, config: EvaluateConfig
 ) -> tuple[Metrics, list[str]]:
     loss, accuracy, tokens = evaluation_loss(head, data.eval, data.pad_id, config.batch_size)
-    answers, exact = answer_prompts(head.model, tokenizer, data.prompts, config, data.pad_id)
+    answers, exact = answer_prompts(
+        head.model, tokenizer, data.prompts, config, data.pad_id, data.prompt_format
+    )
     metrics = Metrics(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from loratune.adapters.config import LayerShape
 from loratune.errors import ModelError
+from loratune.models.architectures import STACKED_EXPERTS
 
 _NUMBERED = re.compile(r"^.*\.\d+\.")
 _MOST_NAMES = 12
@@ -34,10 +35,12 @@ def unmatched(
 
 
 def unsupported(pattern: str, named: Sequence[str], others: Mapping[str, str]) -> ModelError:
-    """A pattern that names modules of a type that cannot be adapted."""
+    """A pattern that names modules of a type, or tensors, that cannot be adapted."""
     first, more = named[0], f" and {len(named) - 1} more" if len(named) > 1 else ""
+    is_tensor = others[first] == STACKED_EXPERTS
+    kind = others[first] if is_tensor else f"of type {others[first]}"
     return ModelError(
-        f"'{pattern}' names {first}{more}, of type {others[first]}, which cannot be adapted",
+        f"'{pattern}' names {first}{more}, {kind}, which cannot be adapted",
         where="targets.modules",
         fix="adapt Linear, Conv1D or Embedding layers; train others in full with "
         "targets.modules_to_save",

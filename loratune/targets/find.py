@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
-from loratune.models.architectures import names_module
+from loratune.models.architectures import STACKED_EXPERTS, names_module
 from loratune.targets.errors import left_out, unmatched, unsupported
 from loratune.targets.patterns import (
     Pattern,
     block_of,
     fitting_keys,
+    frozen_experts,
     read_patterns,
     resolve_pattern,
 )
@@ -41,6 +42,7 @@ def find_targets(
     family: str | None = None,
     *,
     others: Mapping[str, str] | None = None,
+    stacked: Mapping[str, int] | None = None,
     strict: bool = True,
 ) -> TargetMatch:
     """Find the layers that ``targets`` names.
@@ -51,6 +53,7 @@ def find_targets(
         config: the variant, asked whether it can adapt each layer; ``None`` asks nobody.
         family: ``model_type`` that role words resolve for.
         others: name to type of modules that cannot be adapted, named if a pattern means them.
+        stacked: name to numbers of the tensors that hold a layer of every expert.
         strict: every listed pattern must match; else one match in all is enough, as in PEFT.
 
     Raises:
@@ -59,7 +62,8 @@ def find_targets(
         SecurityError: if a regular expression takes longer than a second.
     """
     patterns, notices = read_patterns(shapes, targets.modules, family)
-    others = _without(others or {}, shapes)
+    stacked = stacked or {}
+    others = {n: kind for n, kind in _without(others or {}, shapes).items() if n not in stacked}
     counts = {pattern.text: 0 for pattern in patterns}
     matched = []
     for shape in shapes:
@@ -68,7 +72,8 @@ def find_targets(
             matched.append(shape)
             for text in hits:
                 counts[text] += 1
-    errors = _pattern_errors(patterns, counts, shapes, others, strict=strict)
+    notices += frozen_experts(patterns, counts, stacked)
+    errors = _pattern_errors(patterns, counts, shapes, others, stacked, strict=strict)
     if strict:
         errors += _selection_errors(shapes, targets)
     if config is not None and not errors:
@@ -121,6 +126,7 @@ def _pattern_errors(
     counts: Mapping[str, int],
     shapes: Sequence[LayerShape],
     others: Mapping[str, str],
+    stacked: Mapping[str, int],
     *,
     strict: bool,
 ) -> list[LoratuneError]:
@@ -130,6 +136,10 @@ def _pattern_errors(
         named = _meant(pattern, shapes, others)
         if named and (counts[pattern.text] == 0 or not pattern.is_expression):
             errors.append(unsupported(pattern.text, named, others))
+        elif counts[pattern.text] == 0 and (experts := _meant(pattern, shapes, stacked)):
+            missing.append(
+                unsupported(pattern.text, experts, dict.fromkeys(stacked, STACKED_EXPERTS))
+            )
         elif counts[pattern.text] == 0:
             named = [shape.name for shape in shapes if pattern.matches(shape.name)]
             missing.append(
@@ -142,7 +152,9 @@ def _pattern_errors(
     return errors
 
 
-def _meant(pattern: Pattern, shapes: Sequence[LayerShape], others: Mapping[str, str]) -> list[str]:
+def _meant(
+    pattern: Pattern, shapes: Sequence[LayerShape], others: Mapping[str, object]
+) -> list[str]:
     """Modules that ``pattern`` names and that cannot be adapted."""
     named = [name for name in others if pattern.matches(name)]
     if named or pattern.is_expression:

@@ -145,6 +145,24 @@ def _all_linear(shapes: Sequence[LayerShape], word: str) -> tuple[list[Pattern],
     return [Pattern(word, set(names).__contains__)], [notice] if outside else []
 
 
+def frozen_experts(
+    patterns: Sequence[Pattern], counts: Mapping[str, int], stacked: Mapping[str, int]
+) -> list[str]:
+    """What to say where patterns that match layers would mean the layers of experts too."""
+    lines = []
+    for pattern in patterns:
+        everything = pattern.text in ALL_LINEAR
+        names = [name for name in stacked if everything or pattern.matches(name)]
+        if names and counts[pattern.text]:
+            frozen = sum(stacked[name] for name in names)
+            lines.append(
+                f"{pattern.text} leaves {frozen:,} parameters of experts frozen: {names[0]}"
+                f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}, stacked in one tensor "
+                "each, cannot be adapted"
+            )
+    return lines
+
+
 def _role_patterns(
     shapes: Sequence[LayerShape], word: str, family: str | None
 ) -> tuple[list[Pattern], list[str]]:

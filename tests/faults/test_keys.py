@@ -96,6 +96,7 @@ MUTATIONS: dict[str, Mutation] = {
     "trainer.lr_scale": m("trainer.lr_scale=3", within=("trainer.lr=null",)),
     "trainer.schedule": m("trainer.schedule=cosine"),
     "trainer.warmup_steps": m("trainer.warmup_steps=2"),
+    "trainer.warmup_ratio": m("trainer.warmup_ratio=0.5"),
     "trainer.weight_decay": m("trainer.weight_decay=0.5"),
     "trainer.betas": m("trainer.betas=[0.5,0.9]"),
     "trainer.eps": m("trainer.eps=0.1"),

@@ -14,10 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from loratune.config.schema import ModelConfig
 from loratune.errors import ConfigError, ModelError
-from loratune.models.architectures import architecture_from_numbers, roles_of
+from loratune.models.architectures import STACKED_EXPERTS, architecture_from_numbers, roles_of
 from loratune.models.architectures.families import FAMILIES
 from loratune.models.measure import (
-    FUSED_EXPERTS,
     find_architecture,
     measure_model,
     measure_numbers,
@@ -180,7 +179,7 @@ def test_another_family_is_measured_on_the_meta_device(tmp_path: Path) -> None:
 def test_fused_expert_tensors_are_listed_by_name() -> None:
     numbers = {"model_type": "mixtral", **LLAMA_LIKE, "num_key_value_heads": 2}
     found = measure_numbers(numbers | {"num_local_experts": 4})
-    assert found.other_types["model.layers.0.mlp.experts.gate_up_proj"] == FUSED_EXPERTS
+    assert found.other_types["model.layers.0.mlp.experts.gate_up_proj"] == STACKED_EXPERTS
 
 
 @pytest.mark.parametrize(

@@ -109,3 +109,10 @@ def test_rows_of_one_s_own_with_a_template_are_asked_the_same_way_later(cli, tmp
     cli.succeeds("train", *words)
     kept = json.loads((tmp_path / "run/adapter/loratune.json").read_text())["prompt_format"]
     assert kept["template"] == "Question: {prompt}\nAnswer:"
+
+
+def test_train_says_that_the_warm_up_never_ends(cli) -> None:
+    words = ("recipe=smoke", "stages=[train]", "trainer.steps=2", "trainer.warmup_steps=9")
+    said = "warning: warm-up takes all 2 steps: the learning rate never reaches lr"
+    assert said in cli.succeeds("train", *words, "out=run").out
+    assert "warm-up" not in cli.succeeds("train", *words[:-1], "out=other").out

@@ -189,7 +189,9 @@ def test_fused_expert_tensors_are_refused_by_name() -> None:
     numbers = LLAMA_NUMBERS | {"model_type": "mixtral", "num_local_experts": 2}
     mixtral = measure_numbers(numbers)
     for pattern in ("gate_up_proj", "experts"):
-        with pytest.raises(ModelError, match=r"mlp\.experts\.gate_up_proj.*3-D") as caught:
+        with pytest.raises(
+            ModelError, match=r"mlp\.experts\.gate_up_proj.*stacked in one tensor"
+        ) as caught:
             find(mixtral, [pattern])
         assert caught.value.exit_code == 4
 
@@ -362,3 +364,43 @@ def test_every_targets_recipe_finds_layers_in_every_block_of_every_model(
     count = numbers.get("num_hidden_layers", numbers.get("n_layer"))
     assert blocks == set(range(count))
     assert targets.read_text().startswith("# loratune ")
+
+
+def test_experts_that_stay_frozen_under_all_linear_are_counted() -> None:
+    numbers = LLAMA_NUMBERS | {"model_type": "mixtral", "num_local_experts": 2}
+    mixtral = measure_numbers(numbers)
+    frozen = sum(mixtral.stacked_experts.values())
+    assert frozen == 2 * 2 * (2 * 48 * 32 + 32 * 48)
+    match = find_targets(
+        mixtral.layers, TargetsConfig(modules="all_linear"), stacked=mixtral.stacked_experts
+    )
+    [line] = [line for line in match.notices if "experts" in line]
+    assert f"leaves {frozen:,} parameters of experts frozen" in line
+    assert "model.layers.0.mlp.experts.gate_up_proj and 3 more" in line
+    quiet = find_targets(
+        mixtral.layers, TargetsConfig(modules=["q_proj"]), stacked=mixtral.stacked_experts
+    )
+    assert not quiet.notices
+
+
+def test_a_name_of_layers_and_of_experts_adapts_the_layers_and_says_so() -> None:
+    shape = LayerShape("model.layers.0.mlp.down_proj", LayerKind.linear, 8, 8)
+    stacked = {"model.layers.1.mlp.experts.down_proj": 128}
+    match = find_targets([shape], TargetsConfig(modules=["down_proj"]), stacked=stacked)
+    assert match.shapes == (shape,)
+    assert "down_proj leaves 128 parameters of experts frozen" in match.notices[0]
+    with pytest.raises(ModelError, match="stacked in one tensor"):
+        find_targets([shape], TargetsConfig(modules=["down_proj", "experts"]), stacked=stacked)
+
+
+def test_a_wrapped_model_names_its_experts() -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from loratune.surgery import wrap_model
+
+    sizes = {key: value for key, value in LLAMA_NUMBERS.items() if key != "model_type"}
+    model = MixtralForCausalLM(MixtralConfig(num_local_experts=2, **sizes))
+    with pytest.raises(ModelError, match=r"gate_up_proj and 1 more, expert weights stacked"):
+        wrap_model(model, LoRAConfig(), TargetsConfig(modules=["gate_up_proj"]))
+    wrapped = wrap_model(model, LoRAConfig(), TargetsConfig(modules="all_linear"))
+    assert any("parameters of experts frozen" in line for line in wrapped.match.notices)

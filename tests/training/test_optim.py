@@ -16,6 +16,8 @@ from loratune.training.optim import (
     make_optimizer,
     schedule_factor,
     set_learning_rate,
+    warmup_steps,
+    warmup_warning,
 )
 from loratune.training.state import load_optimizer_tensors, optimizer_tensors
 
@@ -100,3 +102,17 @@ def test_optimizer_state_round_trips_bit_for_bit(variant: str, settings: dict[st
     steps(other, second, 2)
     for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_warm_up_is_a_number_of_steps_or_a_share_of_them() -> None:
+    ratio = TrainerConfig(warmup_ratio=0.1)
+    assert [warmup_steps(total, ratio) for total in (2, 10, 1000)] == [0, 1, 100]
+    assert warmup_steps(1000, TrainerConfig(warmup_steps=30, warmup_ratio=0.1)) == 30
+    factors = [schedule_factor(step, 20, ratio) for step in range(3)]
+    assert factors == [1 / 3, 2 / 3, 1.0]
+
+
+@pytest.mark.parametrize(("steps", "said"), [(6, True), (7, True), (5, False)])
+def test_a_warm_up_as_long_as_the_training_is_said(steps: int, said: bool) -> None:
+    assert bool(warmup_warning(6, TrainerConfig(warmup_steps=steps))) is said
+    assert not warmup_warning(0, TrainerConfig())

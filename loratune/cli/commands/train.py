@@ -19,6 +19,10 @@ def run(config: RunConfig, command_line: CommandLine) -> None:
     """
     config = recorded_recipe(config, command_line)
     require_rows(config)
+    if config.adapter_path is not None:
+        from loratune.pipeline.continuing import check_continued
+
+        check_continued(config, command_line.keys)
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from loratune.pipeline.launch import join
 

@@ -1,6 +1,7 @@
 """What a model is made of, from the numbers of its ``config.json`` alone: no torch, no weights."""
 
 from loratune.models.architectures.base import (
+    STACKED_EXPERTS,
     Architecture,
     Numbers,
     OtherModule,
@@ -16,6 +17,7 @@ from loratune.models.architectures.families import (
 
 __all__ = [
     "ROLE_WORDS",
+    "STACKED_EXPERTS",
     "Architecture",
     "Numbers",
     "OtherModule",

@@ -13,6 +13,10 @@ Roles = Mapping[str, str]
 """Role (query, key, value, output, up, gate, down) to the dotted suffix that plays it."""
 
 
+STACKED_EXPERTS = "expert weights stacked in one tensor"
+"""Type of an ``OtherModule`` that is one tensor for all experts of a block."""
+
+
 @dataclass(frozen=True, slots=True)
 class OtherModule:
     """A module with parameters that no adapter can wrap: a norm, a position table."""
@@ -52,6 +56,11 @@ class Architecture:
     def other_types(self) -> dict[str, str]:
         """Name to type of the modules that no adapter can wrap."""
         return {module.name: module.type_name for module in self.others}
+
+    @property
+    def stacked_experts(self) -> dict[str, int]:
+        """Name to numbers of the tensors that hold a layer of every expert."""
+        return {m.name: m.parameters for m in self.others if m.type_name == STACKED_EXPERTS}
 
     def parameters_of(self, wanted: str) -> dict[str, int]:
         """Full name to parameters of each module called ``wanted`` (a whole dotted suffix).
