@@ -13,19 +13,48 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from loratune.errors import StorageError
+from loratune.errors import BusyError, SecurityError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 ASSETS = Path(__file__).parent / "assets"
 """The embedded model, its rows and the published counts."""
 BUILTIN = "builtin:"
 """What a path begins with that means something embedded."""
+FORMAT = 1
+"""Of every record that says one: manifests, certificates, ``loratune.json``."""
 _CHUNK = 1 << 22
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755
+"""At most: whatever the umask, nobody else may write what loratune wrote."""
+
+
+class NewerFormatError(ValueError):
+    """A record in a format that a later version of loratune writes."""
+
+
+def restrict_modes() -> None:
+    """From now on, files of this process and its children are not group- or other-writable."""
+    os.umask(os.umask(0o077) | 0o022)
+
+
+def temporary_name(path: Path) -> Path:
+    """An unguessable name beside ``path``, so that nobody can lie in wait there with a link."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(8)}")
+
+
+def open_own(path: Path, flags: int, mode: str = "r+") -> IO[Any]:
+    """Open a file for writing with extra ``os.open`` flags; a link in its place is an error.
+
+    Raises:
+        OSError: if it is a link, or cannot be opened.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+    return os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8")
 
 
 @contextlib.contextmanager
@@ -66,6 +95,25 @@ def free_bytes(path: Path) -> int:
     return 0
 
 
+def check_outside(out: Path, *sources: Path) -> None:
+    """Check that nothing is written among the files of a model or an adapter that is read.
+
+    Args:
+        out: a file or folder to be written, there already or not; links are followed.
+        sources: folders that stay as they are.
+
+    Raises:
+        BusyError: if ``out`` is one of them, or lies in one.
+    """
+    for source in sources:
+        if out.expanduser().resolve().is_relative_to(source.expanduser().resolve()):
+            raise BusyError(
+                f"the output lies inside '{source}', which is read and stays as it is",
+                where=str(out),
+                fix="choose another out=DIR",
+            )
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -87,10 +135,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         StorageError: if the disk refuses; the temporary file is removed.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    temporary = temporary_name(path)
     with storage_errors(path):
         try:
-            with temporary.open("wb") as file:
+            with open_own(temporary, os.O_WRONLY | os.O_EXCL, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -136,10 +184,16 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: if it cannot be read.
+        NewerFormatError: if a newer loratune wrote it; it may be sealed in another way.
         ValueError: if a byte differs from what was written.
     """
     content = path.read_bytes()
     value = json.loads(content.decode("utf-8"))
+    number = value.get("format") if isinstance(value, dict) else None
+    if isinstance(number, int) and number > FORMAT:
+        raise NewerFormatError(
+            f"written by a newer loratune (format {number}; this one reads up to {FORMAT})"
+        )
     seal = value.pop("seal", None) if isinstance(value, dict) else None
     if seal is None or seal != _seal(value) or to_json({**value, "seal": seal}).encode() != content:
         raise ValueError("the seal is broken")
@@ -177,17 +231,23 @@ def published_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: let it take the place of an earlier one.
 
     Raises:
-        StorageError: if the disk refuses, or ``target`` is occupied and not to be replaced.
+        BusyError: if ``target`` is occupied and not to be replaced.
+        SecurityError: if it is a link.
+        StorageError: if the disk refuses.
     """
     with storage_errors(target):
         if target.parent.is_dir():
             _remove_abandoned(target, restore=replace)
         occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-        if target.is_symlink() or (occupied and not (replace and target.is_dir())):
-            raise StorageError("the output already exists", where=str(target), fix="choose out=DIR")
+        if target.is_symlink():
+            raise SecurityError(
+                "the output is a symbolic link", where=str(target), fix="name the folder itself"
+            )
+        if occupied and not (replace and target.is_dir()):
+            raise BusyError("the output already exists", where=str(target), fix="choose out=DIR")
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
-        temporary.mkdir()
+        temporary = temporary_name(target)
+        temporary.mkdir(_FOLDER_MODE)
         with _held(temporary):
             try:
                 yield temporary
@@ -199,6 +259,7 @@ def published_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def _publish(temporary: Path, target: Path, *, occupied: bool) -> None:
     for path in sorted(temporary.rglob("*")):
+        path.chmod(path.stat().st_mode & _FOLDER_MODE)
         if path.is_file():
             sync_file(path)
     sync_folder(temporary)
@@ -231,10 +292,10 @@ def _held(folder: Path) -> Iterator[bool]:
 def _remove_abandoned(target: Path, *, restore: bool) -> None:
     """What killed writers of the same folder left beside it; a living writer's is left alone."""
     aside = _aside(target)
-    if restore and aside.is_dir() and not target.exists():
+    if restore and aside.is_dir() and not aside.is_symlink() and not target.exists():
         os.rename(aside, target)  # killed between setting it aside and publishing the new one
     shutil.rmtree(aside, ignore_errors=True)
-    pattern = re.compile(re.escape(f"{TEMPORARY_PREFIX}{target.name}-") + r"\d+")
+    pattern = re.compile(re.escape(f"{TEMPORARY_PREFIX}{target.name}-") + _UNIQUE)
     for path in sorted(target.parent.iterdir()):
         if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             with _held(path) as abandoned:
@@ -251,7 +312,9 @@ def discard_folder(folder: Path) -> None:
             shutil.rmtree(_aside(folder), ignore_errors=True)
 
 
-_LEFTOVER = re.compile(re.escape(TEMPORARY_PREFIX) + r"(old-.+|.+-\d+)")
+_UNIQUE = r"([0-9a-f]{16}|\d+)"
+"""How temporary names end; versions before 1 wrote the process's number."""
+_LEFTOVER = re.compile(re.escape(TEMPORARY_PREFIX) + rf"(old-.+|.+-{_UNIQUE})")
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -172,7 +172,7 @@ def _saved_names(model: nn.Module, targets: TargetsConfig) -> list[str]:
                 fix="name a module of the model, for example lm_head",
             )
         saved += matches
-    return saved
+    return list(dict.fromkeys(saved))
 
 
 def _save_module(model: nn.Module, name: str) -> SavedModule:

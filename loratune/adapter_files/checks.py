@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from loratune.errors import LoratuneError, ModelError
+from loratune.models.weights import is_finite
 
 LISTED = 64
 """Names in one message: every tensor of a small adapter, never a screenful of a large one."""
@@ -27,7 +27,7 @@ def unfit_tensors(tensors: Mapping[str, Tensor], where: str) -> list[LoratuneErr
             kinds["empty"].append(name)
         elif not tensor.is_floating_point():
             kinds["no floating-point numbers"].append(name)
-        elif not bool(torch.isfinite(tensor).all()):
+        elif not is_finite(tensor):
             kinds["NaN or infinite"].append(name)
     return [
         ModelError(
@@ -42,8 +42,13 @@ def _counted(names: Sequence[str]) -> str:
     """``tensor 'a' is``, or ``3 tensors ('a', 'b', 'c') are``; a very long list is cut."""
     if len(names) == 1:
         return f"tensor '{names[0]}' is"
-    listed = ", ".join(f"'{name}'" for name in names[:LISTED])
+    listed = ", ".join(f"'{name}'" for name in sorted(names, key=_natural)[:LISTED])
     return f"{len(names)} tensors ({listed}{', ...' if len(names) > LISTED else ''}) are"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 def misfits(

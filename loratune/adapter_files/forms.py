@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from loratune.adapter_files.offline import MetaAdapter
+from loratune.adapter_files.peft_config import PREFIX
 from loratune.adapter_files.peft_format import (
-    PREFIX,
     peft_config,
     shared_fingerprint,
     shared_keys,

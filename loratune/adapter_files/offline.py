@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
 from loratune.adapters.base import Adapter
-from loratune.errors import MergeError, refused_as
+from loratune.errors import MergeError, ModelError, refused_as
 from loratune.models.build import meta_base
 from loratune.models.weights import read_one, tensor_entries
 from loratune.surgery import WrappedModel
@@ -32,6 +35,7 @@ class MetaAdapter:
         unties: whether merging must part the two.
         input_embedding: name of the input embedding module.
         output_head: name of the head module.
+        vocabulary: rows that the embeddings have now, where the adapter's file resized them.
     """
 
     wrapped: WrappedModel
@@ -42,6 +46,7 @@ class MetaAdapter:
     unties: bool
     input_embedding: str
     output_head: str
+    vocabulary: int | None = None
 
 
 def attach(base_folder: Path, folder: AdapterFolder) -> MetaAdapter:
@@ -55,11 +60,34 @@ def attach(base_folder: Path, folder: AdapterFolder) -> MetaAdapter:
     names = {module: name for name, module in model.named_modules()}
     first = names.get(model.get_input_embeddings(), "")
     head = names.get(model.get_output_embeddings(), "")
+    prefix, rows = str(getattr(model, "base_model_prefix", "")), _rows(model)
+    entries = tensor_entries(base_folder)
+
+    def read(wanted: str) -> Tensor:
+        name = tensor_name(entries, wanted, prefix)
+        if name is None and tied and wanted == f"{head}.weight":
+            name = tensor_name(entries, f"{first}.weight", prefix)
+        if name is None:
+            raise ModelError(f"the base has no '{wanted}'", where=str(base_folder))
+        return read_one(entries[name])
+
     with refused_as(MergeError):
-        wrapped = wrap_for_loading(model, folder)
-    unties = tied and not {first, head}.isdisjoint({*wrapped.adapters, *wrapped.saved_modules})
-    prefix = str(getattr(model, "base_model_prefix", ""))
-    return MetaAdapter(wrapped, folder, base_folder, prefix, tied, unties, first, head)
+        wrapped = wrap_for_loading(model, folder, read)
+    touched = {*wrapped.adapters, *wrapped.saved_modules}
+    unties = tied and not touched.isdisjoint({first, head}) and not _stay_tied(wrapped, first, head)
+    vocabulary = None if _rows(model) == rows else _rows(model)
+    return MetaAdapter(wrapped, folder, base_folder, prefix, tied, unties, first, head, vocabulary)
+
+
+def _rows(model: Any) -> int:
+    """Rows of the model's vocabulary."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _stay_tied(wrapped: WrappedModel, first: str, head: str) -> bool:
+    """Whether both embeddings are stored in full, with the same numbers."""
+    one, other = wrapped.saved_modules.get(first), wrapped.saved_modules.get(head)
+    return one is not None and other is not None and torch.equal(one.weight, other.weight)
 
 
 def tensor_name(entries: Sequence[str] | dict[str, Any], wanted: str, prefix: str) -> str | None:

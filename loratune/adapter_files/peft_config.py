@@ -16,12 +16,24 @@ from loratune.config.schema import TargetsConfig
 from loratune.errors import LoratuneError, ModelError, SecurityError, raise_together
 
 CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+"""What PEFT puts in front of a module's name in its files."""
 RESTORE_CONFIG = "restore the adapter_config.json that belongs to the tensors"
 # Settings that change the maths; each is supported only by a variant that claims it.
+_COMMON = (
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode", "target_modules", "exclude_modules", "fan_in_fan_out", "bias",
+    "modules_to_save", "layers_to_transform", "layers_pattern", "trainable_token_indices",
+    "ensure_weight_tying", "init_weights",
+    # Of LoRA's starts and libraries: nothing of them is left once the factors are saved, and a
+    # start that replaces the base is refused by ``init_lora_weights``.
+    "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "qalora_group_size", "runtime_config",
+)  # fmt: skip
 _SWITCHES = (
-    "use_dora", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication",
+    "use_dora", "lora_bias", "target_parameters", "layer_replication",
     "alora_invocation_tokens", "use_qalora", "megatron_config", "velora_config", "use_bdlora",
-    "monteclora_config", "kasa_config", "arrow_config", "ensure_weight_tying",
+    "monteclora_config", "kasa_config", "arrow_config",
 )  # fmt: skip
 
 # Starts after which the base is still the base, so that the saved factors are all there is.
@@ -125,6 +137,17 @@ def _check_supported(peft: Mapping[str, Any], where: str) -> None:
     }
     for key in sorted(_switched(peft) - claimed):
         errors.append(ModelError(f"'{key}' is not supported", where=where))
+    unknown = _unknown_settings(peft)
+    if unknown:
+        named = ", ".join(f"'{key}'" for key in unknown)
+        written = f" (PEFT {peft['peft_version']} wrote it)" if peft.get("peft_version") else ""
+        errors.append(
+            ModelError(
+                f"{named}: not settings that this version of loratune knows{written}",
+                where=where,
+                fix="they may change what the adapter computes; remove them if they do not",
+            )
+        )
     if peft.get("bias", "none") != "none":
         errors.append(
             ModelError(f"trained biases (bias={peft['bias']}) are not supported", where=where)
@@ -144,6 +167,36 @@ def _check_supported(peft: Mapping[str, Any], where: str) -> None:
         if library != "transformers" and not library.startswith("transformers."):
             errors.append(SecurityError(f"the adapter asks to import '{library}'", where=where))
     raise_together(errors)
+
+
+def edited_settings(peft: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Which settings of an edited file are not those of our own record, or an empty string."""
+    try:
+        variant = config_class(str(facts["variant"]))
+        recorded = variant(**facts["adapter"]).to_peft()
+    except (LoratuneError, KeyError, TypeError, ValueError):
+        return ""
+    return ", ".join(
+        f"{key} is {peft.get(key)}, recorded {value}"
+        for key, value in recorded.items()
+        if key in peft and key not in ("fan_in_fan_out", "init_lora_weights") and peft[key] != value
+    )
+
+
+def _unknown_settings(peft: Mapping[str, Any]) -> list[str]:
+    """Keys with a value that neither PEFT's settings nor any variant of this kind account for."""
+    kind = peft.get("peft_type")
+    variants = [v for v in map(config_class, variant_names()) if v.peft_type == kind]
+    if not variants:
+        return []  # the kind itself is not supported, which is said instead
+    own = chain(*(v().to_peft() for v in variants), *(v.peft_switches for v in variants))
+    accounted = {*_COMMON, *_SWITCHES, *own}
+    return sorted(k for k, value in peft.items() if k not in accounted and not _is_unset(value))
+
+
+def _is_unset(value: Any) -> bool:
+    """Whether a value says "not used": nothing, false or empty; 0 is a number like others."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
 
 
 def check_rank(config: AdapterConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:

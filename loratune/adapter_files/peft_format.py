@@ -7,34 +7,41 @@ training-only settings, and the fingerprints that bind the adapter to its base.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from loratune import files
 from loratune.adapter_files.checks import misfits, unfit_tensors
+from loratune.adapter_files.embeddings import (
+    ReadTensor,
+    embedding_names,
+    with_embeddings,
+)
 from loratune.adapter_files.peft_config import (
     CONFIG,
+    PREFIX,
     check_rank,
     configs_from_peft,
+    edited_settings,
     unusable_setting,
 )
 from loratune.adapters.config import AdapterConfig, LayerKind
+from loratune.config.convert import to_plain
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, ModelError, SecurityError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
-from loratune.models.weights import inside, read_header
+from loratune.models.weights import inside, read_all
 from loratune.surgery import WrappedModel, adapter_state, wrap_model
 
 TENSORS = "adapter_model.safetensors"
 FACTS = "loratune.json"
-PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,48 @@ def write_adapter_files(
     save_file(plain, folder / TENSORS, metadata={"format": "pt"})
     files.write_json(folder / CONFIG, dict(config))
     hashes = {name: files.sha256_file(folder / name) for name in (CONFIG, TENSORS)}
-    files.write_sealed_json(folder / FACTS, {"format": 1, **facts, "files": hashes})
+    files.write_sealed_json(folder / FACTS, {**facts, "format": files.FORMAT, "files": hashes})
+
+
+def check_readable(wrapped: WrappedModel, base_name: str) -> None:
+    """Whether our own reader takes the settings that will be written, before anything is trained.
+
+    Raises:
+        LoratuneError: if it does not.
+    """
+    settings = to_plain(wrapped.config)
+    facts = {"variant": settings.pop("variant"), "adapter": settings}
+    written = json.loads(files.to_json(peft_config(wrapped, base_name)))
+    config, _ = configs_from_peft(written, facts, Path(TENSORS).parent)
+    if config.to_peft() != wrapped.config.to_peft():
+        raise ModelError(f"{CONFIG} would read back differently", fix="report this with the recipe")
+
+
+def read_back(folder: Path, wrapped: WrappedModel) -> None:
+    """Read a written adapter as any reader would, before it is published.
+
+    Headers, hashes, settings and finite numbers as ``read_adapter`` checks them; then names,
+    shapes and, for one module, the values.
+
+    Raises:
+        LoratuneError: if it is not what was meant to be written.
+    """
+    saved = read_adapter(folder)
+    state = adapter_state(wrapped)
+    shared = shared_keys(wrapped) if wrapped.config.leaves_shared_to_seed() else set()
+    where = str(folder / TENSORS)
+    raise_together(misfits(state, saved.tensors, shared, where))
+    first = next(iter(wrapped.adapters))
+    wrong = [
+        key
+        for key, tensor in saved.tensors.items()
+        if key.startswith(f"{PREFIX}{first}.") and not torch.equal(tensor, state[key].cpu())
+    ]
+    if saved.config.to_peft() != wrapped.config.to_peft() or wrong:
+        what = f"'{wrong[0]}'" if wrong else CONFIG
+        raise ModelError(
+            f"{what} reads back differently", where=where, fix="report this with the recipe"
+        )
 
 
 def peft_config(
@@ -142,7 +190,7 @@ def read_adapter(folder: Path) -> AdapterFolder:
         SecurityError: pickled tensors, or a configuration that is more than data.
     """
     peft = _read_config(folder)
-    facts = _read_facts(folder)
+    facts = _read_facts(folder, peft)
     config, targets = configs_from_peft(peft, facts, folder)
     tensors = _read_tensors(folder)
     check_rank(config, tensors, folder)
@@ -164,12 +212,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return peft
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
+def _read_facts(folder: Path, peft: Mapping[str, Any]) -> dict[str, Any]:
     path = inside(folder, FACTS)
     if not path.exists():
         return {}
     try:
         facts = files.read_sealed_json(path)
+    except files.NewerFormatError as error:
+        raise ModelError(
+            f"the adapter was {error}",
+            where=str(path),
+            fix="use that version of loratune; to use it as PEFT would, delete loratune.json",
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelError("the adapter was edited", where=str(path), fix=_RESTORE) from error
     for name, recorded in dict(facts.get("files", {})).items():
@@ -177,8 +231,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             continue
         file = folder / name
         if not file.is_file() or files.sha256_file(file) != recorded:
+            changes = edited_settings(peft, facts) if name == CONFIG else ""
             raise ModelError(
-                "the adapter was edited: sha256 differs from the recorded one",
+                f"the adapter was edited: {changes or 'sha256 differs from the recorded one'}",
                 where=str(file),
                 fix=_RESTORE,
             )
@@ -196,11 +251,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             where=str(folder / "adapter_model.bin"),
             fix="convert it to safetensors where you trust it",
         )
-    read_header(path)
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError("the adapter's tensors are unreadable", where=str(path)) from error
+    tensors = read_all(path)
     raise_together(unfit_tensors(tensors, str(path)))
     return tensors
 
@@ -208,14 +259,23 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 # -- into a model --------------------------------------------------------------------------
 
 
-def wrap_for_loading(model: nn.Module, folder: AdapterFolder) -> WrappedModel:
+def wrap_for_loading(
+    model: nn.Module, folder: AdapterFolder, read: ReadTensor | None = None
+) -> WrappedModel:
     """Wrap a model as an adapter's configuration says and copy its tensors in.
 
-    Frozen matrices that a compact file left out are drawn again from its seed.
+    Frozen matrices that a compact file left out are drawn again from its seed; a model whose
+    vocabulary is not that of the adapter's embeddings is resized to them.
+
+    Args:
+        model: the base model.
+        folder: the adapter.
+        read: gives a tensor of the base, where the model itself holds no data.
 
     Raises:
         ModelError: if it does not fit, or the drawn matrices are not the recorded ones.
     """
+    folder = with_embeddings(model, folder, read or (lambda name: model.state_dict()[name]))
     recipe = folder.facts.get("regenerate") or {}
     try:
         wrapped = wrap_model(
@@ -231,6 +291,13 @@ def wrap_for_loading(model: nn.Module, folder: AdapterFolder) -> WrappedModel:
     except ModelError as error:
         error.where = error.where or str(folder.path)
         raise
+    both = set(wrapped.adapters) & set(embedding_names(model))
+    if folder.peft.get("ensure_weight_tying") and both:
+        raise ModelError(
+            f"ensure_weight_tying with an adapter on '{min(both)}' is not supported",
+            where=str(folder.path / CONFIG),
+            fix="merge the adapter with PEFT",
+        )
     load_into(wrapped, folder)
     return wrapped
 

@@ -10,6 +10,7 @@ from types import ModuleType
 from loratune.cli import COMMANDS, discard_output
 from loratune.console import printable
 from loratune.errors import ConfigError, LoratuneError, StorageError, TrainingError, choose_one
+from loratune.files import restrict_modes
 
 
 def dispatch(command: str, arguments: Sequence[str]) -> int:
@@ -18,6 +19,7 @@ def dispatch(command: str, arguments: Sequence[str]) -> int:
     Every ``LoratuneError`` becomes its lines on stderr, the highest exit code last; anything else
     is a bug, exit code 1, and keeps its traceback.
     """
+    restrict_modes()
     try:
         module = _command_module(command)
         if hasattr(module, "Config"):

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ class Store:
         """An exclusive lock that the system releases with the process."""
         folder = self.path / ".claims"
         folder.mkdir(exist_ok=True)
-        with (folder / name).open("a+", encoding="utf-8") as lock:
+        with files.open_own(folder / name, os.O_RDWR | os.O_APPEND, "a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:

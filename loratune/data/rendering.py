@@ -168,7 +168,7 @@ def _generation_tag() -> type:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Let the block take two seconds and half a gigabyte more than there is now.
+    """Let the block take two seconds of processor time and half a gigabyte more than now.
 
     Outside the main thread, where no signal arrives, the block runs unbounded.
 
@@ -179,17 +179,17 @@ def bounded() -> Iterator[None]:
         yield
         return
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    previous = signal.signal(signal.SIGALRM, _too_long)
+    previous = signal.signal(signal.SIGPROF, _too_long)
     try:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         _limit_memory(limits)
         yield
     except MemoryError as error:
         cause = f"the chat template wants more than {_MEMORY >> 20} MB for one row"
         raise SecurityError(cause, where="tokenizer", fix=FIX) from error
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loratune import files
 from loratune.config.schema import Dtype
+from loratune.models.untrusted import check_tokenizer
 from loratune.models.weights import INDEX, SINGLE, TensorEntry
 from loratune.runs.run_dir import MERGE_REPORT
 
@@ -22,6 +23,8 @@ def complete_folder(
     dtype: Dtype,
     *,
     unties: bool,
+    vocabulary: int | None = None,
+    tokenizer: Path | None = None,
 ) -> None:
     """Write everything beside the weights, so that ``target`` loads like the base did.
 
@@ -31,10 +34,15 @@ def complete_folder(
         entries: the merged tensors.
         dtype: of the merged weights where it was changed, else auto.
         unties: whether head and input embedding had to part.
+        vocabulary: rows of the embeddings, where an adapter resized them.
+        tokenizer: a folder whose tokenizer takes the place of the base's.
     """
     _write_index(target, entries)
-    _write_config(base_folder, target, dtype, unties=unties)
+    _write_config(base_folder, target, dtype, unties=unties, vocabulary=vocabulary)
     _copy_side_files(base_folder, target)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
+        _copy_side_files(tokenizer, target)
 
 
 def _write_index(target: Path, entries: Mapping[str, TensorEntry]) -> None:
@@ -45,8 +53,13 @@ def _write_index(target: Path, entries: Mapping[str, TensorEntry]) -> None:
     files.write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def _write_config(base_folder: Path, target: Path, dtype: Dtype, *, unties: bool) -> None:
+def _write_config(
+    base_folder: Path, target: Path, dtype: Dtype, *, unties: bool, vocabulary: int | None
+) -> None:
     config = files.read_json(base_folder / "config.json")
+    if vocabulary is not None:
+        owner = config if "vocab_size" in config else config.get("text_config", config)
+        owner["vocab_size"] = vocabulary
     if unties:
         config["tie_word_embeddings"] = False
     if dtype is not Dtype.auto:

@@ -64,9 +64,10 @@ def prove_logits(base_folder: Path, adapter: AdapterFolder, merged_folder: Path)
         MergeError: if they do not agree.
     """
     model: Any = load_model(base_folder, torch.float32)
-    ids = _probe_ids(model)
-    adapted, base = adapted_and_base_logits(wrap_for_loading(model, adapter), ids)
-    del model
+    wrapped = wrap_for_loading(model, adapter)
+    ids = _probe_ids(wrapped.model)
+    adapted, base = adapted_and_base_logits(wrapped, ids)
+    del model, wrapped
     merged_model: Any = load_model(merged_folder, torch.float32)
     merged: Tensor = merged_model(input_ids=ids, use_cache=False).logits
     proof = logits_proof(adapted, base, merged)
@@ -90,8 +91,8 @@ def prove_same_logits(
         MergeError: if they are not.
     """
     model: Any = load_model(base_folder, torch.float32)
-    ids = _probe_ids(model)
     wrapped = wrap_for_loading(model, original)
+    ids = _probe_ids(wrapped.model)
     expected, base = adapted_and_base_logits(wrapped, ids)
     again = wrap_for_loading(unwrap_model(wrapped), exported)
     got, _ = adapted_and_base_logits(again, ids)

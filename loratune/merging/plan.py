@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from loratune.config.schema import Dtype
 from loratune.errors import MergeError
 from loratune.merging.weight import ModuleProof, merged_weight
 from loratune.models.dtypes import COMPUTED_IN, ITEM_BYTES, safetensors_name, torch_dtype
-from loratune.models.weights import TensorEntry, tensor_entries, tensor_in
+from loratune.models.weights import TensorEntry, is_finite, tensor_entries, tensor_in
 
 
 class MergePlan:
@@ -24,6 +25,7 @@ class MergePlan:
         base_folder: the base model's files.
         entries: the base's tensors.
         offline: the adapters on the base's names and shapes.
+        vocabulary: rows of the embeddings, where an adapter resized them.
         unties: whether head and input embedding must part.
         sources: output tensor name to the base tensor it comes from.
         layers: output tensor name to the corrections added to it, in the adapters' order.
@@ -40,6 +42,8 @@ class MergePlan:
         self.base_folder, self._dtype = base_folder, dtype
         self.entries = tensor_entries(base_folder)
         self.offline = [attach(base_folder, adapter) for adapter in adapters]
+        sizes = [one.vocabulary for one in self.offline if one.vocabulary is not None]
+        self.vocabulary = max(sizes, default=None)
         self.unties = any(offline.unties for offline in self.offline)
         self.sources = self._sources()
         self.layers = self._layers()
@@ -70,6 +74,9 @@ class MergePlan:
         trained: dict[str, Tensor] = {}
         for offline in self.offline:
             for module, layer in offline.wrapped.saved_modules.items():
+                is_tied_head = offline.tied and module == offline.output_head
+                if is_tied_head and not self.unties:
+                    continue  # the input embedding's number, stored once
                 for key, value in layer.trained_module.state_dict().items():
                     full_name = f"{module}.{key}"
                     name = tensor_name(self.entries, full_name, offline.prefix) or full_name
@@ -88,10 +95,17 @@ class MergePlan:
             file = source.file if name in self.entries else last
             dtype = self._out_dtype(source)
             begin = shards[file][-1].end if shards[file] else 0
-            size = source.size // ITEM_BYTES[source.dtype] * ITEM_BYTES[dtype]
-            entry = TensorEntry(name, folder / file.name, dtype, source.shape, begin, begin + size)
+            shape = self._out_shape(name, source)
+            size = math.prod(shape) * ITEM_BYTES[dtype]
+            entry = TensorEntry(name, folder / file.name, dtype, shape, begin, begin + size)
             shards[file].append(entry)
         return {folder / file.name: entries for file, entries in shards.items()}
+
+    def _out_shape(self, name: str, source: TensorEntry) -> tuple[int, ...]:
+        """The base's, or that of a vocabulary which the adapter resized."""
+        trained = self.trained.get(name)
+        same = trained is None or trained.numel() == math.prod(source.shape)
+        return source.shape if trained is None or same else tuple(trained.shape)
 
     def _out_dtype(self, source: TensorEntry) -> str:
         """Safetensors dtype of an output tensor; only floating ones are converted."""
@@ -119,8 +133,15 @@ class MergePlan:
             raise MergeError(f"weights of type {source.dtype} cannot be merged", where=name)
         dtype = torch_dtype(entry.dtype)
         if name in self.trained:
-            return self.trained[name].reshape(source.shape).to(dtype), None
+            return self.trained[name].reshape(entry.shape).to(dtype), None
         stored = tensor_in(source, content)
         if name not in self.layers:
-            return stored.to(dtype), None
+            cast = stored.to(dtype)
+            if not is_finite(cast):
+                raise MergeError(
+                    f"a number of the base is too large for {dtype}",
+                    where=name,
+                    fix="merge.dtype=auto",
+                )
+            return cast, None
         return merged_weight(stored, self.layers[name], dtype)

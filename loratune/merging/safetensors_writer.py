@@ -19,7 +19,7 @@ class SafetensorsWriter:
     """
 
     def __init__(self, path: Path, entries: Sequence[TensorEntry]) -> None:
-        self._file: BinaryIO = path.open("wb")
+        self._file: BinaryIO = path.open("xb")
         self._digest = hashlib.sha256()
         self._left = [entry.size for entry in entries]
         self.sha256 = ""

@@ -17,7 +17,7 @@ from loratune.merging.safetensors_writer import SafetensorsWriter
 from loratune.merging.threads import in_order, tensor_threads
 from loratune.merging.weight import ModuleProof
 from loratune.models.fingerprint import combine_hashes
-from loratune.models.weights import TensorEntry, drop_pages, mapped, tensor_hash
+from loratune.models.weights import TensorEntry, check_stored, drop_pages, mapped, tensor_hash
 
 
 @dataclass
@@ -123,6 +123,8 @@ def _encode(
 ) -> _EncodedTensor:
     source = plan.sources[entry.name]
     base = tensor_hash(source, content) if hashes_base else None
+    if hashes_base:
+        check_stored(source, content)
     if plan.is_copied(entry):
         return _EncodedTensor(content[source.begin : source.end], base, None, None)
     result, proof = plan.value(entry, content)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from loratune.models.weights import (
     TensorEntry,
+    check_stored,
     hash_tensors,
-    mapped,
-    read_header,
+    read_all,
     tensor_entries,
-    tensor_in,
 )
 
 if TYPE_CHECKING:
@@ -25,9 +24,12 @@ def base_fingerprint(folder: Path) -> str:
     """Fingerprint of a model folder's weights: names, dtypes, shapes and every byte.
 
     Independent of how the tensors are spread over files.
+
+    Raises:
+        ModelError: if a weight is NaN or infinite, or a file is broken.
     """
     entries = tensor_entries(folder)
-    return combine_hashes(entries, hash_tensors(entries))
+    return combine_hashes(entries, hash_tensors(entries, check_stored))
 
 
 def combine_hashes(entries: Mapping[str, TensorEntry], hashes: Mapping[str, str]) -> str:
@@ -69,6 +71,4 @@ def file_fingerprint(path: Path) -> str:
     Raises:
         ModelError: if it is not a safetensors file.
     """
-    entries = read_header(path)
-    content = mapped(path)
-    return tensors_fingerprint({name: tensor_in(entry, content) for name, entry in entries.items()})
+    return tensors_fingerprint(read_all(path))

@@ -13,6 +13,7 @@ from loratune.models.weights import inside, leads_out
 RESTORE = "restore the file that belongs to the weights"
 _PLAIN = "use a model whose architecture transformers knows, and remove the key"
 _LOADED = ("*.json", "*.model", "*.txt", "*.jinja", "*/*.jinja")
+_ADAPTER = "adapter_config.json"
 _TOKENIZER_SETTINGS = (
     "tokenizer_config.json", "special_tokens_map.json", "processor_config.json",
 )  # fmt: skip
@@ -29,8 +30,8 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
-        fix = "set model.path to a folder written by save_pretrained"
-        raise ModelError(f"{name} is missing", where=str(folder), fix=fix) from error
+        cause, fix = _instead_of_a_model(folder)
+        raise ModelError(f"{name} is missing{cause}", where=str(folder), fix=fix) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{name} is unreadable", where=str(path), fix=RESTORE) from error
     if not isinstance(value, dict):
@@ -38,12 +39,47 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
+def _instead_of_a_model(folder: Path) -> tuple[str, str]:
+    """What a folder without config.json is, and what to name instead."""
+    if (folder / _ADAPTER).exists():
+        base = _base_of_adapter(folder)
+        named = f" ({base!r}, says the adapter)" if base else ""
+        return (
+            ": this is an adapter, not a base model",
+            f"set model.path to its base model{named}; the adapter itself is adapter_path",
+        )
+    if (folder / "recipe.yaml").exists():
+        return (
+            ": this is a run folder, not a base model",
+            "set run=DIR, or model.path to its merged model (DIR/merged)",
+        )
+    if (folder / "manifest.json").exists():
+        return ": this is a checkpoint, not a base model", "set resume=DIR to continue from it"
+    return "", "set model.path to a folder written by save_pretrained"
+
+
+def _base_of_adapter(folder: Path) -> str:
+    try:
+        config = json.loads((folder / _ADAPTER).read_bytes().decode("utf-8"))
+        return str(config.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
+
+
 def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Check what ``config.json`` asks for, before transformers reads it.
 
     Raises:
+        ModelError: if an adapter lies in the same folder, which transformers would put in.
         SecurityError: for code of its own, and for files outside the folder.
     """
+    if (folder / _ADAPTER).exists():
+        raise ModelError(
+            f"the folder holds a base model and an adapter ({_ADAPTER}): which is meant?",
+            where=str(folder),
+            fix=f"move {_ADAPTER} and adapter_model.safetensors into a folder of their own, "
+            "and name that with adapter_path",
+        )
     _check_links(folder)
     _check_keys(folder / "config.json", config, _config_reason)
 

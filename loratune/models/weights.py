@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import mmap
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratune.errors import LoratuneError, ModelError, SecurityError, raise_together
-from loratune.models.dtypes import COMPUTED_IN, ITEM_BYTES, torch_dtype
+from loratune.models.dtypes import COMPUTED_IN, FLOATING, ITEM_BYTES, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,15 +75,26 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         raise ModelError("the file is missing", where=str(file), fix=_COPY) from error
     except OSError as error:
         raise ModelError(f"cannot read: {error.strerror}", where=str(file)) from error
+    except _DuplicateKeyError as error:
+        raise ModelError(
+            f"broken header: '{error}' occurs twice, and readers disagree on which one counts",
+            where=str(file),
+            fix=_COPY,
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError("not a safetensors file", where=str(file), fix=_COPY) from error
 
 
+class _DuplicateKeyError(ValueError):
+    """A key that occurs twice in one JSON object."""
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys each occur once: readers disagree on which of two would count."""
+    """A JSON object whose keys each occur once."""
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key occurs twice")
+        names = [key for key, _ in pairs]
+        raise _DuplicateKeyError(next(key for key, times in Counter(names).items() if times > 1))
     return values
 
 
@@ -272,6 +284,52 @@ def read_one(entry: TensorEntry) -> Tensor:
     return tensor_in(entry, mapped(entry.file))
 
 
+def read_all(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, by name, where it lies.
+
+    Raises:
+        ModelError: if it is missing or broken.
+    """
+    entries = read_header(file)
+    content = mapped(file)
+    return {name: tensor_in(entries[name], content) for name in sorted(entries)}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite, in one quick pass: both reach the extremes."""
+    import torch
+
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def check_stored(entry: TensorEntry, content: memoryview) -> None:
+    """Check that a stored weight holds numbers only.
+
+    Args:
+        entry: the tensor.
+        content: the mapped bytes of its file.
+
+    Raises:
+        ModelError: naming it, how many of its numbers are not finite, and the first one's place.
+    """
+    if entry.dtype not in FLOATING:
+        return
+    tensor = tensor_in(entry, content)
+    if is_finite(tensor):
+        return
+    bad = ~tensor.isfinite()
+    first = [int(place) for place in bad.nonzero()[0]]
+    raise ModelError(
+        f"{int(bad.sum()):,} of {tensor.numel():,} numbers of '{entry.name}' are NaN or infinite, "
+        f"the first at {first}",
+        where=str(entry.file),
+        fix="copy or download it again; a base that holds such numbers cannot be trained or merged",
+    )
+
+
 def drop_pages(content: memoryview, begin: int, end: int) -> None:
     """Give the memory of a part of a mapped file back; the file is read again if that is asked for.
 
@@ -288,20 +346,45 @@ def tensor_hash(entry: TensorEntry, content: memoryview) -> str:
     return hashlib.sha256(content[entry.begin : entry.end]).hexdigest()
 
 
-def hash_tensors(entries: dict[str, TensorEntry]) -> dict[str, str]:
-    """Hex sha256 per tensor, several tensors at a time (hashing releases the interpreter)."""
+def hash_tensors(
+    entries: dict[str, TensorEntry],
+    check: Callable[[TensorEntry, memoryview], None] | None = None,
+) -> dict[str, str]:
+    """Hex sha256 per tensor, several tensors at a time (hashing releases the interpreter).
+
+    Args:
+        entries: the tensors.
+        check: called with each tensor and the mapped bytes of its file while they are at hand.
+
+    Raises:
+        LoratuneError: whatever ``check`` raised, for all tensors of a file at once.
+    """
     hashes: dict[str, str] = {}
-    for file in dict.fromkeys(entry.file for entry in entries.values()):
-        of_file = [entry for entry in entries.values() if entry.file == file]
-        hash_one = partial(_hash_and_drop, content=mapped(file))
+    by_file: dict[Path, list[TensorEntry]] = {}
+    for entry in entries.values():
+        by_file.setdefault(entry.file, []).append(entry)
+    for file, of_file in by_file.items():
+        errors: list[LoratuneError] = []
+        hash_one = partial(_hash_and_drop, content=mapped(file), check=check, errors=errors)
         with ThreadPoolExecutor(max_workers=2) as pool:
             results = pool.map(hash_one, of_file)
             hashes.update(zip((entry.name for entry in of_file), results, strict=True))
+        raise_together(errors)
     return hashes
 
 
-def _hash_and_drop(entry: TensorEntry, content: memoryview) -> str:
+def _hash_and_drop(
+    entry: TensorEntry,
+    content: memoryview,
+    check: Callable[[TensorEntry, memoryview], None] | None,
+    errors: list[LoratuneError],
+) -> str:
     sha256 = tensor_hash(entry, content)
+    if check is not None:
+        try:
+            check(entry, content)
+        except LoratuneError as error:
+            errors.append(error)
     drop_pages(content, entry.begin, entry.end)
     return sha256
 

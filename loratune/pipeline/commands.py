@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loratune import files
 from loratune.adapter_files.peft_format import AdapterFolder, read_adapter
 from loratune.config.schema import ExportFormat, ModelConfig, RunConfig
 from loratune.console import console, say
@@ -55,6 +56,8 @@ def evaluate_adapter(
         LoratuneError: unusable data, base or adapter, or drift.
     """
     adapter, base, wrapped = _load_adapted(config, folder, base_named)
+    if out is not None:
+        files.check_outside(out, base.folder, adapter.path)
     data = prepare_data(
         evaluation_only(config.data),
         base.tokenizer,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from loratune.adapter_files.embeddings import check_continuable
 from loratune.adapter_files.peft_config import structure_of
-from loratune.adapter_files.peft_format import AdapterFolder, read_adapter
+from loratune.adapter_files.peft_format import AdapterFolder, check_readable, read_adapter
 from loratune.config.convert import to_plain
 from loratune.config.schema import DataConfig, RunConfig, Stage
 from loratune.counting.parameters import ParameterReport
@@ -101,6 +102,9 @@ def wrap_base(
     architecture = measure_model(base.model)
     drift = [] if saved is None else check_base(base, saved, config.allow_drift)
     wrapped = wrap(base.model, config, saved)
+    if saved is not None:
+        check_continuable(saved, wrapped)
+    check_readable(wrapped, config.model.path)
     counts = wrapped.match.counts.items()
     processes.say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
     notices = [*wrapped.match.notices, *wrapped.config.warnings()]

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from loratune import files
-from loratune.adapter_files.peft_format import shared_fingerprint, write_adapter
+from loratune.adapter_files.peft_format import read_back, shared_fingerprint, write_adapter
 from loratune.config.convert import to_plain
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
@@ -16,7 +16,7 @@ from loratune.data.prepare import PreparedData
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.report.build import finished_report
 from loratune.runs import processes
-from loratune.runs.provenance import package_versions, provenance
+from loratune.runs.provenance import merged_before, package_versions, provenance
 from loratune.runs.records import link_latest, recipe_record, write_recipe, write_summary
 from loratune.runs.run_dir import RunDir
 from loratune.stages.load import BaseModel
@@ -72,6 +72,12 @@ class Records:
         origin = redact(provenance(str(base.device)))
         fingerprints = {key: self.facts[key] for key in _FINGERPRINTS}
         origin |= {"fingerprints": fingerprints, "dtype": str(base.dtype)}
+        merged = merged_before(base.folder)
+        if merged is not None:
+            processes.say_once(
+                "note: the base is itself a model that loratune merged (see provenance.json)"
+            )
+            origin["merged_base"] = merged
         files.write_json(self.run_dir.provenance, origin)
         files.write_json(self.run_dir.parameters, parameters.to_dict())
         files.write_json(self.run_dir.data, data.report.to_dict())
@@ -96,6 +102,7 @@ class Records:
         }
         with files.published_folder(self.run_dir.adapter, replace=True) as target:
             write_adapter(target, wrapped, facts, self.config.model.path)
+            read_back(target, wrapped)
         link_latest(self.run_dir, self.config.name)
         processes.say_once(f"adapter saved: {self.run_dir.adapter}")
 

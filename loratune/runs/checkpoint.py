@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 STATE = "state.json"
 _PREFIX = "step_"
+_NEWER = "use that version of loratune, or start a new run with another out=DIR"
 _OTHER = "resume from another checkpoint, or resume=auto"
 
 
@@ -91,7 +92,7 @@ def save_checkpoint(
             _write_tensors(temporary / f"{stem}.safetensors", group)
         files.write_json(temporary / STATE, dict(state))
         entries = describe_files(temporary.iterdir())
-        manifest = {"format": 1, "step": step, "files": entries, **facts}
+        manifest = {"format": files.FORMAT, "step": step, "files": entries, **facts}
         files.write_sealed_json(temporary / MANIFEST, manifest)
 
 
@@ -106,6 +107,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """A checkpoint's manifest, its seal and step checked; the files that it lists are not.
 
     Raises:
+        NewerCheckpointError: if a newer loratune wrote it.
         CheckpointError: if it is missing, changed or another step's.
     """
     if not path.is_dir():
@@ -117,6 +119,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if int(manifest["step"]) == step_of(path):
             return manifest
         problem = f"belongs to step {manifest['step']}"
+    except files.NewerFormatError as error:
+        cause = f"{MANIFEST} was {error}"
+        raise NewerCheckpointError(cause, where=str(path), fix=_NEWER) from error
     except FileNotFoundError:
         problem = "is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -124,10 +129,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
     raise CheckpointError(f"{MANIFEST} {problem}", where=str(path), fix=_OTHER)
 
 
+class NewerCheckpointError(CheckpointError):
+    """A whole checkpoint that this version cannot read: neither skipped nor set aside."""
+
+
 def damage(path: Path) -> str:
-    """What is wrong with a checkpoint folder, or an empty string if every byte verifies."""
+    """What is wrong with a checkpoint folder, or an empty string if every byte verifies.
+
+    Raises:
+        NewerCheckpointError: if a newer loratune wrote it.
+    """
     try:
         entries = read_manifest(path)["files"]
+    except NewerCheckpointError:
+        raise
     except CheckpointError as error:
         return error.cause
     problems = ((name, file_problem(path, name, entry)) for name, entry in entries.items())

@@ -31,7 +31,7 @@ class FolderLock:
             BusyError: naming the holder's process, machine and start.
         """
         with files.storage_errors(self.path.parent):
-            file = self.path.open("a+", encoding="utf-8")
+            file = files.open_own(self.path, os.O_RDWR)
         self._lock(file)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         file.seek(0)

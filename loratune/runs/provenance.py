@@ -9,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from loratune import files
+from loratune.runs.run_dir import MERGE_REPORT
+
 PACKAGES = (
     "loratune", "torch", "transformers", "tokenizers", "safetensors", "hydra-core", "omegaconf",
     "datasets", "numpy",
@@ -36,6 +39,17 @@ def provenance(device: str) -> dict[str, Any]:
         "processor": _processor(),
         "command": [*Path(sys.argv[0]).name.split(), *sys.argv[1:]],
     }
+
+
+def merged_before(folder: Path) -> dict[str, Any] | None:
+    """What a base model was merged from, where loratune merged it, else ``None``."""
+    try:
+        report = files.read_sealed_json(folder / MERGE_REPORT)
+        return {key: report[key] for key in ("base", "adapters", "merged")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {"base": None, "adapters": None, "merged": None}  # merged, but the record is broken
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

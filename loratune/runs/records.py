@@ -43,7 +43,7 @@ def write_recipe(run_dir: RunDir, config: RunConfig) -> None:
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line to a jsonl file."""
-    with files.storage_errors(path), path.open("a", encoding="utf-8") as file:
+    with files.storage_errors(path), files.open_own(path, os.O_WRONLY | os.O_APPEND, "a") as file:
         file.write(_line(record))
 
 
@@ -99,7 +99,7 @@ def link_latest(run_dir: RunDir, name: str) -> None:
     if run_dir.path.parent != OUTPUTS / name:
         return
     link = run_dir.path.parent / "latest"
-    temporary = link.with_name(f"{files.TEMPORARY_PREFIX}latest-{os.getpid()}")
+    temporary = files.temporary_name(link)
     try:
         if link.exists() and not link.is_symlink():
             return

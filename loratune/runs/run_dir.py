@@ -54,7 +54,8 @@ class RunDir:
         """Make (or, with ``resume``, reopen) the run's folder and hold it for this process.
 
         Raises:
-            BusyError: if another live process holds it, or another run's results lie in it.
+            BusyError: if another live process holds it, another run's results lie in it, or it
+                lies inside the base model or the adapter that the run reads.
             StorageError: if it cannot be written.
         """
         if config.out is None:
@@ -62,6 +63,7 @@ class RunDir:
         else:
             path = Path(config.out)
             _check_is_folder(path)
+            files.check_outside(path, *_sources(config))
             if config.resume is None:
                 cls(path)._check_unoccupied()
             with files.storage_errors(path):
@@ -88,6 +90,7 @@ class RunDir:
             return
         run_dir = cls(Path(config.out))
         _check_is_folder(run_dir.path)
+        files.check_outside(run_dir.path, *_sources(config))
         if config.resume is None:
             run_dir._check_unoccupied()
         run_dir._lock.check_free()
@@ -116,6 +119,7 @@ class RunDir:
             BusyError: if results of an earlier run lie here.
         """
         if not self.recipe.exists():
+            _check_holds_no_model(self.path)
             return
         names = [path.name for path in published_checkpoints(self.checkpoints)]
         newest = f"newest checkpoint {names[-1]}" if names else "no checkpoint yet"
@@ -124,6 +128,25 @@ class RunDir:
             where=str(self.path),
             fix="continue it with resume=auto, or choose another out=DIR",
         )
+
+
+def _sources(config: RunConfig) -> list[Path]:
+    """The folders that a run reads: its base model's, an adapter's that it continues."""
+    base = str(config.model.path)
+    own = [files.ASSETS] if base.startswith(files.BUILTIN) else []
+    paths = (Path(path).expanduser() for path in (base, config.adapter_path) if path)
+    return [*own, *(path for path in paths if path.is_dir())]
+
+
+def _check_holds_no_model(folder: Path) -> None:
+    """A run is not put among the files of a model or an adapter, whoever's they are."""
+    for name in ("config.json", "adapter_config.json", "model.safetensors"):
+        if (folder / name).exists():
+            raise BusyError(
+                f"the folder holds a model or an adapter ({name})",
+                where=str(folder),
+                fix="choose another out=DIR",
+            )
 
 
 def fresh_folder(parent: Path) -> Path:

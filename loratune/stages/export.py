@@ -44,6 +44,7 @@ def export(
         MergeError: if the result does not compute the same.
         LoratuneError: if the adapter or its base is unusable.
     """
+    files.check_outside(out, base_folder, adapter.path)
     offline = attach(base_folder, adapter)
     config, tensors, facts = FORMS[form](offline)
     with files.published_folder(out) as target:

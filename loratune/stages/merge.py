@@ -94,7 +94,15 @@ def merge(
     with files.published_folder(out) as target:
         written = write_merged(plan, target)
         drift = _check_bindings(adapters, written.base, tokenizer, allow_drift)
-        complete_folder(base_folder, target, written.entries, config.dtype, unties=plan.unties)
+        complete_folder(
+            base_folder,
+            target,
+            written.entries,
+            config.dtype,
+            unties=plan.unties,
+            vocabulary=plan.vocabulary,
+            tokenizer=_own_tokenizer(plan),
+        )
         report = MergeReport(
             base=written.base,
             adapters=[tensors_fingerprint(adapter.tensors) for adapter in adapters],
@@ -119,11 +127,18 @@ def _checked_plan(
     adapters: Sequence[AdapterFolder], base_folder: Path, out: Path, dtype: Dtype
 ) -> MergePlan:
     """What is to be written, once everything that can stop it beforehand was looked at."""
+    files.check_outside(out, base_folder, *(adapter.path for adapter in adapters))
     _check_not_merged(adapters, base_folder)
     plan = MergePlan(adapters, base_folder, dtype)
     _require_effect(plan.offline)
     _require_space(plan, out)
     return plan
+
+
+def _own_tokenizer(plan: MergePlan) -> Path | None:
+    """The folder of the adapter that resized the vocabulary, if it brings the tokenizer."""
+    folders = [one.folder.path for one in plan.offline if one.vocabulary is not None]
+    return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
 
 
 def _check_not_merged(adapters: Sequence[AdapterFolder], base_folder: Path) -> None:

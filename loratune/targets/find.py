@@ -78,6 +78,15 @@ def find_targets(
         errors += _selection_errors(shapes, targets)
     if config is not None and not errors:
         errors += _variant_errors(matched, config)
+        dead = dead_patterns(matched, config)
+        if strict:
+            errors += [_dead_pattern(where, key, len(matched)) for where, key in dead]
+        else:
+            notices += [
+                f"{where} '{key}' of the adapter's file fits none of its {len(matched)} layers, "
+                "and has no effect"
+                for where, key in dead
+            ]
     raise_together(errors)
     return TargetMatch(tuple(matched), counts, tuple(notices))
 
@@ -171,22 +180,27 @@ def _selection_errors(shapes: Sequence[LayerShape], targets: TargetsConfig) -> l
 
 def _variant_errors(matched: Sequence[LayerShape], config: AdapterConfig) -> list[LoratuneError]:
     fix = "leave it out with targets.exclude, or choose another adapter"
-    errors: list[LoratuneError] = [
+    return [
         ModelError(refusal, where=shape.name, fix=fix)
         for shape in matched
         if (refusal := config.check_layer(shape))
     ]
+
+
+def dead_patterns(matched: Sequence[LayerShape], config: AdapterConfig) -> list[tuple[str, str]]:
+    """Name of the setting and key of every rank or alpha pattern that fits no adapted layer."""
+    dead = []
     names = [shape.name for shape in matched]
     for where in ("rank_pattern", "alpha_pattern"):
         patterns: Mapping[str, object] = getattr(config, where)
         used = set(fitting_keys(patterns, names, f"adapter.{where}").values())
-        errors += [
-            ConfigError(
-                f"'{key}' fits none of the {len(matched)} adapted layers",
-                where=f"adapter.{where}",
-                fix="remove it, or name an adapted layer",
-            )
-            for key in patterns
-            if key not in used
-        ]
-    return errors
+        dead += [(where, key) for key in patterns if key not in used]
+    return dead
+
+
+def _dead_pattern(where: str, key: str, layers: int) -> ConfigError:
+    return ConfigError(
+        f"'{key}' fits none of the {layers} adapted layers",
+        where=f"adapter.{where}",
+        fix="remove it, or name an adapted layer",
+    )

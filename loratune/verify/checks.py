@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from loratune import files
 from loratune.errors import LoratuneError, MergeError, raise_together
 from loratune.models.dtypes import FLOATING
@@ -17,7 +15,9 @@ from loratune.models.fingerprint import combine_hashes, tokenizer_fingerprint
 from loratune.models.load import load_tokenizer
 from loratune.models.weights import (
     TensorEntry,
+    check_stored,
     hash_tensors,
+    is_finite,
     mapped,
     read_header,
     tensor_entries,
@@ -125,7 +125,7 @@ class Base:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """Hex sha256 of every tensor."""
-        return hash_tensors(self.entries)
+        return hash_tensors(self.entries, check_stored)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -149,6 +149,8 @@ def sealed(folder: Path, name: str, error: type[LoratuneError]) -> tuple[dict[st
             problem = "is a link"
         else:
             value = files.read_sealed_json(path)
+    except files.NewerFormatError as newer:
+        problem = f"was {newer}"
     except FileNotFoundError:
         problem = "is missing"
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -187,7 +189,7 @@ def unfit_names(path: Path) -> list[str]:
     content = mapped(path)
 
     def is_fit(entry: TensorEntry) -> bool:
-        return entry.size > 0 and bool(torch.isfinite(tensor_in(entry, content)).all())
+        return entry.size > 0 and is_finite(tensor_in(entry, content))
 
     return [entry.name for entry in entries if not is_fit(entry)]
 

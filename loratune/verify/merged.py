@@ -17,7 +17,13 @@ from loratune.merging.weight import prove_weight
 from loratune.models.architectures import names_module
 from loratune.models.dtypes import FLOATING
 from loratune.models.fingerprint import combine_hashes, file_fingerprint
-from loratune.models.weights import TensorEntry, hash_tensors, read_one, tensor_entries
+from loratune.models.weights import (
+    TensorEntry,
+    check_stored,
+    hash_tensors,
+    read_one,
+    tensor_entries,
+)
 from loratune.runs.run_dir import MERGE_REPORT
 from loratune.verify.checks import Base, Check, compared, file_checks, sealed, unusable
 
@@ -40,7 +46,7 @@ def check_merged(
         return checks
     try:
         merged = tensor_entries(folder)
-        hashes = hash_tensors(merged)
+        hashes = hash_tensors(merged, check_stored)
     except LoratuneError as error:
         return [*checks, unusable(".", "weights", error)]
     now = combine_hashes(merged, hashes)

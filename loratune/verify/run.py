@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from loratune.verify.checks import Base, Check, file_checks, sealed, unfit_names
 from loratune.verify.merged import check_merged
 
 _ADAPTER = "adapter.safetensors"
+_TRIES = 10
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -55,9 +57,11 @@ def check_run(folder: Path, base: Base | None = None) -> list[Check]:
     checks = _record_checks(folder)
     for path in published_checkpoints(run.checkpoints):
         place = f"{run.checkpoints.name}/{path.name}"
-        checks += [check.within(place) for check in check_checkpoint(path, base)]
+        found = _while_it_stays(path, lambda path: check_checkpoint(path, base))
+        checks += [check.within(place) for check in found]
     if run.adapter.is_dir():
-        checks += [check.within(run.adapter.name) for check in check_adapter(run.adapter, base)]
+        found = _while_it_stays(run.adapter, lambda path: check_adapter(path, base))
+        checks += [check.within(run.adapter.name) for check in found]
     if (run.merge_report).exists():
         adapters = _merged_from(run) if base is not None else []
         checks += [c.within(run.merged.name) for c in check_merged(run.merged, base, adapters)]
@@ -68,6 +72,35 @@ def check_run(folder: Path, base: Base | None = None) -> list[Check]:
     elif (run.export / ADAPTER_CONFIG).exists():
         checks.append(Check(run.export.name, "certificate", f"{CERTIFICATE} is missing"))
     return checks
+
+
+def _while_it_stays(folder: Path, look: Callable[[Path], list[Check]]) -> list[Check]:
+    """What ``look`` finds wrong counts only of a folder that a live run left in its place.
+
+    One that the run rotated away meanwhile is skipped, one that it replaced is looked at again.
+    """
+    for _ in range(_TRIES):
+        before = _identity(folder)
+        if before is None:
+            return []
+        try:
+            checks = look(folder)
+        except OSError:
+            if _identity(folder) == before:
+                raise
+            continue
+        if _identity(folder) == before or not any(check.problem for check in checks):
+            return checks
+    return []
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Which folder lies under a name; ``None`` if there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns
 
 
 def _record_checks(folder: Path) -> list[Check]:

@@ -155,7 +155,7 @@ def test_an_adapter_is_merged_once(world: World) -> None:
 def test_an_occupied_output_is_left_as_it_is(world: World) -> None:
     (world.path / "merged").mkdir()
     (world.path / "merged" / "mine.txt").write_text("mine")
-    refused(world.merge(world.new_adapter(sealed=True)), 8, "already exists")
+    refused(world.merge(world.new_adapter(sealed=True)), 10, "already exists")
     assert unchanged(world.path / "merged") == {"mine.txt": b"mine"}
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from .world import Tensors, World, refused
+from .world import Tensors, World, refused, unchanged
 
 WEIGHTS = "model.safetensors"
 
@@ -179,15 +179,70 @@ def test_what_two_readers_could_read_differently_is_refused(world: World, fault:
     assert world.left() == []
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("act", ["train", "merge"])
+def test_a_number_of_the_base_that_is_not_finite_is_named_before_any_work(
+    world: World, number: float, act: str
+) -> None:
+    def poison(tensors: Tensors) -> Tensors:
+        name = next(name for name in tensors if name.endswith("layers.0.fc1.weight"))
+        tensors[name][3, 4:6] = number
+        return tensors
+
+    base = world.new_base(tensors=poison)
+    if act == "train":
+        outcome = world.train(base=base)
+    else:
+        words = ["merge.verify=weights", "allow_drift=[base]"]
+        outcome = world.merge(world.new_adapter(sealed=True), *words, base=base)
+    refused(outcome, 4, "2 of 65,536 numbers", "layers.0.fc1.weight", "[3, 4]")
+    assert world.left() == []
+
+
 def test_a_base_that_computes_nan_is_blamed_itself(world: World) -> None:
     def poison(tensors: Tensors) -> Tensors:
         name = next(name for name in tensors if name.endswith("layers.0.fc1.weight"))
-        tensors[name] = torch.full_like(tensors[name], float("nan"))
+        tensors[name] = torch.full_like(tensors[name], 3e38)
         return tensors
 
     outcome = world.train(base=world.new_base(tensors=poison))
     refused(outcome, 5, "step 1", "base model itself")
     assert not (world.path / "out" / "adapter").exists()
+
+
+def test_a_base_with_an_adapter_beside_it_is_refused(world: World) -> None:
+    base = world.new_base()
+    (base / "adapter_config.json").write_text("{}")
+    refused(world.train(base=base), 4, "a base model and an adapter")
+    assert world.left() == []
+
+
+def test_an_adapter_as_base_is_named_for_what_it_is(world: World) -> None:
+    refused(world.train(base=world.run / "adapter"), 4, "this is an adapter", "adapter_path")
+    assert world.left() == []
+
+
+def test_a_merged_base_is_trained_on_and_recorded(world: World) -> None:
+    assert world.merge(world.new_adapter(sealed=True)).code == 0
+    outcome = world.train(base=world.path / "merged")
+    assert outcome.code == 0 and "itself a model that loratune merged" in outcome.text
+    record = json.loads((world.path / "out" / "provenance.json").read_text())["merged_base"]
+    report = json.loads((world.path / "merged" / "merge_report.json").read_text())
+    assert record == {key: report[key] for key in ("base", "adapters", "merged")}
+
+
+@pytest.mark.parametrize("act", ["train", "merge"])
+def test_nothing_is_written_among_the_base_files(world: World, act: str) -> None:
+    base = world.new_base()
+    (world.path / "through").symlink_to(base)
+    before = unchanged(base)
+    for out in (f"out={base}", f"out={base / 'run'}", f"out={world.path / 'through' / 'run'}"):
+        if act == "train":
+            outcome = world.train(out, base=base)
+        else:
+            outcome = world.merge(world.new_adapter(sealed=True), out, base=base)
+        refused(outcome, 10, "lies inside")
+    assert unchanged(base) == before
 
 
 def test_everything_wrong_is_told_in_one_go(world: World) -> None:
