@@ -10,7 +10,13 @@ import torch
 
 from loratune import files
 from loratune.errors import CheckpointError, ModelError
-from loratune.runs.checkpoint import newest_verified, rotate, save_checkpoint, set_aside_later
+from loratune.runs.checkpoint import (
+    checkpoint_path,
+    newest_verified,
+    rotate,
+    save_checkpoint,
+    set_aside_later,
+)
 from loratune.runs.provenance import merged_before
 
 
@@ -19,7 +25,8 @@ def checkpoints(tmp_path: Path) -> Path:
     """Two checkpoints, the later one in format 99."""
     for step in (1, 2):
         tensors = {"adapter": {"a": torch.ones(2)}}
-        path = save_checkpoint(tmp_path, step, tensors, {"step": step}, {})
+        save_checkpoint(tmp_path, step, tensors, {"step": step}, {})
+    path = checkpoint_path(tmp_path, 2)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest.pop("seal")
     files.write_sealed_json(path / "manifest.json", {**manifest, "format": 99})
