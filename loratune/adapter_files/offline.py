@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
+from loratune.adapter_files.into_model import wrap_for_loading
+from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.adapters.base import Adapter
 from loratune.errors import MergeError, ModelError, refused_as
 from loratune.models.build import meta_base

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
+from loratune.adapter_files.into_model import wrap_for_loading
+from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import Verify
 from loratune.errors import MergeError
 from loratune.models.dtypes import torch_dtype

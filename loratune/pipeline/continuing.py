@@ -85,8 +85,13 @@ def _differences(config: RunConfig, folder: AdapterFolder) -> Iterator[tuple[str
             yield f"adapter.{item.name}", wanted, own
     for item in fields(TargetsConfig):
         wanted, own = getattr(config.targets, item.name), getattr(folder.targets, item.name)
-        if wanted != own:
+        if _in_order(wanted) != _in_order(own):
             yield f"targets.{item.name}", wanted, own
+
+
+def _in_order(value: Any) -> Any:
+    """Names in any order mean the same layers."""
+    return sorted(value) if isinstance(value, list) else value
 
 
 def _recorded(config: RunConfig) -> RunConfig | None:

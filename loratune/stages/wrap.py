@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from loratune.adapter_files.peft_format import AdapterFolder, wrap_for_loading
+from loratune.adapter_files.into_model import wrap_for_loading
+from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import RunConfig
 from loratune.surgery import WrappedModel, wrap_model
 

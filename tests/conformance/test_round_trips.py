@@ -15,7 +15,8 @@ from support.tiny_models import EMBEDDING, FAMILIES, UNEQUAL, logits
 from support.tolerance import T0
 
 from conformance.test_training import VARIANTS, every_variant, stir
-from loratune.adapter_files.peft_format import read_adapter, wrap_for_loading, write_adapter
+from loratune.adapter_files.into_model import wrap_for_loading
+from loratune.adapter_files.peft_format import read_adapter, write_adapter
 from loratune.adapters.config import Kernel
 from loratune.config.convert import to_plain
 from loratune.errors import ModelError

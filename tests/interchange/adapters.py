@@ -75,7 +75,8 @@ def load_here(base: Path, folder: Path, *, reference: bool = True) -> Any:
     """The adapter as loratune loads it."""
     from dataclasses import replace
 
-    from loratune.adapter_files.peft_format import read_adapter, wrap_for_loading
+    from loratune.adapter_files.into_model import wrap_for_loading
+    from loratune.adapter_files.peft_format import read_adapter
     from loratune.adapters.config import Kernel
 
     adapter = read_adapter(folder)

@@ -37,7 +37,8 @@ def test_the_merged_model_answers_like_base_and_adapter_in_plain_transformers(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from loratune.adapter_files.peft_format import read_adapter, wrap_for_loading
+    from loratune.adapter_files.into_model import wrap_for_loading
+    from loratune.adapter_files.peft_format import read_adapter
     from loratune.models.load import load_model
     from loratune.models.source import model_folder
 
