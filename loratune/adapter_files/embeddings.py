@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from loratune.adapter_files.peft_config import PREFIX
+from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
-
-if TYPE_CHECKING:
-    from loratune.adapter_files.peft_format import AdapterFolder
-    from loratune.surgery import WrappedModel
+from loratune.surgery import WrappedModel
 
 _ROWS = ".token_adapter.trainable_tokens_delta"
 _RESIZE = (

@@ -15,13 +15,13 @@ from support.tiny_models import tiny_opt
 from loratune import files
 from loratune.adapter_files import peft_format
 from loratune.adapter_files.checks import LISTED, misfits
+from loratune.adapter_files.into_model import wrap_for_loading
 from loratune.adapter_files.peft_config import configs_from_peft
 from loratune.adapter_files.peft_format import read_adapter, read_back, write_adapter
 from loratune.adapters.lora.config import LoRAConfig
 from loratune.config.convert import to_plain
 from loratune.config.schema import TargetsConfig
 from loratune.errors import LoratuneError, ModelError
-from loratune.stages.wrap import wrap_existing
 from loratune.surgery import WrappedModel, wrap_model
 
 HERE = Path("here")
@@ -75,7 +75,7 @@ def edit(folder: Path, **settings: Any) -> None:
 def test_patterns_that_fit_nothing_have_no_effect_and_are_said(adapter: Path) -> None:
     (adapter / "loratune.json").unlink()
     edit(adapter, rank_pattern={"^v_proj": 7}, alpha_pattern={"^q_proj": 100, "v_proj": 32})
-    wrapped, _ = wrap_existing(tiny_opt(), adapter)
+    wrapped = wrap_for_loading(tiny_opt(), read_adapter(adapter))
     assert {layer.rank for layer in wrapped.adapters.values()} == {4}
     said = " ".join(wrapped.match.notices)
     assert "rank_pattern '^v_proj'" in said and "alpha_pattern '^q_proj'" in said
