@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ def m(*words: str, within: tuple[str, ...] = (), calls: str = "") -> Mutation:
 
 EVALUATED = ("stages=[train,evaluate]",)
 MERGED = ("stages=[train,merge]",)
+TALK = ("model.path={chat}", "data.path={talk}", "data.eval_path={talk}")
 SPLIT = ("data.eval_path=null", "data.eval_fraction=0.25", "trainer.eval_every=2")
 
 MUTATIONS: dict[str, Mutation] = {
@@ -80,6 +82,9 @@ MUTATIONS: dict[str, Mutation] = {
     "data.format": m("data.format=text"),
     "data.columns": m("+data.columns.prompt=completion"),
     "data.template": m("data.template='Q: {{prompt}} A: '"),
+    "data.learn": m("data.learn=last", within=TALK),
+    "data.reasoning": m("data.reasoning=drop", within=TALK),
+    "data.special_tokens_in_text": m("data.special_tokens_in_text=parse", within=TALK),
     "data.max_length": m("data.max_length=16"),
     "data.overlong": m("data.overlong=drop", within=("data.max_length=16",)),
     "data.eval_fraction": m("data.eval_fraction=0.5", within=SPLIT),
@@ -159,6 +164,16 @@ MUTATIONS: dict[str, Mutation] = {
     "adapter.d_initial": m("adapter.d_initial=0.2"),
     "adapter.save_projection": m("adapter.save_projection=false"),
 }
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+TURNS = [
+    {"role": "user", "content": "a</s>?"},
+    {"role": "assistant", "reasoning_content": "hm", "content": "b"},
+    {"role": "user", "content": "c?"},
+    {"role": "assistant", "reasoning_content": "so", "content": "d"},
+]
 ELSEWHERE = {
     "model.architecture": "count-params without the model",
     "data.split": "sources with several splits, which come from the hub",
@@ -248,7 +263,12 @@ def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> 
         "rows": bench.folder / "other.jsonl",
         "repeated": bench.folder / "repeated.jsonl",
         "adapter": bench.folder / "before" / "adapter",
+        "chat": bench.folder / "chat",
+        "talk": bench.folder / "talk.jsonl",
     }
+    shutil.copytree(bench.shared / "base", places["chat"])
+    (places["chat"] / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    places["talk"].write_text((json.dumps({"messages": TURNS}) + "\n") * 6)
     lines = (bench.shared / "train.jsonl").read_text().splitlines(keepends=True)
     places["rows"].write_text("".join(lines[9:14]))
     places["repeated"].write_text("".join(lines[:6] + lines[:6]))
