@@ -6,11 +6,11 @@ messages in ``prompt`` and ``completion``.  Every key of a turn is used, or refu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from loratune.data.rows import Message, shown
+from loratune.data.json_rows import parse_json
+from loratune.data.rows import Message, listed, shown
 from loratune.data.templates import as_text, is_blank
 from loratune.errors import DataError, did_you_mean
 
@@ -32,7 +32,8 @@ def read_turns(turns: object, column: str) -> tuple[Message, ...]:
         DataError: for what is not a turn, an unknown role, an empty turn, or an unknown key.
     """
     if not isinstance(turns, list):
-        raise DataError(f"`{column}` is a {type(turns).__name__}, not a list of turns")
+        cause = f"`{column}` is a {type(turns).__name__}, not a list of turns"
+        raise DataError(cause, fix='write [{"role": "user", "content": ...}, ...]')
     return tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
 
 
@@ -57,6 +58,9 @@ def is_turns(value: object) -> bool:
 
 def _turn(number: int, turn: object) -> Message:
     if isinstance(turn, dict) and {"from", "value"} <= turn.keys():
+        if {"role", "content"} & turn.keys():
+            cause = f"turn {number} has `from` and `value`, and `role` or `content` as well"
+            raise DataError(cause, fix="keep one of the two ways to write a turn")
         turn = {("role" if k == "from" else "content" if k == "value" else k): v
                 for k, v in turn.items()}  # fmt: skip
         turn["role"] = _SHAREGPT_ROLES.get(str(turn["role"]), turn["role"])
@@ -67,7 +71,9 @@ def _turn(number: int, turn: object) -> Message:
         fix = did_you_mean(str(role), ROLES) or f"use {', '.join(ROLES)}"
         raise DataError(f"turn {number} has the unknown role {shown(role)}", fix=fix)
     _check_keys(number, turn)
-    fields = {key: turn[key] for key in _PASSED_ON if not is_blank(turn.get(key))}
+    _check_reasoning(number, turn)
+    held = {key: turn.get(key) for key in _PASSED_ON}
+    fields = {key: value for key, value in held.items() if not is_blank(value) and value != []}
     if "tool_calls" in fields:
         fields["tool_calls"] = _tool_calls(number, fields["tool_calls"])
     content = _content(number, turn.get("content"))
@@ -86,23 +92,45 @@ def _check_keys(number: int, turn: Mapping[str, Any]) -> None:
         raise DataError(f"turn {number} has the unknown key {shown(unknown[0])}", fix=fix)
 
 
+def _check_reasoning(number: int, turn: Mapping[str, Any]) -> None:
+    """Reasoning is text, the assistant's, and said once."""
+    keys = [key for key in REASONING if turn.get(key) not in (None, "")]
+    if keys and turn["role"] != "assistant":
+        cause = f"turn {number} ({turn['role']}) has `{keys[0]}`"
+        raise DataError(cause, fix="only assistant turns have reasoning: remove it")
+    for key in keys:
+        if not isinstance(turn[key], str):
+            cause = f"`{key}` of turn {number} is {shown(turn[key])}, not text"
+            raise DataError(cause, fix="write it as text")
+    if len({turn[key] for key in keys}) > 1:
+        cause = f"turn {number} has different reasoning in {listed(keys)}"
+        raise DataError(cause, fix="keep one of them")
+
+
 def _is_supervised(number: int, turn: Mapping[str, Any]) -> bool:
     """``weight: 0`` and ``train: false`` keep an assistant turn out of the loss."""
-    for key in _CHOICE:
-        value = turn.get(key)
-        if value is not None and value not in (0, 1):
+    choices = {key: turn[key] for key in _CHOICE if turn.get(key) is not None}
+    for key, value in choices.items():
+        if value not in (0, 1):
             fix = "use 0 or 1" if key == "weight" else "use true or false"
             raise DataError(f"`{key}` of turn {number} is {shown(value)}", fix=fix)
-        if value is not None and not value:
-            return False
-    return True
+    if choices.get("train") and turn["role"] != "assistant":
+        cause = f"turn {number} ({turn['role']}) has `train: true`"
+        raise DataError(cause, fix="only assistant turns can be supervised: remove it")
+    if turn["role"] == "assistant" and len(set(map(bool, choices.values()))) > 1:
+        cause = f"`weight` and `train` of turn {number} disagree"
+        raise DataError(cause, fix="keep one of them")
+    return all(choices.values())
 
 
 def _content(number: int, content: object) -> str:
     """Text, or a list of text parts joined."""
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if any(isinstance(p, dict) and p.get("type", "text") != "text" for p in content):
+        if any(
+            isinstance(part, dict) and (part.get("type", "text") != "text" or "text" not in part)
+            for part in content
+        ):
             raise DataError(
                 f"content of turn {number} has a part that is not text",
                 fix="only {type: text, text: ...} parts can be used: remove the others",
@@ -130,7 +158,4 @@ def _tool_call(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text) if text.strip() else None
-    except ValueError as error:
-        raise DataError(f"{shown(text)} is not JSON: {error}") from error
+    return parse_json(text) if text.strip() else None

@@ -7,8 +7,10 @@ learn and is dropped as ``no_target``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from loratune.config.schema import DataConfig, Overlong, SpecialTokens
 from loratune.data.chat import ChatRenderer
@@ -121,6 +123,8 @@ class Encoder:
         if example.messages:
             if self._chat is None:
                 raise DataError("conversations need a chat template", where=example.source)
+            if self._special is not SpecialTokens.parse:
+                self._check_structures(example)
             row = self._chat.row(example.messages, example.source, example.tools)
         else:
             spelt = [
@@ -139,6 +143,16 @@ class Encoder:
             empty = Segment("", False)
             row = RowText((empty, *row.segments), row.prompt_segments + 1, row.ended)
         return row
+
+    def _check_structures(self, example: Example) -> None:
+        """Definitions of tools and keys of arguments cannot be cut: no special token in them."""
+        calls = [turn.fields.get("tool_calls") for turn in example.messages]
+        written = json.dumps([example.tools, *map(_keys_only, calls)], ensure_ascii=False)
+        if spelt := self._spellings.ranges(written):
+            token = written[slice(*spelt[0])]
+            cause = f"the row's tools spell the special token {token!r}"
+            fix = "rename it there, or set data.special_tokens_in_text=parse"
+            raise DataError(cause, where=example.source, fix=fix)
 
     def _clip_length(self, rows: Sequence[Sequence[Segment]], max_length: int) -> int | None:
         """Characters that surely hold more than ``max_length`` tokens, if any text has more.
@@ -200,6 +214,13 @@ def _check_no_special_token(row: RowText, source: str) -> None:
         raise DataError(f"the text spells the special token {spelt[0]!r}", where=source, fix=fix)
 
 
+def _keys_only(value: Any) -> Any:
+    """The keys of nested objects, without their values."""
+    if isinstance(value, dict):
+        return [[key, _keys_only(item)] for key, item in value.items()]
+    return [_keys_only(item) for item in value] if isinstance(value, list) else None
+
+
 def _clipped(segment: Segment, length: int | None) -> Segment:
     if length is None or len(segment.text) <= length:
         return segment
@@ -222,6 +243,9 @@ def _check_overlong(rows: Sequence[EncodedRow], max_length: int) -> None:
 
 def _nothing_left(result: EncodedRows, max_length: int) -> DataError:
     total = len(result.lengths)
+    if max(result.lengths) <= max_length:
+        cause = f"{total} rows have no supervised token: every turn that would be is masked"
+        return DataError(cause, where="data", fix="set data.learn=all, or remove weight: 0")
     keep = ", ".join(
         f"{length_to_keep(result.lengths, share)} keeps {share:.0%}" for share in (0.95, 0.99, 1.0)
     )

@@ -61,6 +61,19 @@ _DECODER = json.JSONDecoder(
 )
 
 
+def parse_json(text: str) -> Any:
+    """JSON that a column holds as text, read as strictly as the rows themselves.
+
+    Raises:
+        DataError: saying why it is not JSON.
+    """
+    try:
+        return _DECODER.decode(text.strip())
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError(f"{shown(text)} is not JSON: {reason}", fix="write valid JSON") from error
+
+
 def read_json_lines(stream: IO[bytes], label: str) -> Iterator[Row]:
     """One object a line; blank lines are not rows.
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from loratune.data.conversations import REASONING
 from loratune.data.reasoning import TAGS, split_reasoning
+from loratune.errors import DataError
 
 Turns = list[dict[str, Any]]
 
-_PRIVATE_USE = range(0xE000, 0xF900)
+_PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xF0100))
 _TURN_NAMES = {"role", "name", "tool_call_id"}
 _CALL_NAMES = frozenset({"id", "type"})
 """Keys of a turn, and of a call, whose values are not text; a function's name is."""
@@ -92,7 +93,11 @@ def template_keywords(template: str) -> list[str]:
 
 
 def make_skeleton(
-    turns: Sequence[Mapping[str, Any]], keywords: Sequence[str], *, marked: Callable[[int], bool]
+    turns: Sequence[Mapping[str, Any]],
+    keywords: Sequence[str],
+    *,
+    marked: Callable[[int], bool],
+    context: object = None,
 ) -> Skeleton:
     """Replace the texts of the turns for which ``marked`` holds; names and ids stay.
 
@@ -100,8 +105,12 @@ def make_skeleton(
         turns: the conversation as the template is given it.
         keywords: what the template looks for, longest first.
         marked: whether the turn of this number is replaced; others stay as they are.
+        context: what else the template writes (tools).
+
+    Raises:
+        DataError: if the conversation uses up every character that could begin a mark.
     """
-    marker = _Marker(keywords, _unused_brackets(turns))
+    marker = _Marker(keywords, _unused_brackets([*turns, context]))
     result = [
         marker.replace_turn(number, turn) if marked(number) else dict(turn)
         for number, turn in enumerate(turns)
@@ -195,8 +204,11 @@ def _joined(pieces: list[str]) -> list[str | tuple[str, str, str]]:
     return joined
 
 
-def _unused_brackets(turns: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _unused_brackets(content: Sequence[object]) -> tuple[str, str]:
     """Two private-use characters that occur nowhere in the conversation."""
-    text = json.dumps(list(turns), ensure_ascii=False, default=str)
-    unused = (chr(code) for code in _PRIVATE_USE if chr(code) not in text)
-    return next(unused), next(unused)
+    characters = set(json.dumps(content, ensure_ascii=False, default=str))
+    unused = [chr(code) for code in _PRIVATE_USE if chr(code) not in characters][:2]
+    if len(unused) < 2:
+        cause = "the conversation uses every private-use character"
+        raise DataError(cause, fix="remove characters without a meaning from the row")
+    return unused[0], unused[1]

@@ -119,7 +119,7 @@ class SpanFinder:
         marked: Callable[[int], bool],
         context: object,
     ) -> Rendering:
-        skeleton = make_skeleton(turns, self._keywords, marked=marked)
+        skeleton = make_skeleton(turns, self._keywords, marked=marked, context=context)
         outline = self._outline(skeleton, render, context)
         words = _put_back(full, outline, skeleton)
         left_out = _left_out(skeleton, words)
@@ -155,6 +155,9 @@ class SpanFinder:
             if turn["role"] != "assistant" or not own:
                 continue
             previous = spans[-1].end if spans else 0
+            if own[0][0] < previous:
+                cause = f"the chat template writes turn {number + 1} before an earlier one"
+                raise DataError(cause, fix="use a template that keeps the order of the turns")
             header = _header(skeleton.turns[:number], render)
             start = self._start(text, header, previous, own[0], skeleton)
             end = self._end(text, header, own, skeleton, number, render)

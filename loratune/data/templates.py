@@ -6,8 +6,6 @@ write exactly the prompts that training wrote.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import string
 from collections.abc import Mapping
@@ -16,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from loratune.config.schema import RowFormat
+from loratune.data.json_rows import parse_json
 from loratune.data.rows import Number, listed, shown
 from loratune.errors import ConfigError, DataError, did_you_mean
 
@@ -182,8 +181,7 @@ def read_history(history: object) -> list[dict[str, Any]]:
         DataError: if it is anything else.
     """
     if isinstance(history, str) and history.strip().startswith("["):
-        with contextlib.suppress(ValueError):
-            history = json.loads(history)
+        history = parse_json(history)
     if is_blank(history):
         return []
     exchanges = []

@@ -37,9 +37,11 @@ class Config(RunConfig):
 def run(config: Config, command_line: CommandLine) -> None:
     """Answer ``prompt=TEXT`` or every row of ``prompts=FILE``, one JSON line each."""
     if (config.prompt is None) == (config.prompts is None):
-        raise ConfigError(
-            "nothing to answer", where="prompt, prompts", fix="set prompt=TEXT or prompts=FILE"
-        )
+        cause = "nothing to answer" if config.prompt is None else "prompt and prompts are both set"
+        raise ConfigError(cause, where="prompt, prompts", fix="set prompt=TEXT or prompts=FILE")
+    if config.system is not None and config.prompt is None:
+        cause = "system has no effect on a file of rows"
+        raise ConfigError(cause, where="system", fix="write it into the rows")
     _check_sampling(config)
     folder = adapter_folder(config.run, config.adapter_path)
     config = recorded_recipe(config, command_line, config.run)
