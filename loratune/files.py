@@ -137,8 +137,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     temporary = temporary_name(path)
     with storage_errors(path):
+        file = open_own(temporary, os.O_WRONLY | os.O_EXCL, "wb")  # what lies there stays
         try:
-            with open_own(temporary, os.O_WRONLY | os.O_EXCL, "wb") as file:
+            with file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -79,6 +79,18 @@ def test_a_link_planted_under_a_temporary_name_is_not_followed(
     assert victim.read_text() == "mine" and not (tmp_path / "a.json").exists()
 
 
+def test_what_lies_under_a_temporary_name_is_neither_overwritten_nor_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = tmp_path / "planted"
+    planted.write_text("somebody else's")
+    monkeypatch.setattr(files, "temporary_name", lambda path: planted)
+    with pytest.raises(StorageError):
+        files.write_text(tmp_path / "a.json", "{}")
+    assert planted.read_text() == "somebody else's"
+    assert not (tmp_path / "a.json").exists()
+
+
 def test_links_planted_as_records_or_lock_are_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
