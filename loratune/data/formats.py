@@ -282,7 +282,8 @@ def _conversation(row: Row, named: Mapping[str, Any], *, answered: bool = True) 
             raise DataError("a `system` column beside a system turn", where=row.source, fix=fix)
         messages = (Message("system", system), *messages)
     if answered and not any(m.role == "assistant" and m.supervised for m in messages):
-        raise DataError("no assistant turn to learn from: all are masked, or there is none")
+        cause = "no assistant turn to learn from: all are masked, or there is none"
+        raise DataError(cause, fix="unmask one (weight: 1), or remove the row")
     while not answered and messages and messages[-1].role == "assistant":
         messages = messages[:-1]
     example = Example(row.source, messages=messages, tools=read_tools(named.get("tools")))
