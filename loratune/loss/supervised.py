@@ -19,7 +19,10 @@ from loratune.loss.constants import CHUNK_LOGITS, IGNORED
 
 
 class Targets(NamedTuple):
-    """Supervised positions: flat row b·T + t of a (B, T) batch, and the token it must predict."""
+    """Flat positions b·T + t of a (B, T) batch, and the token that each must predict.
+
+    A position may stand there several times: where rows part, it predicts a token of each.
+    """
 
     rows: Tensor
     tokens: Tensor

@@ -6,15 +6,19 @@ Reads the rows and the tokenizer; no weight of any model.
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.text import Text
 
 from loratune.config.schema import RunConfig
 from loratune.console import console, printable, say
+from loratune.data.arrangement import assumed_arrangement, sharing_line
 from loratune.data.audit import Audit, audit
+from loratune.data.batches import BatchPlan
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.report import DataReport
@@ -70,11 +74,12 @@ class ShownRow:
 
 @dataclass(frozen=True)
 class Preview:
-    """What ``preview`` shows."""
+    """What ``preview`` shows; ``sharing`` is what batches save, in words."""
 
     rows: tuple[ShownRow, ...]
     report: DataReport
     audit: Audit
+    sharing: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -83,6 +88,10 @@ class Preview:
             "data": self.report.to_dict(),
             "audit": self.audit.to_dict(),
         }
+
+
+BATCHES_LOOKED_AT = 50
+"""Batches whose rows are searched for common beginnings."""
 
 
 def make_preview(config: RunConfig, rows: int) -> Preview:
@@ -99,7 +108,19 @@ def make_preview(config: RunConfig, rows: int) -> Preview:
     first = data.train[:rows]
     width = max(map(len, first), default=0)
     shown = tuple(_shown(row, tokenizer, data.pad_id, width) for row in first)
-    return Preview(shown, data.report, audit(data, tokenizer, config.data))
+    return Preview(shown, data.report, audit(data, tokenizer, config.data), _sharing(config, data))
+
+
+def _sharing(config: RunConfig, data: PreparedData) -> str:
+    """What the first batches save by sharing what their rows begin with, in words."""
+    trainer = replace(config.trainer, steps=BATCHES_LOOKED_AT, epochs=None, grad_accum_steps=1)
+    plan = BatchPlan.from_config([len(row) for row in data.train], config.data, trainer)
+    arrangement, counts = assumed_arrangement(config), Counter[str]()
+    for step in range(min(BATCHES_LOOKED_AT, plan.steps_per_epoch)):
+        rows = [data.train[number] for number in plan.step_rows(step)]
+        counts["row_tokens"] += sum(map(len, rows))
+        counts["computed"] += math.prod(arrangement.shape(rows))
+    return sharing_line(**counts) if counts["row_tokens"] > counts["computed"] else ""
 
 
 def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
@@ -208,6 +229,8 @@ def audit_lines(preview: Preview) -> Iterator[str]:
         yield f"data.max_length that keeps rows whole: {curve}"
     longest = ", ".join(f"{source} ({tokens})" for source, tokens in preview.audit.longest)
     yield f"longest rows as trained on: {longest}"
+    if preview.sharing:
+        yield preview.sharing
     for finding in preview.audit.findings:
         yield finding.line
     if not preview.audit.findings:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from loratune.config.schema import EvaluateConfig
-from loratune.data.batches import evaluation_batches, shard
-from loratune.data.collate import collate
+from loratune.data.arrangement import Arrangement
+from loratune.data.batches import shard
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import GenerationPrompt, PreparedData
 from loratune.data.templates import PromptFormat
@@ -87,7 +87,7 @@ def summed_scores(
     head: LanguageModelHead,
     rows: Sequence[EncodedRow],
     batches: Iterable[Sequence[int]],
-    pad_id: int,
+    arrangement: Arrangement,
 ) -> tuple[float, float, float]:
     """Summed loss, tokens ranked first and supervised tokens of rows, batch by batch.
 
@@ -95,12 +95,12 @@ def summed_scores(
         head: the model in eval mode.
         rows: encoded rows.
         batches: row numbers of each batch.
-        pad_id: fills short rows.
+        arrangement: how the rows of a batch lie in its sequences.
     """
     device = next(head.model.parameters()).device
     loss = correct = tokens = 0.0
     for numbers in filter(None, batches):
-        batch = collate([rows[number] for number in numbers], pad_id).to(device)
+        batch = arrangement.batch([rows[number] for number in numbers]).to(device)
         scores = batch_loss(head, batch, count_correct=True)
         assert scores.correct is not None
         loss, correct = loss + float(scores.total), correct + float(scores.correct)
@@ -109,12 +109,16 @@ def summed_scores(
 
 
 def evaluation_loss(
-    head: LanguageModelHead, rows: Sequence[EncodedRow], pad_id: int, batch_size: int
+    head: LanguageModelHead,
+    rows: Sequence[EncodedRow],
+    arrangement: Arrangement,
+    batch_size: int,
 ) -> tuple[float, float, int]:
     """Mean loss, token accuracy and number of supervised tokens, over all processes."""
     rank, world = processes.rank(), processes.world_size()
-    batches = evaluation_batches([len(row) for row in rows], batch_size)
-    sums = summed_scores(head, rows, (shard(numbers, rank, world) for numbers in batches), pad_id)
+    batches = arrangement.evaluation_batches(rows, batch_size)
+    shares = (shard(numbers, rank, world) for numbers in batches)
+    sums = summed_scores(head, rows, shares, arrangement)
     loss, correct, tokens = processes.total(sums, next(head.model.parameters()).device)
     return loss / tokens, correct / tokens, int(tokens)
 
@@ -158,6 +162,7 @@ def evaluate(
     head: LanguageModelHead,
     tokenizer: Tokenizer,
     data: PreparedData,
+    arrangement: Arrangement,
     config: EvaluateConfig,
 ) -> Evaluation:
     """Loss, perplexity, token accuracy and exact match, with the adapter and without it.
@@ -167,13 +172,14 @@ def evaluate(
         head: its loss head.
         tokenizer: decodes answers.
         data: has evaluation rows, and prompts where the format has them.
+        arrangement: how rows lie in the sequences of a batch.
         config: what to measure.
     """
-    adapted, answers = _measure(head, tokenizer, data, config)
+    adapted, answers = _measure(head, tokenizer, data, arrangement, config)
     base, base_answers = None, [""] * len(answers)
     if config.base:
         with disabled(wrapped):
-            base, base_answers = _measure(head, tokenizer, data, config)
+            base, base_answers = _measure(head, tokenizer, data, arrangement, config)
     stops = stop_ids(head.model, tokenizer, data.prompt_format) if answers else []
     samples = [
         Sample(
@@ -189,9 +195,13 @@ def evaluate(
 
 
 def _measure(
-    head: LanguageModelHead, tokenizer: Tokenizer, data: PreparedData, config: EvaluateConfig
+    head: LanguageModelHead,
+    tokenizer: Tokenizer,
+    data: PreparedData,
+    arrangement: Arrangement,
+    config: EvaluateConfig,
 ) -> tuple[Metrics, list[str]]:
-    loss, accuracy, tokens = evaluation_loss(head, data.eval, data.pad_id, config.batch_size)
+    loss, accuracy, tokens = evaluation_loss(head, data.eval, arrangement, config.batch_size)
     answers, exact = answer_prompts(
         head.model, tokenizer, data.prompts, config, data.pad_id, data.prompt_format
     )

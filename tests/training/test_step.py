@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import loratune
 from loratune.config.schema import TrainerConfig
-from loratune.data.collate import collate, collate_packed
+from loratune.data.arrangement import Arrangement
+from loratune.data.collate import collate
 from loratune.data.encoded_rows import EncodedRow
 from loratune.errors import TrainingError
 from loratune.loss.causal_model import LanguageModelHead
@@ -76,7 +77,7 @@ def test_packed_rows_have_the_loss_of_unpacked_rows(attention: str) -> None:
     made = rows()
     head = LanguageModelHead(opt(attention))
     apart = batch_loss(head, collate(made, 1, range(8)))
-    packed = batch_loss(head, collate_packed(made, 1, 24, range(8)))
+    packed = batch_loss(head, Arrangement(1, packed=24).batch(made, range(8)))
     assert packed.tokens == apart.tokens
     assert float(packed.total.detach()) == pytest.approx(float(apart.total.detach()), rel=1e-5)
 
