@@ -14,7 +14,7 @@ from loratune.models.row_masks import rows_apart
 
 TOLERANCE = 1e-4
 """Largest relative difference between two ways of computing the same in fp32."""
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 """What a model raises that cannot take such inputs at all."""
 
 
@@ -73,7 +73,7 @@ def probe_rows_together(model: nn.Module, longest: int, tokens: Sequence[int]) -
         try:
             with rows_apart(small, positions, layout.ends[None]) as inputs:
                 together = run(layout.ids, **inputs)[layout.places]
-        except _FAILURES:
+        except FAILURES:
             return float("inf")
         return float((together - alone).abs().max()) / scale
 
