@@ -37,17 +37,24 @@ class LanguageModelHead(nn.Module):
         (self.split[0] if self.split else self.model).compile()
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor, *, count_correct: bool = False, **inputs: Any
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        *,
+        supervised: int | None = None,
+        count_correct: bool = False,
+        **inputs: Any,
     ) -> TokenLoss:
         """Sum of the token losses.
 
         Args:
             input_ids: (B, T).
             labels: (B, T), -100 where unsupervised; not shifted: they line up with input_ids.
+            supervised: how many labels are supervised, where that is known.
             count_correct: also count tokens that the model ranks first.
             **inputs: what else the model takes: ``attention_mask``, ``position_ids``.
         """
-        rows, tokens = causal_targets(labels)
+        rows, tokens = causal_targets(labels, supervised)
         if self.split is None:
             logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
             return logits_loss(_rows(logits, rows), tokens, count_correct=count_correct)

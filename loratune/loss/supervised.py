@@ -33,16 +33,18 @@ class TokenLoss(NamedTuple):
     correct: Tensor | None = None
 
 
-def causal_targets(labels: Tensor) -> Targets:
+def causal_targets(labels: Tensor, count: int | None = None) -> Targets:
     """The positions whose *next* label is supervised: position t predicts label t + 1.
 
     Args:
         labels: (B, T) token ids, ``IGNORED`` where unsupervised; a row's first label, which
             nothing predicts, never counts.
+        count: how many there are, where that is known: a GPU then need not be asked.
     """
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
-    rows = torch.nonzero(following != IGNORED).squeeze(1)
-    return Targets(rows, following[rows])
+    supervised = following != IGNORED
+    rows = supervised.nonzero() if count is None else torch.nonzero_static(supervised, size=count)
+    return Targets(rows.squeeze(1), following[rows.squeeze(1)])
 
 
 def supervised_loss(

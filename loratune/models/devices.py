@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from loratune.config.schema import Dtype, Precision
@@ -16,7 +18,7 @@ def resolve_device(name: str) -> torch.device:
         ConfigError: if there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -32,6 +34,10 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(
             f"there is no '{name}' here", where="model.device", fix=f"cuda:0 to {count - 1}"
         )
+    if device.type == "cuda":
+        # torch reads it at the first matrix product, and without it refuses to be deterministic;
+        # on Hopper it is the size that torch takes anyway.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return device
 
 

@@ -20,7 +20,11 @@ def batch_loss(head: LanguageModelHead, batch: Batch, *, count_correct: bool = F
     positions that restart with every row.
     """
     loss: TokenLoss = head(
-        batch.input_ids, batch.labels, count_correct=count_correct, **_inputs(head.model, batch)
+        batch.input_ids,
+        batch.labels,
+        supervised=batch.supervised,
+        count_correct=count_correct,
+        **_inputs(head.model, batch),
     )
     return loss
 

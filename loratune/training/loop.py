@@ -16,6 +16,7 @@ from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.surgery import WrappedModel
 from loratune.training import guards
+from loratune.training.determinism import avoid_planned_attention
 from loratune.training.optim import make_optimizer, schedule_factor, set_learning_rate
 from loratune.training.state import seed_everything
 from loratune.training.step import StepMetrics, train_step
@@ -29,6 +30,8 @@ def start(wrapped: WrappedModel, trainer: TrainerConfig) -> torch.optim.Optimize
     """
     guards.require_trainable(wrapped.model)
     seed_everything(trainer.seed)
+    if trainer.deterministic:
+        avoid_planned_attention(next(wrapped.model.parameters()).device)
     optimizer = make_optimizer(wrapped.model, wrapped.config, trainer)
     guards.require_learning_rate(optimizer)
     return optimizer
@@ -52,7 +55,7 @@ def steps(
         head: the model in training mode, giving summed losses.
         rows: what to train on, in which order.
         optimizer: from ``start``.
-        trainer: schedule and clipping.
+        trainer: schedule, clipping, determinism.
         done: steps that were taken before, by the run that this one resumes.
         before: called with a step's number (from 1) when it begins.
 
@@ -67,7 +70,15 @@ def steps(
             before(step + 1)
             set_learning_rate(optimizer, schedule_factor(step, total, trainer))
             batch = next(batches)
-            metrics = train_step(head, batch, optimizer, trainer.clip_norm, step, rows.source)
+            metrics = train_step(
+                head,
+                batch,
+                optimizer,
+                trainer.clip_norm,
+                step,
+                rows.source,
+                deterministic=trainer.deterministic,
+            )
             yield replace(metrics, seconds=time.perf_counter() - started)
 
 
