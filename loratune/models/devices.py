@@ -35,10 +35,20 @@ def resolve_device(name: str) -> torch.device:
             f"there is no '{name}' here", where="model.device", fix=f"cuda:0 to {count - 1}"
         )
     if device.type == "cuda":
-        # torch reads it at the first matrix product, and without it refuses to be deterministic;
-        # on Hopper it is the size that torch takes anyway.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        _choose_libraries()
     return device
+
+
+def _choose_libraries() -> None:
+    """What of CUDA's libraries may run, for the rest of this process.
+
+    torch reads cuBLAS's workspace at the first matrix product, and is deterministic only where it
+    was named; the size is the one that it takes by itself on Hopper.  There it also prefers
+    cuDNN's attention, which plans every new shape on the host for tens of milliseconds, while
+    rows of unlike length and growing answers bring a new shape at almost every call.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _no_device(name: str) -> ConfigError:

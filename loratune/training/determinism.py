@@ -12,17 +12,6 @@ from loratune.errors import TrainingError
 from loratune.models.build import first_line
 
 
-def avoid_planned_attention(device: torch.device) -> None:
-    """Keep scaled dot-product attention away from cuDNN, for the rest of this process.
-
-    torch prefers cuDNN on Hopper.  Its backward pass is not deterministic, and it plans every new
-    shape on the host for tens of milliseconds, while rows of unlike length bring a new shape at
-    almost every step.  Flash attention does neither.
-    """
-    if device.type == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)
-
-
 @contextlib.contextmanager
 def repeatable_kernels(device: torch.device) -> Iterator[None]:
     """Inside, a backward pass gives the same bits every time; on a CPU it does anyway.

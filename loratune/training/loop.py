@@ -16,7 +16,6 @@ from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.surgery import WrappedModel
 from loratune.training import guards
-from loratune.training.determinism import avoid_planned_attention
 from loratune.training.optim import make_optimizer, schedule_factor, set_learning_rate
 from loratune.training.state import seed_everything
 from loratune.training.step import StepMetrics, train_step
@@ -30,8 +29,6 @@ def start(wrapped: WrappedModel, trainer: TrainerConfig) -> torch.optim.Optimize
     """
     guards.require_trainable(wrapped.model)
     seed_everything(trainer.seed)
-    if trainer.deterministic:
-        avoid_planned_attention(next(wrapped.model.parameters()).device)
     optimizer = make_optimizer(wrapped.model, wrapped.config, trainer)
     guards.require_learning_rate(optimizer)
     return optimizer
