@@ -33,7 +33,7 @@ test-slow: setup ## run the tests that take minutes, among them 200 random kills
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 test-gpu: setup ## run the tests that need a CUDA device (five minutes)
-	$(BIN)/pytest -m gpu tests/gpu
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m gpu tests/gpu -n 4
 
 check: setup ## format, lint and types, as CI does
 	$(BIN)/ruff format --check .

@@ -86,9 +86,8 @@ def test_the_cuda_script_runs_its_candidates(run: Any, benchmark: Any) -> None:
     for found in record["tables"].values():
         assert not found["failures"]
         rows = {row["name"]: row for row in found["rows"]}
-        assert {"floor", "PEFT LoRA", "loratune LoRA-FA", "loratune LoRA, checkpointing"} <= set(
-            rows
-        )
+        assert {"floor", "PEFT LoRA", "loratune LoRA-FA"} <= set(rows)
+        assert "loratune LoRA, checkpointing" in rows
         assert rows["floor"]["ratio"]["median"] == 1.0
         assert all(name in page and row["tokens_per_second"] > 0 for name, row in rows.items())
 

@@ -32,8 +32,8 @@ def test_an_operation_without_such_a_kernel_is_told_in_a_line() -> None:
 
 
 def test_other_errors_pass_through() -> None:
-    with pytest.raises(RuntimeError, match="shapes") as caught:
-        with repeatable_kernels(torch.device("cuda")):
-            raise RuntimeError("shapes do not fit")
+    kernels = repeatable_kernels(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="shapes") as caught, kernels:
+        raise RuntimeError("shapes do not fit")
     assert not isinstance(caught.value, TrainingError)
     assert modes() == (0, True)
