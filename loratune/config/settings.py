@@ -28,16 +28,22 @@ GROUPS = ("adapter", "data", "model", "recipe", "targets", "trainer")
 class Setting:
     """One key: its type, and the keys below it.
 
-    ``children`` is empty for a plain value; ``free`` marks a mapping whose keys are the user's own.
+    ``children`` is empty for a plain value; ``free`` marks a mapping whose keys are the user's own;
+    ``item`` has the keys of each element of a list of mappings.
     """
 
     annotation: Any
     children: Mapping[str, Setting] = field(default_factory=dict)
     free: bool = False
+    item: Setting | None = None
 
     def child(self, name: str) -> Setting | None:
-        """The setting called ``name`` below this one, or ``None``."""
-        return _ANYTHING if self.free else self.children.get(name)
+        """The setting called ``name`` (or an element: ``name[0]``) below this one, or ``None``."""
+        if self.free:
+            return _ANYTHING
+        plain, bracket, _ = name.partition("[")
+        found = self.children.get(plain)
+        return found.item if found is not None and bracket else found
 
 
 _ANYTHING = Setting(Any, free=True)
@@ -63,7 +69,18 @@ def _setting(annotation: Any, variants: Sequence[str]) -> Setting:
         return Setting(annotation, merged)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return Setting(annotation, _children(annotation, variants))
-    return Setting(annotation, free=typing.get_origin(_without_none(annotation)) is dict)
+    inner = _without_none(annotation)
+    if item := _listed_dataclass(inner):
+        return Setting(annotation, item=Setting(item, _children(item, variants)))
+    return Setting(annotation, free=typing.get_origin(inner) is dict)
+
+
+def _listed_dataclass(annotation: Any) -> type | None:
+    """The dataclass that a list has elements of, if it has."""
+    if typing.get_origin(annotation) is not list:
+        return None
+    [item] = typing.get_args(annotation)
+    return item if isinstance(item, type) and dataclasses.is_dataclass(item) else None
 
 
 def find(root: Setting, path: Sequence[str]) -> Setting | None:
@@ -131,6 +148,9 @@ def wrong_type(setting: Setting, value: Any) -> str:
         return "" if isinstance(value, Mapping) else "a mapping of settings"
     if setting.annotation is Any or value == "???":
         return ""
+    if setting.item is not None:
+        mappings = isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
+        return "" if value is None or mappings else describe(setting.annotation)
     if _is_cast(setting.annotation, value):
         return describe(setting.annotation)
     probe = OmegaConf.structured(_one_field(setting.annotation))
@@ -181,6 +201,8 @@ def describe(annotation: Any) -> str:
     if isinstance(inner, type) and issubclass(inner, Enum):
         return f"one of {', '.join(str(item.value) for item in inner)}"
     origin, parts = typing.get_origin(inner), typing.get_args(inner)
+    if _listed_dataclass(inner):
+        return "a list of mappings, [{...}, {...}]"
     if origin is list:
         return f"a list, each {describe(parts[0])}"
     if origin is dict:

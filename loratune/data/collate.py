@@ -29,6 +29,8 @@ class Batch:
         position_ids: packed batches only: from 0 in every row.
         segment_ids: packed batches only: the row's number within its sequence, -1 on padding; a
             token sees earlier tokens of its own segment only.
+        sources: mixtures only: the number of every token's source.
+        source_tokens: mixtures only: supervised tokens of every source.
     """
 
     input_ids: Tensor
@@ -38,6 +40,8 @@ class Batch:
     supervised: int
     position_ids: Tensor | None = None
     segment_ids: Tensor | None = None
+    sources: Tensor | None = None
+    source_tokens: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
@@ -54,22 +58,41 @@ class Batch:
             labels=change(self.labels),
             position_ids=None if self.position_ids is None else change(self.position_ids),
             segment_ids=None if self.segment_ids is None else change(self.segment_ids),
+            sources=None if self.sources is None else change(self.sources),
         )
 
 
-def collate(rows: Sequence[EncodedRow], pad_id: int, row_ids: Sequence[int] = ()) -> Batch:
-    """One row a sequence; no rows give a batch of shape (0, 0)."""
+def collate(
+    rows: Sequence[EncodedRow],
+    pad_id: int,
+    row_ids: Sequence[int] = (),
+    sources: Sequence[str] = (),
+) -> Batch:
+    """One row a sequence; no rows give a batch of shape (0, 0).
+
+    Args:
+        rows: encoded rows.
+        pad_id: fills short rows.
+        row_ids: the caller's numbers of the rows.
+        sources: the names of a mixture's sources, to tell their tokens apart.
+    """
     return Batch(
         input_ids=_padded([row.input_ids for row in rows], pad_id),
         labels=_padded([row.labels for row in rows], IGNORED),
         row_ids=tuple(row_ids),
         tokens=sum(map(len, rows)),
         supervised=sum(row.supervised for row in rows),
+        sources=_padded([_own(row, sources) for row in rows], 0) if sources else None,
+        source_tokens=_source_tokens(rows, sources),
     )
 
 
 def collate_packed(
-    rows: Sequence[EncodedRow], pad_id: int, max_length: int, row_ids: Sequence[int] = ()
+    rows: Sequence[EncodedRow],
+    pad_id: int,
+    max_length: int,
+    row_ids: Sequence[int] = (),
+    sources: Sequence[str] = (),
 ) -> Batch:
     """Several rows a sequence, none of them longer than ``max_length`` in all.
 
@@ -89,7 +112,20 @@ def collate_packed(
         segment_ids=_padded(
             [_chained([[n] * len(r) for n, r in enumerate(seq)]) for seq in packed], PADDING
         ),
+        sources=_padded([_chained([_own(r, sources) for r in seq]) for seq in packed], 0)
+        if sources
+        else None,
+        source_tokens=_source_tokens(rows, sources),
     )
+
+
+def _own(row: EncodedRow, sources: Sequence[str]) -> list[int]:
+    """The number of the row's source, once for each of its tokens."""
+    return [sources.index(row.origin)] * len(row)
+
+
+def _source_tokens(rows: Sequence[EncodedRow], sources: Sequence[str]) -> tuple[int, ...]:
+    return tuple(sum(row.supervised for row in rows if row.origin == name) for name in sources)
 
 
 def _chained(parts: Sequence[Sequence[int]]) -> list[int]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loratune.config.mixture import source_weights
 from loratune.config.schema import DataConfig, TrainerConfig
 from loratune.data.batches import BatchPlan, shard
 from loratune.data.collate import Batch, collate, collate_packed
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.mixture import Mixture
 from loratune.runs import processes
 
 
@@ -35,7 +37,8 @@ class TrainingSet:
         cls, rows: Sequence[EncodedRow], pad_id: int, data: DataConfig, trainer: TrainerConfig
     ) -> TrainingSet:
         """Rows in a recipe's order and batches."""
-        plan = BatchPlan.from_config([len(row) for row in rows], data, trainer)
+        mixture = Mixture.of(rows, source_weights(data))
+        plan = BatchPlan.from_config([len(row) for row in rows], data, trainer, mixture)
         return cls(rows, plan, pad_id, data.packing, data.max_length)
 
     def micro_batches(self, step: int) -> list[Batch]:
@@ -48,8 +51,13 @@ class TrainingSet:
         """The rows with these numbers as one batch."""
         chosen = [self.rows[number] for number in numbers]
         if self.packing:
-            return collate_packed(chosen, self.pad_id, self.max_length, numbers)
-        return collate(chosen, self.pad_id, numbers)
+            return collate_packed(chosen, self.pad_id, self.max_length, numbers, self.sources)
+        return collate(chosen, self.pad_id, numbers, self.sources)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of a mixture's sources."""
+        return self.plan.mixture.names if self.plan.mixture else ()
 
     def source(self, number: int) -> str:
         """``file:line`` of a row."""

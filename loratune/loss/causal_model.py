@@ -37,7 +37,13 @@ class LanguageModelHead(nn.Module):
         (self.split[0] if self.split else self.model).compile()
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor, *, count_correct: bool = False, **inputs: Any
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        *,
+        count_correct: bool = False,
+        keep_each: bool = False,
+        **inputs: Any,
     ) -> TokenLoss:
         """Sum of the token losses.
 
@@ -45,21 +51,27 @@ class LanguageModelHead(nn.Module):
             input_ids: (B, T).
             labels: (B, T), -100 where unsupervised; not shifted: they line up with input_ids.
             count_correct: also count tokens that the model ranks first.
+            keep_each: also keep every token's loss, and its position b·T + t.
             **inputs: what else the model takes: ``attention_mask``, ``position_ids``.
         """
         rows, tokens = causal_targets(labels)
         if self.split is None:
             logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
-            return logits_loss(_rows(logits, rows), tokens, count_correct=count_correct)
-        backbone, head = self.split
-        hidden = _hidden(backbone(input_ids=input_ids, use_cache=False, **inputs))
-        return supervised_loss(
-            _rows(hidden, rows),
-            head,
-            tokens,
-            chunk_size=self.chunk_size,
-            count_correct=count_correct,
-        )
+            loss = logits_loss(
+                _rows(logits, rows), tokens, count_correct=count_correct, keep_each=keep_each
+            )
+        else:
+            backbone, head = self.split
+            hidden = _hidden(backbone(input_ids=input_ids, use_cache=False, **inputs))
+            loss = supervised_loss(
+                _rows(hidden, rows),
+                head,
+                tokens,
+                chunk_size=self.chunk_size,
+                count_correct=count_correct,
+                keep_each=keep_each,
+            )
+        return loss._replace(rows=rows) if keep_each else loss
 
 
 def backbone_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:

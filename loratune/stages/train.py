@@ -142,6 +142,7 @@ class _Log:
             "train/grad_norm": metrics.grad_norm,
             "train/lr": rate,
             "train/tokens": float(supervised),
+            **{f"train/loss/{name}": loss for name, loss in metrics.source_losses.items()},
             **health,
         }
         self.recorder.step(

@@ -20,9 +20,25 @@ def batch_loss(head: LanguageModelHead, batch: Batch, *, count_correct: bool = F
     positions that restart with every row.
     """
     loss: TokenLoss = head(
-        batch.input_ids, batch.labels, count_correct=count_correct, **_inputs(head.model, batch)
+        batch.input_ids,
+        batch.labels,
+        count_correct=count_correct,
+        keep_each=batch.sources is not None,
+        **_inputs(head.model, batch),
     )
     return loss
+
+
+def source_sums(loss: TokenLoss, batch: Batch) -> Tensor:
+    """Summed loss of every source's tokens in a batch of a mixture: (sources), double precision.
+
+    Sums over a mask, not scattered additions: on CUDA those come in any order, and a repetition
+    of the run would write other bytes.
+    """
+    assert batch.sources is not None and loss.each is not None and loss.rows is not None
+    own = batch.sources.reshape(-1).index_select(0, loss.rows)
+    numbers = torch.arange(len(batch.source_tokens), device=own.device)
+    return torch.where(own == numbers[:, None], loss.each.double(), 0.0).sum(dim=1)
 
 
 def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:

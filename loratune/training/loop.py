@@ -67,7 +67,9 @@ def steps(
             before(step + 1)
             set_learning_rate(optimizer, schedule_factor(step, total, trainer))
             batch = next(batches)
-            metrics = train_step(head, batch, optimizer, trainer.clip_norm, step, rows.source)
+            metrics = train_step(
+                head, batch, optimizer, trainer.clip_norm, step, rows.source, rows.sources
+            )
             yield replace(metrics, seconds=time.perf_counter() - started)
 
 

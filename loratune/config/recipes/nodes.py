@@ -42,7 +42,7 @@ class FileCheck(FileNotes):
         if isinstance(node, MappingNode):
             self._mapping(node, path, setting, top)
         elif isinstance(node, SequenceNode):
-            inside = None if setting is None else Setting(object, free=True)
+            inside = None if setting is None else setting.item or Setting(object, free=True)
             for index, item in enumerate(node.value):
                 self.visit(item, (*path[:-1], f"{path[-1]}[{index}]"), inside)
         elif problem := interpolation_problem(scalar_text(node)):
