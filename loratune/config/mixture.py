@@ -118,3 +118,8 @@ def by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
         for source in listed
     }
     return {**recipe, "data": {**data, "sources": named}}
+
+
+def is_source_path(key: str) -> bool:
+    """Whether a dotted key of ``by_name`` is where a source lies."""
+    return key.startswith(f"{SOURCES}.") and key.endswith(".path")

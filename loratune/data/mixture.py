@@ -95,3 +95,9 @@ def apportioned(total: int, weights: Sequence[float]) -> tuple[int, ...]:
     while sum(counts) > total:  # tiny shares were raised to 1
         counts[counts.index(max(counts))] -= 1
     return tuple(counts)
+
+
+def seen_line(times: Mapping[str, float]) -> str:
+    """How often a run sees the rows of each source, for people."""
+    parts = ", ".join(f"{name} {count:.2f} times" for name, count in times.items())
+    return f"each row of a source is seen on average: {parts}"

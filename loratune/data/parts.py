@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -13,7 +14,7 @@ from loratune.data.rows import Row
 from loratune.errors import DataError, LoratuneError, SeveralErrors, raise_together
 
 Result = TypeVar("Result")
-_OWN_SETTINGS = tuple(f"data.{item.name}" for item in fields(SourceConfig))
+_OWN_SETTINGS = frozenset(item.name for item in fields(SourceConfig))
 
 
 @dataclass(frozen=True)
@@ -95,5 +96,10 @@ def in_parts(parts: Sequence[Part], work: Callable[[Part], Result]) -> list[Resu
 def _name_source(error: LoratuneError, name: str) -> None:
     """``data.columns.prompt`` of a source becomes ``data.sources.NAME.columns.prompt``."""
     for one in error.errors if isinstance(error, SeveralErrors) else [error]:
-        if name and one.where.startswith(_OWN_SETTINGS):
+        key = re.match(r"data\.?(\w*)", one.where)
+        if not name or key is None:
+            continue
+        if key[1] in _OWN_SETTINGS:
             one.where = f"{SOURCES}.{name}.{one.where.removeprefix('data.')}"
+        else:
+            one.where = f"source {name}, {one.where}"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loratune.console import say
+from loratune.data.mixture import seen_line
 from loratune.plan.memory import ERROR_BAR, Memory
 from loratune.plan.setting import Setting
 from loratune.plan.sources import COMMAND_LINE, DEFAULT, SourcedValue
@@ -83,6 +84,7 @@ class Plan:
             "epochs": self.work.epochs,
             "tokens": self.work.tokens,
             "supervised_tokens": self.work.supervised,
+            "times_seen": dict(self.work.times_seen),
             "largest_micro_batch": asdict(self.work.largest),
             "data": self.work.report.to_dict() if self.work.report else None,
             "memory": {
@@ -135,6 +137,8 @@ def _work(plan: Plan) -> Iterator[str]:
         f"{work.steps:,} steps{passes}, {work.tokens:,} tokens with padding, "
         f"{work.supervised:,} supervised"
     )
+    if work.times_seen:
+        yield seen_line(work.times_seen)
     yield (
         f"largest micro-batch: {work.largest.sequences} × {work.largest.length} tokens; "
         f"{str(plan.setting.dtype).removeprefix('torch.')} on {plan.setting.device}"
