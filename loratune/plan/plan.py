@@ -130,7 +130,8 @@ def _work(plan: Plan) -> Iterator[str]:
     work = plan.work
     if work.report is not None:
         yield from work.report.lines()
-    passes = "" if work.epochs is None else f" = {work.epochs:.2f} passes"
+    unit = "epochs" if work.times_seen else "passes"
+    passes = "" if work.epochs is None else f" = {work.epochs:.2f} {unit}"
     if not work.steps:
         yield "steps: not known without the rows (trainer.epochs)"
     yield (
