@@ -88,7 +88,7 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
         yield from source_problems([asdict(source) for source in data.sources])
         if data.path is not None:
             cause = f"data.path and {SOURCES} exclude each other"
-            fix = "list the path among the sources and set data.path=null, or remove the sources"
+            fix = "add data.path=null (it can be one of the sources), or remove the sources"
             yield ConfigError(cause, where="data", fix=fix)
     if trainer.steps is not None and trainer.epochs is not None:
         cause = "trainer.steps and trainer.epochs exclude each other"

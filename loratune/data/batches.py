@@ -114,9 +114,17 @@ class BatchPlan:
         steps: list[list[int]] = []
         size = self.rows_per_step * MEGABATCH_STEPS
         for start in range(0, len(order), size):
-            # A stable sort: rows of equal length stay in their random order.
-            steps += self._cut(sorted(order[start : start + size], key=self.lengths.__getitem__))
+            steps += self._like_lengths(order[start : start + size])
         return [steps[place] for place in shuffled(len(steps), self.seed, epoch, 1)]
+
+    def _like_lengths(self, order: list[int]) -> list[list[int]]:
+        """Steps of rows of like length; of a mixture, every step keeps the sources' shares."""
+        # A stable sort: rows of equal length stay in their random order.
+        key = self.lengths.__getitem__
+        if self.mixture is None:
+            return self._cut(sorted(order, key=key))
+        steps = self._cut(self.mixture.by_length(order, self.lengths))
+        return [sorted(step, key=key) for step in steps]  # for micro-batches of like length
 
     def _cut(self, order: list[int]) -> list[list[int]]:
         size = self.rows_per_step

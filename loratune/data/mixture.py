@@ -1,11 +1,11 @@
 """Rows of several sources in the shares that their weights ask for.
 
 An epoch of a mixture draws as many rows as all its sources hold together.  Of these, a source
-gives its weight's share, whatever its size: to the row in every epoch, in expectation in a step.
-Each source is an endless sequence of passes over its rows, every pass in a fresh order, and an
-epoch goes on where the one before stopped.  So rows of a small source come again, and no row of a
-source comes a second time more often than another.  The order is a function of the seed, the
-weights and the number of rows of each source.
+gives its weight's share, whatever its size: to the row in every epoch, and spread evenly over it,
+so that a step has the shares too as nearly as whole rows allow.  Each source is an endless
+sequence of passes over its rows, every pass in a fresh order, and an epoch goes on where the one
+before stopped: rows of a small source come again, and all of them equally often.  The order is a
+function of the seed, the weights and the number of rows of each source.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.split import shuffled
@@ -60,11 +61,30 @@ class Mixture:
     def epoch(self, number: int, seed: int) -> list[int]:
         """Row numbers of an epoch (from 0), in the order in which they are trained on."""
         drawn = [
-            row
+            self._drawn(source, number * count, (number + 1) * count, seed)
             for source, count in enumerate(self.draws)
-            for row in self._drawn(source, number * count, (number + 1) * count, seed)
         ]
-        return [drawn[place] for place in shuffled(len(drawn), seed, number)]
+        # Of n rows, the k-th has its place at (k + 1/2) / n of the epoch.
+        placed = [
+            (Fraction(2 * k + 1, 2 * len(rows)), source, row)
+            for source, rows in enumerate(drawn)
+            for k, row in enumerate(rows)
+        ]
+        return [row for *_, row in sorted(placed, key=lambda one: one[:2])]
+
+    def by_length(self, order: Sequence[int], lengths: Sequence[int]) -> list[int]:
+        """``order`` with every source's rows sorted by length in the places that it has."""
+        own: dict[int, list[int]] = {}
+        for row in order:
+            own.setdefault(self._source_of[row], []).append(row)
+        following = {
+            source: iter(sorted(rows, key=lengths.__getitem__)) for source, rows in own.items()
+        }
+        return [next(following[self._source_of[row]]) for row in order]
+
+    @cached_property
+    def _source_of(self) -> dict[int, int]:
+        return {row: source for source, rows in enumerate(self.members) for row in rows}
 
     def _drawn(self, source: int, start: int, stop: int, seed: int) -> list[int]:
         """Places ``[start, stop)`` of a source's endless sequence of passes."""

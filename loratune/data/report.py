@@ -95,7 +95,7 @@ class SourceReport:
     def line(self) -> str:
         """For people."""
         counts = _line(self.train)
-        held_out = f"; {self.eval.kept:,} rows held out" if self.eval else ""
+        held_out = f"; held out: {self.eval.kept:,}" if self.eval else ""
         return (
             f"source {self.name}: {counts}{held_out}; weight {self.weight:g} = {self.share:.1%} "
             f"of the rows drawn, each row {self.passes:.2f} times an epoch"
