@@ -23,7 +23,6 @@ from loratune.cli import COMMANDS
 from loratune.config.command_line import CommandLine, read_command_line
 from loratune.config.composition import check_composed, translate_composition_error
 from loratune.config.convert import register_schemas, to_run_config
-from loratune.config.mixture import without_path
 from loratune.config.overrides import check_overrides
 from loratune.config.recipes.files import check_recipe_files, unused_problems
 from loratune.config.recipes.folders import (
@@ -137,7 +136,7 @@ def _job(
     composed: DictConfig, config_type: type[RunConfig], command_line: CommandLine
 ) -> tuple[RunConfig, CommandLine]:
     """The typed configuration and the words of one job: the only one, or one of a sweep."""
-    raise_together(check_composed(without_path(composed)))
+    raise_together(check_composed(composed))
     config = to_run_config(composed, config_type)
     hydra_config = HydraConfig.get()
     if hydra_config.mode != RunMode.MULTIRUN:

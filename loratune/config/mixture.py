@@ -12,8 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import PurePath
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from loratune.config.schema import DataConfig
 from loratune.errors import ConfigError, DataError, LoratuneError, did_you_mean
 from loratune.files import BUILTIN
@@ -95,14 +93,6 @@ def missing_sources(sources: Sequence[Mapping[str, Any]]) -> Iterator[LoratuneEr
             beside = os.listdir(folder) if os.access(folder, os.R_OK) else []
             fix = did_you_mean(os.path.basename(path), beside)
             yield DataError(f"no file '{path}'", where=f"{SOURCES}[{number}].path", fix=fix)
-
-
-def without_path(composed: DictConfig) -> DictConfig:
-    """A composed recipe whose ``data.path`` still has to be set does without where sources are."""
-    data = composed.get("data")
-    if isinstance(data, DictConfig) and data.get("sources") and OmegaConf.is_missing(data, "path"):
-        data.path = None
-    return composed
 
 
 def by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:

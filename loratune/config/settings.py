@@ -70,16 +70,17 @@ def _setting(annotation: Any, variants: Sequence[str]) -> Setting:
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return Setting(annotation, _children(annotation, variants))
     inner = _without_none(annotation)
-    if item := _listed_dataclass(inner):
+    if item := listed_dataclass(annotation):
         return Setting(annotation, item=Setting(item, _children(item, variants)))
     return Setting(annotation, free=typing.get_origin(inner) is dict)
 
 
-def _listed_dataclass(annotation: Any) -> type | None:
-    """The dataclass that a list has elements of, if it has."""
-    if typing.get_origin(annotation) is not list:
+def listed_dataclass(annotation: Any) -> type | None:
+    """The dataclass that the elements of a list are, if they are."""
+    inner = _without_none(annotation)
+    if typing.get_origin(inner) is not list:
         return None
-    [item] = typing.get_args(annotation)
+    [item] = typing.get_args(inner)
     return item if isinstance(item, type) and dataclasses.is_dataclass(item) else None
 
 
@@ -201,7 +202,7 @@ def describe(annotation: Any) -> str:
     if isinstance(inner, type) and issubclass(inner, Enum):
         return f"one of {', '.join(str(item.value) for item in inner)}"
     origin, parts = typing.get_origin(inner), typing.get_args(inner)
-    if _listed_dataclass(inner):
+    if listed_dataclass(inner):
         return "a list of mappings, [{...}, {...}]"
     if origin is list:
         return f"a list, each {describe(parts[0])}"

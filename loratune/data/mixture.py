@@ -66,7 +66,7 @@ class Mixture:
         ]
         # Of n rows, the k-th has its place at (k + 1/2) / n of the epoch.
         placed = [
-            (Fraction(2 * k + 1, 2 * len(rows)), source, row)
+            ((2 * k + 1) / (2 * len(rows)), source, row)
             for source, rows in enumerate(drawn)
             for k, row in enumerate(rows)
         ]
