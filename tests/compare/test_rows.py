@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from loratune.compare.rows import ComparisonRows, prepare_comparison, question, units
-from loratune.config.schema import CompareConfig, DataConfig, RunConfig
+from loratune.config.schema import (
+    CompareConfig,
+    DataConfig,
+    RunConfig,
+    SourceConfig,
+    TrainerConfig,
+)
+from loratune.data.training_set import TrainingSet
 from loratune.errors import ConfigError, DataError
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder
@@ -145,3 +152,24 @@ def test_the_split_follows_the_seed_alone(tiny: Make, rows: Write, tokenizer: An
     assert prepared(config, tokenizer).dev == first
     other = replace(config, trainer=replace(config.trainer, seed=1))
     assert prepared(other, tokenizer).dev != first
+
+
+def test_every_source_gives_its_share_of_the_rows_to_choose_by(
+    tiny: Make, rows: Write, tokenizer: Any
+) -> None:
+    sources = [
+        SourceConfig(path=rows("large", pairs(40, 2)), weight=1),
+        SourceConfig(path=rows("small", pairs(5, 2, start=50)), weight=3),
+    ]
+    data = DataConfig(sources=sources, eval_path=rows("eval", pairs(4, start=80)))
+    found = prepared(tiny(data=data, compare=CompareConfig(dev_fraction=0.2)), tokenizer)
+    drawn = {
+        name: len(questions(row for row in found.dev if row.origin == name))
+        for name in ("large", "small")
+    }
+    assert drawn == {"large": 8, "small": 1}
+    assert not questions(found.train) & questions(found.dev)
+    assert found.summary.sources["train"] == f"{sources[0].path}, {sources[1].path}"
+    assert {"recipe_sources.large", "recipe_sources.small"} <= set(found.summary.fingerprints)
+    bench_rows = TrainingSet.from_config(found.train, 1, data, TrainerConfig(steps=1, batch_size=8))
+    assert bench_rows.sources == ("large", "small")
