@@ -157,19 +157,17 @@ def test_the_split_follows_the_seed_alone(tiny: Make, rows: Write, tokenizer: An
 def test_every_source_gives_its_share_of_the_rows_to_choose_by(
     tiny: Make, rows: Write, tokenizer: Any
 ) -> None:
+    sizes = {"large": 40, "ten": 10, "eight": 8, "six": 6, "four": 4}
     sources = [
-        SourceConfig(path=rows("large", pairs(40, 2)), weight=1),
-        SourceConfig(path=rows("small", pairs(5, 2, start=50)), weight=3),
+        SourceConfig(path=rows(name, pairs(size, 2, start=100 * n)), weight=n + 1)
+        for n, (name, size) in enumerate(sizes.items())
     ]
     data = DataConfig(sources=sources, eval_path=rows("eval", pairs(4, start=80)))
-    found = prepared(tiny(data=data, compare=CompareConfig(dev_fraction=0.2)), tokenizer)
-    drawn = {
-        name: len(questions(row for row in found.dev if row.origin == name))
-        for name in ("large", "small")
-    }
-    assert drawn == {"large": 8, "small": 1}
+    found = prepared(tiny(data=data, compare=CompareConfig(dev_fraction=0.5)), tokenizer)
+    drawn = {n: len(questions(row for row in found.dev if row.origin == n)) for n in sizes}
+    assert drawn == {name: size // 2 for name, size in sizes.items()}
     assert not questions(found.train) & questions(found.dev)
-    assert found.summary.sources["train"] == f"{sources[0].path}, {sources[1].path}"
-    assert {"recipe_sources.large", "recipe_sources.small"} <= set(found.summary.fingerprints)
-    bench_rows = TrainingSet.from_config(found.train, 1, data, TrainerConfig(steps=1, batch_size=8))
-    assert bench_rows.sources == ("large", "small")
+    assert found.summary.sources["train"] == ", ".join(source.path for source in sources)
+    assert {f"recipe_sources.{name}" for name in sizes} <= set(found.summary.fingerprints)
+    trainer = TrainerConfig(steps=1, batch_size=8)
+    assert TrainingSet.from_config(found.train, 1, data, trainer).sources == tuple(sizes)

@@ -124,7 +124,11 @@ SOURCES = ("task", "general", "unseen")
 
 def mixed_rows() -> list[EncodedRow]:
     names = ("task", "general", "general", "task", "task", "general", "task", "task")
-    return [replace(row, origin=name) for row, name in zip(rows(), names, strict=True)]
+    made = [replace(row, origin=name) for row, name in zip(rows(), names, strict=True)]
+    # General text is supervised from its first token that anything predicts.
+    return [
+        replace(row, spans=((1, len(row)),)) if row.origin == "general" else row for row in made
+    ]
 
 
 def step_of(head: LanguageModelHead, batches: list[Batch], sources: tuple[str, ...]) -> StepMetrics:
