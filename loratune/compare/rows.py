@@ -116,7 +116,7 @@ def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> Co
         final.prompts,
         heldout,
         first.pad_id,
-        first.prompt_format,
+        first.answer_format,
         summary,
     )
 

@@ -96,7 +96,10 @@ def missing_sources(sources: Sequence[Mapping[str, Any]]) -> Iterator[LoratuneEr
 
 
 def by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's plain values with the list of sources as a mapping, name to settings."""
+    """A recipe's plain values with the list of sources as a mapping, name to settings.
+
+    Without where the sources lie: what they hold has a fingerprint.
+    """
     data = recipe.get("data")
     listed = data.get("sources") if isinstance(data, Mapping) else None
     if not isinstance(data, Mapping) or not isinstance(listed, list):
@@ -104,12 +107,7 @@ def by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
     if not all(isinstance(source, Mapping) for source in listed):
         return dict(recipe)
     named = {
-        source_name(source): {key: value for key, value in source.items() if key != "name"}
+        source_name(source): {k: value for k, value in source.items() if k not in ("name", "path")}
         for source in listed
     }
     return {**recipe, "data": {**data, "sources": named}}
-
-
-def is_source_path(key: str) -> bool:
-    """Whether a dotted key of ``by_name`` is where a source lies."""
-    return key.startswith(f"{SOURCES}.") and key.endswith(".path")

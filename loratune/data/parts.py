@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from loratune.config.mixture import SOURCES, sources_of
@@ -57,20 +57,17 @@ def read_parts(config: DataConfig) -> list[Part]:
     Raises:
         DataError: for every file that cannot be read; or there is none.
     """
-    settings = sources_of(config) or {"": config}
-    unread = [Part(name, own, [], []) for name, own in settings.items()]
-    if config.eval_path is not None:
-        held_out = read_rows(config.eval_path, split=config.split, limit=config.eval_limit)
-        unread[0] = Part(unread[0].name, unread[0].config, [], held_out)
 
     def with_rows(part: Part) -> Part:
         own = part.config
-        if own.path is None:
-            return part
-        rows = read_rows(own.path, split=own.split, limit=own.limit)
-        return Part(part.name, own, rows, part.held_out)
+        rows = [] if own.path is None else read_rows(own.path, split=own.split, limit=own.limit)
+        return replace(part, train=rows)
 
-    parts = in_parts(unread, with_rows)
+    settings = sources_of(config) or {"": config}
+    parts = in_parts([Part(name, own, [], []) for name, own in settings.items()], with_rows)
+    if config.eval_path is not None:
+        held_out = read_rows(config.eval_path, split=config.split, limit=config.eval_limit)
+        parts[0] = replace(parts[0], held_out=held_out)
     if not any(part.rows for part in parts):
         raise DataError("no data", where="data.path", fix="set data.path to a file of rows")
     return parts

@@ -82,6 +82,12 @@ class PreparedData:
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
+    def answer_format(self) -> PromptFormat:
+        """The format that says where answers stop: of a mixture, one with a chat template."""
+        formats = (self.prompt_format, *self.source_formats.values())
+        return next((one for one in formats if one.chat_template), self.prompt_format)
+
+    @property
     def clock(self) -> str | None:
         """The moment that a chat template took for now, if one asked."""
         formats = (self.prompt_format, *self.source_formats.values())

@@ -8,7 +8,7 @@ from typing import Any
 
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.convert import flatten, to_plain
-from loratune.config.mixture import by_name, is_source_path
+from loratune.config.mixture import by_name
 from loratune.config.schema import RunConfig
 from loratune.errors import CheckpointError, LoratuneError, raise_together
 
@@ -60,8 +60,6 @@ def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_irrelevant(key: str) -> bool:
-    if is_source_path(key):
-        return True
     return any(key == name or key.startswith(name + ".") for name in _IRRELEVANT)
 
 

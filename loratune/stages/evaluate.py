@@ -208,7 +208,7 @@ def evaluate(
     if config.base:
         with disabled(wrapped):
             base, base_answers = _measure(head, tokenizer, data, config)
-    stops = stop_ids(head.model, tokenizer, data.prompt_format) if answers else []
+    stops = stop_ids(head.model, tokenizer, data.answer_format) if answers else []
     samples = [
         Sample(
             tokenizer.decode(p.prompt_ids, skip_special_tokens=True),
@@ -227,7 +227,7 @@ def _measure(
 ) -> tuple[Metrics, list[str]]:
     scores = evaluation_scores(head, data.eval, data.pad_id, config.batch_size)
     answers, exact = answer_prompts(
-        head.model, tokenizer, data.prompts, config, data.pad_id, data.prompt_format
+        head.model, tokenizer, data.prompts, config, data.pad_id, data.answer_format
     )
     metrics = Metrics(
         loss=scores.loss,

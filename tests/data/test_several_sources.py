@@ -14,6 +14,8 @@ from loratune.data.audit import audit
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.errors import DataError, SeveralErrors
 
+from .conftest import byte_level_tokenizer
+
 Write = Callable[..., Path]
 TASK = [{"prompt": f"the cat {n}", "completion": f" sat {n} times"} for n in range(40)]
 GENERAL = [{"text": f"the sky is blue and the fox {n} is red", "id": n} for n in range(20)]
@@ -163,3 +165,18 @@ def test_formats_recorded_with_an_adapter_hold_for_their_sources(
     }
     assert prepared(opt_like, changed, eval_fraction=0.2, kept=kept).encoded == trained.encoded
     assert prepared(opt_like, changed, eval_fraction=0.2).encoded != trained.encoded
+
+
+def test_answers_stop_where_a_chat_template_ends_them_whichever_source_has_it(
+    sources: list[SourceConfig], write_rows: Write
+) -> None:
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    template += "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    tokenizer = byte_level_tokenizer(start=True, pad=True, chat_template=template)
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    chat = SourceConfig(path=str(write_rows([{"messages": turns}] * 3, "chat.jsonl")))
+    data = prepared(tokenizer, [*sources, chat])
+    assert data.prompt_format.chat_template is None
+    assert data.answer_format == data.source_formats["chat"]
+    assert data.answer_format.chat_template == template
+    assert prepared(tokenizer, sources).answer_format == data.prompt_format
