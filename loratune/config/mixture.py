@@ -64,7 +64,7 @@ def source_problems(sources: Sequence[Mapping[str, Any]]) -> Iterator[ConfigErro
         place, weight = f"{SOURCES}[{number}]", source.get("weight", 1.0)
         if source.get("path") in (None, "", "???"):
             yield ConfigError(f"{place} has no path", where=place, fix="give it path: FILE")
-        elif not _NAME.fullmatch(name):
+        elif isinstance(source.get("path"), str) and not _NAME.fullmatch(name):
             fix = "give it a name of letters, digits, dots, - and _: name: NAME"
             yield ConfigError(f"{name!r} cannot name a source", where=place, fix=fix)
         if isinstance(weight, (int, float)) and not (math.isfinite(weight) and weight > 0):

@@ -38,12 +38,8 @@ class Setting:
     item: Setting | None = None
 
     def child(self, name: str) -> Setting | None:
-        """The setting called ``name`` (or an element: ``name[0]``) below this one, or ``None``."""
-        if self.free:
-            return _ANYTHING
-        plain, bracket, _ = name.partition("[")
-        found = self.children.get(plain)
-        return found.item if found is not None and bracket else found
+        """The setting called ``name`` below this one, or ``None``."""
+        return _ANYTHING if self.free else self.children.get(name)
 
 
 _ANYTHING = Setting(Any, free=True)
@@ -85,10 +81,13 @@ def listed_dataclass(annotation: Any) -> type | None:
 
 
 def find(root: Setting, path: Sequence[str]) -> Setting | None:
-    """The setting at ``path``, or ``None`` if there is none."""
+    """The setting at ``path``, or ``None`` if there is none; ``name[0]`` is a list's element."""
     here: Setting | None = root
     for name in path:
-        here = here.child(name) if here is not None else None
+        plain, bracket, _ = name.partition("[")
+        here = here.child(plain) if here is not None else None
+        if bracket and here is not None and here.item is not None:
+            here = here.item
     return here
 
 
@@ -101,7 +100,8 @@ def leaves(root: Setting, prefix: str = "") -> Iterator[str]:
 
 def unknown_key(root: Setting, path: Sequence[str], where: str = "") -> ConfigError:
     """The error for a ``path`` that is not a setting, with what it may have meant."""
-    depth = next(i for i in range(1, len(path) + 1) if find(root, path[:i]) is None)
+    depths = range(1, len(path) + 1)
+    depth = next((i for i in depths if find(root, path[:i]) is None), len(path))
     parent = find(root, path[: depth - 1]) or root
     below = ".".join(path[: depth - 1])
     hint = _elsewhere(root, path[-1]) or ("" if parent.children else f"{below} is one value")

@@ -114,3 +114,13 @@ def test_a_recipe_file_names_the_line_of_an_unknown_key(
     (folder / "mixed.yaml").write_text(text.replace("wieght", "weight"))
     [line] = refused(capsys, "recipe=smoke", "data=mixed")
     assert "-2.0 is out of range; data.sources[1].weight" in line
+
+
+def test_an_element_has_no_key_of_its_own_in_a_recipe_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path("recipes/data")
+    folder.mkdir(parents=True)
+    (folder / "odd.yaml").write_text("sources[0]:\n  path: a.jsonl\n")
+    [line] = refused(capsys, "recipe=smoke", "data=odd")
+    assert "'data.sources[0]' is not a setting; recipes/data/odd.yaml:1; did you mean" in line
