@@ -20,6 +20,7 @@ from benchmarks import common, models
 from benchmarks.memory import saved_bytes
 from loratune.adapters.config import Kernel
 from loratune.loss.causal_model import LanguageModelHead
+from loratune.loss.supervised import causal_targets
 
 FLOOR = "floor"
 
@@ -116,7 +117,7 @@ def own_head_step(model: Any, ids: Tensor) -> Callable[[], None]:
     head = LanguageModelHead(model)
 
     def step() -> None:
-        loss = head(ids, ids)
+        loss = head(ids, causal_targets(ids))
         (loss.total / loss.tokens).backward()
         for parameter in model.parameters():
             parameter.grad = None

@@ -9,11 +9,17 @@ from typing import Any
 import torch
 
 from loratune.data.batches import evaluation_batches
+from loratune.data.prefix_tree import common_length
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import Tokenizer
 from loratune.data.turn_ends import turn_ends
 from loratune.errors import DataError
 from loratune.models.positions import learned_positions
+from loratune.models.probes.batched_generation import BatchedGeneration, probe_batched_generation
+from loratune.models.prompt_cache import EncodedPrefix, batch_inputs, encoded_prefix
+
+WORTH_SHARING = 16
+"""Tokens that prompts must begin with in common for these to be encoded once."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +94,70 @@ def _generated(
     stops: Sequence[int],
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     device = next(model.parameters()).device
-    lengths = [len(prompt) for prompt in prompts]
-    for places in evaluation_batches(lengths, sampling.batch_size):
-        width = max(lengths[place] for place in places)
+    together = _together(model, prompts, sampling.max_new_tokens)
+    prefix: EncodedPrefix | None = None
+    for places in _batches(prompts, sampling.batch_size, together):
+        batch = [prompts[place] for place in places]
+        width = max(map(len, batch))
         room = _room(model, width, sampling.max_new_tokens)
         options = _options(tokenizer, sampling, pad_id, room, stops)
-        ids = [[pad_id] * (width - lengths[p]) + list(prompts[p]) for p in places]
-        mask = [[0] * (width - lengths[p]) + [1] * lengths[p] for p in places]
-        written = model.generate(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            **options,
-        )
+        if together.prefixed:
+            prefix = _prefix(model, batch, prefix)
+        written = model.generate(**batch_inputs(batch, pad_id, device, prefix), **options)
         yield places, written[:, width:].tolist()
+
+
+def _together(model: Any, prompts: Sequence[list[int]], new_tokens: int) -> BatchedGeneration:
+    """How prompts can be answered together; one alone needs no probe."""
+    if len(prompts) < 2:
+        return BatchedGeneration(padded=False, prefixed=False)
+    tokens = sorted({token for prompt in prompts for token in prompt})
+    return probe_batched_generation(model, max(map(len, prompts)) + new_tokens, tokens)
+
+
+def _batches(
+    prompts: Sequence[list[int]], size: int, together: BatchedGeneration
+) -> list[list[int]]:
+    """Places of the prompts in batches: of one length each where padding is not exact."""
+    lengths = [len(prompt) for prompt in prompts]
+    if not together.padded:
+        alike: dict[int, list[int]] = {}
+        for place, length in enumerate(lengths):
+            alike.setdefault(length, []).append(place)
+        return [group[n : n + size] for group in alike.values() for n in range(0, len(group), size)]
+    by_length = evaluation_batches(lengths, size)
+    if not together.prefixed:
+        return by_length
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)
+    by_prefix = [order[n : n + size] for n in range(0, len(order), size)]
+
+    def computed(batches: list[list[int]]) -> int:
+        shared = [(len(b), common_prefix([prompts[n] for n in b])) for b in batches]
+        widths = [max(lengths[n] for n in b) for b in batches]
+        pairs = zip(shared, widths, strict=True)
+        return sum(common + count * (width - common) for (count, common), width in pairs)
+
+    return min(by_length, by_prefix, key=computed)
+
+
+def common_prefix(prompts: Sequence[list[int]]) -> int:
+    """Tokens that all prompts begin with, short of the last one of each; 0 where few."""
+    common = min(common_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
+    return common if len(prompts) > 1 and common >= WORTH_SHARING else 0
+
+
+def _prefix(
+    model: Any, batch: Sequence[list[int]], before: EncodedPrefix | None
+) -> EncodedPrefix | None:
+    """What the batch's prompts begin with, encoded; the last batch's where it is that."""
+    common = common_prefix(batch)
+    if not common:
+        return None
+    known = before.ids if before else []
+    fits = len(known) <= common < len(known) + WORTH_SHARING
+    if before and fits and batch[0][: len(known)] == known:
+        return before
+    return encoded_prefix(model, batch[0][:common])
 
 
 def _room(model: Any, width: int, wanted: int) -> int:

@@ -33,6 +33,13 @@ def percent(share: float | None) -> str:
     return NOTHING if share is None else f"{share:.1%}"
 
 
+def filled(tokens_per_computed: float) -> str:
+    """Tokens of rows over tokens computed: "96% filled", or "2.07 × shared" above 1."""
+    if tokens_per_computed > 1:
+        return f"{tokens_per_computed:.3g} × shared"
+    return f"{tokens_per_computed:.0%} filled"
+
+
 def byte_size(count: float | None, digits: int = 3) -> str:
     """Bytes with a decimal unit: 295 kB is 295,000 bytes."""
     return NOTHING if count is None else _scaled(count, _BYTE_UNITS, " ", digits)

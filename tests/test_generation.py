@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from support.tiny_models import tiny_opt
+from support.tiny_models import tiny_gpt2, tiny_llama, tiny_mistral, tiny_opt, tiny_rwkv
 from transformers import AutoTokenizer
 
 from loratune.errors import DataError
 from loratune.generation import Sampling, generate_answers
+from loratune.models.probes.batched_generation import probe_batched_generation
 from loratune.models.source import model_folder
 
 
@@ -47,3 +48,47 @@ def test_sampling_follows_its_seed(model, tokenizer) -> None:
     first = generate_answers(model, tokenizer, prompts, one, 1)
     assert first == generate_answers(model, tokenizer, prompts, one, 1)
     assert first != generate_answers(model, tokenizer, prompts, two, 1)
+
+
+def alone(model, tokenizer, prompts: list[list[int]], sampling: Sampling) -> list[str]:
+    return [generate_answers(model, tokenizer, [prompt], sampling, 1)[0] for prompt in prompts]
+
+
+COMMON = [2, *range(40, 70)]
+PROMPTS = [[*COMMON, 10, 11, 12], [*COMMON, 20], [*COMMON, 30, 31], [*COMMON, 32, 33, 34, 35, 36]]
+FAMILIES = {
+    "opt": lambda: tiny_opt(vocab_size=740),
+    "llama": lambda: tiny_llama(vocab_size=740),
+    "gpt2": lambda: tiny_gpt2(vocab_size=740),
+    "mistral, a window within the prompts": lambda: tiny_mistral(vocab_size=740),
+    "rwkv, no mask": tiny_rwkv,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_that_begin_alike_are_answered_as_alone(family: str, tokenizer) -> None:
+    model = FAMILIES[family]().eval()
+    sampling = Sampling(max_new_tokens=6, batch_size=3)
+    expected = alone(model, tokenizer, PROMPTS, sampling)
+    assert len(set(expected)) > 1
+    assert generate_answers(model, tokenizer, PROMPTS, sampling, 1) == expected
+
+
+def test_the_common_beginning_is_encoded_once(tokenizer) -> None:
+    model = tiny_opt(vocab_size=740).eval()
+    generate_answers(model, tokenizer, PROMPTS, Sampling(max_new_tokens=2), 1)  # the probe
+    widths = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    generate_answers(model, tokenizer, PROMPTS, Sampling(max_new_tokens=2, batch_size=2), 1)
+    handle.remove()
+    assert widths.count((1, len(COMMON))) == 1
+    assert all(width < 8 for count, width in widths if count > 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_probe_tells_padding_and_prefixes_apart(family: str) -> None:
+    probe = probe_batched_generation(FAMILIES[family]().eval(), 40, range(3, 700))
+    assert probe.padded == (not family.startswith("rwkv"))
+    assert probe.prefixed == (family in ("opt", "llama", "gpt2"))

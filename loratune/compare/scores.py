@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loratune.data.arrangement import Arrangement
 from loratune.data.encoded_rows import EncodedRow
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.stages.evaluate import summed_scores
@@ -39,7 +40,7 @@ def score_units(
     head: LanguageModelHead,
     rows: Sequence[EncodedRow],
     groups: Sequence[Sequence[int]],
-    pad_id: int,
+    arrangement: Arrangement,
     batch_size: int,
 ) -> UnitScores:
     """Losses of every unit; a unit's rows share batches with no other's.
@@ -48,13 +49,13 @@ def score_units(
         head: the model in eval mode.
         rows: encoded rows.
         groups: row numbers of each unit.
-        pad_id: fills short rows.
+        arrangement: how the rows of a batch lie in its sequences.
         batch_size: most rows at a time.
     """
     scores = UnitScores([], [], [])
     for group in groups:
         batches = [group[n : n + batch_size] for n in range(0, len(group), batch_size)]
-        loss, correct, tokens, *_ = summed_scores(head, rows, batches, pad_id)
+        loss, correct, tokens, *_ = summed_scores(head, rows, batches, arrangement)
         scores.loss.append(loss)
         scores.correct.append(correct)
         scores.tokens.append(tokens)

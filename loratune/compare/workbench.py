@@ -18,6 +18,7 @@ from loratune.compare.search import Point
 from loratune.config.schema import RunConfig, TrainerConfig
 from loratune.counting.activations import measure_activations
 from loratune.counting.parameters import count_variant, saved_modules
+from loratune.data.arrangement import arrange
 from loratune.data.bounds import check_positions
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.training_set import TrainingSet
@@ -81,11 +82,13 @@ class Workbench:
         vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
         self.rows = rows = prepare_comparison(config, tokenizer, vocabulary)
         self.base = load(config.model, config.trainer.precision, tokenizer)
-        check_positions([*rows.train, *rows.dev, *rows.test, *rows.heldout], self.base.model)
+        every = [*rows.train, *rows.dev, *rows.test, *rows.heldout]
+        check_positions(every, self.base.model)
         self.architecture = measure_model(self.base.model, numbers)
         self.layers = find_targets(
             self.architecture.layers, config.targets, config.adapter, self.architecture.family
         ).shapes
+        self.arrangement, _ = arrange(config, self.base.model, rows.pad_id, every)
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(self.base.model)
         self._units = units(self.rows.test)
@@ -183,7 +186,7 @@ class Workbench:
         return replace(trainer, steps=steps, epochs=None, warmup_steps=warmup, warmup_ratio=0.0)
 
     def _training_set(self, rows: Sequence[EncodedRow], trainer: TrainerConfig) -> TrainingSet:
-        return TrainingSet.from_config(rows, self.rows.pad_id, self.config.data, trainer)
+        return TrainingSet.from_config(rows, self.arrangement, self.config.data, trainer)
 
     def _fit(
         self,
@@ -196,16 +199,15 @@ class Workbench:
 
     def _dev_loss(self, head: LanguageModelHead) -> float:
         batch_size = self.config.evaluate.batch_size
-        return evaluation_loss(head, self.rows.dev, self.rows.pad_id, batch_size)[0]
+        return evaluation_loss(head, self.rows.dev, self.arrangement, batch_size)[0]
 
     def _measure(self, head: LanguageModelHead, seed: int) -> Measured:
         """Scores and answers of a model in eval mode."""
         rows, config, heldout = self.rows, self.config.evaluate, None
-        test = score_units(head, rows.test, self._units, rows.pad_id, config.batch_size)
+        arrangement, size = self.arrangement, config.batch_size
+        test = score_units(head, rows.test, self._units, arrangement, size)
         if rows.heldout:
-            heldout = score_units(
-                head, rows.heldout, self._heldout_units, rows.pad_id, config.batch_size
-            )
+            heldout = score_units(head, rows.heldout, self._heldout_units, arrangement, size)
         tokenizer = self.base.tokenizer
         answers, exact = answer_prompts(
             head.model, tokenizer, rows.prompts, config, rows.pad_id, rows.prompt_format

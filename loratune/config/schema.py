@@ -221,6 +221,8 @@ class DataConfig:
     """Rows of like length share a batch, so that little is spent on padding."""
     packing: bool = False
     """Several rows share one sequence, without seeing each other."""
+    share_prefixes: Any = "auto"
+    """Compute once what a batch's rows begin with in common: true, false, or auto where exact."""
 
 
 @dataclass(kw_only=True)

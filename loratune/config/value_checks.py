@@ -43,6 +43,10 @@ _RANGES: dict[str, Check] = {
     "data.eval_fraction": (lambda value: 0 <= value < 1, "use [0, 1)"),
     "data.limit": _ROWS,
     "data.eval_limit": _ROWS,
+    "data.share_prefixes": (
+        lambda value: value in ("auto", True, False),
+        "use auto, true or false",
+    ),
     "trainer.batch_size": _at_least(1),
     "trainer.grad_accum_steps": _at_least(1),
     "trainer.log_every": _at_least(1),

@@ -9,39 +9,45 @@ import torch
 from torch import Tensor
 
 from loratune.data.encoded_rows import EncodedRow
-from loratune.data.packing import pack
+from loratune.data.packing import Bins
+from loratune.data.prefix_tree import Layout
 from loratune.loss.constants import IGNORED
-
-PADDING = -1
-"""The segment of padding in a packed batch."""
+from loratune.loss.supervised import Targets, causal_targets
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences padded on the right to the longest; all tensors are int64, (sequences, tokens).
+    """Sequences padded on the right to the longest; all tensors are int64.
 
     Attributes:
-        input_ids: token ids.
-        labels: ``input_ids`` where supervised, else -100; not shifted.
-        row_ids: the caller's row numbers, in the order of the sequences (packed: of the segments).
-        tokens: tokens that are not padding.
-        supervised: supervised tokens: what the summed loss is divided by.
-        position_ids: packed batches only: from 0 in every row.
-        segment_ids: packed batches only: the row's number within its sequence, -1 on padding; a
-            token sees earlier tokens of its own segment only.
-        sources: mixtures only: the number of every token's source.
+        input_ids: token ids, (sequences, length).
+        targets: what is predicted where: a row per supervised token.
+        row_ids: the caller's row numbers, in the order in which they lie in the sequences.
+        tokens: tokens of the rows: without padding, shared ones counted for each row.
+        position_ids: where sequences hold several rows: each token's position in its row.
+        subtree_ends: there too, for each token the end of the tokens that see it.
+        sources: mixtures only: for each of the targets the number of its row's source.
         source_tokens: mixtures only: supervised tokens of every source.
     """
 
     input_ids: Tensor
-    labels: Tensor
+    targets: Targets
     row_ids: tuple[int, ...]
     tokens: int
-    supervised: int
     position_ids: Tensor | None = None
-    segment_ids: Tensor | None = None
+    subtree_ends: Tensor | None = None
     sources: Tensor | None = None
     source_tokens: tuple[int, ...] = ()
+
+    @property
+    def supervised(self) -> int:
+        """Supervised tokens: what the summed loss is divided by."""
+        return self.targets.tokens.numel()
+
+    @property
+    def computed(self) -> int:
+        """Tokens that the model computes, padding included."""
+        return self.input_ids.numel()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
@@ -55,9 +61,9 @@ class Batch:
         return replace(
             self,
             input_ids=change(self.input_ids),
-            labels=change(self.labels),
+            targets=Targets(*map(change, self.targets)),
             position_ids=None if self.position_ids is None else change(self.position_ids),
-            segment_ids=None if self.segment_ids is None else change(self.segment_ids),
+            subtree_ends=None if self.subtree_ends is None else change(self.subtree_ends),
             sources=None if self.sources is None else change(self.sources),
         )
 
@@ -71,65 +77,77 @@ def collate(
     """One row a sequence; no rows give a batch of shape (0, 0).
 
     Args:
-        rows: encoded rows.
-        pad_id: fills short rows.
+        rows: the batch's rows.
+        pad_id: fills short sequences.
         row_ids: the caller's numbers of the rows.
         sources: the names of a mixture's sources, to tell their tokens apart.
     """
     return Batch(
         input_ids=_padded([row.input_ids for row in rows], pad_id),
-        labels=_padded([row.labels for row in rows], IGNORED),
+        targets=causal_targets(_padded([row.labels for row in rows], IGNORED)),
         row_ids=tuple(row_ids),
         tokens=sum(map(len, rows)),
-        supervised=sum(row.supervised for row in rows),
-        sources=_padded([_own(row, sources) for row in rows], 0) if sources else None,
+        sources=_sources(rows, sources),
         source_tokens=_source_tokens(rows, sources),
     )
 
 
-def collate_packed(
+def collate_together(
     rows: Sequence[EncodedRow],
+    bins: Bins,
     pad_id: int,
-    max_length: int,
     row_ids: Sequence[int] = (),
     sources: Sequence[str] = (),
+    *,
+    share: bool,
+    first_position: int = 0,
 ) -> Batch:
-    """Several rows a sequence, none of them longer than ``max_length`` in all.
+    """Several rows a sequence.
 
-    The first token of every row is not supervised (nothing of its own row predicts it), so that
-    the shifted labels never cross from one row into the next.
+    Args:
+        rows: the batch's rows.
+        bins: which of them lie in each sequence, in which order.
+        pad_id: fills short sequences.
+        row_ids: the caller's numbers of the rows.
+        sources: the names of a mixture's sources, to tell their tokens apart.
+        share: whether what neighbours begin with in common stands there once.
+        first_position: what the model calls the position of a row's first token.
     """
-    bins = pack([len(row) for row in rows], max_length)
-    packed = [[rows[place] for place in places] for places in bins]
-    order = [place for places in bins for place in places]
+    layouts = [Layout.of([rows[place] for place in places], share=share) for places in bins]
+    input_ids = _padded([layout.ids for layout in layouts], pad_id)
+    width = input_ids.shape[1]
+    # Padding is seen by itself alone, so that no line of the softmax is empty.
+    ends = [[*one.ends, *range(len(one.ends) + 1, width + 1)] for one in layouts]
     return Batch(
-        input_ids=_padded([_chained([r.input_ids for r in seq]) for seq in packed], pad_id),
-        labels=_padded([_chained([r.labels for r in seq]) for seq in packed], IGNORED),
-        row_ids=tuple(row_ids[place] for place in order) if row_ids else (),
+        input_ids=input_ids,
+        targets=_targets(layouts, width),
+        row_ids=tuple(row_ids[place] for places in bins for place in places) if row_ids else (),
         tokens=sum(map(len, rows)),
-        supervised=sum(row.supervised for row in rows),
-        position_ids=_padded([_chained([range(len(r)) for r in seq]) for seq in packed], 0),
-        segment_ids=_padded(
-            [_chained([[n] * len(r) for n, r in enumerate(seq)]) for seq in packed], PADDING
-        ),
-        sources=_padded([_chained([_own(r, sources) for r in seq]) for seq in packed], 0)
-        if sources
-        else None,
+        position_ids=_padded([layout.positions for layout in layouts], 0) + first_position,
+        subtree_ends=_padded(ends, 0),
+        sources=_sources([rows[place] for places in bins for place in places], sources),
         source_tokens=_source_tokens(rows, sources),
     )
 
 
-def _own(row: EncodedRow, sources: Sequence[str]) -> list[int]:
-    """The number of the row's source, once for each of its tokens."""
-    return [sources.index(row.origin)] * len(row)
+def _sources(rows: Sequence[EncodedRow], sources: Sequence[str]) -> Tensor | None:
+    """The number of the source of every target; targets stand row by row, as the rows lie."""
+    if not sources:
+        return None
+    own = [sources.index(row.origin) for row in rows for _ in range(row.supervised)]
+    return torch.tensor(own, dtype=torch.long)
 
 
 def _source_tokens(rows: Sequence[EncodedRow], sources: Sequence[str]) -> tuple[int, ...]:
     return tuple(sum(row.supervised for row in rows if row.origin == name) for name in sources)
 
 
-def _chained(parts: Sequence[Sequence[int]]) -> list[int]:
-    return [value for part in parts for value in part]
+def _targets(layouts: Sequence[Layout], width: int) -> Targets:
+    numbered = [
+        (n * width, target) for n, layout in enumerate(layouts) for target in layout.targets
+    ]
+    rows = [start + place for start, (place, _) in numbered]
+    return Targets(torch.tensor(rows), torch.tensor([token for _, (_, token) in numbered]))
 
 
 def _padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:

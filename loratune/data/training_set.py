@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from loratune.config.mixture import source_weights
 from loratune.config.schema import DataConfig, TrainerConfig
+from loratune.data.arrangement import Arrangement
 from loratune.data.batches import BatchPlan, shard
-from loratune.data.collate import Batch, collate, collate_packed
+from loratune.data.collate import Batch
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.mixture import Mixture
 from loratune.runs import processes
@@ -21,25 +22,25 @@ class TrainingSet:
     Attributes:
         rows: encoded rows.
         plan: the rows of every optimizer step, a function of the seed and the step alone.
-        pad_id: token that fills short rows.
-        packing: whether rows share sequences.
-        max_length: longest packed sequence.
+        arrangement: how the rows of a batch lie in its sequences.
     """
 
     rows: Sequence[EncodedRow]
     plan: BatchPlan
-    pad_id: int
-    packing: bool = False
-    max_length: int = 0
+    arrangement: Arrangement
 
     @classmethod
     def from_config(
-        cls, rows: Sequence[EncodedRow], pad_id: int, data: DataConfig, trainer: TrainerConfig
+        cls,
+        rows: Sequence[EncodedRow],
+        arrangement: Arrangement,
+        data: DataConfig,
+        trainer: TrainerConfig,
     ) -> TrainingSet:
         """Rows in a recipe's order and batches."""
         mixture = Mixture.of(rows, source_weights(data))
         plan = BatchPlan.from_config([len(row) for row in rows], data, trainer, mixture)
-        return cls(rows, plan, pad_id, data.packing, data.max_length)
+        return cls(rows, plan, arrangement)
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This process's share of optimizer step ``step`` (from 0), on the CPU."""
@@ -50,9 +51,7 @@ class TrainingSet:
     def batch(self, numbers: Sequence[int]) -> Batch:
         """The rows with these numbers as one batch."""
         chosen = [self.rows[number] for number in numbers]
-        if self.packing:
-            return collate_packed(chosen, self.pad_id, self.max_length, numbers, self.sources)
-        return collate(chosen, self.pad_id, numbers, self.sources)
+        return self.arrangement.batch(chosen, numbers, self.sources)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from loratune.config.schema import (
     TrainerConfig,
     Verify,
 )
+from loratune.data.arrangement import Arrangement
 from loratune.data.prepare import prepare_data
 from loratune.data.training_set import TrainingSet
 from loratune.doctor.finding import Finding, examine
@@ -72,7 +73,7 @@ def short_run(variant: str, device: str = "cpu", dropout: float = 0.0) -> ShortR
     data = prepare_data(data_config, base.tokenizer, base.vocab_size, seed=0)
     config = config_class(variant)(dropout=dropout)
     wrapped = wrap_model(base.model, config, TargetsConfig(), seed=0)
-    rows = TrainingSet.from_config(data.train, data.pad_id, data_config, _TRAINER)
+    rows = TrainingSet.from_config(data.train, Arrangement(data.pad_id), data_config, _TRAINER)
     head, optimizer = LanguageModelHead(wrapped.model), start(wrapped, _TRAINER)
     wrapped.model.train()
     losses = [metrics.loss for metrics in steps(head, rows, optimizer, _TRAINER)]

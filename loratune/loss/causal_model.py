@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loratune.loss.supervised import TokenLoss, causal_targets, logits_loss, supervised_loss
+from loratune.loss.supervised import Targets, TokenLoss, logits_loss, supervised_loss
 
 
 class LanguageModelHead(nn.Module):
@@ -39,7 +39,7 @@ class LanguageModelHead(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        labels: Tensor,
+        targets: Targets,
         *,
         count_correct: bool = False,
         keep_each: bool = False,
@@ -49,29 +49,27 @@ class LanguageModelHead(nn.Module):
 
         Args:
             input_ids: (B, T).
-            labels: (B, T), -100 where unsupervised; not shifted: they line up with input_ids.
+            targets: what is predicted where.
             count_correct: also count tokens that the model ranks first.
-            keep_each: also keep every token's loss, and its position b·T + t.
+            keep_each: also keep every target's own loss.
             **inputs: what else the model takes: ``attention_mask``, ``position_ids``.
         """
-        rows, tokens = causal_targets(labels)
+        rows, tokens = targets
         if self.split is None:
             logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
-            loss = logits_loss(
+            return logits_loss(
                 _rows(logits, rows), tokens, count_correct=count_correct, keep_each=keep_each
             )
-        else:
-            backbone, head = self.split
-            hidden = _hidden(backbone(input_ids=input_ids, use_cache=False, **inputs))
-            loss = supervised_loss(
-                _rows(hidden, rows),
-                head,
-                tokens,
-                chunk_size=self.chunk_size,
-                count_correct=count_correct,
-                keep_each=keep_each,
-            )
-        return loss._replace(rows=rows) if keep_each else loss
+        backbone, head = self.split
+        hidden = hidden_states(backbone(input_ids=input_ids, use_cache=False, **inputs))
+        return supervised_loss(
+            _rows(hidden, rows),
+            head,
+            tokens,
+            chunk_size=self.chunk_size,
+            count_correct=count_correct,
+            keep_each=keep_each,
+        )
 
 
 def backbone_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
@@ -112,7 +110,7 @@ def _composes(model: nn.Module, backbone: nn.Module, head: nn.Module) -> bool:
             handle.remove()
         if len(fed) != 1 or not torch.equal(logits.float(), returned[0].float()):
             return False
-        return torch.equal(_hidden(backbone(**probe)), fed[0])
+        return torch.equal(hidden_states(backbone(**probe)), fed[0])
 
 
 @contextmanager
@@ -127,7 +125,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _hidden(output: Any) -> Tensor:
+def hidden_states(output: Any) -> Tensor:
+    """What a backbone returns before the head: (B, T, width)."""
     hidden = getattr(output, "last_hidden_state", None)
     return hidden if isinstance(hidden, Tensor) else output[0]
 

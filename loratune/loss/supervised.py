@@ -19,7 +19,10 @@ from loratune.loss.constants import CHUNK_LOGITS, IGNORED
 
 
 class Targets(NamedTuple):
-    """Supervised positions: flat row b·T + t of a (B, T) batch, and the token it must predict."""
+    """Flat positions b·T + t of a (B, T) batch, and the token that each must predict.
+
+    A position may stand there several times: where rows part, it predicts a token of each.
+    """
 
     rows: Tensor
     tokens: Tensor
@@ -28,15 +31,13 @@ class Targets(NamedTuple):
 class TokenLoss(NamedTuple):
     """Sum of token losses in nats (at least fp32), how many tokens, how many predicted right.
 
-    ``each`` has the loss of every token, without a gradient, and ``rows`` its position, where the
-    caller asked for them.
+    ``each`` has the loss of every token, without a gradient, where the caller asked for it.
     """
 
     total: Tensor
     tokens: int
     correct: Tensor | None = None
     each: Tensor | None = None
-    rows: Tensor | None = None
 
 
 def causal_targets(labels: Tensor) -> Targets:

@@ -10,6 +10,7 @@ from loratune import files
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import ExportFormat, RunConfig
 from loratune.console import say
+from loratune.data.arrangement import arrange
 from loratune.data.prepare import PreparedData
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.fingerprint import tokenizer_fingerprint
@@ -44,7 +45,10 @@ def evaluate_and_show(
     """
     if not rows.eval:
         return
-    result = evaluate(wrapped, head, tokenizer, rows, config.evaluate)
+    arrangement, notes = arrange(config, wrapped.model, rows.pad_id, rows.eval)
+    if not as_json:
+        processes.say_once(*notes)
+    result = evaluate(wrapped, head, tokenizer, rows, arrangement, config.evaluate)
     if not processes.is_main():
         return
     if out is not None:

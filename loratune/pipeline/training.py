@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loratune.config.convert import to_plain
 from loratune.config.schema import RunConfig
+from loratune.data.arrangement import Arrangement, arrange
 from loratune.data.prepare import PreparedData
 from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
@@ -35,7 +36,9 @@ def train_adapter(
         LoratuneError: whatever stopped training; published checkpoints stay whole.
     """
     config = records.config
-    rows = TrainingSet.from_config(data.train, data.pad_id, config.data, config.trainer)
+    arrangement, notes = arrange(config, wrapped.model, data.pad_id, [*data.train, *data.eval])
+    processes.say_once(*notes)
+    rows = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
     warning = warmup_warning(rows.plan.total_steps, config.trainer)
     processes.say_once(*([f"warning: {warning}"] if warning else []))
     if config.trainer.gradient_checkpointing:
@@ -55,20 +58,22 @@ def train_adapter(
             records.run_dir,
             facts=records.facts,
             checkpoint=checkpoint,
-            evaluate=_evaluation(config, data, head),
+            evaluate=_evaluation(config, data, head, arrangement),
             trackers=trackers,
         )
     processes.say_once(*_result_lines(records, result))
     return result
 
 
-def _evaluation(config: RunConfig, data: PreparedData, head: LanguageModelHead) -> Evaluate | None:
+def _evaluation(
+    config: RunConfig, data: PreparedData, head: LanguageModelHead, arrangement: Arrangement
+) -> Evaluate | None:
     """What ``trainer.eval_every`` measures."""
     if not data.eval or not config.trainer.eval_every:
         return None
 
     def measure() -> dict[str, float]:
-        scores = evaluation_scores(head, data.eval, data.pad_id, config.evaluate.batch_size)
+        scores = evaluation_scores(head, data.eval, arrangement, config.evaluate.batch_size)
         own = {f"eval/loss/{name}": loss for name, loss in scores.source_losses.items()}
         return {"eval/loss": scores.loss, "eval/token_accuracy": scores.token_accuracy, **own}
 

@@ -98,8 +98,9 @@ def _affordable(architecture: Architecture, batch: MicroBatch) -> tuple[int, int
     inside = [layer for layer in architecture.layers if block_of(layer.name) == 0]
     weights = sum(layer.in_features * layer.out_features for layer in inside) or 1
     most = max(16, int(OPERATIONS / (2 * weights)))
-    length = max(2, min(batch.length, most, 512))
-    return max(1, min(batch.sequences, most // length)), length
+    sequences, longest = batch.rows_alone
+    length = max(2, min(longest, most, 512))
+    return max(1, min(sequences, most // length)), length
 
 
 def _timed(action: Callable[[], None], device: torch.device) -> float:

@@ -41,7 +41,7 @@ def make_plan(
     """
     rows = read_workload_rows(config)
     work = workload(config, rows)
-    setting = find_setting(config, tokens=min(work.largest.length, 256))
+    setting = find_setting(config, tokens=min(work.largest.rows_alone[1], 256))
     overrides: tuple[str, ...] = ()
     if fit is not None:
         config, rows, work, overrides = fitted(config, rows, work, setting, fit)

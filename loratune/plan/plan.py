@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loratune.console import say
+from loratune.data.arrangement import sharing_line
 from loratune.data.mixture import seen_line
 from loratune.plan.memory import ERROR_BAR, Memory
 from loratune.plan.setting import Setting
@@ -135,11 +136,13 @@ def _work(plan: Plan) -> Iterator[str]:
     if not work.steps:
         yield "steps: not known without the rows (trainer.epochs)"
     yield (
-        f"{work.steps:,} steps{passes}, {work.tokens:,} tokens with padding, "
+        f"{work.steps:,} steps{passes}, {work.tokens:,} tokens computed, "
         f"{work.supervised:,} supervised"
     )
     if work.times_seen:
         yield seen_line(work.times_seen)
+    if work.row_tokens > work.tokens:
+        yield sharing_line(work.row_tokens, work.tokens)
     yield (
         f"largest micro-batch: {work.largest.sequences} × {work.largest.length} tokens; "
         f"{str(plan.setting.dtype).removeprefix('torch.')} on {plan.setting.device}"

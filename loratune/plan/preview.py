@@ -6,14 +6,17 @@ Reads the rows and the tokenizer; no weight of any model.
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.text import Text
 
 from loratune.config.schema import RunConfig
 from loratune.console import console, printable, say
+from loratune.data.arrangement import assumed_arrangement, sharing_line
 from loratune.data.audit import Audit, audit
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.mixture import seen_line
@@ -77,12 +80,14 @@ class Preview:
     """What ``preview`` shows.
 
     Attributes:
+        sharing: what batches save, in words.
         times_seen: mixtures only: how often the run sees a row of each source, on average.
     """
 
     rows: tuple[ShownRow, ...]
     report: DataReport
     audit: Audit
+    sharing: str = ""
     times_seen: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,6 +98,10 @@ class Preview:
             "times_seen": dict(self.times_seen),
             "audit": self.audit.to_dict(),
         }
+
+
+BATCHES_LOOKED_AT = 50
+"""Batches whose rows are searched for common beginnings."""
 
 
 def make_preview(config: RunConfig, rows: int) -> Preview:
@@ -109,11 +118,8 @@ def make_preview(config: RunConfig, rows: int) -> Preview:
     first = _first_rows(data, rows)
     width = max(map(len, first), default=0)
     shown = tuple(_shown(row, tokenizer, data.pad_id, width) for row in first)
-    times = {}
-    if data.weights and (config.trainer.steps or config.trainer.epochs):
-        drawn = TrainingSet.from_config(data.train, data.pad_id, config.data, config.trainer)
-        times = drawn.plan.times_seen()
-    return Preview(shown, data.report, audit(data, tokenizer, config.data), times)
+    findings = audit(data, tokenizer, config.data)
+    return Preview(shown, data.report, findings, _sharing(config, data), _times_seen(config, data))
 
 
 def _first_rows(data: PreparedData, rows: int) -> list[EncodedRow]:
@@ -121,6 +127,26 @@ def _first_rows(data: PreparedData, rows: int) -> list[EncodedRow]:
     names = list(data.weights) or [""]
     own = ([row for row in data.train if row.origin == name] for name in names)
     return [row for part in own for row in part[:rows]]
+
+
+def _times_seen(config: RunConfig, data: PreparedData) -> dict[str, float]:
+    if not data.weights or not (config.trainer.steps or config.trainer.epochs):
+        return {}
+    arrangement = assumed_arrangement(config)
+    drawn = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
+    return drawn.plan.times_seen()
+
+
+def _sharing(config: RunConfig, data: PreparedData) -> str:
+    """What the first batches save by sharing what their rows begin with, in words."""
+    trainer = replace(config.trainer, steps=BATCHES_LOOKED_AT, epochs=None, grad_accum_steps=1)
+    arrangement, counts = assumed_arrangement(config), Counter[str]()
+    plan = TrainingSet.from_config(data.train, arrangement, config.data, trainer).plan
+    for step in range(min(BATCHES_LOOKED_AT, plan.steps_per_epoch)):
+        rows = [data.train[number] for number in plan.step_rows(step)]
+        counts["row_tokens"] += sum(map(len, rows))
+        counts["computed"] += math.prod(arrangement.shape(rows))
+    return sharing_line(**counts) if counts["row_tokens"] > counts["computed"] else ""
 
 
 def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
@@ -232,6 +258,8 @@ def audit_lines(preview: Preview) -> Iterator[str]:
         yield f"data.max_length that keeps rows whole: {curve}"
     longest = ", ".join(f"{source} ({tokens})" for source, tokens in preview.audit.longest)
     yield f"longest rows as trained on: {longest}"
+    if preview.sharing:
+        yield preview.sharing
     for finding in preview.audit.findings:
         yield finding.line
     if not preview.audit.findings:

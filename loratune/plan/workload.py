@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loratune.config.mixture import training_paths
-from loratune.config.schema import DataConfig, RowFormat, RunConfig, TrainerConfig
+from loratune.config.schema import RowFormat, RunConfig, TrainerConfig
+from loratune.data.arrangement import Arrangement, assumed_arrangement
 from loratune.data.audit import Audit, audit
 from loratune.data.encoded_rows import EncodedRow
-from loratune.data.packing import pack
 from loratune.data.prepare import PreparedData
 from loratune.data.report import DataReport
 from loratune.data.training_set import TrainingSet
@@ -29,11 +29,21 @@ class MicroBatch:
     Attributes:
         sequences: how many; ``length``: tokens of the longest, to which the others are filled up.
         supervised: tokens that the head runs on.
+        longest_row: tokens of the longest row, where sequences hold several.
+        row_tokens: tokens of all its rows.
     """
 
     sequences: int
     length: int
     supervised: int
+    longest_row: int = 0
+    row_tokens: int = 0
+
+    @property
+    def rows_alone(self) -> tuple[int, int]:
+        """Sequences and length of about as many tokens, with no position that no row has."""
+        length = self.longest_row or self.length
+        return max(1, self.tokens // length), length
 
     @property
     def tokens(self) -> int:
@@ -48,7 +58,8 @@ class Workload:
     Attributes:
         steps: optimizer steps.
         epochs: passes over the rows; ``None`` where the rows are not known.
-        tokens: tokens computed in all training steps, padding included.
+        tokens: tokens computed in all training steps: with padding, what rows share once.
+        row_tokens: tokens of the rows in them.
         supervised: tokens with loss in them.
         largest: the micro-batch with the most tokens.
         evaluation_tokens: tokens of one pass over the evaluation rows.
@@ -63,6 +74,7 @@ class Workload:
     tokens: int
     supervised: int
     largest: MicroBatch
+    row_tokens: int = 0
     evaluation_tokens: int = 0
     report: DataReport | None = None
     audit: Audit | None = None
@@ -103,10 +115,11 @@ def workload(config: RunConfig, rows: Rows) -> Workload:
     if rows.data is None:
         return _assumed(config, rows.reason)
     data = rows.data
-    plan = TrainingSet.from_config(data.train, data.pad_id, config.data, config.trainer).plan
+    arrangement = assumed_arrangement(config)
+    plan = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer).plan
     looked_at = min(plan.total_steps, STEPS_LOOKED_AT)
     batches = [
-        _shape([data.train[number] for number in numbers], config.data)
+        _shape([data.train[number] for number in numbers], arrangement)
         for step in range(looked_at)
         for numbers in plan.micro_batches(step)
     ]
@@ -117,6 +130,7 @@ def workload(config: RunConfig, rows: Rows) -> Workload:
         round(share * sum(batch.tokens for batch in batches)),
         round(share * sum(batch.supervised for batch in batches)),
         max(batches, key=lambda batch: batch.tokens),
+        round(share * sum(batch.row_tokens for batch in batches)),
         sum(map(len, data.eval)),
         data.report,
         audit(data, rows.tokenizer, config.data),
@@ -124,13 +138,9 @@ def workload(config: RunConfig, rows: Rows) -> Workload:
     )
 
 
-def _shape(rows: list[EncodedRow], data: DataConfig) -> MicroBatch:
-    lengths = [len(row) for row in rows]
-    if data.packing:
-        lengths = [
-            sum(lengths[place] for place in places) for places in pack(lengths, data.max_length)
-        ]
-    return MicroBatch(len(lengths), max(lengths), sum(row.supervised for row in rows))
+def _shape(rows: list[EncodedRow], arrangement: Arrangement) -> MicroBatch:
+    lengths, supervised = [len(row) for row in rows], sum(row.supervised for row in rows)
+    return MicroBatch(*arrangement.shape(rows), supervised, max(lengths), sum(lengths))
 
 
 def _assumed(config: RunConfig, reason: str) -> Workload:

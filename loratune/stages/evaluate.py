@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from loratune.config.schema import EvaluateConfig
-from loratune.data.batches import evaluation_batches, shard
-from loratune.data.collate import collate
+from loratune.data.arrangement import Arrangement
+from loratune.data.batches import shard
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import GenerationPrompt, PreparedData
 from loratune.data.templates import PromptFormat
@@ -99,7 +99,7 @@ def summed_scores(
     head: LanguageModelHead,
     rows: Sequence[EncodedRow],
     batches: Iterable[Sequence[int]],
-    pad_id: int,
+    arrangement: Arrangement,
     sources: Sequence[str] = (),
 ) -> tuple[float, ...]:
     """Summed loss, tokens ranked first and supervised tokens of rows, batch by batch.
@@ -110,7 +110,7 @@ def summed_scores(
         head: the model in eval mode.
         rows: encoded rows.
         batches: row numbers of each batch.
-        pad_id: fills short rows.
+        arrangement: how the rows of a batch lie in its sequences.
         sources: names of the rows' sources.
     """
     device = next(head.model.parameters()).device
@@ -118,7 +118,7 @@ def summed_scores(
     own = torch.zeros(len(sources), dtype=torch.float64, device=device)
     for numbers in filter(None, batches):
         chosen = [rows[number] for number in numbers]
-        batch = collate(chosen, pad_id, sources=sources).to(device)
+        batch = arrangement.batch(chosen, sources=sources).to(device)
         scores = batch_loss(head, batch, count_correct=True)
         assert scores.correct is not None
         loss, correct = loss + float(scores.total), correct + float(scores.correct)
@@ -129,17 +129,20 @@ def summed_scores(
 
 
 def evaluation_scores(
-    head: LanguageModelHead, rows: Sequence[EncodedRow], pad_id: int, batch_size: int
+    head: LanguageModelHead,
+    rows: Sequence[EncodedRow],
+    arrangement: Arrangement,
+    batch_size: int,
 ) -> MeanScores:
     """Mean loss, token accuracy and number of supervised tokens, over all processes."""
     rank, world = processes.rank(), processes.world_size()
-    batches = evaluation_batches([len(row) for row in rows], batch_size)
+    batches = arrangement.evaluation_batches(rows, batch_size)
     supervised = Counter[str]()
     for row in rows:
         supervised[row.origin] += row.supervised
     names = list(filter(None, supervised))
     shares = (shard(numbers, rank, world) for numbers in batches)
-    sums = summed_scores(head, rows, shares, pad_id, names)
+    sums = summed_scores(head, rows, shares, arrangement, names)
     device = next(head.model.parameters()).device
     loss, correct, tokens, *own = processes.total(sums, device)
     parts = {name: part / supervised[name] for name, part in zip(names, own, strict=True)}
@@ -147,10 +150,13 @@ def evaluation_scores(
 
 
 def evaluation_loss(
-    head: LanguageModelHead, rows: Sequence[EncodedRow], pad_id: int, batch_size: int
+    head: LanguageModelHead,
+    rows: Sequence[EncodedRow],
+    arrangement: Arrangement,
+    batch_size: int,
 ) -> tuple[float, float, int]:
     """The same without the sources' own losses."""
-    return evaluation_scores(head, rows, pad_id, batch_size)[:3]
+    return evaluation_scores(head, rows, arrangement, batch_size)[:3]
 
 
 def answer_prompts(
@@ -192,6 +198,7 @@ def evaluate(
     head: LanguageModelHead,
     tokenizer: Tokenizer,
     data: PreparedData,
+    arrangement: Arrangement,
     config: EvaluateConfig,
 ) -> Evaluation:
     """Loss, perplexity, token accuracy and exact match, with the adapter and without it.
@@ -201,13 +208,14 @@ def evaluate(
         head: its loss head.
         tokenizer: decodes answers.
         data: has evaluation rows, and prompts where the format has them.
+        arrangement: how rows lie in the sequences of a batch.
         config: what to measure.
     """
-    adapted, answers = _measure(head, tokenizer, data, config)
+    adapted, answers = _measure(head, tokenizer, data, arrangement, config)
     base, base_answers = None, [""] * len(answers)
     if config.base:
         with disabled(wrapped):
-            base, base_answers = _measure(head, tokenizer, data, config)
+            base, base_answers = _measure(head, tokenizer, data, arrangement, config)
     stops = stop_ids(head.model, tokenizer, data.answer_format) if answers else []
     samples = [
         Sample(
@@ -223,9 +231,13 @@ def evaluate(
 
 
 def _measure(
-    head: LanguageModelHead, tokenizer: Tokenizer, data: PreparedData, config: EvaluateConfig
+    head: LanguageModelHead,
+    tokenizer: Tokenizer,
+    data: PreparedData,
+    arrangement: Arrangement,
+    config: EvaluateConfig,
 ) -> tuple[Metrics, list[str]]:
-    scores = evaluation_scores(head, data.eval, data.pad_id, config.batch_size)
+    scores = evaluation_scores(head, data.eval, arrangement, config.batch_size)
     answers, exact = answer_prompts(
         head.model, tokenizer, data.prompts, config, data.pad_id, data.answer_format
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from loratune.adapters.registry import config_class, variant_names
 from loratune.training.history import History, mean
+from loratune.units import filled
 
 RISEN = 1.02
 """Evaluation loss over its best from which a rise counts."""
@@ -233,7 +234,7 @@ def summary_lines(history: History, setup: Setup) -> list[str]:
     if rates:
         parts.append(f"{median_high(rates):,.0f} tokens/s")
     if fills:
-        parts.append(f"{mean(fills):.0%} filled")
+        parts.append(filled(mean(fills)))
     if ratio is not None:
         parts.append(f"‖B‖/‖A‖ {ratio:.2g}")
     advice = [f"advice: {one.text}" for one in advise(history, setup)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from loratune.console import console, is_interactive, printable, say
-from loratune.units import clock
+from loratune.units import clock, filled
 
 _PLAIN_LINES = 20
 _PLAIN_WIDTH = 140
@@ -32,7 +32,7 @@ class HealthLine:
 
         Args:
             metrics: as in ``metrics.jsonl``.
-            fill: share of the computed tokens that are not padding.
+            fill: tokens of the rows over tokens computed; above 1 where rows share some.
             rate: tokens per second.
             left: seconds until the end.
         """
@@ -69,7 +69,7 @@ class HealthLine:
         ):
             if key in latest:
                 parts.append((rank, f"{label} {latest[key]:.2g}"))
-        parts.append((8, f"fill {fmean(self._fills):.0%}"))
+        parts.append((8, filled(fmean(self._fills))))
         parts.append((3, f"{self._rate:,.0f} tokens/s"))
         parts.append((1, f"{clock(self._left)} left"))
         return parts

@@ -61,7 +61,7 @@ class Recorder:
             metrics: what is reproducible.
             seconds: that it took.
             tokens: of its rows, without padding.
-            padded: the same with padding.
+            padded: computed: with padding, what rows share once.
             dead: names of modules without a gradient, where it was measured.
         """
         if not self._active:

@@ -27,7 +27,7 @@ class StepMetrics:
         grad_norm: Euclidean norm of the gradient before clipping.
         supervised: supervised tokens.
         tokens: tokens of the rows, without padding.
-        padded: tokens with padding: what was computed.
+        padded: tokens computed: with padding, and what rows share once.
         seconds: from the step's begin to its end, the wait for its rows among them.
         source_losses: mixtures only: name of every source in the step to its own mean loss.
     """
@@ -73,7 +73,7 @@ def train_step(
     counts = [
         float(sum(batch.supervised for batch in micro_batches)),
         float(sum(batch.tokens for batch in micro_batches)),
-        float(sum(batch.input_ids.numel() for batch in micro_batches)),
+        float(sum(batch.computed for batch in micro_batches)),
         *(float(sum(b.source_tokens[n] for b in micro_batches)) for n in range(len(sources))),
     ]
     supervised, tokens, padded, *source_tokens = processes.total(counts, device)

@@ -16,6 +16,7 @@ from loratune.config.schema import (
     SourceConfig,
     TrainerConfig,
 )
+from loratune.data.arrangement import Arrangement
 from loratune.data.training_set import TrainingSet
 from loratune.errors import ConfigError, DataError
 from loratune.models.load import load_tokenizer
@@ -170,4 +171,6 @@ def test_every_source_gives_its_share_of_the_rows_to_choose_by(
     assert found.summary.sources["train"] == ", ".join(source.path for source in sources)
     assert {f"recipe_sources.{name}" for name in sizes} <= set(found.summary.fingerprints)
     trainer = TrainerConfig(steps=1, batch_size=8)
-    assert TrainingSet.from_config(found.train, 1, data, trainer).sources == tuple(sizes)
+    assert TrainingSet.from_config(found.train, Arrangement(1), data, trainer).sources == tuple(
+        sizes
+    )

@@ -116,7 +116,7 @@ def test_the_search_trains_with_a_seed_that_no_member_has(
 def test_scores_by_prompt_add_up_to_the_evaluations_loss(bench: Workbench) -> None:
     scores = bench.base_scores()
     head = LanguageModelHead(bench.base.model)
-    loss, accuracy, tokens = evaluation_loss(head, bench.rows.test, bench.rows.pad_id, 16)
+    loss, accuracy, tokens = evaluation_loss(head, bench.rows.test, bench.arrangement, 16)
     assert scores.test.mean_loss == pytest.approx(loss, rel=1e-5)
     assert scores.test.token_accuracy == pytest.approx(accuracy)
     assert sum(scores.test.tokens) == tokens

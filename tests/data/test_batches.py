@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
 
 from loratune.data.batches import BatchPlan, evaluation_batches, shard
-from loratune.data.collate import PADDING, collate, collate_packed
+from loratune.data.collate import Batch, collate, collate_together
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.packing import pack
 from loratune.errors import DataError
-from loratune.loss.constants import IGNORED
 
 DRAW = random.Random(7)
 LENGTHS = [DRAW.randint(3, 60) for _ in range(103)]
@@ -108,10 +108,10 @@ def test_padding_is_on_the_right_and_counted_nowhere_whatever_its_id() -> None:
     rows = [row(5, 2), row(3, 1)]
     batch = collate(rows, pad_id=12, row_ids=[8, 4])  # 12 is a token of both rows too
     assert batch.input_ids.tolist() == [[10, 11, 12, 13, 14], [10, 11, 12, 12, 12]]
-    no = IGNORED
-    assert batch.labels.tolist() == [[no, no, 12, 13, 14], [no, 11, 12, no, no]]
+    assert batch.targets.rows.tolist() == [1, 2, 3, 5, 6]
+    assert batch.targets.tokens.tolist() == [12, 13, 14, 11, 12]
     assert (batch.row_ids, batch.tokens, batch.supervised) == ((8, 4), 8, 5)
-    assert batch.input_ids.dtype == batch.labels.dtype == torch.long
+    assert batch.input_ids.dtype == batch.targets.rows.dtype == torch.long
 
 
 def test_an_empty_share_of_a_batch_is_an_empty_batch() -> None:
@@ -119,26 +119,46 @@ def test_an_empty_share_of_a_batch_is_an_empty_batch() -> None:
     assert batch.input_ids.shape == (0, 0) and batch.supervised == 0
 
 
+def rows_in(batch: Batch, numbers: range) -> dict[int, tuple[list[int], list[int], list[int]]]:
+    """Ids, positions and labels of every row, read back along what its tokens see."""
+    assert batch.position_ids is not None and batch.subtree_ends is not None
+    ids, ends = batch.input_ids.reshape(-1).tolist(), batch.subtree_ends
+    width = batch.input_ids.shape[1]
+    predicted: dict[int, list[int]] = {place: [] for place in range(len(ids))}
+    for place, token in zip(*(part.tolist() for part in batch.targets), strict=True):
+        predicted[place] = [*predicted[place], token]
+    leaves = [
+        (sequence, place)
+        for sequence in range(len(batch.input_ids))
+        for place in range(width)
+        if int(ends[sequence, place]) == place + 1 and not is_padding(batch, sequence, place)
+    ]
+    found = {}
+    for number, (sequence, leaf) in zip(numbers, leaves, strict=True):
+        path = [place for place in range(leaf + 1) if leaf < int(ends[sequence, place])]
+        flat = [sequence * width + place for place in path]
+        positions = batch.position_ids[sequence][path].tolist()
+        labels = [
+            ids[after] if ids[after] in predicted[place] else -100
+            for place, after in pairwise(flat)
+        ]
+        found[batch.row_ids[number]] = ([ids[place] for place in flat], positions, [-100, *labels])
+    return found
+
+
+def is_padding(batch: Batch, sequence: int, place: int) -> bool:
+    """Behind the last token that anything but itself sees, or that stands at a later position."""
+    positions = batch.position_ids[sequence]
+    return place > 0 and int(positions[place]) == 0 and bool((positions[place:] == 0).all())
+
+
 def test_packed_sequences_hold_exactly_the_unpacked_rows() -> None:
     rows = [row(length, 1 + length // 2, 100 * n) for n, length in enumerate([9, 4, 7, 3, 6], 1)]
-    batch = collate_packed(rows, 0, 16, row_ids=range(5))
-    assert batch.segment_ids is not None and batch.position_ids is not None
-    found = {}
-    order = iter(batch.row_ids)
-    for sequence in range(len(batch.input_ids)):
-        segments = batch.segment_ids[sequence]
-        for segment in range(int(segments.max()) + 1):
-            here = segments == segment
-            assert batch.position_ids[sequence][here].tolist() == list(range(int(here.sum())))
-            found[next(order)] = (
-                batch.input_ids[sequence][here].tolist(),
-                batch.labels[sequence][here].tolist(),
-            )
-    assert found == {n: (row.input_ids, row.labels) for n, row in enumerate(rows)}
-    outside = batch.segment_ids == PADDING
-    assert bool((batch.labels[outside] == IGNORED).all())
-    assert int((~outside).sum()) == batch.tokens == 29
-    assert int((batch.labels != IGNORED).sum()) == batch.supervised
+    bins = pack([len(one) for one in rows], 16)
+    batch = collate_together(rows, bins, 0, row_ids=range(5), share=False)
+    expected = {n: (one.input_ids, list(range(len(one))), one.labels) for n, one in enumerate(rows)}
+    assert rows_in(batch, range(5)) == expected
+    assert batch.tokens == 29 and batch.supervised == sum(one.supervised for one in rows)
 
 
 def test_packing_fits_every_row_once_and_wastes_little() -> None:

@@ -81,6 +81,7 @@ MUTATIONS: dict[str, Mutation] = {
     "data.test_path": m("data.test_path={rows}", within=EVALUATED),
     "data.format": m("data.format=text"),
     "data.columns": m("+data.columns.prompt=completion"),
+    "data.sources": m("data.path=null", "data.sources=[{{path: {rows}}}]"),
     "data.template": m("data.template='Q: {{prompt}} A: '"),
     "data.learn": m("data.learn=last", within=TALK),
     "data.reasoning": m("data.reasoning=drop", within=TALK),

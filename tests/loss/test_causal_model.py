@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from loratune.loss.causal_model import LanguageModelHead, backbone_and_head
 from loratune.loss.constants import IGNORED
+from loratune.loss.supervised import causal_targets
 
 SPLIT = {
     "opt": tiny_opt,
@@ -58,7 +59,12 @@ def test_loss_count_and_gradients_are_the_whole_models(name: str) -> None:
     assert (head.split is not None) == (name in SPLIT)
     inputs = batch()
     expected, hits = plain(model, inputs)
-    result = head(**inputs, count_correct=True)
+    result = head(
+        inputs["input_ids"],
+        causal_targets(inputs["labels"]),
+        attention_mask=inputs["attention_mask"],
+        count_correct=True,
+    )
     assert result.tokens == int((inputs["labels"][:, 1:] != IGNORED).sum())
     assert int(result.correct) == hits
     torch.testing.assert_close(result.total, expected, rtol=1e-12, atol=1e-12)

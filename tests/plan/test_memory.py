@@ -80,6 +80,7 @@ MEASURE = """
 import torch
 from loratune import library
 from loratune.loss.causal_model import LanguageModelHead
+from loratune.loss.supervised import causal_targets
 from loratune.models.build import build_model
 kept, seen = 0, set()
 model = build_model({numbers})
@@ -96,7 +97,7 @@ alive = []
 ids = torch.randint(4, 1000, (4, 32))
 head = LanguageModelHead(model)
 with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-    head(ids, ids).total
+    head(ids, causal_targets(ids)).total
 print(kept)
 """
 

@@ -25,6 +25,7 @@ def config(**trainer: object) -> RunConfig:
 
 def test_tokens_are_those_of_every_micro_batch_of_every_step():
     recipe = config(steps=20, batch_size=8, grad_accum_steps=2)
+    recipe.data.share_prefixes = False
     rows = read_workload_rows(recipe)
     work = workload(recipe, rows)
     lengths = [len(row) for row in rows.data.train]
@@ -36,6 +37,20 @@ def test_tokens_are_those_of_every_micro_batch_of_every_step():
     assert work.steps == 20 and work.epochs == pytest.approx(20 * 16 / 96)
     supervised = sum(rows.data.train[n].supervised for b in batches for n in b)
     assert work.supervised == supervised
+
+
+def test_what_rows_share_is_counted_once():
+    recipe = config(steps=20, batch_size=8, grad_accum_steps=2)
+    rows = read_workload_rows(recipe)
+    work = workload(recipe, rows)
+    plan = BatchPlan.from_config([len(r) for r in rows.data.train], recipe.data, recipe.trainer)
+    batches = [b for step in range(20) for b in plan.micro_batches(step)]
+    ids = [row.input_ids for row in rows.data.train]
+    beginnings = [
+        {tuple(ids[n][:k]) for n in b for k in range(1, len(ids[n]) + 1)} for b in batches
+    ]
+    assert work.row_tokens == sum(len(ids[n]) for b in batches for n in b)
+    assert work.tokens == sum(map(len, beginnings)) < 0.9 * work.row_tokens
 
 
 def test_a_long_run_is_extrapolated_from_its_beginning():

@@ -52,6 +52,30 @@ def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0, **cha
     return LlamaForCausalLM(LlamaConfig(**(settings | changes)))
 
 
+def tiny_mistral(**changes: Any) -> Any:
+    """Its attention looks no further back than ``sliding_window``."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    settings = _DECODER | {"initializer_range": 0.2, "sliding_window": 6} | changes
+    return MistralForCausalLM(MistralConfig(**settings))
+
+
+def tiny_rwkv(**changes: Any) -> Any:
+    """Recurrent: a padded prompt leaves another state behind."""
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    torch.manual_seed(0)
+    settings = dict(
+        vocab_size=740, hidden_size=16, attention_hidden_size=16, intermediate_size=24,
+        num_hidden_layers=2, context_length=POSITIONS, initializer_range=0.2,
+    )  # fmt: skip
+    model = RwkvForCausalLM(RwkvConfig(**(settings | changes)))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
 def tiny_gemma2(**changes: Any) -> Any:
     """Its logits are soft-capped where ``final_logit_softcapping`` is set."""
     from transformers import Gemma2Config, Gemma2ForCausalLM

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.tiny_models import FAMILIES, VOCABULARY, tiny_llama
 
 import loratune
 from loratune.adapters.registry import variant_names
-from loratune.data.collate import collate, collate_packed
+from loratune.data.arrangement import Arrangement
+from loratune.data.collate import collate
 from loratune.data.encoded_rows import EncodedRow
 from loratune.loss.causal_model import LanguageModelHead
-from loratune.training.forward import (
-    batch_loss,
-    block_diagonal_mask,
-    checkpoint_activations,
-)
+from loratune.loss.supervised import Targets
+from loratune.training.forward import batch_loss, checkpoint_activations
 
 
 def rows() -> list[EncodedRow]:
@@ -36,7 +36,7 @@ def test_padded_packed_and_single_rows_have_the_same_loss(family: str, attention
     with torch.no_grad():
         single = sum(float(batch_loss(head, collate([row], 1)).total) for row in made)
         padded = float(batch_loss(head, collate(made, 1)).total)
-        packed = float(batch_loss(head, collate_packed(made, 1, 20)).total)
+        packed = float(batch_loss(head, Arrangement(1, packed=20).batch(made)).total)
     assert padded == pytest.approx(single, rel=1e-5)
     assert packed == pytest.approx(single, rel=1e-5)
 
@@ -46,25 +46,21 @@ def test_a_packed_row_cannot_see_its_neighbours(family: str) -> None:
     model = FAMILIES[family]().eval()
     head = LanguageModelHead(model)
     made = rows()
-    before = collate_packed(made, 1, 60, range(len(made)))
+    together = Arrangement(1, packed=60)
+    before = together.batch(made, range(len(made)))
     first = before.row_ids[0]
     changed = [
         row if number == first else EncodedRow([3] * len(row), row.spans, 2, row.source)
         for number, row in enumerate(made)
     ]
-    after = collate_packed(changed, 1, 60, range(len(made)))
+    after = together.batch(changed, range(len(made)))
     assert after.row_ids == before.row_ids
-    only_first = [
-        batch.labels.masked_fill((batch.segment_ids != 0) | (batch.position_ids < 0), -100)
-        for batch in (before, after)
-    ]
     losses = []
     with torch.no_grad():
-        for batch, labels in zip((before, after), only_first, strict=True):
-            mask = block_diagonal_mask(batch.segment_ids, torch.float32)
-            inputs = {"attention_mask": mask, "position_ids": batch.position_ids}
-            row = torch.where(torch.arange(len(labels)) == 0, 1, 0)[:, None].bool()
-            losses.append(head(batch.input_ids, labels.masked_fill(~row, -100), **inputs).total)
+        for batch in (before, after):
+            own = batch.targets.rows < len(made[first])
+            targets = Targets(batch.targets.rows[own], batch.targets.tokens[own])
+            losses.append(batch_loss(head, replace(batch, targets=targets)).total)
     assert torch.equal(losses[0], losses[1])
 
 
@@ -80,7 +76,7 @@ def test_gradient_checkpointing_changes_no_gradient(variant: str, packing: bool)
                 torch.nn.init.normal_(parameter, std=0.1)
         if checkpointing:
             checkpoint_activations(model)
-        batch = collate_packed(rows(), 1, 20) if packing else collate(rows(), 1)
+        batch = Arrangement(1, packed=20).batch(rows()) if packing else collate(rows(), 1)
         batch_loss(LanguageModelHead(model), batch).total.backward()
         return [p.grad for p in model.parameters() if p.requires_grad]
 

@@ -18,6 +18,7 @@ import loratune
 from loratune.adapters.registry import variant_names
 from loratune.config.convert import to_plain
 from loratune.config.schema import Schedule, TrainerConfig
+from loratune.data.arrangement import Arrangement
 from loratune.data.batches import BatchPlan
 from loratune.data.collate import collate
 from loratune.data.encoded_rows import EncodedRow
@@ -186,7 +187,8 @@ def recorded(
     run_dir = RunDir(folder)
     head = LanguageModelHead(wrapped.model)
     train(
-        wrapped, head, TrainingSet(made, plan, 1), config, run_dir, facts={}, evaluate=evaluate
+        wrapped, head, TrainingSet(made, plan, Arrangement(1)), config, run_dir,
+        facts={}, evaluate=evaluate,
     )  # fmt: skip
     return History.read(run_dir.metrics, run_dir.timings)
 
@@ -240,7 +242,7 @@ def test_rising_evaluation_loss_is_told_with_the_step_to_keep(tmp_path: Path) ->
         from loratune.stages.evaluate import evaluation_loss
 
         with torch.inference_mode():
-            return {"eval/loss": evaluation_loss(head, [held_out], 1, 1)[0]}
+            return {"eval/loss": evaluation_loss(head, [held_out], Arrangement(1), 1)[0]}
 
     # The question of a training row with another answer: learning the one unlearns the other.
     settings = {"lr": 2e-2, "steps": 50, "eval_every": 10}
@@ -259,8 +261,8 @@ def test_rows_of_very_unlike_length_are_called_wasteful(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     config = TrainerConfig(steps=6, batch_size=8, lr=1e-2)
     train(
-        wrapped, LanguageModelHead(wrapped.model), TrainingSet(made, plan, 1), config, run_dir,
-        facts={},
+        wrapped, LanguageModelHead(wrapped.model), TrainingSet(made, plan, Arrangement(1)), config,
+        run_dir, facts={},
     )  # fmt: skip
     history = History.read(run_dir.metrics, run_dir.timings)
     (advice,) = advise(history, Setup(group_by_length=False))
@@ -380,7 +382,7 @@ def test_the_line_says_what_matters() -> None:
     text = health_line().text(200)
     assert text == (
         f"loss {2.0 * 0.98**50:.4f} ↓33%  best 1.2500@20  lr 0.001  |g| 0.5  |Δ|/|θ| 0.01  "
-        "|B|/|A| 0.25  fill 97%  1,234 tokens/s  1:05 left"
+        "|B|/|A| 0.25  97% filled  1,234 tokens/s  1:05 left"
     )
 
 

@@ -12,6 +12,7 @@ from support.tiny_models import VOCABULARY, tiny_opt
 
 import loratune
 from loratune.config.schema import DataConfig, TrainerConfig
+from loratune.data.arrangement import Arrangement
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.training_set import TrainingSet
 from loratune.errors import TrainingError
@@ -31,7 +32,7 @@ def training_set() -> TrainingSet:
         )
         for n in range(14)
     ]  # fmt: skip
-    return TrainingSet.from_config(rows, 1, DataConfig(), TRAINER)
+    return TrainingSet.from_config(rows, Arrangement(1), DataConfig(), TRAINER)
 
 
 def wrapped_model(**settings: Any) -> Any:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 import loratune
 from loratune.config.schema import TrainerConfig
-from loratune.data.collate import Batch, collate, collate_packed
+from loratune.data.arrangement import Arrangement
+from loratune.data.collate import Batch, collate
 from loratune.data.encoded_rows import EncodedRow
 from loratune.errors import TrainingError
 from loratune.loss.causal_model import LanguageModelHead
@@ -79,7 +80,7 @@ def test_packed_rows_have_the_loss_of_unpacked_rows(attention: str) -> None:
     made = rows()
     head = LanguageModelHead(opt(attention))
     apart = batch_loss(head, collate(made, 1, range(8)))
-    packed = batch_loss(head, collate_packed(made, 1, 24, range(8)))
+    packed = batch_loss(head, Arrangement(1, packed=24).batch(made, range(8)))
     assert packed.tokens == apart.tokens
     assert float(packed.total.detach()) == pytest.approx(float(apart.total.detach()), rel=1e-5)
 
@@ -136,7 +137,7 @@ def step_of(head: LanguageModelHead, batches: list[Batch], sources: tuple[str, .
     return train_step(head, batches, torch.optim.SGD(trained, lr=0.0), 0.0, 0, sources=sources)
 
 
-@pytest.mark.parametrize("kind", ["padded", "packed", "accumulated"])
+@pytest.mark.parametrize("kind", ["padded", "packed", "shared", "accumulated"])
 @pytest.mark.parametrize("split", [True, False])
 def test_the_loss_of_each_source_is_the_mean_over_its_own_supervised_tokens(
     kind: str, split: bool
@@ -149,7 +150,8 @@ def test_the_loss_of_each_source_is_the_mean_over_its_own_supervised_tokens(
         losses[row.origin].append(each[torch.tensor(row.labels[1:]) != -100])
     batches = {
         "padded": [collate(made, 1, range(8), SOURCES)],
-        "packed": [collate_packed(made, 1, 24, range(8), SOURCES)],
+        "packed": [Arrangement(1, packed=24).batch(made, range(8), SOURCES)],
+        "shared": [Arrangement(1, share="always").batch(made, range(8), SOURCES)],
         "accumulated": [collate(made[i : i + 3], 1, (), SOURCES) for i in range(0, 8, 3)],
     }[kind]
     wrapped = loratune.wrap(opt(), "lora", targets="all-linear", rank=4)

@@ -1,0 +1,1 @@
+"""What the tool relies on about a model, measured on the model itself."""

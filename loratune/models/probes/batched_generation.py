@@ -1,0 +1,94 @@
+"""Whether a model answers several prompts at once as it answers each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from loratune.models.positions import positions
+from loratune.models.probes.rows_together import FAILURES, TOLERANCE
+from loratune.models.probes.shortened import shortened
+from loratune.models.prompt_cache import batch_inputs, encoded_prefix
+
+_NEW_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class BatchedGeneration:
+    """What a model makes of several prompts in one batch.
+
+    Attributes:
+        padded: whether a prompt that is filled up on the left is answered as it is alone.
+        prefixed: whether prompts behind a common prefix that was encoded once are.
+    """
+
+    padded: bool
+    prefixed: bool
+
+
+_RESULTS: WeakKeyDictionary[nn.Module, dict[int, BatchedGeneration]] = WeakKeyDictionary()
+"""Of each model, by ``longest``."""
+
+
+def probe_batched_generation(
+    model: nn.Module, longest: int, tokens: Sequence[int]
+) -> BatchedGeneration:
+    """Generate for two prompts alone, in one batch, and in one behind their common prefix.
+
+    Run on a copy with one block of each kind, in fp32; once for a model and a length.
+
+    Args:
+        model: a transformers model in evaluation mode; stays as it is.
+        longest: tokens of the longest prompt with its answer.
+        tokens: ids to draw the prompts from.
+    """
+    known = _RESULTS.setdefault(model, {})
+    if longest not in known:
+        known[longest] = _probe(model, longest, tokens)
+    return known[longest]
+
+
+@torch.no_grad()
+def _probe(model: nn.Module, longest: int, tokens: Sequence[int]) -> BatchedGeneration:
+    small: Any = shortened(model)
+    room = (positions(model) or longest + _NEW_TOKENS) - _NEW_TOKENS
+    whole = max(8, min(longest, room))
+    pool = torch.tensor(tokens)
+    draw = torch.Generator().manual_seed(0)
+    ids = pool[torch.randint(len(pool), (whole + 1,), generator=draw)].tolist()
+    common = whole // 2
+    # The second is short, so that it has a large gap, and what it sees lies across the gap.
+    prompts = [ids[:whole], [*ids[:common], ids[whole]]]
+    device = next(small.parameters()).device
+    try:
+        alone = torch.cat([_logits(small, batch_inputs([p], 0, device)) for p in prompts])
+    except FAILURES:
+        return BatchedGeneration(padded=False, prefixed=False)
+
+    def agrees(prefix: int) -> bool:
+        try:
+            cache = encoded_prefix(small, ids[:prefix]) if prefix else None
+            together = _logits(small, batch_inputs(prompts, 0, device, cache))
+        except FAILURES:
+            return False
+        return float((together - alone).abs().max()) <= TOLERANCE * float(alone.abs().max())
+
+    return BatchedGeneration(padded=agrees(0), prefixed=agrees(common))
+
+
+def _logits(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """The logits (prompts, new tokens, vocabulary) behind each prompt."""
+    output = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=_NEW_TOKENS,
+        min_new_tokens=_NEW_TOKENS,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.stack(output.logits, dim=1).float()
