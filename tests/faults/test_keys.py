@@ -82,6 +82,7 @@ MUTATIONS: dict[str, Mutation] = {
     "data.format": m("data.format=text"),
     "data.columns": m("+data.columns.prompt=completion"),
     "data.sources": m("data.path=null", "data.sources=[{{path: {rows}}}]"),
+    "data.share_prefixes": m("data.share_prefixes=true", within=("adapter.dropout=0",)),
     "data.template": m("data.template='Q: {{prompt}} A: '"),
     "data.learn": m("data.learn=last", within=TALK),
     "data.reasoning": m("data.reasoning=drop", within=TALK),
