@@ -125,7 +125,7 @@ MUTATIONS: dict[str, Mutation] = {
     "trainer.log_every": m("trainer.log_every=2"),
     "trainer.threads": m("trainer.threads=1", calls="torch.set_num_threads"),
     "evaluate.batch_size": m(
-        "evaluate.batch_size=1", within=EVALUATED, calls="loratune.stages.evaluate.collate"
+        "evaluate.batch_size=1", within=EVALUATED, calls="loratune.data.arrangement.collate"
     ),
     "evaluate.generate": m("evaluate.generate=true", within=EVALUATED),
     "evaluate.generate_limit": m(
