@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from loratune.compare.result import Rows
+from loratune.config.mixture import training_paths
 from loratune.config.schema import DataConfig, RunConfig
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import GenerationPrompt, prepare_data
@@ -70,16 +71,19 @@ def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> Co
         fix = "set data.eval_path or data.eval_fraction"
         raise ConfigError("there is nothing to evaluate on", where="data.eval_path", fix=fix)
     first = final = prepare_data(data, tokenizer, vocab_size, seed)
-    evaluation = data.eval_path or f"{data.path} ({data.eval_fraction:g} held out)"
-    sources = {"train": str(data.path), "dev": evaluation, "test": evaluation}
+    paths = ", ".join(training_paths(data))
+    evaluation = data.eval_path or f"{paths} ({data.eval_fraction:g} held out)"
+    sources = {"train": paths, "dev": evaluation, "test": evaluation}
     if data.test_path is not None:
-        only = replace(data, path=None, limit=None, eval_path=data.test_path, test_path=None)
+        only = replace(
+            data, path=None, sources=None, limit=None, eval_path=data.test_path, test_path=None
+        )
         prompt_format = first.prompt_format
         final = prepare_data(only, tokenizer, vocab_size, seed, prompt_format=prompt_format)
         train, dev, sources["test"] = first.train, first.eval, data.test_path
     else:
         train, dev = split_by_question(first.train, config.compare.dev_fraction, seed)
-        sources["dev"] = str(data.path)
+        sources["dev"] = paths
     dev, notes = _without_final(dev, final.eval)
     if not dev:
         raise DataError(
@@ -112,7 +116,7 @@ def prepare_comparison(config: RunConfig, tokenizer: Any, vocab_size: int) -> Co
         final.prompts,
         heldout,
         first.pad_id,
-        first.prompt_format,
+        first.answer_format,
         summary,
     )
 
@@ -122,20 +126,31 @@ def split_by_question(
 ) -> tuple[list[EncodedRow], list[EncodedRow]]:
     """Training rows and rows to choose by; rows of one prompt stay together.
 
+    Of a mixture, every source gives its share.
+
     Raises:
         DataError: if there are not two prompts to part.
     """
-    groups = units(rows)
+    by_source: dict[str, list[list[int]]] = {}
+    for group in units(rows):
+        by_source.setdefault(rows[group[0]].origin, []).append(group)
+    chosen: set[int] = set()
+    for name, groups in by_source.items() or [("", [])]:
+        chosen |= _chosen(groups, fraction, seed, f"source {name}" if name else "data.path")
+    train = [row for number, row in enumerate(rows) if number not in chosen]
+    return train, [row for number, row in enumerate(rows) if number in chosen]
+
+
+def _chosen(groups: list[list[int]], fraction: float, seed: int, where: str) -> set[int]:
+    """Numbers of the rows to choose by, whole groups of them."""
     if len(groups) < 2:
         raise DataError(
             f"{len(groups)} prompts cannot be split into rows to train on and rows to choose by",
-            where="data.path",
+            where=where,
             fix="add rows, or set data.test_path",
         )
     wanted = min(len(groups) - 1, max(1, round(fraction * len(groups))))
-    chosen = {n for place in shuffled(len(groups), seed, 2)[:wanted] for n in groups[place]}
-    train = [row for number, row in enumerate(rows) if number not in chosen]
-    return train, [row for number, row in enumerate(rows) if number in chosen]
+    return {n for place in shuffled(len(groups), seed, 2)[:wanted] for n in groups[place]}
 
 
 def _without_final(

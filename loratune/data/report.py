@@ -56,6 +56,53 @@ class SplitReport:
 
 
 @dataclass(frozen=True)
+class SourceReport:
+    """One source of a mixture.
+
+    Attributes:
+        name: of the source.
+        path: where its rows lie.
+        weight: as the recipe has it.
+        drawn: rows drawn from it in an epoch.
+        epoch: rows drawn from all sources in an epoch.
+        train: its training rows.
+        eval: those split off, if any were.
+    """
+
+    name: str
+    path: str
+    weight: float
+    drawn: int
+    epoch: int
+    train: SplitReport
+    eval: SplitReport | None
+
+    @property
+    def share(self) -> float:
+        """Share of the rows trained on that come from here."""
+        return self.drawn / self.epoch
+
+    @property
+    def passes(self) -> float:
+        """How often an epoch sees each of its rows, on average."""
+        return self.drawn / self.train.kept
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {**asdict(self), "share": self.share, "passes": self.passes}
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        counts = _line(self.train)
+        held_out = f"; held out: {self.eval.kept:,}" if self.eval else ""
+        return (
+            f"source {self.name}: {counts}{held_out}; weight {self.weight:g} = {self.share:.1%} "
+            f"of the rows drawn, each row {self.passes:.2f} times an epoch"
+        )
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Both sides.
 
@@ -66,6 +113,7 @@ class DataReport:
         warnings: what the user should hear about, one sentence each.
         notes: what became of the columns: those not used, numbers taken as text, the choice
             between several formats.
+        sources: of a mixture.
     """
 
     train: SplitReport | None
@@ -73,16 +121,19 @@ class DataReport:
     overlap: int = 0
     warnings: tuple[str, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    sources: tuple[SourceReport, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
-        return {**asdict(self), "warnings": list(self.warnings), "notes": list(self.notes)}
+        values = {**asdict(self), "warnings": list(self.warnings), "notes": list(self.notes)}
+        return {**values, "sources": [source.to_dict() for source in self.sources]}
 
     def lines(self) -> list[str]:
-        """One line a side and one a note, for people; warnings are not among them."""
+        """One line a side, a source and a note, for people; warnings are not among them."""
         sides = [("train", self.train), ("eval", self.eval)]
         counts = [f"{name}: {_line(side)}" for name, side in sides if side is not None]
-        return [*counts, *(f"note: {note}" for note in self.notes)]
+        sources = [source.line for source in self.sources]
+        return [*counts, *sources, *(f"note: {note}" for note in self.notes)]
 
 
 def _line(side: SplitReport) -> str:

@@ -64,6 +64,7 @@ def evaluate_adapter(
         base.vocab_size,
         config.trainer.seed,
         prompt_format=None if own_template else _prompt_format(adapter),
+        source_formats=None if own_template else _source_formats(adapter),
     )
     if not data.eval:
         raise ConfigError(
@@ -211,6 +212,12 @@ def _prompt_format(adapter: AdapterFolder) -> PromptFormat | None:
     """How prompts were written in training, where the adapter says it."""
     recorded = adapter.facts.get("prompt_format")
     return PromptFormat.from_dict(recorded) if recorded else None
+
+
+def _source_formats(adapter: AdapterFolder) -> dict[str, PromptFormat]:
+    """The same of every source of the mixture that it was trained on."""
+    recorded = adapter.facts.get("source_formats") or {}
+    return {name: PromptFormat.from_dict(values) for name, values in recorded.items()}
 
 
 def _prompt_ids(

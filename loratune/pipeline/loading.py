@@ -10,6 +10,7 @@ from loratune.adapter_files.embeddings import check_continuable
 from loratune.adapter_files.peft_config import structure_of
 from loratune.adapter_files.peft_format import AdapterFolder, check_readable, read_adapter
 from loratune.config.convert import to_plain
+from loratune.config.mixture import training_paths
 from loratune.config.schema import DataConfig, RunConfig, Stage
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.variant_table import report_variants
@@ -128,7 +129,9 @@ def check_base(base: BaseModel, adapter: AdapterFolder, allow_drift: Sequence[st
 def evaluation_only(data: DataConfig) -> DataConfig:
     """The settings that read the rows of the final evaluation alone, where any are named."""
     path = data.test_path or data.eval_path
-    return data if path is None else replace(data, path=None, eval_path=path, test_path=None)
+    if path is None:
+        return data
+    return replace(data, path=None, sources=None, eval_path=path, test_path=None)
 
 
 def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> PreparedData:
@@ -149,7 +152,8 @@ def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> Prepar
 def _test_rows_are_the_demos(config: RunConfig) -> bool:
     """Whether the test rows are the embedded demo's although the training rows are the user's."""
     path = str(config.data.test_path)
-    mismatched = path.startswith(BUILTIN) and not str(config.data.path).startswith(BUILTIN)
+    rows = training_paths(config.data)
+    mismatched = path.startswith(BUILTIN) and not any(one.startswith(BUILTIN) for one in rows)
     if mismatched:
         processes.say_once(
             f"note: data.test_path={path} belongs to the demo; the evaluation rows are used instead"

@@ -8,6 +8,7 @@ from typing import Any
 from loratune import files
 from loratune.adapter_files.peft_format import read_back, shared_fingerprint, write_adapter
 from loratune.config.convert import to_plain
+from loratune.config.mixture import SOURCES
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.counting.parameters import ParameterReport
@@ -36,13 +37,25 @@ def run_facts(
         "base": base.fingerprint,
         "tokenizer": base.tokenizer_fingerprint,
         "data": data.fingerprint,
+        **source_facts(data),
         "encoded": data.encoded,
-        "clock": data.prompt_format.clock,
+        "clock": data.clock,
         "projection": shared_fingerprint(wrapped),
         "processes": processes.world_size(),
         "versions": package_versions(),
         "drift": drift,
     }
+
+
+def source_facts(data: PreparedData) -> dict[str, str]:
+    """Fingerprint of the rows of every source of a mixture: ``data.sources.NAME.rows``."""
+    return {f"{SOURCES}.{n}.rows": data.fingerprints[f"sources.{n}"] for n in data.weights}
+
+
+def _source_formats(data: PreparedData) -> dict[str, Any]:
+    """How the prompts of a mixture's sources were written, to evaluate on their own rows again."""
+    formats = {name: one.to_dict() for name, one in data.source_formats.items()}
+    return {"source_formats": formats} if formats else {}
 
 
 def trainable_fingerprint(wrapped: WrappedModel) -> str:
@@ -70,7 +83,8 @@ class Records:
         self.run_dir.summary.unlink(missing_ok=True)  # a finished run that goes on is not finished
         write_recipe(self.run_dir, self.config)
         origin = redact(provenance(str(base.device)))
-        fingerprints = {key: self.facts[key] for key in _FINGERPRINTS}
+        keys = [*_FINGERPRINTS, *source_facts(data)]
+        fingerprints = {key: self.facts[key] for key in keys}
         origin |= {"fingerprints": fingerprints, "dtype": str(base.dtype)}
         merged = merged_before(base.folder)
         if merged is not None:
@@ -96,6 +110,7 @@ class Records:
             "adapter": settings,
             "base_path": self.config.model.path,
             "prompt_format": data.prompt_format.to_dict(),
+            **_source_formats(data),
             "seed": self.config.trainer.seed if self.config.adapter_path is None else None,
             "step": training.best_step if training else None,
             "versions": self.facts["versions"],

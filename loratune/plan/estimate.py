@@ -91,8 +91,11 @@ def _warnings(
     warnings += _capacity(memory, setting, disk)
     trainer = config.trainer
     warnings += filter(None, [warmup_warning(work.steps, trainer)])
-    if work.epochs is not None and work.epochs > 10:
-        warnings.append(f"{work.epochs:.0f} passes over the same rows: they will be memorised")
+    seen = work.times_seen or ({} if work.epochs is None else {"": work.epochs})
+    for name, times in seen.items():
+        if times > 10:
+            of = f" of source {name}" if name else ""
+            warnings.append(f"{times:.0f} passes over the same rows{of}: they will be memorised")
     if learning_rate(trainer, config.adapter) == 0:
         warnings.append("the learning rate is 0: nothing will train")
     if not trainer.save_every and work.steps >= 1000:

@@ -8,6 +8,7 @@ from typing import Any
 
 from loratune.console import say
 from loratune.data.arrangement import sharing_line
+from loratune.data.mixture import seen_line
 from loratune.plan.memory import ERROR_BAR, Memory
 from loratune.plan.setting import Setting
 from loratune.plan.sources import COMMAND_LINE, DEFAULT, SourcedValue
@@ -84,6 +85,7 @@ class Plan:
             "epochs": self.work.epochs,
             "tokens": self.work.tokens,
             "supervised_tokens": self.work.supervised,
+            "times_seen": dict(self.work.times_seen),
             "largest_micro_batch": asdict(self.work.largest),
             "data": self.work.report.to_dict() if self.work.report else None,
             "memory": {
@@ -129,13 +131,16 @@ def _work(plan: Plan) -> Iterator[str]:
     work = plan.work
     if work.report is not None:
         yield from work.report.lines()
-    passes = "" if work.epochs is None else f" = {work.epochs:.2f} passes"
+    unit = "epochs" if work.times_seen else "passes"
+    passes = "" if work.epochs is None else f" = {work.epochs:.2f} {unit}"
     if not work.steps:
         yield "steps: not known without the rows (trainer.epochs)"
     yield (
         f"{work.steps:,} steps{passes}, {work.tokens:,} tokens computed, "
         f"{work.supervised:,} supervised"
     )
+    if work.times_seen:
+        yield seen_line(work.times_seen)
     if work.row_tokens > work.tokens:
         yield sharing_line(work.row_tokens, work.tokens)
     yield (

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.text import Text
@@ -18,11 +18,12 @@ from loratune.config.schema import RunConfig
 from loratune.console import console, printable, say
 from loratune.data.arrangement import assumed_arrangement, sharing_line
 from loratune.data.audit import Audit, audit
-from loratune.data.batches import BatchPlan
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.mixture import seen_line
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.report import DataReport
 from loratune.data.tokenizing import RowTokenizer
+from loratune.data.training_set import TrainingSet
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder, read_model_config
 
@@ -59,6 +60,7 @@ class ShownRow:
         ends: the last token of every supervised stretch.
         left_out: turns whose reasoning the chat template leaves out.
         spelt: special tokens that the row's words spell.
+        origin: name of its source in a mixture.
     """
 
     source: str
@@ -66,6 +68,7 @@ class ShownRow:
     ends: tuple[str, ...] = ()
     left_out: int = 0
     spelt: tuple[str, ...] = ()
+    origin: str = ""
 
     def count(self, *kinds: str) -> int:
         """Tokens of these kinds."""
@@ -74,18 +77,25 @@ class ShownRow:
 
 @dataclass(frozen=True)
 class Preview:
-    """What ``preview`` shows; ``sharing`` is what batches save, in words."""
+    """What ``preview`` shows.
+
+    Attributes:
+        sharing: what batches save, in words.
+        times_seen: mixtures only: how often the run sees a row of each source, on average.
+    """
 
     rows: tuple[ShownRow, ...]
     report: DataReport
     audit: Audit
     sharing: str = ""
+    times_seen: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
         return {
             "rows": [asdict(row) for row in self.rows],
             "data": self.report.to_dict(),
+            "times_seen": dict(self.times_seen),
             "audit": self.audit.to_dict(),
         }
 
@@ -99,23 +109,39 @@ def make_preview(config: RunConfig, rows: int) -> Preview:
 
     Args:
         config: the recipe.
-        rows: how many training rows to show.
+        rows: how many training rows to show, of each source.
 
     Raises:
         LoratuneError: rows or a tokenizer that cannot be used at all.
     """
     data, tokenizer = read_prepared(config)
-    first = data.train[:rows]
+    first = _first_rows(data, rows)
     width = max(map(len, first), default=0)
     shown = tuple(_shown(row, tokenizer, data.pad_id, width) for row in first)
-    return Preview(shown, data.report, audit(data, tokenizer, config.data), _sharing(config, data))
+    findings = audit(data, tokenizer, config.data)
+    return Preview(shown, data.report, findings, _sharing(config, data), _times_seen(config, data))
+
+
+def _first_rows(data: PreparedData, rows: int) -> list[EncodedRow]:
+    """The first training rows, of a mixture those of each source."""
+    names = list(data.weights) or [""]
+    own = ([row for row in data.train if row.origin == name] for name in names)
+    return [row for part in own for row in part[:rows]]
+
+
+def _times_seen(config: RunConfig, data: PreparedData) -> dict[str, float]:
+    if not data.weights or not (config.trainer.steps or config.trainer.epochs):
+        return {}
+    arrangement = assumed_arrangement(config)
+    drawn = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
+    return drawn.plan.times_seen()
 
 
 def _sharing(config: RunConfig, data: PreparedData) -> str:
     """What the first batches save by sharing what their rows begin with, in words."""
     trainer = replace(config.trainer, steps=BATCHES_LOOKED_AT, epochs=None, grad_accum_steps=1)
-    plan = BatchPlan.from_config([len(row) for row in data.train], config.data, trainer)
     arrangement, counts = assumed_arrangement(config), Counter[str]()
+    plan = TrainingSet.from_config(data.train, arrangement, config.data, trainer).plan
     for step in range(min(BATCHES_LOOKED_AT, plan.steps_per_epoch)):
         rows = [data.train[number] for number in plan.step_rows(step)]
         counts["row_tokens"] += sum(map(len, rows))
@@ -152,7 +178,7 @@ def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow
     padding = ShownToken(pad_id, _text(pad_id, tokenizer), "padding")
     ends = tuple(tokens[end - 1].text for _, end in row.spans)
     filled = (*tokens, *[padding] * (width - len(row)))
-    return ShownRow(row.source, filled, ends, row.left_out, row.spelt)
+    return ShownRow(row.source, filled, ends, row.left_out, row.spelt, row.origin)
 
 
 def _text(token: int, tokenizer: Any) -> str:
@@ -171,7 +197,8 @@ def show_preview(preview: Preview) -> None:
         supervised, padding = row.count("supervised", "end"), row.count("padding")
         filled = f", {padding} padding" if padding else ""
         tokens = len(row.tokens) - padding
-        say(f"\nrow {number}, {row.source}: {tokens} tokens, {supervised} supervised{filled}")
+        place = f"source {row.origin}, {row.source}" if row.origin else row.source
+        say(f"\nrow {number}, {place}: {tokens} tokens, {supervised} supervised{filled}")
         say(parts_line(row))
         console().print(row_text(row), soft_wrap=True)
     say()
@@ -222,6 +249,8 @@ def row_text(row: ShownRow) -> Text:
 def audit_lines(preview: Preview) -> Iterator[str]:
     """Counts, the truncation curve, the longest rows and every finding."""
     yield from preview.report.lines()
+    if preview.times_seen:
+        yield seen_line(preview.times_seen)
     train = preview.report.train
     if train is not None and train.max_length_to_keep:
         pairs = train.max_length_to_keep.items()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from loratune.config.mixture import training_paths
 from loratune.config.schema import RowFormat, RunConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement, assumed_arrangement
 from loratune.data.audit import Audit, audit
-from loratune.data.batches import BatchPlan
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import PreparedData
 from loratune.data.report import DataReport
+from loratune.data.training_set import TrainingSet
 from loratune.errors import ModelError
 from loratune.plan.preview import read_prepared
 
@@ -64,6 +66,7 @@ class Workload:
         report: what became of the rows, where they could be read.
         audit: what is doubtful about them.
         assumed: why rows were assumed, or an empty string.
+        times_seen: mixtures only: how often the run sees a row of each source, on average.
     """
 
     steps: int
@@ -76,6 +79,7 @@ class Workload:
     report: DataReport | None = None
     audit: Audit | None = None
     assumed: str = ""
+    times_seen: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def read_workload_rows(config: RunConfig) -> Rows:
     Raises:
         LoratuneError: rows that cannot be used.
     """
-    if config.data.path is None:
+    if not training_paths(config.data):
         return Rows(None, reason="no rows are named (data.path)")
     try:
         data, tokenizer = read_prepared(config)
@@ -111,8 +115,8 @@ def workload(config: RunConfig, rows: Rows) -> Workload:
     if rows.data is None:
         return _assumed(config, rows.reason)
     data = rows.data
-    plan = BatchPlan.from_config([len(row) for row in data.train], config.data, config.trainer)
     arrangement = assumed_arrangement(config)
+    plan = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer).plan
     looked_at = min(plan.total_steps, STEPS_LOOKED_AT)
     batches = [
         _shape([data.train[number] for number in numbers], arrangement)
@@ -130,6 +134,7 @@ def workload(config: RunConfig, rows: Rows) -> Workload:
         sum(map(len, data.eval)),
         data.report,
         audit(data, rows.tokenizer, config.data),
+        times_seen=plan.times_seen(),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loratune.config.convert import flatten
+from loratune.config.mixture import SOURCES, by_name
 from loratune.errors import ConfigError, raise_together
 from loratune.runs import processes
 from loratune.runs.drift import Change
@@ -24,8 +25,10 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: one line for each key and process that differs from the first process.
     """
-    mine = {key: facts.get(key) for key in _COMPARED} | flatten(facts["recipe"])
-    first, *others = processes.gather({k: v for k, v in mine.items() if k not in _PLACES})
+    mine = {key: facts.get(key) for key in _COMPARED} | flatten(by_name(facts["recipe"]))
+    mine = {key: value for key, value in mine.items() if key not in _PLACES}
+    mine |= {key: value for key, value in facts.items() if key.startswith(SOURCES)}
+    first, *others = processes.gather(mine)
     raise_together(
         ConfigError(
             f"rank {rank} differs from rank 0: {change}",

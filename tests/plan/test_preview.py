@@ -132,3 +132,23 @@ def test_the_last_token_of_a_turn_is_an_end_and_what_a_turn_spells_is_not(tmp_pa
     [row] = json.loads(out)["rows"]
     assert [token["text"] for token in row["tokens"] if token["kind"] == "end"] == ["<|im_end|>"]
     assert row["ends"] == ["<|im_end|>"] and row["spelt"] == ["<|im_end|>"]
+
+
+def test_rows_of_every_source_are_shown_and_counted(capsys):
+    rows_file(*({"text": f"rivers and towns {n}", "id": n} for n in range(9)))
+    sources = "data.sources=[{path: builtin:train, weight: 3, limit: 20}, {path: rows.jsonl}]"
+    words = ("recipe=smoke", "data.path=null", "data.eval_path=null", sources, "rows=2")
+    code, out, err = shown(capsys, *words, "trainer.steps=29", "trainer.batch_size=1")
+    assert (code, err) == (0, "")
+    assert "row 2, source train, builtin:train:2" in out
+    assert "row 3, source rows, rows.jsonl:1" in out and "row 4, source rows" in out
+    assert "row 5" not in out
+    # 29 rows in shares of 3 : 1
+    assert "source train: 20 of 20 rows" in out and "weight 3 = 75.9% of the rows drawn" in out
+    assert "source rows: 9 of 9 rows" in out and "each row 0.78 times an epoch" in out
+    assert "seen on average: train 1.10 times, rows 0.78 times" in out
+    assert "note: rows: columns not used: id" in out
+    _, out, _ = shown(capsys, *words, "trainer.steps=58", "trainer.batch_size=1", "format=json")
+    content = json.loads(out)
+    assert [row["origin"] for row in content["rows"]] == ["train", "train", "rows", "rows"]
+    assert content["times_seen"] == {"train": 2.2, "rows": 14 / 9}
