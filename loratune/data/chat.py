@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from loratune.config.schema import Learn, Reasoning
+from loratune.config.schema import Learn, Reasoning, SpecialTokens
 from loratune.data.marks import has_marks, marked_spans
 from loratune.data.reasoning import fit_reasoning, reasoning_key
 from loratune.data.rendering import TemplateRenderer
 from loratune.data.rows import Message
 from loratune.data.segments import Range, RowText, Segment, SpellingFinder, cut
+from loratune.data.skeleton import template_keywords
 from loratune.data.spans import Rendering, SpanFinder, TurnSpan
-from loratune.data.tokenizing import Tokenizer, special_tokens
+from loratune.data.tokenizing import Tokenizer, added_tokens, special_tokens
 from loratune.errors import DataError, LoratuneError
 
 _PLACEHOLDER = "answer"
@@ -46,14 +47,22 @@ class ChatRenderer:
         learn: Learn = Learn.all,
         reasoning: Reasoning = Reasoning.learn,
         clock: str | None = None,
+        special_tokens_in_text: SpecialTokens = SpecialTokens.text,
     ) -> None:
         self._template = TemplateRenderer(tokenizer, template, clock)
         self._learn, self._reasoning = learn, reasoning
         self._reasoning_key = reasoning_key(template)
         self._stops = special_tokens(tokenizer)
-        self._spellings = SpellingFinder(self._stops)
+        keywords = template_keywords(template)
+        self._spellings = SpellingFinder(self._stops, added_tokens(tokenizer) & {*keywords})
         self._has_marks = has_marks(template)
-        self._finder = SpanFinder(template, self._stops, has_marks=self._has_marks)
+        self._finder = SpanFinder(
+            keywords,
+            self._stops,
+            self._spellings,
+            has_marks=self._has_marks,
+            parse_tokens=special_tokens_in_text is SpecialTokens.parse,
+        )
 
     def row(
         self, messages: Sequence[Message], source: str, tools: Sequence[Any] | None = None

@@ -46,6 +46,7 @@ class Encoder:
                 data.learn,
                 data.reasoning,
                 prompt_format.clock,
+                data.special_tokens_in_text,
             )
 
     def encode(

@@ -8,6 +8,7 @@ from typing import Any
 
 from loratune.config.schema import Reasoning
 from loratune.data.conversations import REASONING
+from loratune.data.segments import Range
 from loratune.errors import DataError
 
 TAGS = ("<think>", "</think>", "[THINK]", "[/THINK]")
@@ -25,6 +26,13 @@ def split_reasoning(content: str) -> tuple[str, str]:
         return "", content
     said = content[end.end() :].lstrip()
     return content[: len(content) - len(said)], said
+
+
+def reasoning_tags(content: str) -> list[Range]:
+    """Where in an assistant's content the tags around its reasoning stand, if it has any."""
+    thought, _ = split_reasoning(content)
+    tags = [_OPENS.match(thought), _ENDS.search(thought)]
+    return [tag.span(1) for tag in tags if tag is not None]
 
 
 def reasoning_key(template: str) -> str | None:

@@ -68,11 +68,13 @@ class SpellingFinder:
     """Finds special tokens that are spelt in texts.
 
     Args:
-        special_tokens: of the tokenizer, longest first.
+        special_tokens: of the tokenizer.
+        others: further tokens that are more than text.
     """
 
-    def __init__(self, special_tokens: Sequence[str]) -> None:
-        pattern = "|".join(map(re.escape, special_tokens))
+    def __init__(self, special_tokens: Iterable[str], others: Iterable[str] = ()) -> None:
+        tokens = sorted({*special_tokens, *others}, key=len, reverse=True)
+        pattern = "|".join(map(re.escape, tokens))
         self._pattern = re.compile(pattern) if pattern else None
 
     def ranges(self, text: str, start: int = 0) -> list[Range]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratune.data.conversations import REASONING
-from loratune.data.reasoning import TAGS, split_reasoning
+from loratune.data.reasoning import TAGS, reasoning_tags, split_reasoning
+from loratune.data.segments import Range, SpellingFinder
 from loratune.errors import DataError
 
 Turns = list[dict[str, Any]]
@@ -59,12 +60,15 @@ class Skeleton:
         words: the text behind each mark, by its number.
         mark: matches a mark; group 1 is its number.
         left: begins every mark and stands nowhere else.
+        keyword_tokens: special tokens that texts spell and the template looks for, each with the
+            number of its turn; those of reasoning in its place are not among them.
     """
 
     turns: Turns
     words: tuple[Word, ...]
     mark: re.Pattern[str]
     left: str
+    keyword_tokens: tuple[tuple[int, str], ...] = ()
 
     def key(self, tools: object) -> str:
         """What decides how the template renders it."""
@@ -98,6 +102,8 @@ def make_skeleton(
     *,
     marked: Callable[[int], bool],
     context: object = None,
+    spellings: SpellingFinder | None = None,
+    tokens_are_words: bool = True,
 ) -> Skeleton:
     """Replace the texts of the turns for which ``marked`` holds; names and ids stay.
 
@@ -106,23 +112,36 @@ def make_skeleton(
         keywords: what the template looks for, longest first.
         marked: whether the turn of this number is replaced; others stay as they are.
         context: what else the template writes (tools).
+        spellings: finds special tokens that texts spell.
+        tokens_are_words: whether these are replaced with the words around them although the
+            template looks for them, so that it cannot see them.
 
     Raises:
         DataError: if the conversation uses up every character that could begin a mark.
     """
-    marker = _Marker(keywords, _unused_brackets([*turns, context]))
+    finder = spellings or SpellingFinder(())
+    marker = _Marker(keywords, _unused_brackets([*turns, context]), finder, tokens_are_words)
     result = [
         marker.replace_turn(number, turn) if marked(number) else dict(turn)
         for number, turn in enumerate(turns)
     ]
-    return Skeleton(result, tuple(marker.words), marker.pattern, marker.left)
+    tokens = tuple(marker.keyword_tokens)
+    return Skeleton(result, tuple(marker.words), marker.pattern, marker.left, tokens)
 
 
 class _Marker:
     """Replaces texts by marks, numbered throughout the conversation."""
 
-    def __init__(self, keywords: Sequence[str], brackets: tuple[str, str]) -> None:
+    def __init__(
+        self,
+        keywords: Sequence[str],
+        brackets: tuple[str, str],
+        spellings: SpellingFinder,
+        tokens_are_words: bool,
+    ) -> None:
         self._splitter = re.compile("|".join(map(re.escape, keywords)))
+        self._spellings, self._tokens_are_words = spellings, tokens_are_words
+        self.keyword_tokens: list[tuple[int, str]] = []
         self.left, self._right = brackets
         self.words: list[Word] = []
         self.pattern = re.compile(f"{self.left}([0-9]+){self._right}")
@@ -150,13 +169,19 @@ class _Marker:
         }
 
     def _replace(self, text: str, turn: int, field: str, is_assistant: bool) -> str:
-        thought = 0
+        thought, tags = 0, list[Range]()
         if is_assistant and field in REASONING:
             thought = len(text)
         elif is_assistant and field == "content":
-            thought = len(split_reasoning(text)[0])
+            thought, tags = len(split_reasoning(text)[0]), reasoning_tags(text)
+        keywords = [match.span() for match in self._splitter.finditer(text)]
+        tokens = [place for place in self._spellings.ranges(text) if place not in tags]
+        met = [one for one in tokens if any(_overlap(one, other) for other in keywords)]
+        self.keyword_tokens += [(turn, text[slice(*place)]) for place in met]
+        if self._tokens_are_words:
+            keywords = [k for k in keywords if not any(_overlap(k, one) for one in met)]
         written, passed = "", 0
-        for stretch in _stretches(text, self._splitter):
+        for stretch in _stretches(text, keywords):
             if isinstance(stretch, str):
                 written, passed = written + stretch, passed + len(stretch)
                 continue
@@ -167,15 +192,21 @@ class _Marker:
         return written
 
 
-def _stretches(text: str, splitter: re.Pattern[str]) -> list[str | tuple[str, str, str]]:
+def _overlap(one: Range, other: Range) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def _stretches(text: str, keywords: Sequence[Range]) -> list[str | tuple[str, str, str]]:
     """A text cut into what stays and what is marked, in order.
+
+    Args:
+        text: the characters.
+        keywords: character ranges that stay.
 
     Returns:
         Strings for what stays; ``(word, lead, trail)`` for what a mark replaces.
     """
-    cuts = [0]
-    for match in splitter.finditer(text):
-        cuts += match.span()
+    cuts = [0, *(edge for place in keywords for edge in place)]
     parts = [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
     if not any(part.strip() for part in parts[::2]):  # nothing but keywords: all of it is a word
         parts = [text]
