@@ -25,6 +25,8 @@ class EncodedRow:
         source: ``file:line``.
         spelt: special tokens that the row's words spell.
         left_out: turns whose reasoning the chat template leaves out.
+        unanswered: turns behind the assistant's last, of which nothing is encoded.
+        unused_keys: keys of turns that the chat template does not write.
     """
 
     input_ids: list[int]
@@ -33,6 +35,8 @@ class EncodedRow:
     source: str
     spelt: tuple[str, ...] = ()
     left_out: int = 0
+    unanswered: int = 0
+    unused_keys: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[int]:

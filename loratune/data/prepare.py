@@ -14,7 +14,7 @@ from loratune.data.encode import Encoder
 from loratune.data.encoded_rows import EncodedRow, EncodedRows, encoded_fingerprint
 from loratune.data.formats import choose_format, parse_rows
 from loratune.data.reading import read_rows
-from loratune.data.report import DataReport, SplitReport, warnings_of
+from loratune.data.report import DataReport, SplitReport, turn_notes, warnings_of
 from loratune.data.rows import Example, Row, data_fingerprint
 from loratune.data.split import split_examples
 from loratune.data.templates import PromptFormat
@@ -123,7 +123,10 @@ def prepare_data(
         eval=encoded[1].rows,
         prompts=_generation_prompts(held_out, encoded[1]),
         prompt_format=prompt_format,
-        report=replace(_report(config, train, held_out, encoded), notes=notes),
+        report=replace(
+            _report(config, train, held_out, encoded),
+            notes=(*notes, *turn_notes([row for part in encoded for row in part.rows])),
+        ),
         fingerprints={name: data_fingerprint(part) for name, part in read.items()},
         encoded=encoded_fingerprint([part.rows for part in encoded]),
         pad_id=pad_id,

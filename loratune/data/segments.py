@@ -51,12 +51,16 @@ class RowText:
         prompt_segments: how many of them stand before the last answer.
         ended: whether a special token of the template ends the last answer.
         left_out: turns whose reasoning the template leaves out.
+        unanswered: turns behind the assistant's last, which are not part of the row's text.
+        unused_keys: keys of turns that the template does not write.
     """
 
     segments: tuple[Segment, ...]
     prompt_segments: int
     ended: bool = False
     left_out: int = 0
+    unanswered: int = 0
+    unused_keys: tuple[str, ...] = ()
 
     @property
     def spelt(self) -> tuple[str, ...]:
@@ -72,7 +76,7 @@ class SpellingFinder:
         others: further tokens that are more than text.
     """
 
-    def __init__(self, special_tokens: Iterable[str], others: Iterable[str] = ()) -> None:
+    def __init__(self, special_tokens: Iterable[str] = (), others: Iterable[str] = ()) -> None:
         tokens = sorted({*special_tokens, *others}, key=len, reverse=True)
         pattern = "|".join(map(re.escape, tokens))
         self._pattern = re.compile(pattern) if pattern else None

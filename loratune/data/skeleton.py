@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loratune.data.conversations import REASONING
-from loratune.data.reasoning import TAGS, reasoning_tags, split_reasoning
+from loratune.data.reasoning import TAGS, find_tags, split_reasoning
 from loratune.data.segments import Range, SpellingFinder
 from loratune.errors import DataError
 
@@ -51,6 +51,21 @@ class Word:
     trail: str = ""
 
 
+@dataclass(frozen=True)
+class TemplateWords:
+    """What in a text is more than text to a chat template.
+
+    Attributes:
+        keywords: what the template looks for in texts, longest first.
+        spellings: finds special tokens, and other tokens that the template looks for.
+        reasoning_opened: whether its generation header opens the assistant's reasoning.
+    """
+
+    keywords: Sequence[str] = ()
+    spellings: SpellingFinder = field(default_factory=SpellingFinder)
+    reasoning_opened: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Skeleton:
     """Turns in which marks stand for texts.
@@ -72,7 +87,7 @@ class Skeleton:
 
     def key(self, tools: object) -> str:
         """What decides how the template renders it."""
-        return json.dumps([self.turns, tools, [w.turn for w in self.words]], default=str)
+        return repr([self.turns, tools, [word.turn for word in self.words]])
 
 
 def template_keywords(template: str) -> list[str]:
@@ -98,29 +113,26 @@ def template_keywords(template: str) -> list[str]:
 
 def make_skeleton(
     turns: Sequence[Mapping[str, Any]],
-    keywords: Sequence[str],
+    words: TemplateWords,
     *,
     marked: Callable[[int], bool],
     context: object = None,
-    spellings: SpellingFinder | None = None,
     tokens_are_words: bool = True,
 ) -> Skeleton:
     """Replace the texts of the turns for which ``marked`` holds; names and ids stay.
 
     Args:
         turns: the conversation as the template is given it.
-        keywords: what the template looks for, longest first.
+        words: what the template looks for in texts.
         marked: whether the turn of this number is replaced; others stay as they are.
         context: what else the template writes (tools).
-        spellings: finds special tokens that texts spell.
-        tokens_are_words: whether these are replaced with the words around them although the
-            template looks for them, so that it cannot see them.
+        tokens_are_words: whether special tokens that texts spell are replaced with the words
+            around them although the template looks for them, so that it cannot see them.
 
     Raises:
         DataError: if the conversation uses up every character that could begin a mark.
     """
-    finder = spellings or SpellingFinder(())
-    marker = _Marker(keywords, _unused_brackets([*turns, context]), finder, tokens_are_words)
+    marker = _Marker(words, _unused_brackets([*turns, context]), tokens_are_words)
     result = [
         marker.replace_turn(number, turn) if marked(number) else dict(turn)
         for number, turn in enumerate(turns)
@@ -133,14 +145,10 @@ class _Marker:
     """Replaces texts by marks, numbered throughout the conversation."""
 
     def __init__(
-        self,
-        keywords: Sequence[str],
-        brackets: tuple[str, str],
-        spellings: SpellingFinder,
-        tokens_are_words: bool,
+        self, looked_for: TemplateWords, brackets: tuple[str, str], tokens_are_words: bool
     ) -> None:
-        self._splitter = re.compile("|".join(map(re.escape, keywords)))
-        self._spellings, self._tokens_are_words = spellings, tokens_are_words
+        self._looked_for, self._tokens_are_words = looked_for, tokens_are_words
+        self._splitter = re.compile("|".join(map(re.escape, looked_for.keywords)))
         self.keyword_tokens: list[tuple[int, str]] = []
         self.left, self._right = brackets
         self.words: list[Word] = []
@@ -173,9 +181,12 @@ class _Marker:
         if is_assistant and field in REASONING:
             thought = len(text)
         elif is_assistant and field == "content":
-            thought, tags = len(split_reasoning(text)[0]), reasoning_tags(text)
+            opened = self._looked_for.reasoning_opened
+            found = find_tags(text, opened=opened)
+            tags = [place for place in (found.opening, found.closing) if place and found.closing]
+            thought = len(split_reasoning(text, opened=opened)[0])
         keywords = [match.span() for match in self._splitter.finditer(text)]
-        tokens = [place for place in self._spellings.ranges(text) if place not in tags]
+        tokens = [place for place in self._looked_for.spellings.ranges(text) if place not in tags]
         met = [one for one in tokens if any(_overlap(one, other) for other in keywords)]
         self.keyword_tokens += [(turn, text[slice(*place)]) for place in met]
         if self._tokens_are_words:

@@ -16,12 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from loratune.data.segments import SpellingFinder
-from loratune.data.skeleton import Skeleton, Turns, Word, make_skeleton
+from loratune.data.probes import Render
+from loratune.data.skeleton import Skeleton, TemplateWords, Turns, Word, make_skeleton
 from loratune.errors import DataError
 
-Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
-"""Renders turns; the flag asks for the header of the assistant's next turn."""
 _REMEMBERED = 512
 _SHOWN = 40
 _BORDER = re.compile(r"[\s>\]]")
@@ -79,9 +77,8 @@ class SpanFinder:
     """Finds the assistant's spans under one chat template.
 
     Args:
-        keywords: what it looks for in texts, longest first.
+        words: what the template looks for in texts.
         stops: the tokenizer's special tokens.
-        spellings: finds special tokens, and tokens that the template looks for, in texts.
         has_marks: whether it marks the assistant's part itself, so that spans may cover more.
         parse_tokens: whether special tokens that texts spell are meant, so that the template may
             act on them.
@@ -89,15 +86,14 @@ class SpanFinder:
 
     def __init__(
         self,
-        keywords: Sequence[str],
+        words: TemplateWords,
         stops: Sequence[str],
-        spellings: SpellingFinder,
         *,
         has_marks: bool = False,
         parse_tokens: bool = False,
     ) -> None:
         self._has_marks, self._parse_tokens = has_marks, parse_tokens
-        self._keywords, self._spellings = keywords, spellings
+        self._words = words
         self._stops = sorted(stops, key=len, reverse=True)
         self._outlines: OrderedDict[str, _Outline] = OrderedDict()
 
@@ -119,10 +115,9 @@ class SpanFinder:
         def skeleton(marked: Callable[[int], bool], *, tokens_are_words: bool) -> Skeleton:
             return make_skeleton(
                 turns,
-                self._keywords,
+                self._words,
                 marked=marked,
                 context=context,
-                spellings=self._spellings,
                 tokens_are_words=tokens_are_words,
             )
 
