@@ -138,7 +138,9 @@ def _read(config: DataConfig) -> dict[str, list[Row]]:
     if config.path is not None:
         read["train"] = read_rows(config.path, split=config.split, limit=config.limit)
     if config.eval_path is not None:
-        read["eval"] = read_rows(config.eval_path, split=config.split, limit=config.eval_limit)
+        read["eval"] = read_rows(
+            config.eval_path, split=config.split, limit=config.eval_limit, key="data.eval_path"
+        )
     if not read:
         raise DataError("no data", where="data.path", fix="set data.path to a file of rows")
     return read

@@ -9,22 +9,28 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.text import Text
 
 from loratune.config.schema import RunConfig
 from loratune.console import console, printable, say
 from loratune.data.arrangement import assumed_arrangement, sharing_line
-from loratune.data.audit import Audit, audit
+from loratune.data.audit import Audit, Finding, audit
 from loratune.data.batches import BatchPlan
+from loratune.data.bounds import position_findings
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.report import DataReport
 from loratune.data.tokenizing import RowTokenizer
+from loratune.errors import LoratuneError, ModelError
+from loratune.models.build import meta_model, read_transformers_config
 from loratune.models.load import load_tokenizer
+from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
+from loratune.plan.notices import match_targets
 
 # Neighbouring tokens alternate between two shades, so that their borders show.
 _STYLES = {
@@ -80,6 +86,7 @@ class Preview:
     report: DataReport
     audit: Audit
     sharing: str = ""
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -87,6 +94,7 @@ class Preview:
             "rows": [asdict(row) for row in self.rows],
             "data": self.report.to_dict(),
             "audit": self.audit.to_dict(),
+            "notes": list(self.notes),
         }
 
 
@@ -104,11 +112,14 @@ def make_preview(config: RunConfig, rows: int) -> Preview:
     Raises:
         LoratuneError: rows or a tokenizer that cannot be used at all.
     """
-    data, tokenizer = read_prepared(config)
+    read = read_prepared(config)
+    data, tokenizer = read.data, read.tokenizer
     first = data.train[:rows]
     width = max(map(len, first), default=0)
     shown = tuple(_shown(row, tokenizer, data.pad_id, width) for row in first)
-    return Preview(shown, data.report, audit(data, tokenizer, config.data), _sharing(config, data))
+    audited = audit(data, tokenizer, config.data, read.findings)
+    sharing, notes = _sharing(config, data), _target_notes(config, read.model)
+    return Preview(shown, data.report, audited, sharing, notes)
 
 
 def _sharing(config: RunConfig, data: PreparedData) -> str:
@@ -123,8 +134,24 @@ def _sharing(config: RunConfig, data: PreparedData) -> str:
     return sharing_line(**counts) if counts["row_tokens"] > counts["computed"] else ""
 
 
-def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
-    """The recipe's rows as training gets them, and the tokenizer.
+class ReadRows(NamedTuple):
+    """The recipe's rows as training gets them.
+
+    Attributes:
+        data: the rows.
+        tokenizer: the base model's.
+        model: the base without weights; None where it cannot be built, which training says.
+        findings: how the rows fit the model.
+    """
+
+    data: PreparedData
+    tokenizer: Any
+    model: Any
+    findings: tuple[Finding, ...]
+
+
+def read_prepared(config: RunConfig) -> ReadRows:
+    """The recipe's rows as training gets them, with tokenizer and model.
 
     Raises:
         LoratuneError: rows or a tokenizer that cannot be used at all.
@@ -134,7 +161,22 @@ def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
     numbers = read_model_config(folder)
     tokenizer = load_tokenizer(folder)
     vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
-    return prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed), tokenizer
+    data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed)
+    try:
+        model = meta_model(read_transformers_config(folder), str(folder))
+    except ModelError:
+        return ReadRows(data, tokenizer, None, ())
+    findings = position_findings([*data.train, *data.eval], model)
+    return ReadRows(data, tokenizer, model, tuple(findings))
+
+
+def _target_notes(config: RunConfig, model: Any) -> tuple[str, ...]:
+    """What training would say of the targets; what it would refuse is not the rows' affair."""
+    notices: tuple[str, ...] = ()
+    if model is not None:
+        with suppress(LoratuneError):
+            notices = match_targets(config, measure_model(model)).notices
+    return (*notices, *config.adapter.warnings())
 
 
 def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow:
@@ -231,6 +273,8 @@ def audit_lines(preview: Preview) -> Iterator[str]:
     yield f"longest rows as trained on: {longest}"
     if preview.sharing:
         yield preview.sharing
+    for note in preview.notes:
+        yield f"note: {note}"
     for finding in preview.audit.findings:
         yield finding.line
     if not preview.audit.findings:

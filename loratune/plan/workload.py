@@ -8,7 +8,7 @@ from typing import Any
 
 from loratune.config.schema import RowFormat, RunConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement, assumed_arrangement
-from loratune.data.audit import Audit, audit
+from loratune.data.audit import Audit, Finding, audit
 from loratune.data.batches import BatchPlan
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import PreparedData
@@ -80,10 +80,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Rows:
-    """The recipe's rows, or why there are none to look at."""
+    """The recipe's rows and how they fit its model, or why there are none to look at."""
 
     data: PreparedData | None
     tokenizer: Any = None
+    findings: tuple[Finding, ...] = ()
     reason: str = ""
 
 
@@ -96,10 +97,11 @@ def read_workload_rows(config: RunConfig) -> Rows:
     if config.data.path is None:
         return Rows(None, reason="no rows are named (data.path)")
     try:
-        data, tokenizer = read_prepared(config)
+        read = read_prepared(config)
     except ModelError as error:
         return Rows(None, reason=f"the tokenizer is not here ({error.cause})")
-    return Rows(data, tokenizer)
+    Audit(read.findings, ()).raise_errors()  # nothing can be measured on such rows
+    return Rows(read.data, read.tokenizer, read.findings)
 
 
 def workload(config: RunConfig, rows: Rows) -> Workload:
@@ -129,7 +131,7 @@ def workload(config: RunConfig, rows: Rows) -> Workload:
         round(share * sum(batch.row_tokens for batch in batches)),
         sum(map(len, data.eval)),
         data.report,
-        audit(data, rows.tokenizer, config.data),
+        audit(data, rows.tokenizer, config.data, rows.findings),
     )
 
 
