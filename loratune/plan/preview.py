@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from rich.text import Text
 
 from loratune.config.schema import RunConfig
-from loratune.console import console, printable, say
+from loratune.console import console, escaped, printable, say
 from loratune.data.arrangement import assumed_arrangement, sharing_line
 from loratune.data.audit import Audit, Finding, audit
 from loratune.data.batches import BatchPlan
@@ -40,6 +40,9 @@ _STYLES = {
     "end": ("bold reverse green", "bold reverse green"),
     "padding": ("dim strike", "dim strike"),
 }
+_PIECE = "\ufffd"
+"""What stands for bytes that are not a whole character."""
+_MOST_PIECES = 8
 _VISIBLE = str.maketrans({" ": "·", "\t": "⇥", "\r": "␍"})
 
 
@@ -48,7 +51,8 @@ class ShownToken:
     """One token of a row.
 
     Attributes:
-        text: as decoded, white space and control characters as they are.
+        text: as decoded, white space and control characters as they are; a character of several
+            tokens belongs to the first of them.
         kind: supervised, context, start, end (a supervised end token) or padding.
     """
 
@@ -65,6 +69,8 @@ class ShownRow:
         ends: the last token of every supervised stretch.
         left_out: turns whose reasoning the chat template leaves out.
         spelt: special tokens that the row's words spell.
+        unanswered: turns behind the assistant's last, which are not used.
+        unused_keys: keys of turns that the chat template does not use.
     """
 
     source: str
@@ -72,6 +78,8 @@ class ShownRow:
     ends: tuple[str, ...] = ()
     left_out: int = 0
     spelt: tuple[str, ...] = ()
+    unanswered: int = 0
+    unused_keys: tuple[str, ...] = ()
 
     def count(self, *kinds: str) -> int:
         """Tokens of these kinds."""
@@ -185,24 +193,41 @@ def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow
     last = {end - 1 for _, end in row.spans}
     special = rows.special_ids()
     starts = len(rows.start_ids) if row.input_ids[: len(rows.start_ids)] == rows.start_ids else 0
+    texts = _texts(row.input_ids, tokenizer)
     tokens = []
     for place, token in enumerate(row.input_ids):
         kind = "supervised" if place in supervised else "start" if place < starts else "context"
         if kind == "supervised" and (token == rows.end_id or (place in last and token in special)):
             kind = "end"
-        tokens.append(ShownToken(token, _text(token, tokenizer), kind))
+        tokens.append(ShownToken(token, texts[place], kind))
     padding = ShownToken(pad_id, _text(pad_id, tokenizer), "padding")
     ends = tuple(tokens[end - 1].text for _, end in row.spans)
     filled = (*tokens, *[padding] * (width - len(row)))
-    return ShownRow(row.source, filled, ends, row.left_out, row.spelt)
+    said = (row.left_out, row.spelt, row.unanswered, row.unused_keys)
+    return ShownRow(row.source, filled, ends, *said)
+
+
+def _texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """The text of every token; pieces of one character have it at the first of them."""
+    texts: list[str] = []
+    while len(texts) < len(ids):
+        place = len(texts)
+        text = _text(ids[place], tokenizer)
+        if _PIECE in text:
+            for size in range(2, min(_MOST_PIECES, len(ids) - place) + 1):
+                joined = str(tokenizer.decode(ids[place : place + size], skip_special_tokens=False))
+                if _PIECE not in joined:
+                    texts += [joined, *[""] * (size - 2)]
+                    text = ""
+                    break
+        texts.append(text)
+    return texts
 
 
 def _text(token: int, tokenizer: Any) -> str:
-    """A token alone; a piece of a character, or an unwritten space, as the vocabulary has it."""
+    """A token alone, with a space that the tokenizer leaves unwritten."""
     [raw] = tokenizer.convert_ids_to_tokens([token])
     text = str(tokenizer.decode([token], skip_special_tokens=False))
-    if "\ufffd" in text:
-        return str(raw)
     return f" {text}" if str(raw).startswith("\u2581") and not text.startswith(" ") else text
 
 
@@ -223,7 +248,8 @@ def show_preview(preview: Preview) -> None:
 
 def _visible(text: str) -> str:
     """White space and control characters as something to see."""
-    return printable(text.translate(_VISIBLE)).replace("\n", "↵\n")
+    shown = printable(text.translate(_VISIBLE)).replace("\n", "↵\n")
+    return "".join(escaped(c) if c.isspace() and c != "\n" else c for c in shown)
 
 
 def parts_line(row: ShownRow) -> str:
@@ -238,6 +264,11 @@ def parts_line(row: ShownRow) -> str:
         line += f"; the chat template leaves out the reasoning of {turns}"
     if row.spelt:
         line += f"; words spell {', '.join(map(repr, row.spelt))}"
+    if row.unanswered:
+        turns = "1 turn" if row.unanswered == 1 else f"{row.unanswered} turns"
+        line += f"; {turns} behind the assistant's last not used"
+    if row.unused_keys:
+        line += f"; not used by the chat template: {', '.join(row.unused_keys)}"
     return line
 
 
