@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from loratune.data.reasoning import opens_reasoning
-from loratune.errors import LoratuneError
+from loratune.errors import DataError
 
 Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 """Renders turns; the flag asks for the header of the assistant's next turn."""
@@ -19,7 +19,7 @@ def header_opens_reasoning(render: Render) -> bool:
     """Whether the header of the assistant's next turn ends with the tag that opens reasoning."""
     try:
         return opens_reasoning(render([_QUESTION], True))
-    except LoratuneError:
+    except DataError:
         return False
 
 
@@ -32,7 +32,7 @@ def wants_written_arguments(render: Render) -> bool:
         answer = {"role": "assistant", "content": "", "tool_calls": [call]}
         try:
             return render([_QUESTION, answer], False)
-        except LoratuneError:
+        except DataError:
             return ""
 
     of_objects, text = rendered(_ARGUMENTS), json.dumps(_ARGUMENTS)

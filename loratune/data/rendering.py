@@ -126,7 +126,7 @@ class TemplateRenderer:
             try:
                 turns = [{"role": "user", "content": content}]
                 return _PROBE in self.text(turns, generation=False, tools=None)
-            except LoratuneError:
+            except DataError:
                 return False
 
         return not writes(_PROBE) and writes([{"type": "text", "text": _PROBE}])
