@@ -202,7 +202,10 @@ class DataConfig:
     learn: Learn = Learn.all
     """Which assistant turns are supervised: all or last; a turn's own ``weight: 0`` wins."""
     reasoning: Reasoning = Reasoning.learn
-    """Reasoning in assistant turns: learn, context (seen, not supervised) or drop."""
+    """Reasoning in assistant turns: learn, context (seen, not supervised) or drop.
+
+    The last two need both its tags, or a template whose generation header opens it.
+    """
     special_tokens_in_text: SpecialTokens = SpecialTokens.text
     """Special tokens spelt in a row: plain text, parse (as tokens) or error."""
     max_length: int = 512

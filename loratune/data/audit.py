@@ -7,7 +7,7 @@ to judge; a note is only worth knowing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -91,16 +91,20 @@ class Audit:
         return asdict(self)
 
 
-def audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> Audit:
+def audit(
+    data: PreparedData, tokenizer: Tokenizer, config: DataConfig, further: Iterable[Finding] = ()
+) -> Audit:
     """Look for rows that teach nothing, twice, too much, or the wrong beginning and end.
 
     Args:
         data: the prepared rows; a side may be empty.
         tokenizer: the base model's.
         config: how the rows were prepared.
+        further: what was found elsewhere.
     """
     rows = RowTokenizer(tokenizer)
     found = [
+        *further,
         *(finding for part in _parts(data) for finding in _of_part(part, rows, config)),
         *_cut("evaluation", _sourceless(data), config.max_length),
         *_repeated(data.train),

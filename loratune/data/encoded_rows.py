@@ -26,6 +26,8 @@ class EncodedRow:
         spelt: special tokens that the row's words spell.
         left_out: turns whose reasoning the chat template leaves out.
         origin: name of its source in ``data.sources``; empty without sources.
+        unanswered: turns behind the assistant's last, of which nothing is encoded.
+        unused_keys: keys of turns that the chat template does not write.
     """
 
     input_ids: list[int]
@@ -35,6 +37,8 @@ class EncodedRow:
     spelt: tuple[str, ...] = ()
     left_out: int = 0
     origin: str = ""
+    unanswered: int = 0
+    unused_keys: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[int]:

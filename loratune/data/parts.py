@@ -66,7 +66,9 @@ def read_parts(config: DataConfig) -> list[Part]:
     settings = sources_of(config) or {"": config}
     parts = in_parts([Part(name, own, [], []) for name, own in settings.items()], with_rows)
     if config.eval_path is not None:
-        held_out = read_rows(config.eval_path, split=config.split, limit=config.eval_limit)
+        held_out = read_rows(
+            config.eval_path, split=config.split, limit=config.eval_limit, key="data.eval_path"
+        )
         parts[0] = replace(parts[0], held_out=held_out)
     if not any(part.rows for part in parts):
         raise DataError("no data", where="data.path", fix="set data.path to a file of rows")

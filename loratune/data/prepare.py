@@ -16,7 +16,7 @@ from loratune.data.encoded_rows import EncodedRow, EncodedRows, encoded_fingerpr
 from loratune.data.formats import choose_format, parse_rows
 from loratune.data.mixture import Mixture
 from loratune.data.parts import Part, in_parts, read_parts
-from loratune.data.report import DataReport, SourceReport, SplitReport, warnings_of
+from loratune.data.report import DataReport, SourceReport, SplitReport, turn_notes, warnings_of
 from loratune.data.rows import Example, Row, data_fingerprint
 from loratune.data.split import split_examples
 from loratune.data.templates import PromptFormat
@@ -193,6 +193,7 @@ def _encoded(
     train = train.of_source(part.name)
     if not part.held_out:  # rows of data.eval_path belong to no source
         held_out = held_out.of_source(part.name)
+    notes = (*notes, *turn_notes([*train.rows, *held_out.rows]))
     return _Encoded(part, prompt_format, sides, (train, held_out), notes)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from loratune.data.encoded_rows import EncodedRows, length_to_keep
+from loratune.data.encoded_rows import EncodedRow, EncodedRows, length_to_keep
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class DataReport:
         overlap: evaluation rows that are training rows too.
         warnings: what the user should hear about, one sentence each.
         notes: what became of the columns: those not used, numbers taken as text, the choice
-            between several formats.
+            between several formats; and of turns that are not used, or not whole.
         sources: of a mixture.
     """
 
@@ -134,6 +135,24 @@ class DataReport:
         counts = [f"{name}: {_line(side)}" for name, side in sides if side is not None]
         sources = [source.line for source in self.sources]
         return [*counts, *sources, *(f"note: {note}" for note in self.notes)]
+
+
+def turn_notes(rows: Sequence[EncodedRow]) -> tuple[str, ...]:
+    """What of conversations is not used, one sentence each."""
+    notes = []
+    if cut := [row for row in rows if row.unanswered]:
+        turns = sum(row.unanswered for row in cut)
+        notes.append(
+            f"turns not used: {turns:,} in {len(cut):,} of {len(rows):,} rows stand behind the "
+            f"assistant's last turn, where nothing is learnt ({cut[0].source})"
+        )
+    keys = Counter(key for row in rows for key in row.unused_keys)
+    if keys:
+        named = ", ".join(
+            f"{key} ({count:,} row{'s' if count > 1 else ''})" for key, count in keys.items()
+        )
+        notes.append(f"keys of turns that the chat template does not use: {named}")
+    return tuple(notes)
 
 
 def _line(side: SplitReport) -> str:

@@ -137,7 +137,9 @@ def generate(
     tokenizer = RowTokenizer(base.tokenizer)
     prompt_format = _prompt_format(adapter)
     rows = (
-        read_rows(str(prompts)) if prompt is None else [question_row(prompt, system, prompt_format)]
+        read_rows(str(prompts), key="prompts")
+        if prompt is None
+        else [question_row(prompt, system, prompt_format)]
     )
     prompt_format = prompt_format or choose_format(config.data, rows)
     ids = _prompt_ids(rows, Encoder(tokenizer, prompt_format, config.data), prompt_format)

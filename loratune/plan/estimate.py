@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loratune import files
@@ -49,7 +49,8 @@ def make_plan(
     time = _time(config, setting, work) if timed and setting.is_here else None
     doubts = tuple(_warnings(config, rows, work, setting, memory, disk))
     estimate = (setting, work, memory, disk, time)
-    return Plan(config.name, tuple(values), *estimate, doubts, overrides, fit)
+    notes = tuple(_notes(work, setting))
+    return Plan(config.name, tuple(values), *estimate, doubts, overrides, fit, notes)
 
 
 def _time(config: RunConfig, setting: Setting, work: Workload) -> Time:
@@ -77,6 +78,13 @@ def _disk(config: RunConfig, setting: Setting) -> Disk:
         merged = setting.architecture.base_parameters * ITEM_BYTES[name]
     folder = Path(config.out or "outputs").resolve()
     return Disk(checkpoints * one, count.stored_bytes, merged, files.free_bytes(folder))
+
+
+def _notes(work: Workload, setting: Setting) -> Iterator[str]:
+    """What training says as well, and nobody need change."""
+    yield from setting.notices
+    for found in work.audit.of(Severity.note) if work.audit is not None else ():
+        yield found.line.removeprefix("note: ")
 
 
 def _warnings(

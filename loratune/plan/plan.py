@@ -73,6 +73,7 @@ class Plan:
     warnings: tuple[str, ...]
     overrides: tuple[str, ...] = ()
     budget: int | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -94,6 +95,7 @@ class Plan:
             "disk": {**asdict(self.disk), "total": self.disk.total},
             "time": asdict(self.time) if self.time else None,
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "fit": {"budget": self.budget, "overrides": list(self.overrides)}
             if self.budget is not None
             else None,
@@ -175,6 +177,8 @@ def _rest(plan: Plan) -> Iterator[str]:
             f"{plan.time.calibrated_on} tokens) and {duration(plan.time.evaluation, 2)} of "
             "evaluation, generation not counted"
         )
+    for note in plan.notes:
+        yield f"note: {note}"
     for warning in plan.warnings:
         yield warning if warning.startswith(("warning", "error")) else f"warning: {warning}"
     if plan.budget is not None:

@@ -20,8 +20,8 @@ from loratune.models.measure import find_architecture
 from loratune.models.source import is_hub_id, model_folder
 from loratune.models.weights import stored_dtype, tensor_entries
 from loratune.plan.memory import Memory, predict, resident_bytes
+from loratune.plan.notices import match_targets
 from loratune.plan.workload import Workload
-from loratune.targets.find import find_targets
 from loratune.targets.patterns import block_of
 
 
@@ -39,6 +39,7 @@ class Setting:
         is_here: whether that device is in this machine.
         process: bytes of the process itself; 0 where the device has its own memory.
         stored: number format of the base's files, by its safetensors name.
+        notices: what a reader of the recipe's targets might not expect.
     """
 
     architecture: Architecture
@@ -50,6 +51,7 @@ class Setting:
     is_here: bool
     process: int
     stored: str
+    notices: tuple[str, ...] = ()
 
     @property
     def bytes_per_weight(self) -> int:
@@ -81,14 +83,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         LoratuneError: an unknown model, or targets that match nothing.
     """
     architecture = find_architecture(config.model)
-    matched = find_targets(
-        architecture.layers,
-        config.targets,
-        config.adapter,
-        family=architecture.family,
-        others=architecture.other_types,
-        stacked=architecture.stacked_experts,
-    )
+    matched = match_targets(config, architecture)
     saved = saved_modules(architecture, config.targets.modules_to_save)
     stored = _stored_dtype(config)
     device, dtype, is_here = _device_and_dtype(config, stored)
@@ -106,6 +101,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         is_here=is_here,
         process=resident_bytes() if device.type == "cpu" else 0,
         stored=stored,
+        notices=matched.notices,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from loratune.config.mixture import training_paths
 from loratune.config.schema import RowFormat, RunConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement, assumed_arrangement
-from loratune.data.audit import Audit, audit
+from loratune.data.audit import Audit, Finding, audit
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import PreparedData
 from loratune.data.report import DataReport
@@ -84,10 +84,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Rows:
-    """The recipe's rows, or why there are none to look at."""
+    """The recipe's rows and how they fit its model, or why there are none to look at."""
 
     data: PreparedData | None
     tokenizer: Any = None
+    findings: tuple[Finding, ...] = ()
     reason: str = ""
 
 
@@ -100,10 +101,11 @@ def read_workload_rows(config: RunConfig) -> Rows:
     if not training_paths(config.data):
         return Rows(None, reason="no rows are named (data.path)")
     try:
-        data, tokenizer = read_prepared(config)
+        read = read_prepared(config)
     except ModelError as error:
         return Rows(None, reason=f"the tokenizer is not here ({error.cause})")
-    return Rows(data, tokenizer)
+    Audit(read.findings, ()).raise_errors()  # nothing can be measured on such rows
+    return Rows(read.data, read.tokenizer, read.findings)
 
 
 def workload(config: RunConfig, rows: Rows) -> Workload:
@@ -133,7 +135,7 @@ def workload(config: RunConfig, rows: Rows) -> Workload:
         round(share * sum(batch.row_tokens for batch in batches)),
         sum(map(len, data.eval)),
         data.report,
-        audit(data, rows.tokenizer, config.data),
+        audit(data, rows.tokenizer, config.data, rows.findings),
         times_seen=plan.times_seen(),
     )
 
