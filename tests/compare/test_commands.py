@@ -146,9 +146,7 @@ def test_results_are_not_put_into_the_base_that_is_the_working_folder(
     assert not (base / "outputs").exists() and not (base / "recipes").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "what"), [("config.json", "a model"), ("recipe.yaml", "a run")]
-)
+@pytest.mark.parametrize(("name", "what"), [("config.json", "a model"), ("recipe.yaml", "a run")])
 def test_a_comparison_is_not_put_among_other_results(
     cli: CommandLine, tmp_path: Path, name: str, what: str
 ) -> None:
