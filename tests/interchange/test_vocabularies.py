@@ -249,7 +249,7 @@ def test_a_tokenizer_beside_a_resized_adapter_goes_with_it(
     assert tokenizer.convert_tokens_to_ids("<|tide|>") in ids and scores["tokens"] == supervised
     merged = load_plain(tmp_path / "merged")(input_ids=ids).logits[0, -supervised - 1 : -1]
     loss = torch.nn.functional.cross_entropy(merged, ids[0, -supervised:])
-    assert scores["loss"] == pytest.approx(float(loss), rel=1e-4)
+    assert scores["loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
