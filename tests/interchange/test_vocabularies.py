@@ -227,7 +227,7 @@ def scores_of(cli: CommandLine, base: Path, adapter: Path, folder: Path) -> Any:
 def tide_rows(folder: Path) -> list[str]:
     (folder / "tide.jsonl").write_text('{"prompt": "Say", "completion": " <|tide|> blue"}\n')
     return ["data=local", f"data.eval_path={folder / 'tide.jsonl'}", "evaluate.generate=false",
-            "data.special_tokens_in_text=parse", "format=json"]  # fmt: skip
+            "trainer.precision=fp32", "data.special_tokens_in_text=parse", "format=json"]  # fmt: skip
 
 
 def test_a_tokenizer_beside_a_resized_adapter_goes_with_it(
