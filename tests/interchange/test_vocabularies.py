@@ -226,8 +226,9 @@ def scores_of(cli: CommandLine, base: Path, adapter: Path, folder: Path) -> Any:
 
 def tide_rows(folder: Path) -> list[str]:
     (folder / "tide.jsonl").write_text('{"prompt": "Say", "completion": " <|tide|> blue"}\n')
-    return ["data=local", f"data.eval_path={folder / 'tide.jsonl'}", "evaluate.generate=false",
-            "trainer.precision=fp32", "data.special_tokens_in_text=parse", "format=json"]  # fmt: skip
+    settings = ["evaluate.generate=false", "trainer.precision=fp32", "format=json"]
+    parsed = "data.special_tokens_in_text=parse"
+    return ["data=local", f"data.eval_path={folder / 'tide.jsonl'}", parsed, *settings]
 
 
 def test_a_tokenizer_beside_a_resized_adapter_goes_with_it(
