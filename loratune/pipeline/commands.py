@@ -29,7 +29,7 @@ from loratune.generation import Sampling, generate_answers, stop_ids
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.merging.folder import replaced_tokenizer
 from loratune.models.load import load_tokenizer
-from loratune.models.source import model_folder
+from loratune.models.source import model_folder, read_model_config
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
 from loratune.pipeline.loading import check_base, evaluation_only
 from loratune.stages.load import BaseModel, load
@@ -188,7 +188,9 @@ def base_model(adapter: AdapterFolder, model: ModelConfig, *, named: bool) -> Mo
 
 def _base_folder(adapter: AdapterFolder, config: RunConfig, base_named: bool) -> Path:
     model = base_model(adapter, config.model, named=base_named)
-    return model_folder(model.path, model.revision)
+    folder = model_folder(model.path, model.revision)
+    read_model_config(folder)  # says what a folder is that holds no model
+    return folder
 
 
 def _load_adapted(

@@ -141,6 +141,31 @@ def test_missing_linked_and_planted_files_are_found(run: Path, tmp_path: Path, p
     assert problems(verify(folder))
 
 
+def test_a_certificate_of_other_weights_is_found(run: Path) -> None:
+    reseal(run / "merged", "merge_report.json", lambda value: value.update(merged="0" * 64))
+    assert problems(verify(run / "merged")) == ["."]
+
+
+def test_an_adapter_of_another_tool_that_does_not_fit_the_base_is_found(
+    run: Path, base: Path
+) -> None:
+    adapter = run / "adapter"
+    (adapter / "loratune.json").unlink()
+    assert problems(verify(adapter, base)) == []
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    del tensors[min(tensors)]
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert problems(verify(adapter)) == []
+    assert problems(verify(adapter, base)) == ["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["adapter/loratune.json", "merged/merge_report.json"])
+def test_a_link_in_place_of_a_sealed_record_is_found(run: Path, tmp_path: Path, name: str) -> None:
+    (run / name).rename(tmp_path / "elsewhere")
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    assert problems(verify(run)) == [name]
+
+
 def recompute(run: Path, base: Path) -> Verification:
     return verify(run / "merged", base, [run / "adapter"])
 
