@@ -17,6 +17,7 @@ from torch import Tensor
 from loratune.adapter_files.into_model import wrap_for_loading
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.adapters.base import Adapter
+from loratune.adapters.low_rank import LowRank
 from loratune.errors import MergeError, ModelError, refused_as
 from loratune.models.build import meta_base
 from loratune.models.weights import read_one, tensor_entries
@@ -48,6 +49,11 @@ class MetaAdapter:
     input_embedding: str
     output_head: str
     vocabulary: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the vocabulary, resized or not."""
+        return _rows(self.wrapped.model)
 
 
 def attach(base_folder: Path, folder: AdapterFolder) -> MetaAdapter:
@@ -86,9 +92,15 @@ def _rows(model: Any) -> int:
 
 
 def _stay_tied(wrapped: WrappedModel, first: str, head: str) -> bool:
-    """Whether both embeddings are stored in full, with the same numbers."""
+    """Whether both embeddings are stored in full, or corrected, with the same numbers."""
     one, other = wrapped.saved_modules.get(first), wrapped.saved_modules.get(head)
-    return one is not None and other is not None and torch.equal(one.weight, other.weight)
+    if one is not None and other is not None:
+        return torch.equal(one.weight, other.weight)
+    lower, upper = wrapped.adapters.get(first), wrapped.adapters.get(head)
+    if not (isinstance(lower, LowRank) and isinstance(upper, LowRank)):
+        return False
+    pairs = zip(lower.products(), upper.products(), strict=True)
+    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
 
 
 def tensor_name(entries: Sequence[str] | dict[str, Any], wanted: str, prefix: str) -> str | None:

@@ -33,12 +33,12 @@ class LowRank(Adapter):
         return A, B * scale
 
     def delta_rows(self, weight: Tensor, rows: slice) -> Tensor:
-        left, right, scale = self._products()
+        left, right, scale = self.products()
         return torch.mm(left[rows], right).mul_(scale)
 
     def row_writer(self, weight: Tensor) -> RowWriter:
         """The factors are computed once, and every block is multiplied in place."""
-        left, right, scale = self._products()
+        left, right, scale = self.products()
 
         def write(rows: slice, out: Tensor) -> None:
             torch.mm(left[rows], right, out=out)
@@ -47,8 +47,8 @@ class LowRank(Adapter):
 
         return write
 
-    def _products(self) -> tuple[Tensor, Tensor, float]:
-        """Two matrices whose product is ΔW / s in the weight's own layout."""
+    def products(self) -> tuple[Tensor, Tensor, float]:
+        """Two matrices whose product is ΔW / s in the weight's own layout, and s."""
         A, B, scale = self.factors()
         is_linear = self.shape.kind is LayerKind.linear
         return (B, A, scale) if is_linear else (A.T, B.T, scale)

@@ -113,7 +113,7 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
         fix = "add train to stages, or set adapter_path=DIR"
         yield ConfigError(cause, where="stages", fix=fix)
     if not _is_folder_name(config.name):
-        fix = "use a plain name: no /, no leading dot or dash, at most 100 characters"
+        fix = "use a plain name: no /, no leading dot, dash or space, at most 100 characters"
         yield ConfigError(f"{config.name!r} cannot name a folder", where="name", fix=fix)
 
 
@@ -124,4 +124,5 @@ def _is_folder_name(name: str) -> bool:
         and name.isprintable()
         and not set(name) & {"/", "\\"}
         and name[0] not in ".-"
+        and name == name.strip()
     )

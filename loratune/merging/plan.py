@@ -67,6 +67,8 @@ class MergePlan:
             for module, layer in offline.wrapped.adapters.items():
                 source = weight_source(offline, self.entries, module)
                 is_tied_head = offline.tied and module == offline.output_head
+                if is_tied_head and not self.unties:
+                    continue  # the input embedding's correction, added once
                 layers.setdefault(f"{module}.weight" if is_tied_head else source, []).append(layer)
         return layers
 

@@ -135,8 +135,13 @@ def evaluation_only(data: DataConfig) -> DataConfig:
 
 
 def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> PreparedData:
-    """The rows of the final evaluation: those that chose nothing, where the recipe names any."""
-    if config.data.test_path is None or _test_rows_are_the_demos(config):
+    """The rows of the final evaluation: those that chose nothing, where the recipe names any.
+
+    They are read before training, so that what is wrong with them is not found after it.
+    """
+    if Stage.evaluate not in config.stages or config.data.test_path is None:
+        return data
+    if _test_rows_are_the_demos(config):
         return data
     rows = prepare_data(
         evaluation_only(config.data),

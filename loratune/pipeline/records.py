@@ -58,10 +58,14 @@ def _source_formats(data: PreparedData) -> dict[str, Any]:
     return {"source_formats": formats} if formats else {}
 
 
-def trainable_fingerprint(wrapped: WrappedModel) -> str:
-    """Fingerprint of what will train, as it stands now."""
+def started_with(wrapped: WrappedModel, final: PreparedData) -> dict[str, str]:
+    """Fingerprints of what else all processes must share: what will train, and the final rows."""
     named = wrapped.model.named_parameters()
-    return tensors_fingerprint({name: value for name, value in named if value.requires_grad})
+    return {
+        "adapter": tensors_fingerprint({name: p for name, p in named if p.requires_grad}),
+        "test": final.fingerprint,
+        "encoded_test": final.encoded,
+    }
 
 
 class Records:

@@ -11,7 +11,10 @@ from loratune.errors import ConfigError, raise_together
 from loratune.runs import processes
 from loratune.runs.drift import Change
 
-_COMPARED = ("base", "tokenizer", "data", "encoded", "clock", "projection", "adapter")
+_COMPARED = (
+    "base", "tokenizer", "data", "encoded", "test", "encoded_test", "clock", "projection",
+    "adapter",
+)  # fmt: skip
 # Machines may keep the same files in different places; their content has fingerprints.
 _PLACES = ("model.path", "data.path", "data.eval_path", "data.test_path", "adapter_path")
 
@@ -44,5 +47,7 @@ def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator
     different = {k for k in first.keys() | other.keys() if first.get(k) != other.get(k)}
     if different & {"data", "tokenizer"}:
         different.discard("encoded")  # follows from them
+    if different & {"data", "test", "tokenizer"}:
+        different.discard("encoded_test")
     for key in sorted(different):
         yield Change(key, first.get(key), other.get(key))

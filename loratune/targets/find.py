@@ -64,31 +64,35 @@ def find_targets(
     patterns, notices = read_patterns(shapes, targets.modules, family)
     stacked = stacked or {}
     others = {n: kind for n, kind in _without(others or {}, shapes).items() if n not in stacked}
-    counts = {pattern.text: 0 for pattern in patterns}
-    matched = []
-    for shape in shapes:
-        hits = [pattern.text for pattern in patterns if pattern.matches(shape.name)]
-        if hits and not _is_left_out(shape.name, targets):
-            matched.append(shape)
-            for text in hits:
-                counts[text] += 1
+    matched, counts = _matched(shapes, patterns, targets)
     notices += frozen_experts(patterns, counts, stacked)
     errors = _pattern_errors(patterns, counts, shapes, others, stacked, strict=strict)
     if strict:
         errors += _selection_errors(shapes, targets)
     if config is not None and not errors:
         errors += _variant_errors(matched, config)
-        dead = dead_patterns(matched, config)
-        if strict:
-            errors += [_dead_pattern(where, key, len(matched)) for where, key in dead]
-        else:
-            notices += [
-                f"{where} '{key}' of the adapter's file fits none of its {len(matched)} layers, "
-                "and has no effect"
-                for where, key in dead
-            ]
+        for where, key in dead_patterns(matched, config):
+            if strict:
+                errors.append(_dead_pattern(where, key, len(matched)))
+            else:
+                fits = f"fits none of its {len(matched)} layers, and has no effect"
+                notices.append(f"{where} '{key}' of the adapter's file {fits}")
     raise_together(errors)
     return TargetMatch(tuple(matched), counts, tuple(notices))
+
+
+def _matched(
+    shapes: Sequence[LayerShape], patterns: Sequence[Pattern], targets: TargetsConfig
+) -> tuple[list[LayerShape], dict[str, int]]:
+    """The layers that a pattern names and no setting leaves out, and how many each names."""
+    matched, counts = [], {pattern.text: 0 for pattern in patterns}
+    for shape in shapes:
+        hits = [pattern.text for pattern in patterns if pattern.matches(shape.name)]
+        if hits and not _is_left_out(shape.name, targets):
+            matched.append(shape)
+            for text in hits:
+                counts[text] += 1
+    return matched, counts
 
 
 def rank_for(name: str, config: AdapterConfig) -> int:
