@@ -8,7 +8,12 @@ from pathlib import Path
 
 from loratune.adapter_files.embeddings import check_continuable
 from loratune.adapter_files.peft_config import structure_of
-from loratune.adapter_files.peft_format import AdapterFolder, check_readable, read_adapter
+from loratune.adapter_files.peft_format import (
+    AdapterFolder,
+    check_readable,
+    peft_notices,
+    read_adapter,
+)
 from loratune.adapter_files.writing_back import require_places
 from loratune.config.convert import to_plain
 from loratune.config.schema import DataConfig, RunConfig, Stage
@@ -112,7 +117,7 @@ def wrap_base(
     check_readable(wrapped, config.model.path)
     counts = wrapped.match.counts.items()
     processes.say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
-    notices = [*wrapped.match.notices, *wrapped.config.warnings()]
+    notices = [*wrapped.match.notices, *wrapped.config.warnings(), *peft_notices(wrapped)]
     processes.say_once(*(f"note: {line}" for line in notices))
     return wrapped, report_variants(architecture, wrapped), drift
 
