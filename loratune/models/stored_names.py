@@ -7,7 +7,7 @@ of the files' headers, and are undone for tensors that have to be written back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,7 +56,7 @@ class StoredNames:
     """The files' names of a model's parameters.
 
     Attributes:
-        shared: parameter name to all names of the same tensor in the model, itself among them.
+        shared: of a parameter that several modules share, name to all its names.
     """
 
     def __init__(self, model: nn.Module, entries: Mapping[str, TensorEntry]) -> None:
@@ -67,6 +67,7 @@ class StoredNames:
             entries: the tensors of its files.
         """
         self.shared = shared_names(model)
+        self._aliases = _by_tensor(model.named_parameters(remove_duplicate=False))
         self._entries = entries
         self._reader = _Reader(model, entries)
 
@@ -84,7 +85,7 @@ class StoredNames:
 
     def stored_as(self, parameter: str) -> tuple[str, StoredGroup] | None:
         """What a parameter is read from, and its name there: a tied one's is its partner's."""
-        for name in (parameter, *self.shared.get(parameter, ())):
+        for name in (parameter, *self._aliases.get(parameter, ())):
             if name in self._groups:
                 return name, self._groups[name]
         return None
@@ -118,10 +119,22 @@ class StoredNames:
 
 
 def shared_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Of every parameter that has several names, each name and all of them."""
+    """Of every parameter that several modules share, each name and all of them.
+
+    A module that occurs in several places is one module, and its parameters are its own.
+    """
+    return _by_tensor(
+        (f"{module}.{key}" if module else key, parameter)
+        for module, one in model.named_modules()
+        for key, parameter in one.named_parameters(recurse=False, remove_duplicate=False)
+    )
+
+
+def _by_tensor(named: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[str, ...]]:
+    """Of every tensor with several names, each name and all of them."""
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+    for name, tensor in named:
+        names.setdefault(id(tensor), []).append(name)
     return {name: tuple(many) for many in names.values() if len(many) > 1 for name in many}
 
 
