@@ -28,7 +28,7 @@ from loratune.models.weights import tensor_entries
 from loratune.runs.manifest import describe_files
 from loratune.runs.run_dir import MERGE_REPORT
 from loratune.stages.merge import merge
-from loratune.surgery import wrap_model
+from loratune.surgery import merge_model, wrap_model
 from loratune.verify.checks import Base
 from loratune.verify.merged import check_merged
 
@@ -248,3 +248,16 @@ def test_layers_that_no_setting_parts_cannot_be_adapted_apart(
     wrapped = wrap_model(model, config_class("lora")(rank=2), TargetsConfig(modules=["up_proj"]))
     with pytest.raises(ModelError, match="are one tensor in this model"):
         require_places(tmp_path, names, wrapped)
+
+
+@pytest.mark.parametrize("family", ["bert", "zamba"])
+def test_a_model_merged_in_memory_is_saved_with_what_had_to_part(
+    family: str, tmp_path: Path
+) -> None:
+    save_base(tmp_path / "base", BUILDERS[family]())
+    config = config_class("lora")(rank=2, init="random")
+    targets = TargetsConfig(modules=KINDS[family].targets)
+    wrapped = wrap_model(load_plain(tmp_path / "base"), config, targets)
+    expected = logits(wrapped.model)
+    merge_model(wrapped).save_pretrained(tmp_path / "merged")
+    T2.check(logits(load_plain(tmp_path / "merged")), expected)
