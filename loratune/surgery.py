@@ -126,6 +126,7 @@ def wrap_model(
         family,
         others=others,
         stacked=stacked_experts(model),
+        base_parameters=sum(parameter.numel() for parameter in model.parameters()),
         strict=strict,
     )
     _check_overlap(match, targets)

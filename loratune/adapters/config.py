@@ -33,6 +33,17 @@ class LayerKind(StrEnum):
     embedding = "embedding"
 
 
+class LayerPlace(StrEnum):
+    """Which part of the model holds a layer: the text model, its output head, or a tower.
+
+    A tower is a model inside the model that reads images or sound, and no text.
+    """
+
+    text = "text"
+    head = "head"
+    tower = "tower"
+
+
 @dataclass(frozen=True, slots=True)
 class LayerShape:
     """One layer that can be adapted.
@@ -46,6 +57,7 @@ class LayerShape:
     out_features: int
     parameters: int = 0
     """Numbers the base layer itself holds (weight and bias); 0 where nobody asked."""
+    place: LayerPlace = LayerPlace.text
 
 
 @dataclass(frozen=True, slots=True)

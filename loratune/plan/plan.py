@@ -130,6 +130,7 @@ def _work(plan: Plan) -> Iterator[str]:
     if work.report is not None:
         yield from work.report.lines()
     passes = "" if work.epochs is None else f" = {work.epochs:.2f} passes"
+    yield from (f"note: {line}" for line in plan.setting.notices)
     if not work.steps:
         yield "steps: not known without the rows (trainer.epochs)"
     yield (

@@ -33,6 +33,7 @@ class Setting:
         architecture: the base model.
         count: what the adapter adds.
         adapted_blocks: blocks that have adapters.
+        notices: what a reader of the targets might not expect.
         activations: what autograd keeps per token.
         dtype: of the base as it is loaded.
         device: where the recipe would run.
@@ -44,6 +45,7 @@ class Setting:
     architecture: Architecture
     count: VariantCount
     adapted_blocks: int
+    notices: tuple[str, ...]
     activations: ActivationReport
     dtype: torch.dtype
     device: torch.device
@@ -88,6 +90,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         family=architecture.family,
         others=architecture.other_types,
         stacked=architecture.stacked_experts,
+        base_parameters=architecture.base_parameters,
     )
     saved = saved_modules(architecture, config.targets.modules_to_save)
     stored = _stored_dtype(config)
@@ -100,6 +103,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         architecture=architecture,
         count=count_variant(architecture.base_parameters, matched.shapes, config.adapter, saved),
         adapted_blocks=len({block_of(shape.name) for shape in matched.shapes} - {None}),
+        notices=matched.notices,
         activations=measured,
         dtype=dtype,
         device=device,

@@ -11,10 +11,10 @@ from loratune.errors import ConfigError, LoratuneError, ModelError, raise_togeth
 from loratune.models.architectures import STACKED_EXPERTS, names_module
 from loratune.targets.errors import left_out, unmatched, unsupported
 from loratune.targets.patterns import (
+    ALL_LINEAR,
     Pattern,
     block_of,
     fitting_keys,
-    frozen_experts,
     read_patterns,
     resolve_pattern,
 )
@@ -43,6 +43,7 @@ def find_targets(
     *,
     others: Mapping[str, str] | None = None,
     stacked: Mapping[str, int] | None = None,
+    base_parameters: int = 0,
     strict: bool = True,
 ) -> TargetMatch:
     """Find the layers that ``targets`` names.
@@ -54,6 +55,7 @@ def find_targets(
         family: ``model_type`` that role words resolve for.
         others: name to type of modules that cannot be adapted, named if a pattern means them.
         stacked: name to numbers of the tensors that hold a layer of every expert.
+        base_parameters: numbers in the whole model, for shares of it; 0 where nobody asked.
         strict: every listed pattern must match; else one match in all is enough, as in PEFT.
 
     Raises:
@@ -72,7 +74,8 @@ def find_targets(
             matched.append(shape)
             for text in hits:
                 counts[text] += 1
-    notices += frozen_experts(patterns, counts, stacked)
+    if strict and stacked:
+        notices.append(frozen_experts(targets.modules, stacked, base_parameters))
     errors = _pattern_errors(patterns, counts, shapes, others, stacked, strict=strict)
     if strict:
         errors += _selection_errors(shapes, targets)
@@ -89,6 +92,24 @@ def find_targets(
             ]
     raise_together(errors)
     return TargetMatch(tuple(matched), counts, tuple(notices))
+
+
+def frozen_experts(modules: object, stacked: Mapping[str, int], base_parameters: int) -> str:
+    """What to say where a model's experts are out of reach of the targets."""
+    names, frozen = list(stacked), sum(stacked.values())
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    share = f", {frozen / base_parameters:.1%} of the base" if base_parameters else ""
+    peft = (
+        "; PEFT's all-linear adapts the experts and the router of models that it converts from "
+        "another layout, and no others'"
+        if modules in ALL_LINEAR
+        else ""
+    )
+    word = modules if isinstance(modules, str) else ", ".join(modules)  # type: ignore[arg-type]
+    return (
+        f"{word} leaves {frozen:,} parameters of experts frozen{share}: {names[0]}{more}, stacked "
+        f"in one tensor each{peft}"
+    )
 
 
 def rank_for(name: str, config: AdapterConfig) -> int:

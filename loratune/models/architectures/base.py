@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from loratune.adapters.config import LayerKind, LayerShape
+from loratune.adapters.config import LayerKind, LayerPlace, LayerShape
 from loratune.errors import ConfigError
-
-Roles = Mapping[str, str]
-"""Role (query, key, value, output, up, gate, down) to the dotted suffix that plays it."""
-
 
 STACKED_EXPERTS = "expert weights stacked in one tensor"
 """Type of an ``OtherModule`` that is one tensor for all experts of a block."""
@@ -131,17 +127,22 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How a model type builds its modules, and which of them play which role."""
+    """How a model type builds its modules, and whether its embeddings are tied by default."""
 
     parts: Callable[[Numbers], Iterator[Part]]
     tied_by_default: bool
-    roles: Roles
 
 
 def linear(name: str, in_features: int, out_features: int, bias: bool) -> LayerShape:
     """A linear layer: weight (out, in)."""
     parameters = in_features * out_features + bias * out_features
     return LayerShape(name, LayerKind.linear, in_features, out_features, parameters)
+
+
+def output_head(in_features: int, out_features: int) -> LayerShape:
+    """The linear layer without a bias, ``lm_head``, that gives the logits."""
+    shape = linear("lm_head", in_features, out_features, bias=False)
+    return replace(shape, place=LayerPlace.head)
 
 
 def conv1d(name: str, in_features: int, out_features: int) -> LayerShape:
