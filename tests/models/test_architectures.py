@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from loratune.config.schema import ModelConfig
 from loratune.errors import ConfigError, ModelError
-from loratune.models.architectures import STACKED_EXPERTS, architecture_from_numbers
+from loratune.models.architectures import (
+    STACKED_EXPERTS,
+    architecture_from_numbers,
+    is_known_family,
+)
 from loratune.models.architectures.families import FAMILIES
 from loratune.models.measure import (
     find_architecture,
@@ -100,8 +105,15 @@ def assert_equals_transformers(numbers: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("path", MODEL_RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_model_has_the_layers_that_transformers_builds(path: Path) -> None:
-    assert_equals_transformers(recipe_numbers(path))
+def test_a_recipe_model_has_the_layers_and_parameters_that_transformers_builds(path: Path) -> None:
+    numbers = recipe_numbers(path)
+    if is_known_family(numbers):
+        assert_equals_transformers(numbers)
+    model = transformers_model(numbers)
+    counted = find_architecture(ModelConfig(path="not/here", architecture=numbers))
+    assert counted.base_parameters == sum(parameter.numel() for parameter in model.parameters())
+    said = re.search(r"with ([\d,]+) parameters", path.read_text())
+    assert path.stem == "demo" or (said and said[1] == f"{counted.base_parameters:,}")
 
 
 @pytest.mark.parametrize("numbers", NUMBERS.values(), ids=NUMBERS.keys())

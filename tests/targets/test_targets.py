@@ -18,7 +18,7 @@ from loratune.adapters.registry import config_class
 from loratune.config.schema import ModelConfig, TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, SecurityError
 from loratune.models.architectures import Architecture, architecture_from_numbers
-from loratune.models.measure import measure_numbers
+from loratune.models.measure import find_architecture, measure_numbers
 from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for
 from loratune.targets.patterns import block_of
 
@@ -346,6 +346,14 @@ def test_a_rank_pattern_that_fits_no_adapted_layer_is_an_error() -> None:
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
+def all_feed_forward_is_experts(architecture: Architecture) -> bool:
+    """Whether every block's feed-forward part is experts stacked in one tensor."""
+    blocks = {block_of(name) for name in architecture.stacked_experts}
+    return blocks == set(range(architecture.numbers.get("num_hidden_layers", 0))) and not any(
+        ".mlp." in shape.name for shape in architecture.layers
+    )
+
+
 @pytest.mark.parametrize(
     "targets", sorted((RECIPES / "targets").glob("*.yaml")), ids=lambda path: path.stem
 )
@@ -357,8 +365,12 @@ def test_every_targets_recipe_finds_layers_in_every_block_of_every_model(
 ) -> None:
     numbers = ModelConfig(**yaml.safe_load(model.read_text())).architecture
     assert numbers is not None
-    architecture = architecture_from_numbers(numbers)
+    architecture = find_architecture(ModelConfig(path="not/here", architecture=numbers))
     wanted = TargetsConfig(**yaml.safe_load(targets.read_text()))
+    if wanted.modules == "mlp" and all_feed_forward_is_experts(architecture):
+        with pytest.raises(ModelError, match="'mlp' means"):
+            find_targets(architecture.layers, wanted, LoRAConfig(), architecture.family)
+        return
     match = find_targets(architecture.layers, wanted, LoRAConfig(), architecture.family)
     blocks = {block_of(shape.name) for shape in match.shapes} - {None}
     count = numbers.get("num_hidden_layers", numbers.get("n_layer"))
