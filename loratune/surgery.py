@@ -17,6 +17,7 @@ from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
 from loratune.models.measure import layer_shapes, stacked_experts
+from loratune.models.stored_names import shared_names
 from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for
 
 
@@ -214,24 +215,39 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     an adapter changes one of the two, never silently both.
     """
     model = wrapped.model
-    if _parts_tied_ends(wrapped):
-        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+    parts = _parts_tied_weights(wrapped)
     for name, adapter in wrapped.adapters.items():
         model.set_submodule(name, adapter.merged_layer())
     for name, saved in wrapped.saved_modules.items():
         dtype = next(saved.original_module.parameters()).dtype
         model.set_submodule(name, saved.trained_module.to(dtype).requires_grad_(False))
+    if parts:
+        _untie(model)
     return model
 
 
-def _parts_tied_ends(wrapped: WrappedModel) -> bool:
-    """Whether tied input and output embeddings must part because one of them is adapted."""
-    model: Any = wrapped.model
-    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+def _untie(model: Any) -> None:
+    """Give every weight that the configuration tied its own copy, and say so there.
+
+    A configuration ties all of them or none: those that no adapter changed part as well.
+    """
+    tied = getattr(model, "all_tied_weights_keys", {})
+    for name in tied.keys() & shared_names(model).keys():
+        module, _, key = name.rpartition(".")
+        owner = model.get_submodule(module)
+        copy = getattr(owner, key).detach().clone()
+        owner.register_parameter(key, nn.Parameter(copy, requires_grad=False))
+    model.config.tie_word_embeddings = False
+    if tied:
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _parts_tied_weights(wrapped: WrappedModel) -> bool:
+    """Whether weights that the configuration ties must part because one of them is changed."""
+    if not getattr(getattr(wrapped.model, "config", None), "tie_word_embeddings", False):
         return False
-    touched = [model.get_submodule(n) for n in (*wrapped.adapters, *wrapped.saved_modules)]
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return any(module is end for module in touched for end in ends)
+    changed = [f"{module}." for module in (*wrapped.adapters, *wrapped.saved_modules)]
+    return any(name.startswith(tuple(changed)) for name in shared_names(wrapped.model))
 
 
 def adapter_state(wrapped: WrappedModel) -> dict[str, torch.Tensor]:

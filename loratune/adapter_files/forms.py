@@ -15,8 +15,8 @@ from loratune.adapter_files.peft_format import (
     shared_fingerprint,
     shared_keys,
     stores_input_first,
-    target_names,
 )
+from loratune.adapter_files.peft_targets import peft_targets
 from loratune.adapters.base import Adapter
 from loratune.adapters.config import LayerKind
 from loratune.adapters.low_rank import LowRank
@@ -75,7 +75,6 @@ def as_plain_lora(offline: MetaAdapter) -> Form:
         "base_model_name_or_path": _base_name(offline),
         "bias": "none",
         "inference_mode": True,
-        "target_modules": target_names(offline.wrapped),
         "task_type": "CAUSAL_LM",
         "peft_type": "LORA",
         "r": rank,
@@ -84,6 +83,7 @@ def as_plain_lora(offline: MetaAdapter) -> Form:
         "fan_in_fan_out": stores_input_first(offline.wrapped),
         "init_lora_weights": True,
     }
+    config |= peft_targets(offline.wrapped, config).settings
     kept = ("base", "tokenizer", "prompt_format", "base_path")
     facts = {key: offline.folder.facts[key] for key in kept if key in offline.folder.facts}
     return config, tensors, {**facts, "variant": "lora", "adapter": {}}

@@ -26,6 +26,7 @@ from loratune.adapter_files.peft_config import (
     configs_from_peft,
     edited_settings,
 )
+from loratune.adapter_files.peft_targets import as_modules, peft_targets
 from loratune.adapters.config import AdapterConfig, LayerKind
 from loratune.config.convert import to_plain
 from loratune.config.schema import TargetsConfig
@@ -48,7 +49,7 @@ class AdapterFolder:
         targets: which layers it adapts.
         tensors: keys and values as in the file.
         facts: ``loratune.json``, empty for an adapter that PEFT wrote.
-        peft: ``adapter_config.json`` as it is.
+        peft: ``adapter_config.json``, weights of layers named as the layers.
     """
 
     path: Path
@@ -104,7 +105,9 @@ def check_readable(wrapped: WrappedModel, base_name: str) -> None:
     settings = to_plain(wrapped.config)
     facts = {"variant": settings.pop("variant"), "adapter": settings}
     written = json.loads(files.to_json(peft_config(wrapped, base_name)))
-    config, _ = configs_from_peft(written, facts, Path(TENSORS).parent)
+    config, _ = configs_from_peft(
+        as_modules(written, {"adapter": settings}), facts, Path(TENSORS).parent
+    )
     if config.to_peft() != wrapped.config.to_peft():
         raise ModelError(f"{CONFIG} would read back differently", fix="report this with the recipe")
 
@@ -146,31 +149,30 @@ def peft_config(
         base_name: ``base_model_name_or_path``.
         settings: of the variant, by default the model's own.
     """
-    return {
+    config = {
         "base_model_name_or_path": base_name,
         "bias": "none",
         "inference_mode": True,
         "modules_to_save": list(wrapped.saved_modules) or None,
-        "target_modules": target_names(wrapped),
         "task_type": "CAUSAL_LM",
         **(settings or wrapped.config).to_peft(),
         "fan_in_fan_out": stores_input_first(wrapped),
     }
+    return {**config, **peft_targets(wrapped, config).settings}
+
+
+def peft_notices(wrapped: WrappedModel) -> list[str]:
+    """What to say before training, where PEFT will not read the adapter as it is meant."""
+    problem = peft_targets(wrapped, wrapped.config.to_peft()).problem
+    if not problem:
+        return []
+    return [f"PEFT cannot use this adapter: {problem}; loratune evaluates, merges and exports it"]
 
 
 def stores_input_first(wrapped: WrappedModel) -> bool:
     """Whether the adapted weights are (in, out), as GPT-2's are; PEFT wants to be told."""
     kinds = {layer.shape.kind for layer in wrapped.adapters.values()}
     return kinds - {LayerKind.embedding} == {LayerKind.conv1d}
-
-
-def target_names(wrapped: WrappedModel) -> list[str]:
-    """The shortest list that selects exactly the adapted modules: last names, else full names."""
-    last_names = {name.rsplit(".", 1)[-1] for name in wrapped.adapters}
-    names = (name for name, _ in wrapped.model.named_modules())
-    others = [name for name in names if name.rsplit(".", 1)[-1] in last_names - {""}]
-    exact = set(others) == set(wrapped.adapters)
-    return sorted(last_names) if exact else sorted(wrapped.adapters)
 
 
 # -- reading -------------------------------------------------------------------------------
@@ -185,6 +187,7 @@ def read_adapter(folder: Path) -> AdapterFolder:
     """
     peft = _read_config(folder)
     facts = _read_facts(folder, peft)
+    peft = as_modules(peft, facts)
     config, targets = configs_from_peft(peft, facts, folder)
     tensors = _read_tensors(folder)
     check_rank(config, tensors, folder)

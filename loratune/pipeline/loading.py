@@ -8,7 +8,13 @@ from pathlib import Path
 
 from loratune.adapter_files.embeddings import check_continuable
 from loratune.adapter_files.peft_config import structure_of
-from loratune.adapter_files.peft_format import AdapterFolder, check_readable, read_adapter
+from loratune.adapter_files.peft_format import (
+    AdapterFolder,
+    check_readable,
+    peft_notices,
+    read_adapter,
+)
+from loratune.adapter_files.writing_back import require_places
 from loratune.config.convert import to_plain
 from loratune.config.schema import DataConfig, RunConfig, Stage
 from loratune.counting.parameters import ParameterReport
@@ -23,6 +29,8 @@ from loratune.files import BUILTIN
 from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
+from loratune.models.stored_names import StoredNames
+from loratune.models.weights import tensor_entries
 from loratune.runs import processes
 from loratune.runs.drift import check_binding
 from loratune.stages.load import BaseModel, load
@@ -101,13 +109,15 @@ def wrap_base(
     """
     architecture = measure_model(base.model)
     drift = [] if saved is None else check_base(base, saved, config.allow_drift)
+    names = StoredNames(base.model, tensor_entries(base.folder))
     wrapped = wrap(base.model, config, saved)
     if saved is not None:
         check_continuable(saved, wrapped)
+    require_places(base.folder, names, wrapped)
     check_readable(wrapped, config.model.path)
     counts = wrapped.match.counts.items()
     processes.say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
-    notices = [*wrapped.match.notices, *wrapped.config.warnings()]
+    notices = [*wrapped.match.notices, *wrapped.config.warnings(), *peft_notices(wrapped)]
     processes.say_once(*(f"note: {line}" for line in notices))
     return wrapped, report_variants(architecture, wrapped), drift
 

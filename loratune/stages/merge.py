@@ -99,7 +99,7 @@ def merge(
             target,
             written.entries,
             config.dtype,
-            unties=plan.unties,
+            unties=bool(plan.parted),
             vocabulary=plan.vocabulary,
             tokenizer=_own_tokenizer(plan),
         )
@@ -109,7 +109,7 @@ def merge(
             tokenizer=tokenizer,
             merged=written.merged,
             dtype="base" if config.dtype is Dtype.auto else str(config.dtype),
-            untied=plan.unties,
+            untied=bool(plan.parted),
             modules=written.proofs,
             logits=_logits_proof(plan, adapters, target, config.verify),
             delta_kept=_overall_kept(written.proofs),
