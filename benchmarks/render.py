@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import common
 from benchmarks.goals import GOALS, MIB, Results, named
@@ -257,27 +258,36 @@ def starting(results: Results) -> str:
 
 
 def cuda(results: Results) -> str:
-    """The CUDA table, or that there is none."""
+    """The CUDA tables, or that there are none."""
     if "cuda" not in results:
         return (
-            "| one step | ms | step / floor | peak GiB |\n|---|---:|---:|---:|\n\n"
+            "| one step | ms | step / floor | tokens/s | peak GiB |\n"
+            "|---|---:|---:|---:|---:|\n\n"
             "*No CUDA device was at hand: this table is empty until `python -m benchmarks.cuda` "
             "runs on one.*"
         )
     record = results["cuda"]
+    tables = "\n\n".join(cuda_table(found) for found in record["tables"].values())
+    return f"On one {record['device']}.\n\n{tables}"
+
+
+def cuda_table(found: Mapping[str, Any]) -> str:
+    """One model in one number format."""
     rows = [
         [
             row["name"],
             spread(row["seconds"], 1e3),
             spread(row["ratio"]),
+            f"{row['tokens_per_second']:,.0f}",
             f"{row['peak_bytes'] / 2**30:.2f}",
         ]
-        for row in record["rows"]
+        for row in found["rows"]
     ]
-    failed = [f"{item['name']}: {item['reason']}" for item in record["failures"]]
+    failed = [f"{item['name']}: {item['reason']}" for item in found["failures"]]
     notes = "".join(f"\n\nNot measured: {line}." for line in failed)
-    head = ["one step", "ms", "step / floor", "peak GiB"]
-    return f"On one {record['device']}:\n\n{table(head, rows)}{notes}"
+    title = f"{found['model']}, {found['dtype']}, {found['batch']} × {found['length']} tokens:"
+    head = ["one step", "ms", "step / floor", "tokens/s", "peak GiB"]
+    return f"{title}\n\n{table(head, rows)}{notes}"
 
 
 def ratio_of(table_key: str, name: str) -> Callable[[Results], str]:

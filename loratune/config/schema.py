@@ -245,6 +245,8 @@ class TrainerConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """torch.compile the model."""
+    deterministic: bool = True
+    """On CUDA, kernels that give the same bits every time, as resuming needs; a CPU's do."""
     seed: int = 0
     """Seed of initialisation, order and dropout."""
     log_every: int = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from loratune.data.collate import Batch
 from loratune.errors import TrainingError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs import processes
+from loratune.training.determinism import repeatable_kernels
 from loratune.training.forward import batch_loss
 
 
@@ -47,6 +49,8 @@ def train_step(
     clip_norm: float,
     step: int,
     source_of: Callable[[int], str] = str,
+    *,
+    deterministic: bool = True,
 ) -> StepMetrics:
     """Accumulate token-weighted gradients over the micro-batches and apply them once.
 
@@ -60,6 +64,7 @@ def train_step(
         clip_norm: largest gradient norm, 0 for none.
         step: optimizer step, from 0, for messages.
         source_of: row number to ``file:line``, for messages.
+        deterministic: whether gradients must be the same to the bit every time.
 
     Raises:
         TrainingError: if the loss or a gradient is NaN or infinite; nothing was applied.
@@ -78,20 +83,29 @@ def train_step(
     for batch in micro_batches:
         if batch.supervised:
             summed: Any = batch_loss(head, batch).total
-            (summed / supervised).backward()
+            with repeatable_kernels(device) if deterministic else nullcontext():
+                (summed / supervised).backward()
             loss_sum += summed.detach()
     # ---- sum over processes, look, clip, apply ----
     processes.sum_gradients(parameters)
-    [whole] = processes.total([float(loss_sum)], device)
-    loss = whole / supervised
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not (math.isfinite(loss) and math.isfinite(float(norm))):
+    own_loss, size = _read(loss_sum, norm)
+    [whole] = processes.total([own_loss], device)
+    loss = whole / supervised
+    if not (math.isfinite(loss) and math.isfinite(size)):
         rows = [source_of(row) for batch in micro_batches for row in batch.row_ids]
         raise _divergence(head.model, loss, f"step {step + 1}, rows {', '.join(rows)}")
     if clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     optimizer.step()
-    return StepMetrics(step + 1, loss, float(norm), int(supervised), int(tokens), int(padded))
+    return StepMetrics(step + 1, loss, size, int(supervised), int(tokens), int(padded))
+
+
+def _read(*values: Tensor) -> list[float]:
+    """Single numbers from the device, in one copy: the only time that a step waits for it."""
+    device = values[0].device
+    numbers: list[float] = torch.stack([value.to(device).double() for value in values]).tolist()
+    return numbers
 
 
 def _divergence(model: nn.Module, loss: float, where: str) -> TrainingError:

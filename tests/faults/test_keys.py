@@ -119,6 +119,9 @@ MUTATIONS: dict[str, Mutation] = {
         calls="loratune.pipeline.training.checkpoint_activations",
     ),
     "trainer.compile": m("trainer.compile=true", calls="torch.compile"),
+    "trainer.deterministic": m(
+        "trainer.deterministic=false", calls="loratune.training.step.repeatable_kernels"
+    ),
     "trainer.seed": m("trainer.seed=1"),
     "trainer.log_every": m("trainer.log_every=2"),
     "trainer.threads": m("trainer.threads=1", calls="torch.set_num_threads"),
