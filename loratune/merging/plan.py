@@ -93,8 +93,8 @@ class MergePlan:
         return name, known
 
     def _add_layers(self, offline: MetaAdapter) -> None:
-        for module, layer in offline.wrapped.adapters.items():
-            output = self._output(f"{module}.weight")
+        for layer in offline.wrapped.adapters.values():
+            output = self._output(layer.shape.parameter)
             if isinstance(output, str):
                 self.layers.setdefault(output, []).append(layer)
             else:

@@ -85,15 +85,31 @@ def layer_shapes(model: nn.Module) -> list[LayerShape]:
     shapes = []
     head, towers = _output_head(model), _towers(model)
     for name, module in model.named_modules():
+        place = LayerPlace.tower if f"{name}.".startswith(towers) else LayerPlace.text
         kind_and_size = _kind_and_size(module)
-        if kind_and_size is not None:
-            parameters = sum(p.numel() for p in module.parameters(recurse=False))
-            place = LayerPlace.text
-            if module is head:
-                place = LayerPlace.head
-            elif f"{name}.".startswith(towers):
-                place = LayerPlace.tower
-            shapes.append(LayerShape(name, *kind_and_size, parameters, place))
+        if kind_and_size is None:
+            shapes += _stacked_shapes(name, module, place)
+            continue
+        parameters = sum(p.numel() for p in module.parameters(recurse=False))
+        place = LayerPlace.head if module is head else place
+        shapes.append(LayerShape(name, *kind_and_size, parameters, place))
+    return shapes
+
+
+def _stacked_shapes(name: str, module: nn.Module, place: LayerPlace) -> list[LayerShape]:
+    """The layers of experts that a module stacks; it says itself if they are (in, out), as in PEFT.
+
+    A tensor of two dimensions does not say where one expert ends, and is left out.
+    """
+    shapes = []
+    for key, tensor in expert_tensors(name, module).items():
+        if tensor.dim() != 3:
+            continue
+        experts, rows, columns = tensor.shape
+        kind, sizes = LayerKind.experts, (columns, rows)
+        if getattr(module, "is_transposed", False):
+            kind, sizes = LayerKind.experts_conv1d, (rows, columns)
+        shapes.append(LayerShape(f"{name}.{key}", kind, *sizes, tensor.numel(), place, experts))
     return shapes
 
 
@@ -155,7 +171,7 @@ def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
 
 
 def other_modules(model: nn.Module, layer_names: set[str]) -> tuple[OtherModule, ...]:
-    """Modules with parameters of their own that are not layers, and every stacked expert tensor."""
+    """What has parameters and is not a layer: modules, and stacked tensors that stay frozen."""
     others = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
@@ -163,6 +179,8 @@ def other_modules(model: nn.Module, layer_names: set[str]) -> tuple[OtherModule,
             continue
         experts = expert_tensors(name, module)
         for key, tensor in experts.items():
+            if f"{name}.{key}" in layer_names:
+                continue
             others.append(OtherModule(f"{name}.{key}", STACKED_EXPERTS, tensor.numel()))
         rest = sum(tensor.numel() for key, tensor in own.items() if key not in experts)
         if rest:

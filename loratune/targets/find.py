@@ -74,9 +74,13 @@ def find_targets(
             matched.append(shape)
             for text in hits:
                 counts[text] += 1
-    if strict and stacked:
-        notices.append(frozen_experts(targets.modules, stacked, base_parameters))
-    errors = _pattern_errors(patterns, counts, shapes, others, stacked, strict=strict)
+    adapted = {shape.name for shape in matched}
+    frozen = {name: numbers for name, numbers in stacked.items() if name not in adapted}
+    if strict and frozen:
+        notices.append(frozen_experts(targets.modules, frozen, base_parameters))
+    layers = {shape.name for shape in shapes}
+    fixed = {name: numbers for name, numbers in stacked.items() if name not in layers}
+    errors = _pattern_errors(patterns, counts, shapes, others, fixed, strict=strict)
     if strict:
         errors += _selection_errors(shapes, targets)
     if config is not None and not errors:
@@ -108,7 +112,8 @@ def frozen_experts(modules: object, stacked: Mapping[str, int], base_parameters:
     word = modules if isinstance(modules, str) else ", ".join(modules)  # type: ignore[arg-type]
     return (
         f"{word} leaves {frozen:,} parameters of experts frozen{share}: {names[0]}{more}, stacked "
-        f"in one tensor each{peft}"
+        f"in one tensor each (experts or all_linear_and_experts adapts those of three dimensions)"
+        f"{peft}"
     )
 
 
@@ -155,12 +160,13 @@ def _pattern_errors(
     missing: list[LoratuneError] = []
     for pattern in patterns:
         named = _meant(pattern, shapes, others)
-        if named and (counts[pattern.text] == 0 or not pattern.is_expression):
-            errors.append(unsupported(pattern.text, named, others))
-        elif counts[pattern.text] == 0 and (experts := _meant(pattern, shapes, stacked)):
+        experts = _meant(pattern, shapes, stacked) if counts[pattern.text] == 0 else []
+        if experts:
             missing.append(
                 unsupported(pattern.text, experts, dict.fromkeys(stacked, STACKED_EXPERTS))
             )
+        elif named and (counts[pattern.text] == 0 or not pattern.is_expression):
+            errors.append(unsupported(pattern.text, named, others))
         elif counts[pattern.text] == 0:
             named = [shape.name for shape in shapes if pattern.matches(shape.name)]
             missing.append(

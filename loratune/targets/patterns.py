@@ -13,13 +13,15 @@ import regex
 from loratune.adapters.config import LayerKind, LayerPlace, LayerShape
 from loratune.errors import ConfigError, SecurityError
 from loratune.models.architectures import is_known_family, names_module
-from loratune.targets.errors import no_roles
+from loratune.targets.errors import no_experts, no_roles
 from loratune.targets.roles import ROLE_WORDS, RoleLayers, find_role_layers
 
 _SECONDS = 1.0
 _LONGEST = 2000
 _Value = TypeVar("_Value")
 ALL_LINEAR = ("all_linear", "all-linear")
+EXPERTS = "experts"
+ALL_LINEAR_AND_EXPERTS = "all_linear_and_experts"
 # The first numbered segment is the block's index, as in PEFT (experts are numbered further down).
 _BLOCK = re.compile(r".*?\.[^.]*\.(\d+)\.")
 
@@ -113,6 +115,11 @@ def read_patterns(
     """
     if isinstance(modules, str) and modules in ALL_LINEAR:
         return _all_linear(shapes, modules)
+    if modules == EXPERTS:
+        return [_experts(shapes)], []
+    if modules == ALL_LINEAR_AND_EXPERTS:
+        patterns, notices = _all_linear(shapes, ALL_LINEAR[0])
+        return [*patterns, _experts(shapes)], notices
     if isinstance(modules, str) and modules in ROLE_WORDS:
         return _role_patterns(shapes, modules, family)
     if isinstance(modules, str) and modules:
@@ -124,7 +131,8 @@ def read_patterns(
         and all(isinstance(name, str) and name for name in modules)
     ):
         return [_suffix(name) for name in dict.fromkeys(modules)], []
-    fix = f"use {', '.join(ROLE_WORDS)}, all_linear, a list of names, or a regular expression"
+    words = ", ".join((*ROLE_WORDS, "all_linear", EXPERTS, ALL_LINEAR_AND_EXPERTS))
+    fix = f"use {words}, a list of names, or a regular expression"
     raise ConfigError(f"{modules!r} names no modules", where="targets.modules", fix=fix)
 
 
@@ -137,11 +145,23 @@ def _all_linear(shapes: Sequence[LayerShape], word: str) -> tuple[list[Pattern],
     names = [
         shape.name
         for shape in shapes
-        if shape.kind is not LayerKind.embedding and shape.place is not LayerPlace.head
+        if shape.kind in (LayerKind.linear, LayerKind.conv1d) and shape.place is not LayerPlace.head
     ]
     outside = ", ".join(name for name in names if block_of(name) is None)
     notice = f"all_linear includes {outside}, outside the blocks, as PEFT's does"
     return [Pattern(word, set(names).__contains__)], [notice] if outside else []
+
+
+def _experts(shapes: Sequence[LayerShape]) -> Pattern:
+    """The layers of experts that are stacked in one tensor.
+
+    Raises:
+        ModelError: if the model has none.
+    """
+    names = {shape.name for shape in shapes if shape.is_stacked}
+    if not names:
+        raise no_experts(shapes)
+    return Pattern(EXPERTS, names.__contains__)
 
 
 def _role_patterns(

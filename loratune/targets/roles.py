@@ -106,7 +106,7 @@ def _blocks(shapes: Iterable[LayerShape]) -> dict[tuple[str, int], list[_Layer]]
     parts = defaultdict(list)
     for shape in shapes:
         match = _NUMBERED.fullmatch(shape.name)
-        if match and shape.kind is not LayerKind.embedding:
+        if match and shape.kind in (LayerKind.linear, LayerKind.conv1d):
             parts[match.group(1), int(match.group(2))].append((match.group(3), shape))
     return {stack: _layers(stack, inside) for stack, inside in parts.items()}
 

@@ -31,7 +31,8 @@ class Architecture:
 
     Attributes:
         family: ``model_type`` of ``config.json``.
-        layers: linear, Conv1D and embedding layers, in ``named_modules()`` order.
+        layers: linear, Conv1D and embedding layers and stacked experts, in ``named_modules()``
+            order.
         others: the other modules that hold parameters.
         base_parameters: numbers in the whole model, tied weights counted once.
         numbers: what the architecture was built from.
@@ -55,8 +56,10 @@ class Architecture:
 
     @property
     def stacked_experts(self) -> dict[str, int]:
-        """Name to numbers of the tensors that hold a layer of every expert."""
-        return {m.name: m.parameters for m in self.others if m.type_name == STACKED_EXPERTS}
+        """Name to numbers of the tensors that hold what every expert has, adaptable or not."""
+        layers = {shape.name: shape.parameters for shape in self.layers if shape.is_stacked}
+        others = {m.name: m.parameters for m in self.others if m.type_name == STACKED_EXPERTS}
+        return layers | others
 
     def parameters_of(self, wanted: str) -> dict[str, int]:
         """Full name to parameters of each module called ``wanted`` (a whole dotted suffix).
