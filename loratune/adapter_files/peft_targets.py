@@ -84,7 +84,9 @@ def as_modules(peft: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
     if not all(isinstance(name, str) for name in parameters):
         return dict(peft)
     # A weight may be a linear layer's, or stack the layers of all experts and be one itself.
-    names = list(dict.fromkeys(n for name in parameters for n in (name.removesuffix(_WEIGHT), name)))
+    names = list(
+        dict.fromkeys(n for name in parameters for n in (name.removesuffix(_WEIGHT), name))
+    )
     modules = peft.get("target_modules") or []
     joined = _any_of(modules, names) if isinstance(modules, str) else [*modules, *names]
     result = {**peft, "target_modules": joined, "target_parameters": None}

@@ -9,9 +9,10 @@ from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
 from loratune.models.architectures import STACKED_EXPERTS, names_module
-from loratune.targets.errors import left_out, unmatched, unsupported
+from loratune.targets.errors import left_out, no_experts, unmatched, unsupported
 from loratune.targets.patterns import (
     ALL_LINEAR,
+    EXPERTS,
     Pattern,
     block_of,
     fitting_keys,
@@ -161,7 +162,9 @@ def _pattern_errors(
     for pattern in patterns:
         named = _meant(pattern, shapes, others)
         experts = _meant(pattern, shapes, stacked) if counts[pattern.text] == 0 else []
-        if experts:
+        if pattern.text == EXPERTS and not any(shape.is_stacked for shape in shapes):
+            missing.append(no_experts(shapes))
+        elif experts:
             missing.append(
                 unsupported(pattern.text, experts, dict.fromkeys(stacked, STACKED_EXPERTS))
             )

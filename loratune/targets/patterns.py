@@ -13,7 +13,7 @@ import regex
 from loratune.adapters.config import LayerKind, LayerPlace, LayerShape
 from loratune.errors import ConfigError, SecurityError
 from loratune.models.architectures import is_known_family, names_module
-from loratune.targets.errors import no_experts, no_roles
+from loratune.targets.errors import no_roles
 from loratune.targets.roles import ROLE_WORDS, RoleLayers, find_role_layers
 
 _SECONDS = 1.0
@@ -153,14 +153,8 @@ def _all_linear(shapes: Sequence[LayerShape], word: str) -> tuple[list[Pattern],
 
 
 def _experts(shapes: Sequence[LayerShape]) -> Pattern:
-    """The layers of experts that are stacked in one tensor.
-
-    Raises:
-        ModelError: if the model has none.
-    """
+    """The layers of experts that are stacked in one tensor."""
     names = {shape.name for shape in shapes if shape.is_stacked}
-    if not names:
-        raise no_experts(shapes)
     return Pattern(EXPERTS, names.__contains__)
 
 
