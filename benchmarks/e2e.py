@@ -209,11 +209,15 @@ class Worker:
         return bool(line)
 
     def end(self) -> None:
-        """Close the door; the process leaves by itself."""
+        """Close the door; the process leaves by itself, or is ended: its steps were all read."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(timeout=60)
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # other work keeps the machine busy
+            self._process.kill()
+            self._process.wait()
 
 
 def take_turns(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loratune.adapter_files.checks import misfits
-from loratune.adapter_files.embeddings import ReadTensor, embedding_names, with_embeddings
+from loratune.adapter_files.embeddings import ReadTensor, with_embeddings
 from loratune.adapter_files.peft_config import CONFIG, PREFIX, unusable_setting
 from loratune.adapter_files.peft_format import (
     TENSORS,
@@ -54,13 +54,6 @@ def wrap_for_loading(
     except ModelError as error:
         error.where = error.where or str(folder.path)
         raise
-    both = set(wrapped.adapters) & set(embedding_names(model))
-    if folder.peft.get("ensure_weight_tying") and both:
-        raise ModelError(
-            f"ensure_weight_tying with an adapter on '{min(both)}' is not supported",
-            where=str(folder.path / CONFIG),
-            fix="merge the adapter with PEFT",
-        )
     load_into(wrapped, folder)
     return wrapped
 

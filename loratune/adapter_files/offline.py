@@ -47,6 +47,11 @@ class MetaAdapter:
         """Whether parameters that share a tensor in the base must part."""
         return bool(self.parted)
 
+    @property
+    def rows(self) -> int:
+        """Rows of the vocabulary, resized or not."""
+        return _rows(self.wrapped.model)
+
 
 def attach(base_folder: Path, folder: AdapterFolder) -> MetaAdapter:
     """Put an adapter on its base's names and shapes.

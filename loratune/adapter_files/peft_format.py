@@ -200,14 +200,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         peft = files.read_json(path)
     except FileNotFoundError as error:
-        raise ModelError(
-            f"no adapter here: {CONFIG} is missing", where=str(folder), fix="set adapter_path=DIR"
-        ) from error
+        cause = f"no adapter here: {CONFIG} is missing"
+        raise ModelError(cause, where=str(folder), fix=_instead_of_an_adapter(folder)) from error
     except (OSError, ValueError) as error:
         raise ModelError("the adapter's configuration is unreadable", where=str(path)) from error
     if not isinstance(peft, dict):
         raise ModelError("the adapter's configuration is not a mapping", where=str(path))
     return peft
+
+
+def _instead_of_an_adapter(folder: Path) -> str:
+    """What to name instead of a folder that holds something else."""
+    if (folder / "recipe.yaml").exists():
+        return "this is a run folder: set run=DIR, or adapter_path=DIR/adapter"
+    if (folder / "manifest.json").exists():
+        return "this is a checkpoint: set adapter_path to the adapter folder of its run"
+    if (folder / "config.json").exists():
+        return "this is a model: set model.path to it, and adapter_path to an adapter"
+    return "set adapter_path to a folder that holds one"
 
 
 def _read_facts(folder: Path, peft: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,10 +83,7 @@ def as_modules(peft: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
         return dict(peft)
     if not all(isinstance(name, str) for name in parameters):
         return dict(peft)
-    # A weight may be a linear layer's, or stack the layers of all experts and be one itself.
-    names = list(
-        dict.fromkeys(n for name in parameters for n in (name.removesuffix(_WEIGHT), name))
-    )
+    names = [name.removesuffix(_WEIGHT) for name in parameters]
     modules = peft.get("target_modules") or []
     joined = _any_of(modules, names) if isinstance(modules, str) else [*modules, *names]
     result = {**peft, "target_modules": joined, "target_parameters": None}
@@ -98,7 +95,8 @@ def as_modules(peft: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
 
 
 def _any_of(expression: str, names: Iterable[str]) -> str:
-    return rf"(?:{expression})|(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
+    named = "|".join(map(re.escape, names))
+    return rf"(?:{expression})|(?:.*\.)?(?:{named})(?:{re.escape(_WEIGHT)})?"
 
 
 def _module_names(wrapped: WrappedModel, adapted: Sequence[str]) -> tuple[list[str] | str, bool]:

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from loratune.adapters.low_rank import LowRank
 from loratune.errors import ModelError
 from loratune.models.build import meta_model, read_transformers_config
 from loratune.models.stored_names import StoredNames, shared_names
 from loratune.surgery import WrappedModel
 
 _LISTED = 3
+Products = tuple[Tensor, Tensor, float]
 
 
 def require_places(base_folder: Path, names: StoredNames, wrapped: WrappedModel) -> None:
@@ -83,7 +86,11 @@ def parted_names(base_folder: Path, names: StoredNames, wrapped: WrappedModel) -
 
 
 def _stay_equal(wrapped: WrappedModel, shared: tuple[str, ...]) -> bool:
-    """Whether all parameters of one tensor are trained in full, to the same numbers."""
+    """Whether all parameters of one tensor are changed to the same numbers."""
+    layers = [wrapped.adapters.get(name.rpartition(".")[0]) for name in shared]
+    if all(isinstance(layer, LowRank) for layer in layers):
+        first, *others = [layer.products() for layer in layers if isinstance(layer, LowRank)]
+        return all(_same(first, other) for other in others)
     values = []
     for name in shared:
         module, _, key = name.rpartition(".")
@@ -92,6 +99,11 @@ def _stay_equal(wrapped: WrappedModel, shared: tuple[str, ...]) -> bool:
             return False
         values.append(saved.trained_module.state_dict()[key])
     return all(torch.equal(values[0], value) for value in values[1:])
+
+
+def _same(first: Products, other: Products) -> bool:
+    pairs = zip(first, other, strict=True)
+    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
 
 
 def _listed(problems: Mapping[str, str]) -> str:

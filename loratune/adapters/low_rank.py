@@ -50,14 +50,14 @@ class LowRank(Adapter):
             left, right, scale = self._stacked_products()
             pieces = pieces_of(rows, left.shape[1])
             return torch.cat([torch.mm(left[e][part], right[e]) for e, part in pieces]).mul_(scale)
-        left, right, scale = self._products()
+        left, right, scale = self.products()
         return torch.mm(left[rows], right).mul_(scale)
 
     def row_writer(self, weight: Tensor) -> RowWriter:
         """The factors are computed once, and every block is multiplied in place."""
         if self.shape.is_stacked:
             return super().row_writer(weight)
-        left, right, scale = self._products()
+        left, right, scale = self.products()
 
         def write(rows: slice, out: Tensor) -> None:
             torch.mm(left[rows], right, out=out)
@@ -73,8 +73,8 @@ class LowRank(Adapter):
             return B, A, scale
         return A.transpose(1, 2), B.transpose(1, 2), scale
 
-    def _products(self) -> tuple[Tensor, Tensor, float]:
-        """Two matrices whose product is ΔW / s in the weight's own layout."""
+    def products(self) -> tuple[Tensor, Tensor, float]:
+        """Two matrices whose product is ΔW / s in the weight's own layout, and s."""
         A, B, scale = self.factors()
         is_linear = self.shape.kind is LayerKind.linear
         return (B, A, scale) if is_linear else (A.T, B.T, scale)

@@ -12,7 +12,7 @@ from loratune.adapters.config import AdapterConfig
 from loratune.compare.fit import Fit, fit
 from loratune.compare.memory import peak_bytes
 from loratune.compare.result import Costs, SeedRun, Trial
-from loratune.compare.rows import prepare_comparison, units
+from loratune.compare.rows import ComparisonRows, prepare_comparison, units
 from loratune.compare.scores import UnitScores, score_units
 from loratune.compare.search import Point
 from loratune.config.schema import RunConfig, TrainerConfig
@@ -79,20 +79,32 @@ class Workbench:
         folder = model_folder(config.model.path, config.model.revision)
         tokenizer = load_tokenizer(folder)
         numbers = read_model_config(folder)
-        vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
-        self.rows = rows = prepare_comparison(config, tokenizer, vocabulary)
+        self._vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
+        rows = prepare_comparison(config, tokenizer, self._vocabulary)
         self.base = load(config.model, config.trainer.precision, tokenizer)
-        every = [*rows.train, *rows.dev, *rows.test, *rows.heldout]
-        check_positions(every, self.base.model)
+        self._take(rows)
         self.architecture = measure_model(self.base.model, numbers)
         self.layers = find_targets(
             self.architecture.layers, config.targets, config.adapter, self.architecture.family
         ).shapes
-        self.arrangement, _ = arrange(config, self.base.model, rows.pad_id, every)
+        self.arrangement, _ = arrange(config, self.base.model, rows.pad_id, rows.every)
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(self.base.model)
-        self._units = units(self.rows.test)
-        texts = range(len(self.rows.heldout))
+
+    def stop_clock(self, moment: str) -> None:
+        """Write the rows as of ``moment``, where the chat template reads the time.
+
+        Raises:
+            LoratuneError: rows that are unusable then.
+        """
+        if self.rows.clock not in (None, moment):
+            tokenizer = self.base.tokenizer
+            self._take(prepare_comparison(self.config, tokenizer, self._vocabulary, moment))
+
+    def _take(self, rows: ComparisonRows) -> None:
+        check_positions(rows.every, self.base.model)
+        self.rows, self._units = rows, units(rows.test)
+        texts = range(len(rows.heldout))
         self._heldout_units = [list(texts[n : n + TEXTS_A_UNIT]) for n in texts[::TEXTS_A_UNIT]]
 
     @property

@@ -158,11 +158,35 @@ class TargetsConfig:
 
 
 @dataclass(kw_only=True)
+class SourceConfig:
+    """One source of a mixture (``data.sources``); what is null is as ``data`` itself has it."""
+
+    path: str = MISSING
+    """As ``data.path``."""
+    name: str | None = None
+    """What records and reports call it; null takes the file's name without its kind."""
+    weight: float = 1.0
+    """Its share of the rows drawn, relative to the other sources' weights."""
+    split: str | None = None
+    """Split to read (hub datasets)."""
+    format: RowFormat | None = None
+    """As ``data.format``."""
+    columns: dict[str, str] | None = None
+    """As ``data.columns``, in place of them."""
+    template: str | None = None
+    """As ``data.template``."""
+    limit: int | None = None
+    """Use only its first N rows."""
+
+
+@dataclass(kw_only=True)
 class DataConfig:
     """The rows to train and evaluate on."""
 
     path: str | None = None
     """jsonl, json, csv or parquet file, folder, glob, hub id, or ``builtin:NAME``."""
+    sources: list[SourceConfig] | None = None
+    """Several of them in place of ``path``: ``[{path: a.jsonl, weight: 3}, {path: b.jsonl}]``."""
     eval_path: str | None = None
     """Rows to evaluate on; null splits ``eval_fraction`` off the training rows."""
     test_path: str | None = None
@@ -178,7 +202,10 @@ class DataConfig:
     learn: Learn = Learn.all
     """Which assistant turns are supervised: all or last; a turn's own ``weight: 0`` wins."""
     reasoning: Reasoning = Reasoning.learn
-    """Reasoning in assistant turns: learn, context (seen, not supervised) or drop."""
+    """Reasoning in assistant turns: learn, context (seen, not supervised) or drop.
+
+    The last two need both its tags, or a template whose generation header opens it.
+    """
     special_tokens_in_text: SpecialTokens = SpecialTokens.text
     """Special tokens spelt in a row: plain text, parse (as tokens) or error."""
     max_length: int = 512
@@ -190,9 +217,9 @@ class DataConfig:
     split_by: SplitBy = SplitBy.row
     """row, or prompt: rows that share a prompt stay on one side of the split."""
     limit: int | None = None
-    """Use only the first N training rows."""
+    """Use only the first N training rows, of each source."""
     eval_limit: int | None = None
-    """Use only the first N evaluation rows."""
+    """Use only the first N evaluation rows, of each source."""
     group_by_length: bool = True
     """Rows of like length share a batch, so that little is spent on padding."""
     packing: bool = False
@@ -208,7 +235,7 @@ class TrainerConfig:
     steps: int | None = None
     """Optimizer steps; give this or ``epochs``."""
     epochs: float | None = None
-    """Passes over the training rows."""
+    """Passes over the training rows; of a mixture, each draws as many rows as its sources hold."""
     batch_size: int = 8
     """Rows per micro-batch over all processes; memory grows with it."""
     grad_accum_steps: int = 1

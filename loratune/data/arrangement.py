@@ -39,15 +39,20 @@ class Arrangement:
     share: str = "never"
     first_position: int = 0
 
-    def batch(self, rows: Sequence[EncodedRow], row_ids: Sequence[int] = ()) -> Batch:
-        """Rows as one batch, on the CPU."""
+    def batch(
+        self,
+        rows: Sequence[EncodedRow],
+        row_ids: Sequence[int] = (),
+        sources: Sequence[str] = (),
+    ) -> Batch:
+        """Rows as one batch, on the CPU; ``sources`` are the names of a mixture's."""
         trees = self._trees(rows)
         if trees is not None:
-            return self._together(rows, trees, row_ids, share=True)
+            return self._together(rows, trees, row_ids, sources, share=True)
         if self.packed:
             bins = pack([len(row) for row in rows], self.packed)
-            return self._together(rows, bins, row_ids, share=False)
-        return collate(rows, self.pad_id, row_ids)
+            return self._together(rows, bins, row_ids, sources, share=False)
+        return collate(rows, self.pad_id, row_ids, sources)
 
     def evaluation_batches(self, rows: Sequence[EncodedRow], size: int) -> list[list[int]]:
         """Numbers of all rows in batches, always the same, in the order that computes least."""
@@ -70,10 +75,17 @@ class Arrangement:
         return self._unshared(rows)
 
     def _together(
-        self, rows: Sequence[EncodedRow], bins: Bins, row_ids: Sequence[int], *, share: bool
+        self,
+        rows: Sequence[EncodedRow],
+        bins: Bins,
+        row_ids: Sequence[int],
+        sources: Sequence[str],
+        *,
+        share: bool,
     ) -> Batch:
+        first = self.first_position
         return collate_together(
-            rows, bins, self.pad_id, row_ids, share=share, first_position=self.first_position
+            rows, bins, self.pad_id, row_ids, sources, share=share, first_position=first
         )
 
     def _trees(self, rows: Sequence[EncodedRow]) -> Bins | None:

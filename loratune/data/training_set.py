@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loratune.config.mixture import source_weights
 from loratune.config.schema import DataConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement
 from loratune.data.batches import BatchPlan, shard
 from loratune.data.collate import Batch
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.mixture import Mixture
 from loratune.runs import processes
 
 
@@ -36,7 +38,8 @@ class TrainingSet:
         trainer: TrainerConfig,
     ) -> TrainingSet:
         """Rows in a recipe's order and batches."""
-        plan = BatchPlan.from_config([len(row) for row in rows], data, trainer)
+        mixture = Mixture.of(rows, source_weights(data))
+        plan = BatchPlan.from_config([len(row) for row in rows], data, trainer, mixture)
         return cls(rows, plan, arrangement)
 
     def micro_batches(self, step: int) -> list[Batch]:
@@ -47,7 +50,13 @@ class TrainingSet:
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """The rows with these numbers as one batch."""
-        return self.arrangement.batch([self.rows[number] for number in numbers], numbers)
+        chosen = [self.rows[number] for number in numbers]
+        return self.arrangement.batch(chosen, numbers, self.sources)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of a mixture's sources."""
+        return self.plan.mixture.names if self.plan.mixture else ()
 
     def source(self, number: int) -> str:
         """``file:line`` of a row."""

@@ -37,7 +37,13 @@ class LanguageModelHead(nn.Module):
         (self.split[0] if self.split else self.model).compile()
 
     def forward(
-        self, input_ids: Tensor, targets: Targets, *, count_correct: bool = False, **inputs: Any
+        self,
+        input_ids: Tensor,
+        targets: Targets,
+        *,
+        count_correct: bool = False,
+        keep_each: bool = False,
+        **inputs: Any,
     ) -> TokenLoss:
         """Sum of the token losses.
 
@@ -45,12 +51,15 @@ class LanguageModelHead(nn.Module):
             input_ids: (B, T).
             targets: what is predicted where.
             count_correct: also count tokens that the model ranks first.
+            keep_each: also keep every target's own loss.
             **inputs: what else the model takes: ``attention_mask``, ``position_ids``.
         """
         rows, tokens = targets
         if self.split is None:
             logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
-            return logits_loss(_rows(logits, rows), tokens, count_correct=count_correct)
+            return logits_loss(
+                _rows(logits, rows), tokens, count_correct=count_correct, keep_each=keep_each
+            )
         backbone, head = self.split
         hidden = hidden_states(backbone(input_ids=input_ids, use_cache=False, **inputs))
         return supervised_loss(
@@ -59,6 +68,7 @@ class LanguageModelHead(nn.Module):
             tokens,
             chunk_size=self.chunk_size,
             count_correct=count_correct,
+            keep_each=keep_each,
         )
 
 

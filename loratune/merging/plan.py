@@ -93,9 +93,13 @@ class MergePlan:
         return name, known
 
     def _add_layers(self, offline: MetaAdapter) -> None:
+        added: set[str] = set()
         for layer in offline.wrapped.adapters.values():
             output = self._output(layer.shape.parameter)
             if isinstance(output, str):
+                if output in added:
+                    continue  # tied to a layer with the same correction, which is added once
+                added.add(output)
                 self.layers.setdefault(output, []).append(layer)
             else:
                 name, converted = output

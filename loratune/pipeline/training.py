@@ -11,7 +11,7 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.pipeline.records import Records
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint
-from loratune.stages.evaluate import evaluation_loss
+from loratune.stages.evaluate import evaluation_scores
 from loratune.stages.train import Evaluate, TrainResult, train
 from loratune.surgery import WrappedModel
 from loratune.training.advice import Setup, summary_lines
@@ -73,10 +73,9 @@ def _evaluation(
         return None
 
     def measure() -> dict[str, float]:
-        loss, accuracy, _ = evaluation_loss(
-            head, data.eval, arrangement, config.evaluate.batch_size
-        )
-        return {"eval/loss": loss, "eval/token_accuracy": accuracy}
+        scores = evaluation_scores(head, data.eval, arrangement, config.evaluate.batch_size)
+        own = {f"eval/loss/{name}": loss for name, loss in scores.source_losses.items()}
+        return {"eval/loss": scores.loss, "eval/token_accuracy": scores.token_accuracy, **own}
 
     return measure
 

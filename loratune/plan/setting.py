@@ -21,8 +21,8 @@ from loratune.models.measure import find_architecture
 from loratune.models.source import is_hub_id, model_folder
 from loratune.models.weights import stored_dtype, tensor_entries
 from loratune.plan.memory import Memory, predict, resident_bytes
+from loratune.plan.notices import match_targets
 from loratune.plan.workload import Workload
-from loratune.targets.find import find_targets
 from loratune.targets.patterns import block_of
 
 
@@ -35,26 +35,26 @@ class Setting:
         count: what the adapter adds.
         adapted_blocks: blocks that have adapters.
         adapted_experts: stacked layers of experts that have adapters.
-        notices: what a reader of the targets might not expect.
         activations: what autograd keeps per token.
         dtype: of the base as it is loaded.
         device: where the recipe would run.
         is_here: whether that device is in this machine.
         process: bytes of the process itself; 0 where the device has its own memory.
         stored: number format of the base's files, by its safetensors name.
+        notices: what a reader of the recipe's targets might not expect.
     """
 
     architecture: Architecture
     count: VariantCount
     adapted_blocks: int
     adapted_experts: tuple[LayerShape, ...]
-    notices: tuple[str, ...]
     activations: ActivationReport
     dtype: torch.dtype
     device: torch.device
     is_here: bool
     process: int
     stored: str
+    notices: tuple[str, ...] = ()
 
     @property
     def bytes_per_weight(self) -> int:
@@ -87,15 +87,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         LoratuneError: an unknown model, or targets that match nothing.
     """
     architecture = find_architecture(config.model)
-    matched = find_targets(
-        architecture.layers,
-        config.targets,
-        config.adapter,
-        family=architecture.family,
-        others=architecture.other_types,
-        stacked=architecture.stacked_experts,
-        base_parameters=architecture.base_parameters,
-    )
+    matched = match_targets(config, architecture)
     saved = saved_modules(architecture, config.targets.modules_to_save)
     stored = _stored_dtype(config)
     device, dtype, is_here = _device_and_dtype(config, stored)
@@ -108,13 +100,13 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         count=count_variant(architecture.base_parameters, matched.shapes, config.adapter, saved),
         adapted_blocks=len({block_of(shape.name) for shape in matched.shapes} - {None}),
         adapted_experts=tuple(shape for shape in matched.shapes if shape.is_stacked),
-        notices=matched.notices,
         activations=measured,
         dtype=dtype,
         device=device,
         is_here=is_here,
         process=resident_bytes() if device.type == "cpu" else 0,
         stored=stored,
+        notices=matched.notices,
     )
 
 

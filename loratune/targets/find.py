@@ -67,55 +67,63 @@ def find_targets(
     patterns, notices = read_patterns(shapes, targets.modules, family)
     stacked = stacked or {}
     others = {n: kind for n, kind in _without(others or {}, shapes).items() if n not in stacked}
-    counts = {pattern.text: 0 for pattern in patterns}
-    matched = []
-    for shape in shapes:
-        hits = [pattern.text for pattern in patterns if pattern.matches(shape.name)]
-        if hits and not _is_left_out(shape.name, targets):
-            matched.append(shape)
-            for text in hits:
-                counts[text] += 1
-    adapted = {shape.name for shape in matched}
+    matched, counts = _matched(shapes, patterns, targets)
+    adapted, layers = {shape.name for shape in matched}, {shape.name for shape in shapes}
     frozen = {name: numbers for name, numbers in stacked.items() if name not in adapted}
     if strict and frozen:
         notices.append(frozen_experts(targets.modules, frozen, base_parameters))
-    layers = {shape.name for shape in shapes}
     fixed = {name: numbers for name, numbers in stacked.items() if name not in layers}
     errors = _pattern_errors(patterns, counts, shapes, others, fixed, strict=strict)
     if strict:
         errors += _selection_errors(shapes, targets)
     if config is not None and not errors:
         errors += _variant_errors(matched, config)
-        dead = dead_patterns(matched, config)
-        if strict:
-            errors += [_dead_pattern(where, key, len(matched)) for where, key in dead]
-        else:
-            notices += [
-                f"{where} '{key}' of the adapter's file fits none of its {len(matched)} layers, "
-                "and has no effect"
-                for where, key in dead
-            ]
+        for where, key in dead_patterns(matched, config):
+            if strict:
+                errors.append(_dead_pattern(where, key, len(matched)))
+            else:
+                fits = f"fits none of its {len(matched)} layers, and has no effect"
+                notices.append(f"{where} '{key}' of the adapter's file {fits}")
     raise_together(errors)
     return TargetMatch(tuple(matched), counts, tuple(notices))
 
 
-def frozen_experts(modules: object, stacked: Mapping[str, int], base_parameters: int) -> str:
+def frozen_experts(
+    modules: str | Sequence[str], stacked: Mapping[str, int], base_parameters: int
+) -> str:
     """What to say where a model's experts are out of reach of the targets."""
     names, frozen = list(stacked), sum(stacked.values())
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     share = f", {frozen / base_parameters:.1%} of the base" if base_parameters else ""
-    peft = (
-        "; PEFT's all-linear adapts the experts and the router of models that it converts from "
-        "another layout, and no others'"
-        if modules in ALL_LINEAR
-        else ""
-    )
-    word = modules if isinstance(modules, str) else ", ".join(modules)  # type: ignore[arg-type]
-    return (
+    word = modules if isinstance(modules, str) else ", ".join(modules)
+    line = (
         f"{word} leaves {frozen:,} parameters of experts frozen{share}: {names[0]}{more}, stacked "
-        f"in one tensor each (experts or all_linear_and_experts adapts those of three dimensions)"
-        f"{peft}"
+        "in one tensor each"
     )
+    if modules in ALL_LINEAR:
+        line += (
+            "; PEFT's all-linear adapts the experts and the router of models that it converts "
+            "from another layout (here: all_linear_and_experts)"
+        )
+    return line
+
+
+def _matched(
+    shapes: Sequence[LayerShape], patterns: Sequence[Pattern], targets: TargetsConfig
+) -> tuple[list[LayerShape], dict[str, int]]:
+    """The layers that a pattern names and no setting leaves out, and how many each names.
+
+    A name of modules, as PEFT's, means stacked experts of that name only where it has no other
+    meaning.
+    """
+    matched, counts = set(), {}
+    for pattern in patterns:
+        named = [shape for shape in shapes if pattern.matches(shape.name)]
+        named = [shape for shape in named if not shape.is_stacked] or named
+        chosen = {shape.name for shape in named if not _is_left_out(shape.name, targets)}
+        counts[pattern.text] = len(chosen)
+        matched |= chosen
+    return [shape for shape in shapes if shape.name in matched], counts
 
 
 def rank_for(name: str, config: AdapterConfig) -> int:
@@ -162,12 +170,12 @@ def _pattern_errors(
     for pattern in patterns:
         named = _meant(pattern, shapes, others)
         experts = _meant(pattern, shapes, stacked) if counts[pattern.text] == 0 else []
-        if pattern.text == EXPERTS and not any(shape.is_stacked for shape in shapes):
-            missing.append(no_experts(shapes))
-        elif experts:
+        if experts:
             missing.append(
                 unsupported(pattern.text, experts, dict.fromkeys(stacked, STACKED_EXPERTS))
             )
+        elif pattern.text == EXPERTS and not any(shape.is_stacked for shape in shapes):
+            missing.append(no_experts(shapes))
         elif named and (counts[pattern.text] == 0 or not pattern.is_expression):
             errors.append(unsupported(pattern.text, named, others))
         elif counts[pattern.text] == 0:

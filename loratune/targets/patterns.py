@@ -137,7 +137,12 @@ def read_patterns(
 
 
 def _suffix(name: str) -> Pattern:
-    return Pattern(name, lambda module: names_module(name, module))
+    """A name, or its end; stacked experts that are a module's ``weight`` answer to the module's."""
+
+    def matches(layer: str) -> bool:
+        return names_module(name, layer) or names_module(name, layer.removesuffix(".weight"))
+
+    return Pattern(name, matches)
 
 
 def _all_linear(shapes: Sequence[LayerShape], word: str) -> tuple[list[Pattern], list[str]]:

@@ -74,6 +74,7 @@ def steps(
                 trainer.clip_norm,
                 step,
                 rows.source,
+                rows.sources,
                 deterministic=trainer.deterministic,
             )
             yield replace(metrics, seconds=time.perf_counter() - started)

@@ -81,6 +81,8 @@ MUTATIONS: dict[str, Mutation] = {
     "data.test_path": m("data.test_path={rows}", within=EVALUATED),
     "data.format": m("data.format=text"),
     "data.columns": m("+data.columns.prompt=completion"),
+    "data.sources": m("data.path=null", "data.sources=[{{path: {rows}}}]"),
+    "data.share_prefixes": m("data.share_prefixes=true", within=("adapter.dropout=0",)),
     "data.template": m("data.template='Q: {{prompt}} A: '"),
     "data.learn": m("data.learn=last", within=TALK),
     "data.reasoning": m("data.reasoning=drop", within=TALK),
@@ -126,7 +128,7 @@ MUTATIONS: dict[str, Mutation] = {
     "trainer.log_every": m("trainer.log_every=2"),
     "trainer.threads": m("trainer.threads=1", calls="torch.set_num_threads"),
     "evaluate.batch_size": m(
-        "evaluate.batch_size=1", within=EVALUATED, calls="loratune.stages.evaluate.collate"
+        "evaluate.batch_size=1", within=EVALUATED, calls="loratune.data.arrangement.collate"
     ),
     "evaluate.generate": m("evaluate.generate=true", within=EVALUATED),
     "evaluate.generate_limit": m(

@@ -205,7 +205,7 @@ def test_a_step_waits_for_the_device_once(variant: str, how: dict[str, Any]) -> 
     places = Counter(
         "/".join(Path(warning.filename).parts[-2:])
         for warning in caught
-        if "synchronizing" in str(warning.message)
+        if "called a synchronizing" in str(warning.message)
     )
     asked = 0 if together else 6 * trainer.grad_accum_steps
     assert places.pop("training/step.py", 0) == 6, places

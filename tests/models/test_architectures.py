@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from loratune.adapters.config import LayerKind
 from loratune.config.schema import ModelConfig
 from loratune.errors import ConfigError, ModelError
 from loratune.models.architectures import (
@@ -179,10 +180,16 @@ def test_another_family_is_measured_on_the_meta_device(tmp_path: Path) -> None:
     assert "model.layers.1.self_attn.dense" in [layer.name for layer in found.layers]
 
 
-def test_fused_expert_tensors_are_listed_by_name() -> None:
-    numbers = {"model_type": "mixtral", **LLAMA_LIKE, "num_key_value_heads": 2}
+def test_stacked_expert_tensors_are_layers_and_their_biases_are_not() -> None:
+    numbers = {"model_type": "gpt_oss", **LLAMA_LIKE, "num_key_value_heads": 2}
     found = measure_numbers(numbers | {"num_local_experts": 4})
-    assert found.other_types["model.layers.0.mlp.experts.gate_up_proj"] == STACKED_EXPERTS
+    experts = {shape.name: shape for shape in found.layers if shape.is_stacked}
+    down = experts["model.layers.0.mlp.experts.down_proj"]
+    assert (down.kind, down.experts) == (LayerKind.experts_conv1d, 4)
+    assert found.other_types["model.layers.0.mlp.experts.down_proj_bias"] == STACKED_EXPERTS
+    assert found.stacked_experts.keys() > experts.keys()
+    counted = sum(part.parameters for part in found.parts)
+    assert counted == found.base_parameters
 
 
 @pytest.mark.parametrize(

@@ -185,15 +185,49 @@ def test_role_words_work_for_a_family_that_is_only_measured() -> None:
     assert "all_linear" in caught.value.fix
 
 
-def test_fused_expert_tensors_are_refused_by_name() -> None:
-    numbers = LLAMA_NUMBERS | {"model_type": "mixtral", "num_local_experts": 2}
-    mixtral = measure_numbers(numbers)
-    for pattern in ("gate_up_proj", "experts"):
-        with pytest.raises(
-            ModelError, match=r"mlp\.experts\.gate_up_proj.*stacked in one tensor"
-        ) as caught:
-            find(mixtral, [pattern])
-        assert caught.value.exit_code == 4
+def mixture(family: str = "mixtral") -> Architecture:
+    numbers = LLAMA_NUMBERS | {"model_type": family, "num_local_experts": 2}
+    return measure_numbers(numbers)
+
+
+def test_stacked_experts_are_layers_that_a_word_or_their_name_means() -> None:
+    mixtral = mixture()
+    experts = [f"model.layers.{n}.mlp.experts.{key}" for n in (0, 1)
+               for key in ("gate_up_proj", "down_proj")]  # fmt: skip
+    assert names(find(mixtral, "experts")) == experts
+    assert names(find(mixtral, ["gate_up_proj"])) == experts[::2]
+    both = find(mixtral, "all_linear_and_experts")
+    assert set(names(both)) == {*experts, *names(find(mixtral, "all_linear"))}
+    assert not any("frozen" in line for line in both.notices)
+    gate_up, down = find(mixtral, "experts").shapes[:2]
+    assert (gate_up.experts, gate_up.in_features, gate_up.out_features) == (2, 32, 96)
+    assert (down.experts, down.in_features, down.out_features) == (2, 48, 32)
+
+
+def test_experts_are_refused_by_name_where_the_variant_or_their_form_forbids_it() -> None:
+    first = "layers.0.mlp.experts.gate_up_proj"
+    with pytest.raises(ModelError, match="vera cannot adapt experts") as caught:
+        find(mixture(), [first], config_class("vera")())
+    assert caught.value.where == f"model.{first}"
+    with pytest.raises(ModelError, match="take no dropout"):
+        find(mixture(), [first], LoRAConfig(dropout=0.1))
+    with pytest.raises(ModelError, match="group of modules") as grouped:
+        find(mixture(), ["experts"])
+    assert "gate_up_proj, down_proj" in grouped.value.fix
+    with pytest.raises(ModelError, match="no experts that are stacked"):
+        find(LLAMA, "experts")
+    numbers = {"model_type": "dbrx", "d_model": 32, "n_layers": 1, "n_heads": 4, "vocab_size": 96,
+               "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 1},
+               "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}}  # fmt: skip
+    flat = measure_numbers(numbers)
+    with pytest.raises(ModelError, match=r"experts\.mlp\.w1.*stacked in one tensor") as fixed:
+        find_targets(
+            flat.layers,
+            TargetsConfig(modules=["experts"]),
+            others=flat.other_types,
+            stacked=flat.stacked_experts,
+        )
+    assert fixed.value.exit_code == 4
 
 
 def test_a_suffix_matches_whole_parts_of_a_name_only() -> None:
@@ -350,7 +384,7 @@ def all_feed_forward_is_experts(architecture: Architecture) -> bool:
     """Whether every block's feed-forward part is experts stacked in one tensor."""
     blocks = {block_of(name) for name in architecture.stacked_experts}
     return blocks == set(range(architecture.numbers.get("num_hidden_layers", 0))) and not any(
-        ".mlp." in shape.name for shape in architecture.layers
+        ".mlp." in shape.name and not shape.is_stacked for shape in architecture.layers
     )
 
 
@@ -395,6 +429,22 @@ def test_experts_that_stay_frozen_under_all_linear_are_counted() -> None:
     assert f"q_proj leaves {frozen:,} parameters of experts frozen" in listed.notices[0]
 
 
+def test_a_name_of_layers_means_experts_only_where_it_names_nothing_else() -> None:
+    layer = LayerShape("model.layers.0.mlp.down_proj", LayerKind.linear, 8, 8)
+    stack = LayerShape(
+        "model.layers.1.mlp.experts.down_proj", LayerKind.experts, 8, 8, 128, experts=2
+    )
+    frozen = {stack.name: stack.parameters}
+    both = find_targets([layer, stack], TargetsConfig(modules=["down_proj"]), stacked=frozen)
+    assert both.shapes == (layer,)
+    assert "down_proj leaves 128 parameters of experts frozen" in both.notices[0]
+    named = find_targets(
+        [layer, stack], TargetsConfig(modules=["down_proj", "experts.down_proj"]), stacked=frozen
+    )
+    assert named.shapes == (layer, stack) and not named.notices
+    assert find_targets([stack], TargetsConfig(modules=["down_proj"])).shapes == (stack,)
+
+
 def test_a_name_of_layers_and_of_experts_adapts_the_layers_and_says_so() -> None:
     shape = LayerShape("model.layers.0.mlp.down_proj", LayerKind.linear, 8, 8)
     stacked = {"model.layers.1.mlp.experts.down_proj": 128}
@@ -405,14 +455,12 @@ def test_a_name_of_layers_and_of_experts_adapts_the_layers_and_says_so() -> None
         find_targets([shape], TargetsConfig(modules=["down_proj", "experts"]), stacked=stacked)
 
 
-def test_a_wrapped_model_names_its_experts() -> None:
+def test_a_wrapped_model_names_the_experts_that_stay_frozen() -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     from loratune.surgery import wrap_model
 
     sizes = {key: value for key, value in LLAMA_NUMBERS.items() if key != "model_type"}
     model = MixtralForCausalLM(MixtralConfig(num_local_experts=2, **sizes))
-    with pytest.raises(ModelError, match=r"gate_up_proj and 1 more, expert weights stacked"):
-        wrap_model(model, LoRAConfig(), TargetsConfig(modules=["gate_up_proj"]))
     wrapped = wrap_model(model, LoRAConfig(), TargetsConfig(modules="all_linear"))
     assert any("parameters of experts frozen" in line for line in wrapped.match.notices)
