@@ -17,7 +17,7 @@ from support.tiny_models import load_plain, logits, save_base
 from support.tolerance import T2, largest
 from torch import Tensor, nn
 
-from interchange.adapters import load_here, load_with_peft, train_here
+from interchange.adapters import load_here, load_with_peft, train_words
 from loratune.adapter_files.into_model import wrap_for_loading
 from loratune.adapter_files.peft_format import peft_notices, read_adapter, write_adapter
 from loratune.adapters.registry import config_class
@@ -169,9 +169,28 @@ def test_a_run_trains_merges_and_verifies_experts(
 ) -> None:
     base = save_base(tmp_path / "base", BUILDERS["qwen3_moe"]())
     words = ["targets.modules=all_linear_and_experts", f"adapter={variant}", "adapter.rank=2"]
-    folder = train_here(cli, base, rows, *words, out=str(tmp_path / "run"))
+    words.append("stages=[train,merge]")
+    out = cli.succeeds(*train_words(base, rows, str(tmp_path / "run"), *words)).out
+    assert "target experts: 4 layers" in out and "experts frozen" not in out
+    assert "routers (coefficient 0.001) is left out; trainer.router_loss=true" in out
+    cli.succeeds("verify", f"run={tmp_path / 'run'}")
+    folder = tmp_path / "run" / "adapter"
     written = json.loads((folder / "adapter_config.json").read_text())
     assert "model.layers.0.mlp.experts.gate_up_proj" in written["target_parameters"]
     ours = logits(load_here(base, folder).model)
     T2.check(logits(load_with_peft(base, folder)), ours)
     assert largest(ours, logits(load_plain(base))) > 1e-6
+
+
+def test_a_run_trains_on_the_routers_loss_where_it_is_asked_to(
+    cli: CommandLine, rows: Path, tmp_path: Path
+) -> None:
+    base = save_base(tmp_path / "base", BUILDERS["mixtral"]())
+    adapters = []
+    for word in ("false", "true"):
+        words = ["targets.modules=all_linear", f"trainer.router_loss={word}"]
+        out = cli.succeeds(*train_words(base, rows, str(tmp_path / word), *words)).out
+        assert ("is trained on as well" in out) == (word == "true")
+        assert "all_linear leaves" in out and "parameters of experts frozen" in out
+        adapters.append((tmp_path / word / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert adapters[0] != adapters[1]
