@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loratune.errors import ModelError
+from loratune.errors import ConfigError
 from loratune.loss.routers import RouterLoss, router_loss
 from loratune.loss.supervised import Targets, TokenLoss, logits_loss, supervised_loss
 
@@ -34,7 +34,7 @@ class LanguageModelHead(nn.Module):
         """Take the model apart where that is exact.
 
         Raises:
-            ModelError: if a loss of its routers is asked for that the model does not have.
+            ConfigError: if a loss of its routers is asked for that the model does not have.
         """
         super().__init__()
         self.routers = require_router_loss(model) if router_loss else None
@@ -95,12 +95,12 @@ def require_router_loss(model: nn.Module) -> RouterLoss:
     """The loss of the model's routers.
 
     Raises:
-        ModelError: if it has none, or computes it in another way.
+        ConfigError: if it has none, or computes it in another way.
     """
     with _evaluating(model):
         loss = router_loss(model)
     if loss is None:
-        raise ModelError(
+        raise ConfigError(
             "the model has no load-balancing loss for routers, or computes it in another way",
             where="trainer.router_loss=true",
             fix="trainer.router_loss=false",

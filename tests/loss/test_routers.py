@@ -16,7 +16,7 @@ from loratune.config.schema import DataConfig, RunConfig, TargetsConfig, Trainer
 from loratune.data.arrangement import arrange
 from loratune.data.collate import Batch, collate
 from loratune.data.encoded_rows import EncodedRow
-from loratune.errors import ConfigError, ModelError
+from loratune.errors import ConfigError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.loss.constants import IGNORED
 from loratune.loss.routers import router_coefficient
@@ -100,7 +100,7 @@ def test_without_gradients_the_loss_is_the_tokens_alone() -> None:
 def test_a_model_without_such_a_loss_is_refused_by_the_setting() -> None:
     for model in (tiny_llama(), BUILDERS["deepseek_v3"]()):
         assert router_coefficient(model) == 0
-        with pytest.raises(ModelError, match="no load-balancing loss") as caught:
+        with pytest.raises(ConfigError, match="no load-balancing loss") as caught:
             LanguageModelHead(model, router_loss=True)
         assert caught.value.where == "trainer.router_loss=true"
 
