@@ -43,14 +43,14 @@ class MetaAdapter:
     vocabulary: int | None = None
 
     @property
-    def unties(self) -> bool:
-        """Whether parameters that share a tensor in the base must part."""
-        return bool(self.parted)
-
-    @property
     def rows(self) -> int:
         """Rows of the vocabulary, resized or not."""
         return _rows(self.wrapped.model)
+
+    @property
+    def unties(self) -> bool:
+        """Whether parameters that share a tensor in the base must part."""
+        return bool(self.parted)
 
 
 def attach(base_folder: Path, folder: AdapterFolder) -> MetaAdapter:

@@ -15,7 +15,6 @@ from loratune.models.stored_names import StoredNames, shared_names
 from loratune.surgery import WrappedModel
 
 _LISTED = 3
-Products = tuple[Tensor, Tensor, float]
 
 
 def require_places(base_folder: Path, names: StoredNames, wrapped: WrappedModel) -> None:
@@ -86,24 +85,21 @@ def parted_names(base_folder: Path, names: StoredNames, wrapped: WrappedModel) -
 
 
 def _stay_equal(wrapped: WrappedModel, shared: tuple[str, ...]) -> bool:
-    """Whether all parameters of one tensor are changed to the same numbers."""
-    layers = [wrapped.adapters.get(name.rpartition(".")[0]) for name in shared]
-    if all(isinstance(layer, LowRank) for layer in layers):
-        first, *others = [layer.products() for layer in layers if isinstance(layer, LowRank)]
-        return all(_same(first, other) for other in others)
-    values = []
+    """Whether all parameters of one tensor are trained in full, or corrected, alike."""
+    values: list[tuple[Tensor, ...]] = []
     for name in shared:
         module, _, key = name.rpartition(".")
-        saved = wrapped.saved_modules.get(module)
-        if saved is None:
+        saved, adapter = wrapped.saved_modules.get(module), wrapped.adapters.get(module)
+        if saved is not None:
+            values.append((saved.trained_module.state_dict()[key],))
+        elif isinstance(adapter, LowRank):
+            values.append(tuple(map(torch.as_tensor, adapter.products())))
+        else:
             return False
-        values.append(saved.trained_module.state_dict()[key])
-    return all(torch.equal(values[0], value) for value in values[1:])
-
-
-def _same(first: Products, other: Products) -> bool:
-    pairs = zip(first, other, strict=True)
-    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
+    return all(
+        len(value) == len(values[0]) and all(map(torch.equal, values[0], value))
+        for value in values[1:]
+    )
 
 
 def _listed(problems: Mapping[str, str]) -> str:

@@ -223,6 +223,8 @@ class DataConfig:
     """Use only the first N evaluation rows, of each source."""
     group_by_length: bool = True
     """Rows of like length share a batch, so that little is spent on padding."""
+    group_by_prefix: bool = False
+    """Rows of one beginning share a batch instead, so that more of them is computed once."""
     packing: bool = False
     """Several rows share one sequence, without seeing each other."""
     share_prefixes: Any = "auto"

@@ -93,17 +93,21 @@ class MergePlan:
         return name, known
 
     def _add_layers(self, offline: MetaAdapter) -> None:
-        added: set[str] = set()
         for layer in offline.wrapped.adapters.values():
+            if self._is_added_already(offline, layer.shape.parameter):
+                continue
             output = self._output(layer.shape.parameter)
             if isinstance(output, str):
-                if output in added:
-                    continue  # tied to a layer with the same correction, which is added once
-                added.add(output)
                 self.layers.setdefault(output, []).append(layer)
             else:
                 name, converted = output
                 converted.layers.setdefault(name, []).append(layer)
+
+    def _is_added_already(self, offline: MetaAdapter, parameter: str) -> bool:
+        """Whether another name of the same tensor, corrected alike, comes before this one."""
+        adapted = {layer.shape.parameter for layer in offline.wrapped.adapters.values()}
+        shared = [one for one in self._names.shared.get(parameter, ()) if one in adapted]
+        return parameter not in self.parted and bool(shared) and shared[0] != parameter
 
     def _add_trained(self, offline: MetaAdapter) -> None:
         before = {id(value) for value in self._trained_values()}

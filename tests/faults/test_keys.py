@@ -94,6 +94,7 @@ MUTATIONS: dict[str, Mutation] = {
     "data.limit": m("data.limit=9"),
     "data.eval_limit": m("data.eval_limit=2", within=EVALUATED),
     "data.group_by_length": m("data.group_by_length=false"),
+    "data.group_by_prefix": m("data.group_by_prefix=true"),
     "data.packing": m("data.packing=true"),
     "trainer.steps": m("trainer.steps=5"),
     "trainer.epochs": m("trainer.epochs=2", within=("trainer.steps=null", "trainer.epochs=1")),
