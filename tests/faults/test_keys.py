@@ -121,6 +121,7 @@ MUTATIONS: dict[str, Mutation] = {
         "trainer.gradient_checkpointing=true",
         calls="loratune.pipeline.training.checkpoint_activations",
     ),
+    "trainer.router_loss": m("trainer.router_loss=true"),
     "trainer.compile": m("trainer.compile=true", calls="torch.compile"),
     "trainer.deterministic": m(
         "trainer.deterministic=false", calls="loratune.training.step.repeatable_kernels"
