@@ -239,7 +239,7 @@ def _endings(
     others = [row for row in whole if _last_learnt(row) != tokenizer.end_id]
     if open_ended:
         severity = Severity.error if 2 * len(open_ended) > len(whole) else Severity.warning
-        masked = [row for row in open_ended if row.input_ids[-1] in special and row.unsupervised]
+        masked = [row for row in open_ended if _answer_masked(row) and row.input_ids[-1] in special]
         template = [row for row in open_ended if row not in masked]
         for concerned, because, fix in (
             (masked, _masked_end(masked), unmask(masked[0].unsupervised) if masked else ""),
@@ -271,6 +271,11 @@ def _endings(
 def _last_learnt(row: EncodedRow) -> int:
     """The last token with loss."""
     return row.input_ids[row.spans[-1][1] - 1]
+
+
+def _answer_masked(row: EncodedRow) -> bool:
+    """Whether nothing is learnt of the last answer."""
+    return bool(row.unsupervised) and row.spans[-1][1] <= row.prompt_length
 
 
 def _masked_end(rows: Sequence[EncodedRow]) -> str:

@@ -139,7 +139,7 @@ def _from_sharegpt(number: int, turn: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _check_role(number: int, role: object, roles: Sequence[str]) -> None:
     if not isinstance(role, str) or role not in roles:
-        fix = did_you_mean(str(role), roles) or f"use {', '.join(roles)}"
+        fix = f"{did_you_mean(str(role), roles)} use {', '.join(roles)}".strip()
         raise DataError(f"turn {number} has the unknown role {shown(role)}", fix=fix)
 
 

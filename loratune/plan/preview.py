@@ -51,9 +51,9 @@ _VISIBLE = str.maketrans(
     {mark: escaped(mark) for mark in _MARKS} | {"\\": "\\\\", " ": "·", "\t": "⇥", "\r": "␍"}
 )
 _LEGEND = (
-    "⟦ ⟧ supervised (green), context plain, ⟪ ⟫ start token, ⟨ ⟩ text that spells a special token; "
-    "· space, ↵ line break, ⇥ tab; \\u27e6 and the like: a character of the row by its number "
-    "(also where it is one of these marks), \\\\ a backslash"
+    "⟦ ⟧ supervised (green), context plain, ⟪ ⟫ start token, ⟨ ⟩ text that spells a special token\n"
+    "· space, ↵ line break, ⇥ tab, \\\\ backslash, \\u27e6 a character by its number: one that is "
+    "invisible, or one of these marks in the row's text"
 )
 
 
