@@ -85,6 +85,10 @@ class Adapter(nn.Module, ABC):
             (..., out).
         """
 
+    def output(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y + delta(x, y)``; override it where PEFT takes other steps to the same result."""
+        return y + self.delta(x, y)
+
     @abstractmethod
     def delta_rows(self, weight: Tensor, rows: slice) -> Tensor:
         """Rows of ΔW in the layout in which the layer stores its weight.
@@ -136,7 +140,7 @@ class Adapter(nn.Module, ABC):
             if y is not None:
                 return y
         y = self._base(x)
-        return (y + self.delta(x, y)).to(y.dtype)
+        return self.output(x, y).to(y.dtype)
 
     def _base_is_plain(self) -> bool:
         """Whether the base layer's output is just x Wᵀ + bias, with nothing hooked in."""

@@ -66,7 +66,8 @@ def peft_lora_tensors(model: Any) -> dict[str, Tensor]:
 
 
 def _file_key(name: str) -> str:
-    return name.replace(".modules_to_save.default", "").replace(".default", "")
+    name = name.replace(".modules_to_save.default", "").replace(".default", "")
+    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def our_model(

@@ -11,8 +11,28 @@ import math
 import torch
 from torch import Tensor, nn
 
+from loratune.adapters.base import LayerPlan, data_device
+from loratune.adapters.config import LayerKind
 from loratune.adapters.lora.config import Init
 from loratune.errors import ModelError
+
+
+def initial_parameters(plan: LayerPlan, init: Init) -> tuple[nn.Parameter, nn.Parameter]:
+    """A (rank, in) and B (out, rank) for a layer, trainable, in fp32 and where its weight is.
+
+    Raises:
+        ModelError: if the layer is too narrow for this start.
+    """
+    weight = plan.base_layer.weight
+    assert isinstance(weight, Tensor)
+    if plan.shape.kind is LayerKind.embedding:
+        vocabulary, width = weight.shape
+        factors = initial_embedding_factors((vocabulary, width), plan.rank, init)
+    else:
+        oriented = weight if plan.shape.kind is LayerKind.linear else weight.T
+        factors = initial_factors(oriented, plan.rank, init, plan.shape.name)
+    lora_A, lora_B = (nn.Parameter(factor.to(data_device(weight))) for factor in factors)
+    return lora_A, lora_B
 
 
 @torch.no_grad()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loratune.adapters.base import LayerPlan, data_device
+from loratune.adapters.base import LayerPlan
 from loratune.adapters.config import LayerKind
 from loratune.adapters.kernels.lora import fused_lora_linear
 from loratune.adapters.lora.config import LoRAConfig
-from loratune.adapters.lora.initialization import initial_embedding_factors, initial_factors
+from loratune.adapters.lora.initialization import initial_parameters
 from loratune.adapters.low_rank import LowRank
 
 
@@ -22,34 +22,13 @@ class LoRA(LowRank):
 
     def __init__(self, plan: LayerPlan, config: LoRAConfig) -> None:
         super().__init__(plan, config)
-        weight = self.weight
-        if plan.shape.kind is LayerKind.embedding:
-            vocabulary, width = weight.shape
-            factors = initial_embedding_factors((vocabulary, width), plan.rank, config.init)
-        else:
-            oriented = weight if plan.shape.kind is LayerKind.linear else weight.T
-            factors = initial_factors(oriented, plan.rank, config.init, plan.shape.name)
-        lora_A, lora_B = (factor.to(data_device(weight)) for factor in factors)
-        self.lora_A = nn.Parameter(lora_A)
-        self.lora_B = nn.Parameter(lora_B)
+        self.lora_A, self.lora_B = initial_parameters(plan, config.init)
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
         if self.shape.kind is LayerKind.embedding:
-            return self._embedding_delta(x)
+            return embedding_product(self.base_layer, x, self.lora_A, self.lora_B, self.scaling)
         x = self.dropout(x.to(self.lora_A.dtype))
         return F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scaling
-
-    def _embedding_delta(self, ids: Tensor) -> Tensor:
-        base = self.base_layer
-        assert isinstance(base, nn.Embedding)
-        after_A = F.embedding(
-            ids, self.lora_A.T, base.padding_idx, base.max_norm, base.norm_type,
-            base.scale_grad_by_freq, base.sparse,
-        )  # fmt: skip
-        delta = (after_A @ self.lora_B.T) * self.scaling
-        # Some models multiply by a constant inside their embedding (Gemma): so must we.
-        embed_scale = getattr(base, "embed_scale", None)
-        return delta if embed_scale is None else delta * embed_scale.to(delta.dtype)
 
     def fused_forward(self, x: Tensor) -> Tensor | None:
         if self.shape.kind is LayerKind.embedding or not self._base_is_plain():
@@ -72,3 +51,31 @@ class LoRA(LowRank):
         if self.shape.kind is LayerKind.embedding:
             return {"lora_embedding_A": self.lora_A, "lora_embedding_B": self.lora_B}
         return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
+
+
+def embedding_product(
+    base: nn.Module, ids: Tensor, lora_A: Tensor, lora_B: Tensor, *factors: Tensor | float
+) -> Tensor:
+    """A[:, ids]ᵀ Bᵀ, looked up as the embedding ``base`` looks up its own rows.
+
+    Args:
+        base: the embedding.
+        ids: (...).
+        lora_A: (rank, vocabulary).
+        lora_B: (width, rank).
+        factors: what the result is multiplied by, in this order.
+
+    Returns:
+        (..., width).
+    """
+    assert isinstance(base, nn.Embedding)
+    after_A = F.embedding(
+        ids, lora_A.T, base.padding_idx, base.max_norm, base.norm_type,
+        base.scale_grad_by_freq, base.sparse,
+    )  # fmt: skip
+    product = after_A @ lora_B.T
+    for factor in factors:
+        product = factor * product
+    # Some models multiply by a constant inside their embedding (Gemma): so must we.
+    embed_scale = getattr(base, "embed_scale", None)
+    return product if embed_scale is None else product * embed_scale.to(product.dtype)
