@@ -67,7 +67,10 @@ def peft_targets(wrapped: WrappedModel, config: Mapping[str, Any]) -> PeftTarget
             "lora_dropout": 0.0,  # PEFT has no dropout in front of a parameter
             **{key: _with_parameters(config, key, misread) for key in _PATTERNS},
         }
-    return PeftTargets(settings, _problem(wrapped, misread, modules, is_exact=is_exact))
+    problem = _problem(wrapped, misread, modules, is_exact=is_exact)
+    for switch in sorted(wrapped.config.peft_switches) if misread else ():
+        problem = problem or f"it has no {switch} for '{misread[0]}', which it takes for experts"
+    return PeftTargets(settings, problem)
 
 
 def as_modules(peft: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is special about DoRA: its norms, its two gradients, and a start that is exactly the base."""
+"""What is special about DoRA: norms, two kinds of gradient, a start that is exactly the base."""
 
 from __future__ import annotations
 

@@ -153,13 +153,12 @@ MUTATIONS: dict[str, Mutation] = {
     "adapter.alpha": m("adapter.alpha=7"),
     "adapter.dropout": m("adapter.dropout=0.5"),
     "adapter.lr": m("adapter.lr=0.05", within=("trainer.lr=null",)),
-    "adapter.kernel": m(
-        "adapter.kernel=reference", calls="loratune.adapters.KERNEL.module.fused_KERNEL_linear"
-    ),
+    "adapter.kernel": m("adapter.kernel=reference", calls="loratune.adapters.KERNEL"),
     "adapter.rank_pattern": m("+adapter.rank_pattern.q_proj=4"),
     "adapter.alpha_pattern": m("+adapter.alpha_pattern.q_proj=9"),
     "adapter.init": m("adapter.init=gaussian"),
     "adapter.rslora": m("adapter.rslora=true"),
+    "adapter.exact_gradient": m("adapter.exact_gradient=true"),
     "adapter.projected": m("adapter.projected=true"),
     "adapter.lr_ratio": m("adapter.lr_ratio=4"),
     "adapter.embedding_lr": m(
@@ -290,7 +289,8 @@ def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> 
         changed = {word.lstrip("+").partition("=")[0] for word in words}
         kept = tuple(word for word in within if word.partition("=")[0] not in changed)
         reference = within if first != "adapter" else (f"adapter={variant}", *within)
-        calls = mutation.calls.replace("KERNEL", "vera" if variant == "vera" else "lora")
+        kernel = f"{variant}.module.fused_{'vera' if variant == 'vera' else 'lora'}_linear"
+        calls = mutation.calls.replace("KERNEL", kernel)
         plain, before = live.unchanged(reference, calls)
         if plain.code != 0:
             dead.append(f"{leaf}: the plain run failed: {plain.last}")

@@ -51,6 +51,10 @@ def peft_configs(family: str) -> dict[str, Any]:
         "modules_to_save": lora_config(
             r=4, lora_alpha=8, target_modules=attention, modules_to_save=["lm_head"], **flip
         ),
+        "dora": lora_config(r=4, lora_alpha=8, target_modules=several, use_dora=True, **flip),
+        "dora, embedding": lora_config(
+            r=4, lora_alpha=6, target_modules=[embedding, *attention], use_dora=True, **flip
+        ),
         "vera": vera_config(r=8, target_modules=several, projection_prng_key=3, **flip),
         "vera, projections not saved": vera_config(
             r=8, target_modules=several, projection_prng_key=3, save_projection=False, **flip
@@ -60,7 +64,7 @@ def peft_configs(family: str) -> dict[str, Any]:
 
 KINDS = (
     "lora", "rslora", "patterns", "one block", "excluded", "expression", "embedding",
-    "modules_to_save", "vera", "vera, projections not saved",
+    "modules_to_save", "dora", "dora, embedding", "vera", "vera, projections not saved",
 )  # fmt: skip
 
 

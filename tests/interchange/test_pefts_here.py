@@ -42,7 +42,8 @@ def test_what_peft_wrote_gives_pefts_logits(
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [("opt", kind) for kind in KINDS] + [("gpt2", "embedding"), ("llama", "vera")],
+    [("opt", kind) for kind in KINDS]
+    + [("gpt2", "embedding"), ("llama", "vera"), ("gpt2", "dora, embedding")],
 )
 def test_what_peft_wrote_is_evaluated_trained_further_merged_and_exported(
     cli: CommandLine, bases: dict[str, Path], rows: Path, tmp_path: Path, family: str, kind: str
@@ -59,7 +60,7 @@ def test_what_peft_wrote_is_evaluated_trained_further_merged_and_exported(
     measured = json.loads(scores.out[scores.out.index("{") :])
     assert measured["adapted"]["loss"] != measured["base"]["loss"]
 
-    variant = "vera" if kind.startswith("vera") else "lora"
+    variant = next((name for name in ("vera", "dora") if kind.startswith(name)), "lora")
     further = [f"adapter={variant}", f"adapter_path={folder}", "trainer.lr=0.001"]
     cli.succeeds(*train_words(base, rows, "run", *further))
     before, after = tensors_of(folder), tensors_of(tmp_path / "run" / "adapter")
@@ -90,7 +91,7 @@ def test_trained_biases_are_refused_with_the_setting_named(
 @pytest.mark.case(12, T0)
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("lora_bias", True), ("use_dora", True), ("target_parameters", ["x"]), ("r", 0)],
+    [("lora_bias", True), ("use_qalora", True), ("target_parameters", ["x"]), ("r", 0)],
 )
 def test_what_changes_the_mathematics_and_is_not_here_is_refused_by_name(
     cli: CommandLine, bases: dict[str, Path], tmp_path: Path, setting: str, value: object

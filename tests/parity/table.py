@@ -60,6 +60,13 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], Callable[[Any], Any]]
     "LoRA+": ("lora_plus", LORA, {}, lora_plus),
     "LoRA-FA, plain": ("lora_fa", LORA, {}, freeze_a),
     "LoRA-FA, projected": ("lora_fa", {**LORA, "projected": True}, {}, lora_fa),
+    "DoRA": ("dora", LORA, {"use_dora": True}, adamw),
+    "DoRA, dropout 0.3": (
+        "dora",
+        {**LORA, "dropout": 0.3},
+        {"use_dora": True, "lora_dropout": 0.3},
+        adamw,
+    ),
     "VeRA": ("vera", {"rank": 8}, {}, adamw),
 }
 

@@ -60,7 +60,7 @@ class DoRA(Adapter):
         return (gain - 1) * product + gain * low_rank * self.scaling
 
     def _looked_up(self, ids: Tensor, gain: Tensor) -> Tensor:
-        """g ⊙ s·B A of an embedding's tokens."""
+        """The scaled product B A for an embedding's tokens, times g."""
         return embedding_product(self.base_layer, ids, self.lora_A, self.lora_B, gain, self.scaling)
 
     def fused_forward(self, x: Tensor) -> Tensor | None:
@@ -128,7 +128,8 @@ class DoRA(Adapter):
         weight = self._by_output(self.weight).to(low_rank.dtype)
         if not self.exact_gradient:
             low_rank = low_rank.detach()
-        return torch.linalg.norm(weight + self.scaling * low_rank, dim=1)
+        norms: Tensor = torch.linalg.norm(weight + self.scaling * low_rank, dim=1)
+        return norms
 
     def _current_norms(self) -> Tensor:
         """‖V‖; outside training computed again only when a tensor has changed."""
