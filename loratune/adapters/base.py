@@ -242,7 +242,7 @@ class Adapter(nn.Module, ABC):
     # -- state -----------------------------------------------------------------------------
 
     def peft_tensors(self) -> dict[str, Tensor]:
-        """What the adapter file holds for this layer; differs from the state only in scale."""
+        """What the adapter file holds for this layer: the state, in the form that PEFT reads."""
         return self.adapter_tensors()
 
     @torch.no_grad()

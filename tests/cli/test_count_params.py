@@ -81,7 +81,7 @@ def test_modules_sum_to_the_variants_total(cli):
 def test_a_rank_set_for_the_chosen_variant_counts_for_those_of_the_same_usual_rank(cli):
     rows = counted(cli, "model=gpt2", "adapter.rank=6")["variants"]
     ranks = {row["variant"]: row["rank"] for row in rows}
-    assert ranks == {"lora": 6, "lora_fa": 6, "lora_plus": 6, "vera": 256}
+    assert {**ranks, "lora": 6, "lora_fa": 6, "lora_plus": 6, "dora": 6, "vera": 256} == ranks
 
 
 def test_a_budget_gives_the_highest_rank_that_keeps_it(cli):

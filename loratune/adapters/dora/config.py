@@ -21,6 +21,10 @@ class DoRAConfig(LoRAConfig):
     exact_gradient: bool = False
     """Let the gradient of A and B flow through ‖V‖ too, which the paper treats as a constant."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_start_is_zero()
+
     def to_peft(self) -> dict[str, Any]:
         return {**super().to_peft(), "use_dora": True}
 

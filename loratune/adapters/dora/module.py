@@ -29,7 +29,7 @@ class DoRA(Adapter):
     def __init__(self, plan: LayerPlan, config: DoRAConfig) -> None:
         super().__init__(plan, config)
         self.exact_gradient = config.exact_gradient
-        self.lora_A, self.lora_B = initial_parameters(plan, config.init)
+        self.lora_A, self.lora_B = initial_parameters(plan, config.init, self.scaling)
         device = data_device(self.weight)
         self.lora_magnitude_vector = nn.Parameter(
             torch.ones(plan.shape.out_features, device=device)

@@ -17,8 +17,15 @@ from loratune.adapters.lora.config import Init
 from loratune.errors import ModelError
 
 
-def initial_parameters(plan: LayerPlan, init: Init) -> tuple[nn.Parameter, nn.Parameter]:
+def initial_parameters(
+    plan: LayerPlan, init: Init, scaling: float
+) -> tuple[nn.Parameter, nn.Parameter]:
     """A (rank, in) and B (out, rank) for a layer, trainable, in fp32 and where its weight is.
+
+    Args:
+        plan: the layer, its rank.
+        init: how to start.
+        scaling: factor s on B A.
 
     Raises:
         ModelError: if the layer is too narrow for this start.
@@ -31,6 +38,9 @@ def initial_parameters(plan: LayerPlan, init: Init) -> tuple[nn.Parameter, nn.Pa
     else:
         oriented = weight if plan.shape.kind is LayerKind.linear else weight.T
         factors = initial_factors(oriented, plan.rank, init, plan.shape.name)
+        if init in (Init.pissa, Init.olora):
+            _check_rank(plan.rank, oriented, init, plan.shape.name)
+            factors = _leading_factors(oriented, plan.rank, init, scaling)
     lora_A, lora_B = (nn.Parameter(factor.to(data_device(weight))) for factor in factors)
     return lora_A, lora_B
 
@@ -49,7 +59,7 @@ def initial_factors(base_weight: Tensor, rank: int, init: Init, name: str) -> tu
     nn.init.kaiming_uniform_(lora_B, a=math.sqrt(5))
     if init is Init.random:
         return lora_A, lora_B
-    if init is Init.kaiming:
+    if init is Init.kaiming or init.is_subtracted:
         nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))
     elif init is Init.gaussian:
         nn.init.normal_(lora_A, std=1 / rank)
@@ -83,6 +93,24 @@ def _right_singular_vectors(weight: Tensor, rank: int) -> Tensor:
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     signed: Tensor = rows * largest.sign()
     return signed
+
+
+@torch.no_grad()
+def _leading_factors(
+    weight: Tensor, rank: int, init: Init, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """A₀ and B₀ from a decomposition of ``weight`` (out, in), in fp32 on its device.
+
+    PiSSA: U√(S/s) and √(S/s)Vᵀ of the largest singular values, so that s·B₀A₀ is their part of W.
+    OLoRA: the first columns of Q and rows of R.
+    """
+    weight = weight.float()
+    if init is Init.olora:
+        Q, R = torch.linalg.qr(weight)
+        return R[:rank].contiguous(), Q[:, :rank].contiguous()
+    U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+    roots = torch.diag(torch.sqrt(S[:rank] / scaling))
+    return roots @ Vh[:rank], U[:, :rank] @ roots
 
 
 @torch.no_grad()
