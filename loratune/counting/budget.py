@@ -13,6 +13,7 @@ from loratune.models.architectures import Architecture
 from loratune.units import parse_bytes, parse_count
 
 _HIGHEST_RANK = 1 << 24
+_NO_RANK = "its size does not depend on the rank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,13 @@ def match_budget(
 
     matches = []
     for config in configs:
+        has_rank = spent(config, 1) != spent(config, _HIGHEST_RANK)
         rank = _highest_rank(partial(spent, config), budget.limit)
+        if rank is not None and not has_rank:
+            rank = config.rank
         reached = spent(config, rank or 1)
-        difference, note = reached - budget.limit, _note(rank, matched)
+        difference = reached - budget.limit
+        note = _note(rank, matched) if has_rank else _NO_RANK
         quantity, limit = budget.quantity, budget.limit
         matches.append(
             BudgetMatch(config.variant, quantity, limit, rank, reached, difference, note)

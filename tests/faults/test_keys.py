@@ -158,6 +158,7 @@ MUTATIONS: dict[str, Mutation] = {
     "adapter.alpha_pattern": m("+adapter.alpha_pattern.q_proj=9"),
     "adapter.init": m("adapter.init=gaussian"),
     "adapter.rslora": m("adapter.rslora=true"),
+    "adapter.feedforward": m("adapter.feedforward=[q_proj]"),
     "adapter.exact_gradient": m("adapter.exact_gradient=true"),
     "adapter.projected": m("adapter.projected=true"),
     "adapter.lr_ratio": m("adapter.lr_ratio=4"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from support.command_line import CommandLine
-from support.peft_oracle import lora_config, peft_model, peft_parameters, vera_config
+from support.peft_oracle import ia3_config, lora_config, peft_model, peft_parameters, vera_config
 from support.tiny_models import ATTENTION, EMBEDDING, UNEQUAL, load_plain
 from torch import Tensor
 
@@ -55,6 +55,10 @@ def peft_configs(family: str) -> dict[str, Any]:
         "dora, embedding": lora_config(
             r=4, lora_alpha=6, target_modules=[embedding, *attention], use_dora=True, **flip
         ),
+        "ia3": ia3_config(
+            target_modules=several, feedforward_modules=[several[-1]],
+            fan_in_fan_out=family == "gpt2",
+        ),
         "vera": vera_config(r=8, target_modules=several, projection_prng_key=3, **flip),
         "vera, projections not saved": vera_config(
             r=8, target_modules=several, projection_prng_key=3, save_projection=False, **flip
@@ -64,7 +68,7 @@ def peft_configs(family: str) -> dict[str, Any]:
 
 KINDS = (
     "lora", "rslora", "patterns", "one block", "excluded", "expression", "embedding",
-    "modules_to_save", "dora", "dora, embedding", "vera", "vera, projections not saved",
+    "modules_to_save", "dora", "dora, embedding", "ia3", "vera", "vera, projections not saved",
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ OURS = {
     "rslora": ["adapter=lora", "adapter.rank=4", "adapter.rslora=true", "targets=mlp"],
     "saved head": ["adapter=lora", "adapter.rank=4", "targets.modules_to_save=[lm_head]"],
     "dora": ["adapter=dora", "adapter.rank=4", "targets=all_linear", "adapter.alpha=6"],
+    "ia3": ["adapter=ia3", "targets=all_linear"],
     "vera": ["adapter=vera", "adapter.rank=8", "targets=all_linear"],
 }
 # What only one family can express.

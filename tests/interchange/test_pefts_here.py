@@ -43,7 +43,7 @@ def test_what_peft_wrote_gives_pefts_logits(
 @pytest.mark.parametrize(
     ("family", "kind"),
     [("opt", kind) for kind in KINDS]
-    + [("gpt2", "embedding"), ("llama", "vera"), ("gpt2", "dora, embedding")],
+    + [("gpt2", "embedding"), ("llama", "vera"), ("gpt2", "dora, embedding"), ("gpt2", "ia3")],
 )
 def test_what_peft_wrote_is_evaluated_trained_further_merged_and_exported(
     cli: CommandLine, bases: dict[str, Path], rows: Path, tmp_path: Path, family: str, kind: str
@@ -60,7 +60,7 @@ def test_what_peft_wrote_is_evaluated_trained_further_merged_and_exported(
     measured = json.loads(scores.out[scores.out.index("{") :])
     assert measured["adapted"]["loss"] != measured["base"]["loss"]
 
-    variant = next((name for name in ("vera", "dora") if kind.startswith(name)), "lora")
+    variant = next((name for name in ("vera", "dora", "ia3") if kind.startswith(name)), "lora")
     further = [f"adapter={variant}", f"adapter_path={folder}", "trainer.lr=0.001"]
     cli.succeeds(*train_words(base, rows, "run", *further))
     before, after = tensors_of(folder), tensors_of(tmp_path / "run" / "adapter")

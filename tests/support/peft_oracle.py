@@ -46,6 +46,12 @@ def vera_config(**settings: Any) -> Any:
     return VeraConfig(task_type="CAUSAL_LM", **settings)
 
 
+def ia3_config(**settings: Any) -> Any:
+    from peft import IA3Config
+
+    return IA3Config(task_type="CAUSAL_LM", **settings)
+
+
 def peft_parameters(model: Any) -> dict[str, nn.Parameter]:
     """Every trainable parameter under its name in PEFT's file, in the model's order."""
     return {
