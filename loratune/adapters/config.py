@@ -124,6 +124,10 @@ class AdapterConfig(ABC):
         """Why this variant cannot adapt ``shape``, or an empty string."""
         return ""
 
+    def why_not_in_peft(self, shape: LayerShape) -> str:
+        """Why PEFT cannot adapt a layer that this variant can, or an empty string."""
+        return ""
+
     def without_costly_init(self) -> Self:
         """The same settings with the cheapest start, for an adapter about to be loaded."""
         return self

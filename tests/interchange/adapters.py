@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from support.command_line import CommandLine
-from support.peft_oracle import ia3_config, lora_config, peft_model, peft_parameters, vera_config
+from support.peft_oracle import (
+    ia3_config,
+    lora_config,
+    oft_config,
+    peft_model,
+    peft_parameters,
+    vera_config,
+)
 from support.tiny_models import ATTENTION, EMBEDDING, UNEQUAL, load_plain
 from torch import Tensor
 
@@ -58,6 +65,10 @@ def peft_configs(family: str) -> dict[str, Any]:
         "ia3": ia3_config(
             target_modules=several, feedforward_modules=[several[-1]],
             fan_in_fan_out=family == "gpt2",
+        ),
+        "oft": oft_config(target_modules=several, oft_block_size=8),
+        "oft, exact": oft_config(
+            target_modules=several, oft_block_size=4, use_cayley_neumann=False
         ),
         "vera": vera_config(r=8, target_modules=several, projection_prng_key=3, **flip),
         "vera, projections not saved": vera_config(

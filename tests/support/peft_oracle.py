@@ -52,6 +52,12 @@ def ia3_config(**settings: Any) -> Any:
     return IA3Config(task_type="CAUSAL_LM", **settings)
 
 
+def oft_config(**settings: Any) -> Any:
+    from peft import OFTConfig
+
+    return OFTConfig(task_type="CAUSAL_LM", **settings)
+
+
 def peft_parameters(model: Any) -> dict[str, nn.Parameter]:
     """Every trainable parameter under its name in PEFT's file, in the model's order."""
     return {

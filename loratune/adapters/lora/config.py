@@ -103,6 +103,7 @@ class LoRAConfig(AdapterConfig):
             }
         return {
             "peft_type": self.peft_type,
+            "bias": "none",
             "r": self.rank,
             "lora_alpha": self.rank if self.alpha is None else _plain(self.alpha),
             "lora_dropout": self.dropout,
