@@ -112,6 +112,14 @@ def test_settings_of_pefts_that_are_not_here_are_refused(setting: str) -> None:
         OFTConfig.from_peft({**OFTConfig().to_peft(), setting: 2}, {})
 
 
+def test_the_series_of_an_older_peft_is_refused() -> None:
+    older = OFTConfig().to_peft()
+    del older["peft_version"]
+    with pytest.raises(ValueError, match="had another series"):
+        OFTConfig.from_peft(older, {})
+    assert OFTConfig.from_peft({**older, "use_cayley_neumann": False}, {}).cayley_terms == 0
+
+
 @pytest.mark.parametrize("settings", [{"block_size": 1}, {"cayley_terms": -1}, {"cayley_terms": 2}])
 def test_what_is_no_rotation_is_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError):

@@ -37,7 +37,7 @@ SOME = {
         "adapter=lora", "adapter.rank=4", "adapter.rank_pattern={c_fc: 2}", "targets=all_linear",
     ],
     ("opt", "oft"): ["adapter=oft", "adapter.block_size=8", "targets=all_linear"],
-    ("llama", "oft, exact"): ["adapter=oft", "adapter.cayley_terms=0", "targets=attention"],
+    ("llama", "oft, exact"): ["adapter=oft", "adapter.block_size=8", "adapter.cayley_terms=0"],
     ("opt", "dora, embedding"): ["adapter=dora", "targets.modules=[embed_tokens,fc1]"],
     ("opt", "embedding"): ["adapter=lora", "adapter.rank=4", "targets.modules=[embed_tokens,fc1]"],
     ("gpt2", "head"): ["adapter=lora", "adapter.rank=4", "targets.modules=[lm_head,c_attn]"],

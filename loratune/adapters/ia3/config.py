@@ -70,7 +70,7 @@ class IA3Config(AdapterConfig):
     @classmethod
     def from_peft(cls, peft: Mapping[str, Any], training: Mapping[str, Any]) -> Self:
         names = _names(peft.get("feedforward_modules") or [])
-        return cls(feedforward=names, **cls.training_only(training, "feedforward"))
+        return cls(rank=1, feedforward=names, **cls.training_only(training, "rank", "feedforward"))
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """In numbers for a layer whose inputs are scaled, else out; all trained."""

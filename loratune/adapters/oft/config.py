@@ -73,7 +73,9 @@ class OFTConfig(AdapterConfig):
         return "its OFT has no Conv1D" if shape.kind is LayerKind.conv1d else ""
 
     def to_peft(self) -> dict[str, Any]:
+        """The version is the first that has this series; without it PEFT warns of an older one."""
         return {
+            "peft_version": "0.18.0",
             "peft_type": self.peft_type,
             "bias": "none",
             "r": 0,
@@ -93,10 +95,13 @@ class OFTConfig(AdapterConfig):
             if peft.get(key):
                 raise ValueError(f"{key}={peft[key]} is not supported")
         is_series = bool(peft.get("use_cayley_neumann", True))
+        if is_series and not peft.get("peft_version"):
+            raise ValueError("peft_version is missing: PEFT before 0.18 had another series")
         return cls(
             block_size=int(peft["oft_block_size"]),
             cayley_terms=int(peft.get("num_cayley_neumann_terms", 5)) if is_series else 0,
-            **cls.training_only(training, "block_size", "cayley_terms"),
+            rank=1,
+            **cls.training_only(training, "rank", "block_size", "cayley_terms"),
         )
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
