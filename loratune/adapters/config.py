@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -77,6 +77,9 @@ class AdapterConfig(ABC):
     peft_switches: ClassVar[frozenset[str]] = frozenset()
     """Settings that, switched on in a file of ``peft_type``, make it this variant's."""
 
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    """Settings of every variant that this one has no use for: a recipe may not change them."""
+
     variant: str = ""
     """Set by the variant's own class; names its folder under ``loratune/adapters``."""
     rank: int = 8
@@ -111,6 +114,10 @@ class AdapterConfig(ABC):
                 f"{self.dropout} is out of range", where="adapter.dropout", fix="use [0, 1)"
             )
         check_learning_rate(self.lr, "adapter.lr")
+
+    def with_rank(self, rank: int) -> Self:
+        """The same settings at another rank, where the variant has one."""
+        return self if "rank" in self.without_effect else replace(self, rank=rank)
 
     def warnings(self) -> list[str]:
         """What is allowed but likely to go wrong, one sentence each."""

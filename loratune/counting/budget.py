@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from loratune.adapters.config import AdapterConfig, LayerShape
@@ -82,12 +82,12 @@ def match_budget(
     saved = saved_modules(architecture, modules_to_save)
 
     def spent(config: AdapterConfig, rank: int) -> int:
-        resized = replace(config, rank=rank)
+        resized = config.with_rank(rank)
         return budget.spent(count_variant(architecture.base_parameters, matched, resized, saved))
 
     matches = []
     for config in configs:
-        has_rank = spent(config, 1) != spent(config, _HIGHEST_RANK)
+        has_rank = "rank" not in config.without_effect
         rank = _highest_rank(partial(spent, config), budget.limit)
         if rank is not None and not has_rank:
             rank = config.rank

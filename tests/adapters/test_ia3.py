@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.peft_oracle import our_model, our_optimizer
+from support.peft_oracle import our_model
 from support.tiny_models import load_plain, logits, save_base, tiny_gpt2, tiny_llama, tiny_opt
 from torch import nn
 
@@ -16,8 +16,10 @@ from loratune.adapter_files.peft_format import read_adapter, write_adapter
 from loratune.adapters.config import Kernel, LayerKind, LayerShape
 from loratune.adapters.ia3.config import IA3Config
 from loratune.adapters.ia3.module import IA3
+from loratune.adapters.registry import config_class
 from loratune.config.convert import to_plain
-from loratune.config.schema import Dtype, MergeConfig
+from loratune.config.schema import Dtype, MergeConfig, RunConfig
+from loratune.config.value_checks import check_values
 from loratune.errors import ConfigError
 from loratune.models.fingerprint import base_fingerprint
 from loratune.stages.merge import merge
@@ -105,17 +107,6 @@ def test_a_merged_folder_has_the_scaled_biases(
         torch.testing.assert_close(logits(load_plain(out)), theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_factors_are_never_decayed() -> None:
-    model = trained(tiny_opt)
-    before = [layer.ia3_l.detach().clone() for layer in model.adapters.values()]
-    optimizer = our_optimizer(model, lr=0.1, weight_decay=0.5)
-    for layer in model.adapters.values():
-        layer.ia3_l.grad = torch.zeros_like(layer.ia3_l)
-    optimizer.step()
-    for layer, tensor in zip(model.adapters.values(), before, strict=True):
-        assert torch.equal(layer.ia3_l, tensor)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_keeps_what_is_multiplied_and_no_more(dtype: torch.dtype) -> None:
     model = wrapped("llama", "ia3", dtype)
@@ -152,6 +143,21 @@ def test_another_expression_is_refused() -> None:
         IA3Config(feedforward=["fc[12]"])
 
 
-def test_settings_without_effect_are_named() -> None:
-    warnings = IA3Config(dropout=0.1, alpha=2.0).warnings()
-    assert [text.split(" ")[0] for text in warnings] == ["adapter.alpha", "adapter.dropout"]
+@pytest.mark.parametrize("variant", ["ia3", "oft"])
+@pytest.mark.parametrize(
+    "setting", [{"rank": 3}, {"alpha": 2.0}, {"dropout": 0.1}, {"rank_pattern": {"fc1": 2}}]
+)
+def test_a_recipe_cannot_set_what_has_no_effect(variant: str, setting: dict[str, Any]) -> None:
+    adapter = config_class(variant)(**setting)
+    config = RunConfig(adapter=adapter)
+    (error,) = [one for one in check_values(config) if one.where.startswith("adapter.")]
+    assert f"'adapter.{next(iter(setting))}' has no effect with {variant}" in str(error)
+    assert not [
+        one for one in check_values(RunConfig(adapter=config_class(variant)()))
+        if one.where.startswith("adapter.")
+    ]  # fmt: skip
+
+
+def test_a_budget_takes_it_as_it_is() -> None:
+    config = IA3Config()
+    assert config.with_rank(64) is config

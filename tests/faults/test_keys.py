@@ -181,6 +181,13 @@ TURNS = [
     {"role": "user", "content": "c?"},
     {"role": "assistant", "reasoning_content": "so", "content": "d"},
 ]
+KERNELS = {
+    "vera": "vera.module.fused_vera_linear",
+    "dora": "dora.module.fused_lora_linear",
+    "ia3": "ia3.module.IA3.fused_forward",
+    "oft": "oft.module.OFT.fused_forward",
+}
+"""What kernel=reference does not call, where that is not LoRA's."""
 ELSEWHERE = {
     "model.architecture": "count-params without the model",
     "data.split": "sources with several splits, which come from the hub",
@@ -292,7 +299,7 @@ def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> 
         changed = {word.lstrip("+").partition("=")[0] for word in words}
         kept = tuple(word for word in within if word.partition("=")[0] not in changed)
         reference = within if first != "adapter" else (f"adapter={variant}", *within)
-        kernel = f"{variant}.module.fused_{'vera' if variant == 'vera' else 'lora'}_linear"
+        kernel = KERNELS.get(variant, "lora.module.fused_lora_linear")
         calls = mutation.calls.replace("KERNEL", kernel)
         plain, before = live.unchanged(reference, calls)
         if plain.code != 0:

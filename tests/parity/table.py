@@ -33,10 +33,6 @@ def adamw(model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(peft_parameters(model).values(), lr=RATE, weight_decay=DECAY)
 
 
-def ia3_adamw(model: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(peft_parameters(model).values(), lr=RATE, weight_decay=0.0)
-
-
 def lora_plus(model: Any) -> torch.optim.Optimizer:
     from peft.optimizers import create_loraplus_optimizer
 
@@ -82,7 +78,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], Callable[[Any], Any]]
         {"use_dora": True, "lora_dropout": 0.3},
         adamw,
     ),
-    "IA3": ("ia3", {"feedforward": []}, {"feedforward_modules": []}, ia3_adamw),
+    "IA3": ("ia3", {"feedforward": []}, {"feedforward_modules": []}, adamw),
     "OFT": ("oft", {"block_size": 8}, {"oft_block_size": 8}, adamw),
     "VeRA": ("vera", {"rank": 8}, {}, adamw),
 }

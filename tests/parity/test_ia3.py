@@ -27,5 +27,6 @@ def test_loss_gradients_and_weights_equal_pefts_through_twenty_steps(
         targets,
         feedforward=feedforward,
     )
-    their_optimizer = torch.optim.AdamW(peft_parameters(theirs).values(), lr=1e-2, weight_decay=0.0)
-    train_both(theirs, ours, their_optimizer, our_optimizer(ours, lr=1e-2))
+    parameters = peft_parameters(theirs).values()
+    their_optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.01)
+    train_both(theirs, ours, their_optimizer, our_optimizer(ours, lr=1e-2, weight_decay=0.01))

@@ -19,7 +19,12 @@ class IA3Config(AdapterConfig):
 
     peft_type: ClassVar[str] = "IA3"
 
+    without_effect: ClassVar[tuple[str, ...]] = (
+        "rank", "alpha", "dropout", "rank_pattern", "alpha_pattern",
+    )  # fmt: skip
+
     variant: str = "ia3"
+    rank: int = 1
     lr: float = 5e-3
     feedforward: list[str] = field(
         default_factory=lambda: ["down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h"]
@@ -35,16 +40,6 @@ class IA3Config(AdapterConfig):
                     where="adapter.feedforward",
                     fix="name layers as the model does, for example mlp.c_proj",
                 )
-
-    def warnings(self) -> list[str]:
-        unused = {
-            "alpha": self.alpha is not None,
-            "dropout": self.dropout > 0,
-            "rank_pattern": bool(self.rank_pattern),
-            "alpha_pattern": bool(self.alpha_pattern),
-        }
-        names = [name for name, is_set in unused.items() if is_set]
-        return [f"adapter.{name} has no effect: IA3 only scales what is there" for name in names]
 
     def scaling(self, rank: int, alpha: float | None) -> float:
         """1: the factors train from 1, by themselves."""
@@ -70,7 +65,7 @@ class IA3Config(AdapterConfig):
     @classmethod
     def from_peft(cls, peft: Mapping[str, Any], training: Mapping[str, Any]) -> Self:
         names = _names(peft.get("feedforward_modules") or [])
-        return cls(rank=1, feedforward=names, **cls.training_only(training, "rank", "feedforward"))
+        return cls(feedforward=names, **cls.training_only(training, "rank", "feedforward"))
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """In numbers for a layer whose inputs are scaled, else out; all trained."""

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loratune.adapters.base import Adapter, LayerPlan, data_device
-from loratune.adapters.config import AdapterConfig, LayerKind
+from loratune.adapters.config import LayerKind
 from loratune.adapters.ia3.config import IA3Config
-from loratune.adapters.optimizer import OptimizerSettings, ParamGroup, decayed_and_plain_groups
 
 
 class IA3(Adapter):
@@ -51,18 +50,6 @@ class IA3(Adapter):
 
     def delta_bias(self, bias: Tensor) -> Tensor:
         return (self.ia3_l.flatten() - 1) * bias.to(self.ia3_l)
-
-    @classmethod
-    def param_groups(
-        cls, model: nn.Module, config: AdapterConfig, settings: OptimizerSettings
-    ) -> list[ParamGroup]:
-        """No weight decay on factors: it would pull them to 0, and the layers with them."""
-        groups = decayed_and_plain_groups(model, settings)
-        factors = {id(m.ia3_l) for m in model.modules() if isinstance(m, cls)}
-        own = [p for group in groups for p in group["params"] if id(p) in factors]
-        others = [{**g, "params": [p for p in g["params"] if id(p) not in factors]} for g in groups]
-        scaled = {"name": "factors", "params": own, "lr": settings.lr, "weight_decay": 0.0}
-        return [group for group in (scaled, *others) if group["params"]]
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"ia3_l": self.ia3_l}

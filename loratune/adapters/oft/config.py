@@ -23,7 +23,12 @@ class OFTConfig(AdapterConfig):
 
     peft_type: ClassVar[str] = "OFT"
 
+    without_effect: ClassVar[tuple[str, ...]] = (
+        "rank", "alpha", "dropout", "rank_pattern", "alpha_pattern",
+    )  # fmt: skip
+
     variant: str = "oft"
+    rank: int = 1
     lr: float = 1e-3
     block_size: int = 32
     """Inputs that are rotated together; where it does not divide them, the nearest that does."""
@@ -44,16 +49,6 @@ class OFTConfig(AdapterConfig):
                 where="adapter.cayley_terms",
                 fix="use 4 or more, or 0 for the exact inverse",
             )
-
-    def warnings(self) -> list[str]:
-        unused = {
-            "alpha": self.alpha is not None,
-            "dropout": self.dropout > 0,
-            "rank_pattern": bool(self.rank_pattern),
-            "alpha_pattern": bool(self.alpha_pattern),
-        }
-        names = [name for name, is_set in unused.items() if is_set]
-        return [f"adapter.{name} has no effect: OFT only rotates" for name in names]
 
     def scaling(self, rank: int, alpha: float | None) -> float:
         """1: a rotation has no strength."""
@@ -100,7 +95,6 @@ class OFTConfig(AdapterConfig):
         return cls(
             block_size=int(peft["oft_block_size"]),
             cayley_terms=int(peft.get("num_cayley_neumann_terms", 5)) if is_series else 0,
-            rank=1,
             **cls.training_only(training, "rank", "block_size", "cayley_terms"),
         )
 
