@@ -93,7 +93,7 @@ def match_budget(
             rank = config.rank
         reached = spent(config, rank or 1)
         difference = reached - budget.limit
-        note = _note(rank, matched) if has_rank else _NO_RANK
+        note = _note(rank, matched) if has_rank or rank is None else _NO_RANK
         quantity, limit = budget.quantity, budget.limit
         matches.append(
             BudgetMatch(config.variant, quantity, limit, rank, reached, difference, note)

@@ -213,6 +213,13 @@ def mutation_of(leaf: str) -> tuple[str, Mutation]:
     return variant, mutation
 
 
+def what_the_bench_may_not_set(variant: str) -> tuple[str, ...]:
+    """Words that put back what the bench sets and the variant has no use for."""
+    config = config_class(variant)()
+    names = {"rank", "dropout"} & set(config.without_effect)
+    return tuple(f"adapter.{name}={getattr(config, name)}" for name in sorted(names))
+
+
 def test_every_key_of_the_schema_has_a_mutation_here() -> None:
     known = {leaf for leaf in leaves(RunConfig) if not is_read_elsewhere(leaf)}
     plain = {leaf for leaf in known if not leaf.startswith("adapter[")}
@@ -295,7 +302,8 @@ def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> 
         within = tuple(word.format(**places) for word in mutation.within)
         words = tuple(word.format(**places) for word in mutation.words)
         first = words[0].partition("=")[0]
-        within = (*(() if first == "adapter" else (f"adapter={variant}",)), *within)
+        fitting = what_the_bench_may_not_set(variant)
+        within = (*(() if first == "adapter" else (f"adapter={variant}",)), *fitting, *within)
         changed = {word.lstrip("+").partition("=")[0] for word in words}
         kept = tuple(word for word in within if word.partition("=")[0] not in changed)
         reference = within if first != "adapter" else (f"adapter={variant}", *within)
