@@ -13,6 +13,7 @@ from torch import nn
 from loratune.adapters.base import Adapter, LayerPlan
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.registry import adapter_class
+from loratune.adapters.stacked import StackedWeight, put_adapter, put_parameter
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
@@ -127,6 +128,7 @@ def wrap_model(
         family,
         others=others,
         stacked=stacked_experts(model),
+        base_parameters=sum(parameter.numel() for parameter in model.parameters()),
         strict=strict,
     )
     _check_overlap(match, targets)
@@ -139,7 +141,7 @@ def wrap_model(
     for plan, adapter in zip(plans, adapters, strict=True):
         adapter.config = config
         adapter.train(plan.base_layer.training)
-        model.set_submodule(plan.shape.name, adapter)
+        _put(model, plan.shape, adapter)
     saved = {name: _save_module(model, name) for name in _saved_names(model, targets)}
     named = {adapter.shape.name: adapter for adapter in adapters}
     return WrappedModel(model, named, saved, config, match)
@@ -147,7 +149,24 @@ def wrap_model(
 
 def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPlan:
     rank, alpha = rank_for(shape.name, config), alpha_for(shape.name, config)
-    return LayerPlan(model.get_submodule(shape.name), shape, rank, alpha)
+    layer = (
+        StackedWeight(model.get_parameter(shape.name))
+        if shape.is_stacked
+        else model.get_submodule(shape.name)
+    )
+    return LayerPlan(layer, shape, rank, alpha)
+
+
+def _put(model: nn.Module, shape: LayerShape, new: nn.Module) -> None:
+    """Put an adapter in the place of a layer, or a layer back in its adapter's."""
+    if not shape.is_stacked:
+        model.set_submodule(shape.name, new)
+        return
+    owner, _, key = shape.name.rpartition(".")
+    if isinstance(new, Adapter):
+        put_adapter(model.get_submodule(owner), key, new)
+    else:
+        put_parameter(model.get_submodule(owner), key, new)
 
 
 def _check_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
@@ -199,9 +218,9 @@ def disabled(wrapped: WrappedModel) -> Iterator[None]:
 def unwrap_model(wrapped: WrappedModel) -> nn.Module:
     """Put the original layers back, bit for bit, and return the frozen base model."""
     model = wrapped.model
-    for name, adapter in wrapped.adapters.items():
+    for adapter in wrapped.adapters.values():
         adapter.unmerge()
-        model.set_submodule(name, adapter.base_layer)
+        _put(model, adapter.shape, adapter.base_layer)
     for name, saved in wrapped.saved_modules.items():
         model.set_submodule(name, saved.original_module)
     return model
@@ -215,8 +234,8 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     """
     model = wrapped.model
     parts = _parts_tied_weights(wrapped)
-    for name, adapter in wrapped.adapters.items():
-        model.set_submodule(name, adapter.merged_layer())
+    for adapter in wrapped.adapters.values():
+        _put(model, adapter.shape, adapter.merged_layer())
     for name, saved in wrapped.saved_modules.items():
         dtype = next(saved.original_module.parameters()).dtype
         model.set_submodule(name, saved.trained_module.to(dtype).requires_grad_(False))
@@ -252,11 +271,30 @@ def _parts_tied_weights(wrapped: WrappedModel) -> bool:
 def adapter_state(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
     """Every tensor of every adapter and saved module, frozen ones too, in PEFT's key names."""
     state: dict[str, torch.Tensor] = {}
+    names = peft_names(wrapped)
     for name, adapter in wrapped.adapters.items():
         for suffix, tensor in adapter.peft_tensors().items():
-            state[f"base_model.model.{name}.{suffix}"] = tensor.detach()
+            state[f"base_model.model.{names[name]}.{suffix}"] = tensor.detach()
         state.update({key: tensor.detach() for key, tensor in adapter.shared_tensors().items()})
     for name, saved in wrapped.saved_modules.items():
         for suffix, tensor in saved.trained_module.state_dict().items():
             state[f"base_model.model.{name}.{suffix}"] = tensor.detach()
     return state
+
+
+def peft_names(wrapped: WrappedModel) -> dict[str, str]:
+    """Name of every adapted layer to its name in PEFT's file.
+
+    PEFT wraps the module that has an adapted parameter, once more for each further parameter of
+    it: the first one's adapter is the innermost.
+    """
+    names = {}
+    outer: dict[str, int] = {}
+    for name in reversed(list(wrapped.adapters)):
+        if wrapped.adapters[name].shape.is_stacked:
+            owner = name.rpartition(".")[0]
+            names[name] = owner + ".base_layer" * outer.get(owner, 0)
+            outer[owner] = outer.get(owner, 0) + 1
+        else:
+            names[name] = name
+    return names

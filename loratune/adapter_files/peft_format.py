@@ -33,7 +33,7 @@ from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError, SecurityError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.models.weights import inside, read_all
-from loratune.surgery import WrappedModel, adapter_state
+from loratune.surgery import WrappedModel, adapter_state, peft_names
 
 TENSORS = "adapter_model.safetensors"
 FACTS = "loratune.json"
@@ -130,7 +130,8 @@ def read_back(folder: Path, wrapped: WrappedModel) -> None:
     wrong = [
         key
         for key, tensor in saved.tensors.items()
-        if key.startswith(f"{PREFIX}{first}.") and not torch.equal(tensor, state[key].cpu())
+        if key.startswith(f"{PREFIX}{peft_names(wrapped)[first]}.")
+        and not torch.equal(tensor, state[key].cpu())
     ]
     if saved.config.to_peft() != wrapped.config.to_peft() or wrong:
         what = f"'{wrong[0]}'" if wrong else CONFIG

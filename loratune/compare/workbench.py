@@ -180,7 +180,8 @@ class Workbench:
         """The base with fresh adapters; without them again afterwards, whatever happens."""
         wrapped = wrap_model(self.base.model, config, self.config.targets, seed=seed)
         try:
-            yield wrapped, LanguageModelHead(wrapped.model)
+            routers = self.config.trainer.router_loss
+            yield wrapped, LanguageModelHead(wrapped.model, router_loss=routers)
         finally:
             unwrap_model(wrapped)
             self.base.model.eval()

@@ -138,6 +138,9 @@ def arrange(
         ConfigError: packing or sharing that this model would compute wrongly.
     """
     data = config.data
+    if config.trainer.router_loss:
+        _check_rows_alone(config)
+        return Arrangement(pad_id), []
     sample = rows[:_LOOKED_AT]
     auto = data.share_prefixes == "auto" and _may_save(sample)
     if not rows or not (data.packing or data.share_prefixes is True or auto):
@@ -163,6 +166,18 @@ _LOOKED_AT = 2048
 def _may_save(rows: Sequence[EncodedRow]) -> bool:
     """Whether all rows together, and so the rows of a batch, could share enough."""
     return tree_tokens(rows, tree_order(rows)) <= WORTH * sum(map(len, rows))
+
+
+def _check_rows_alone(config: RunConfig) -> None:
+    """Check that every token lies in a batch once and is masked by its place alone."""
+    data = config.data
+    for key, asked in (("packing", data.packing), ("share_prefixes", data.share_prefixes is True)):
+        if asked:
+            raise ConfigError(
+                "the load-balancing loss of routers is computed for single rows only",
+                where=f"data.{key}=true",
+                fix=f"data.{key}=false, or trainer.router_loss=false",
+            )
 
 
 def _require_exact(config: RunConfig, probe: RowsTogether) -> None:

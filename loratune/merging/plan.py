@@ -94,10 +94,10 @@ class MergePlan:
         return name, known
 
     def _add_layers(self, offline: MetaAdapter) -> None:
-        for module, layer in offline.wrapped.adapters.items():
-            if self._is_added_already(offline, f"{module}.weight"):
+        for layer in offline.wrapped.adapters.values():
+            if self._is_added_already(offline, layer.shape.parameter):
                 continue
-            output = self._output(f"{module}.weight")
+            output = self._output(layer.shape.parameter)
             if isinstance(output, str):
                 self.layers.setdefault(output, []).append(layer)
             else:
@@ -106,7 +106,7 @@ class MergePlan:
 
     def _is_added_already(self, offline: MetaAdapter, parameter: str) -> bool:
         """Whether another name of the same tensor, corrected alike, comes before this one."""
-        adapted = {f"{module}.weight" for module in offline.wrapped.adapters}
+        adapted = {layer.shape.parameter for layer in offline.wrapped.adapters.values()}
         shared = [one for one in self._names.shared.get(parameter, ()) if one in adapted]
         return parameter not in self.parted and bool(shared) and shared[0] != parameter
 

@@ -95,7 +95,7 @@ def _warnings(
     if work.assumed:
         warnings.append(work.assumed)
     if work.audit is not None:
-        warnings += [one.line for one in work.audit.findings if one.severity is not Severity.note]
+        warnings += [one.line for one in work.audit.of(Severity.warning)]
     warnings += _capacity(memory, setting, disk)
     trainer = config.trainer
     warnings += filter(None, [warmup_warning(work.steps, trainer)])

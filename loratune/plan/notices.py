@@ -20,4 +20,5 @@ def match_targets(config: RunConfig, architecture: Architecture) -> TargetMatch:
         family=architecture.family,
         others=architecture.other_types,
         stacked=architecture.stacked_experts,
+        base_parameters=architecture.base_parameters,
     )

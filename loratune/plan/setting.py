@@ -9,6 +9,7 @@ import torch
 
 # Training's own imports: a plan runs in a process like training's, whose memory it counts.
 import loratune.pipeline.run  # noqa: F401
+from loratune.adapters.config import LayerShape
 from loratune.config.schema import RunConfig
 from loratune.counting.activations import ActivationReport, measure_activations
 from loratune.counting.parameters import VariantCount, count_variant, saved_modules
@@ -33,6 +34,7 @@ class Setting:
         architecture: the base model.
         count: what the adapter adds.
         adapted_blocks: blocks that have adapters.
+        adapted_experts: stacked layers of experts that have adapters.
         activations: what autograd keeps per token.
         dtype: of the base as it is loaded.
         device: where the recipe would run.
@@ -45,6 +47,7 @@ class Setting:
     architecture: Architecture
     count: VariantCount
     adapted_blocks: int
+    adapted_experts: tuple[LayerShape, ...]
     activations: ActivationReport
     dtype: torch.dtype
     device: torch.device
@@ -67,6 +70,7 @@ class Setting:
             work.largest,
             bytes_per_weight=self.bytes_per_weight,
             adapted_blocks=self.adapted_blocks,
+            adapted_experts=self.adapted_experts,
             gradient_checkpointing=config.trainer.gradient_checkpointing,
             process=self.process,
         )
@@ -95,6 +99,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         architecture=architecture,
         count=count_variant(architecture.base_parameters, matched.shapes, config.adapter, saved),
         adapted_blocks=len({block_of(shape.name) for shape in matched.shapes} - {None}),
+        adapted_experts=tuple(shape for shape in matched.shapes if shape.is_stacked),
         activations=measured,
         dtype=dtype,
         device=device,

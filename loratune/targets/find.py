@@ -9,12 +9,13 @@ from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
 from loratune.models.architectures import STACKED_EXPERTS, names_module
-from loratune.targets.errors import left_out, unmatched, unsupported
+from loratune.targets.errors import left_out, no_experts, unmatched, unsupported
 from loratune.targets.patterns import (
+    ALL_LINEAR,
+    EXPERTS,
     Pattern,
     block_of,
     fitting_keys,
-    frozen_experts,
     read_patterns,
     resolve_pattern,
 )
@@ -43,6 +44,7 @@ def find_targets(
     *,
     others: Mapping[str, str] | None = None,
     stacked: Mapping[str, int] | None = None,
+    base_parameters: int = 0,
     strict: bool = True,
 ) -> TargetMatch:
     """Find the layers that ``targets`` names.
@@ -54,6 +56,7 @@ def find_targets(
         family: ``model_type`` that role words resolve for.
         others: name to type of modules that cannot be adapted, named if a pattern means them.
         stacked: name to numbers of the tensors that hold a layer of every expert.
+        base_parameters: numbers in the whole model, for shares of it; 0 where nobody asked.
         strict: every listed pattern must match; else one match in all is enough, as in PEFT.
 
     Raises:
@@ -65,8 +68,12 @@ def find_targets(
     stacked = stacked or {}
     others = {n: kind for n, kind in _without(others or {}, shapes).items() if n not in stacked}
     matched, counts = _matched(shapes, patterns, targets)
-    notices += frozen_experts(patterns, counts, stacked)
-    errors = _pattern_errors(patterns, counts, shapes, others, stacked, strict=strict)
+    adapted, layers = {shape.name for shape in matched}, {shape.name for shape in shapes}
+    frozen = {name: numbers for name, numbers in stacked.items() if name not in adapted}
+    if strict and frozen:
+        notices.append(frozen_experts(targets.modules, frozen, base_parameters))
+    fixed = {name: numbers for name, numbers in stacked.items() if name not in layers}
+    errors = _pattern_errors(patterns, counts, shapes, others, fixed, strict=strict)
     if strict:
         errors += _selection_errors(shapes, targets)
     if config is not None and not errors:
@@ -81,18 +88,42 @@ def find_targets(
     return TargetMatch(tuple(matched), counts, tuple(notices))
 
 
+def frozen_experts(
+    modules: str | Sequence[str], stacked: Mapping[str, int], base_parameters: int
+) -> str:
+    """What to say where a model's experts are out of reach of the targets."""
+    names, frozen = list(stacked), sum(stacked.values())
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    share = f", {frozen / base_parameters:.1%} of the base" if base_parameters else ""
+    word = modules if isinstance(modules, str) else ", ".join(modules)
+    line = (
+        f"{word} leaves {frozen:,} parameters of experts frozen{share}: {names[0]}{more}, stacked "
+        "in one tensor each"
+    )
+    if modules in ALL_LINEAR:
+        line += (
+            "; PEFT's all-linear adapts the experts and the router of models that it converts "
+            "from another layout (here: all_linear_and_experts)"
+        )
+    return line
+
+
 def _matched(
     shapes: Sequence[LayerShape], patterns: Sequence[Pattern], targets: TargetsConfig
 ) -> tuple[list[LayerShape], dict[str, int]]:
-    """The layers that a pattern names and no setting leaves out, and how many each names."""
-    matched, counts = [], {pattern.text: 0 for pattern in patterns}
-    for shape in shapes:
-        hits = [pattern.text for pattern in patterns if pattern.matches(shape.name)]
-        if hits and not _is_left_out(shape.name, targets):
-            matched.append(shape)
-            for text in hits:
-                counts[text] += 1
-    return matched, counts
+    """The layers that a pattern names and no setting leaves out, and how many each names.
+
+    A name of modules, as PEFT's, means stacked experts of that name only where it has no other
+    meaning.
+    """
+    matched, counts = set(), {}
+    for pattern in patterns:
+        named = [shape for shape in shapes if pattern.matches(shape.name)]
+        named = [shape for shape in named if not shape.is_stacked] or named
+        chosen = {shape.name for shape in named if not _is_left_out(shape.name, targets)}
+        counts[pattern.text] = len(chosen)
+        matched |= chosen
+    return [shape for shape in shapes if shape.name in matched], counts
 
 
 def rank_for(name: str, config: AdapterConfig) -> int:
@@ -138,12 +169,15 @@ def _pattern_errors(
     missing: list[LoratuneError] = []
     for pattern in patterns:
         named = _meant(pattern, shapes, others)
-        if named and (counts[pattern.text] == 0 or not pattern.is_expression):
-            errors.append(unsupported(pattern.text, named, others))
-        elif counts[pattern.text] == 0 and (experts := _meant(pattern, shapes, stacked)):
+        experts = _meant(pattern, shapes, stacked) if counts[pattern.text] == 0 else []
+        if experts:
             missing.append(
                 unsupported(pattern.text, experts, dict.fromkeys(stacked, STACKED_EXPERTS))
             )
+        elif pattern.text == EXPERTS and not any(shape.is_stacked for shape in shapes):
+            missing.append(no_experts(shapes))
+        elif named and (counts[pattern.text] == 0 or not pattern.is_expression):
+            errors.append(unsupported(pattern.text, named, others))
         elif counts[pattern.text] == 0:
             named = [shape.name for shape in shapes if pattern.matches(shape.name)]
             missing.append(

@@ -21,7 +21,12 @@ def batch_loss(head: LanguageModelHead, batch: Batch, *, count_correct: bool = F
     sees its own row alone.
     """
     loss: TokenLoss
-    wanted = {"count_correct": count_correct, "keep_each": batch.sources is not None}
+    wanted: dict[str, Any] = {
+        "count_correct": count_correct,
+        "keep_each": batch.sources is not None,
+    }
+    if head.routers is not None:
+        wanted["computed"] = batch.not_padding
     if batch.position_ids is None or batch.subtree_ends is None:
         loss = head(batch.input_ids, batch.targets, **wanted)
         return loss

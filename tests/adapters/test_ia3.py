@@ -129,10 +129,10 @@ def test_a_layer_counts_its_outputs_or_its_inputs() -> None:
 
 @pytest.mark.parametrize("names", [[], ["fc2"], ["mlp.c_proj", "down_proj"]])
 def test_the_names_survive_pefts_file(names: list[str]) -> None:
-    config = IA3Config(feedforward=names)
-    assert IA3Config.from_peft(config.to_peft(), {}).feedforward == names
+    config = IA3Config(feedforward_layers=names)
+    assert IA3Config.from_peft(config.to_peft(), {}).feedforward_layers == names
     listed = {**config.to_peft(), "feedforward_modules": names}
-    assert IA3Config.from_peft(listed, {}).feedforward == names
+    assert IA3Config.from_peft(listed, {}).feedforward_layers == names
 
 
 def test_another_expression_is_refused() -> None:
@@ -140,7 +140,7 @@ def test_another_expression_is_refused() -> None:
         with pytest.raises(ValueError, match="regular expression"):
             IA3Config.from_peft({"feedforward_modules": expression}, {})
     with pytest.raises(ConfigError, match="not the end of a layer's name"):
-        IA3Config(feedforward=["fc[12]"])
+        IA3Config(feedforward_layers=["fc[12]"])
 
 
 @pytest.mark.parametrize("variant", ["ia3", "oft"])

@@ -21,7 +21,7 @@ LIVES = {
     "dora, gpt2, exact gradient, dropout": (
         "gpt2", ["adapter=dora", "adapter.exact_gradient=true", "adapter.dropout=0.1"],
     ),
-    "ia3, gpt2": ("gpt2", ["adapter=ia3", "adapter.feedforward=[c_fc]"]),
+    "ia3, gpt2": ("gpt2", ["adapter=ia3", "adapter.feedforward_layers=[c_fc]"]),
     "oft, opt": ("opt", ["adapter=oft", "adapter.block_size=8"]),
     "pissa, gpt2": ("gpt2", ["adapter=lora", "adapter.init=pissa", "adapter.rank=4"]),
     "olora, llama": ("llama", ["adapter=lora_plus", "adapter.init=olora", "adapter.rank=4"]),

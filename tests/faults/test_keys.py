@@ -94,6 +94,7 @@ MUTATIONS: dict[str, Mutation] = {
     "data.limit": m("data.limit=9"),
     "data.eval_limit": m("data.eval_limit=2", within=EVALUATED),
     "data.group_by_length": m("data.group_by_length=false"),
+    "data.group_by_prefix": m("data.group_by_prefix=true"),
     "data.packing": m("data.packing=true"),
     "trainer.steps": m("trainer.steps=5"),
     "trainer.epochs": m("trainer.epochs=2", within=("trainer.steps=null", "trainer.epochs=1")),
@@ -120,6 +121,7 @@ MUTATIONS: dict[str, Mutation] = {
         "trainer.gradient_checkpointing=true",
         calls="loratune.pipeline.training.checkpoint_activations",
     ),
+    "trainer.router_loss": m("trainer.router_loss=true"),
     "trainer.compile": m("trainer.compile=true", calls="torch.compile"),
     "trainer.deterministic": m(
         "trainer.deterministic=false", calls="loratune.training.step.repeatable_kernels"
@@ -160,7 +162,7 @@ MUTATIONS: dict[str, Mutation] = {
     "adapter.rslora": m("adapter.rslora=true"),
     "adapter.block_size": m("adapter.block_size=4"),
     "adapter.cayley_terms": m("adapter.cayley_terms=0"),
-    "adapter.feedforward": m("adapter.feedforward=[q_proj]"),
+    "adapter.feedforward_layers": m("adapter.feedforward_layers=[q_proj]"),
     "adapter.exact_gradient": m("adapter.exact_gradient=true"),
     "adapter.projected": m("adapter.projected=true"),
     "adapter.lr_ratio": m("adapter.lr_ratio=4"),

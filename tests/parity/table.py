@@ -78,7 +78,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], Callable[[Any], Any]]
         {"use_dora": True, "lora_dropout": 0.3},
         adamw,
     ),
-    "IA3": ("ia3", {"feedforward": []}, {"feedforward_modules": []}, adamw),
+    "IA3": ("ia3", {"feedforward_layers": []}, {"feedforward_modules": []}, adamw),
     "OFT": ("oft", {"block_size": 8}, {"oft_block_size": 8}, adamw),
     "VeRA": ("vera", {"rank": 8}, {}, adamw),
 }

@@ -25,7 +25,7 @@ def test_loss_gradients_and_weights_equal_pefts_through_twenty_steps(
         ia3_config(target_modules=targets, feedforward_modules=feedforward),
         "ia3",
         targets,
-        feedforward=feedforward,
+        feedforward_layers=feedforward,
     )
     parameters = peft_parameters(theirs).values()
     their_optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loratune.adapters.config import AdapterCount, LayerShape
+from loratune.adapters.config import AdapterConfig, AdapterCount, LayerShape
 from loratune.adapters.lora.config import LoRAConfig
 
 
@@ -24,6 +24,9 @@ class DoRAConfig(LoRAConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_start_is_zero()
+
+    def check_layer(self, shape: LayerShape) -> str:
+        return AdapterConfig.check_layer(self, shape)
 
     def to_peft(self) -> dict[str, Any]:
         return {**super().to_peft(), "use_dora": True}

@@ -26,18 +26,18 @@ class IA3Config(AdapterConfig):
     variant: str = "ia3"
     rank: int = 1
     lr: float = 5e-3
-    feedforward: list[str] = field(
+    feedforward_layers: list[str] = field(
         default_factory=lambda: ["down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h"]
     )
     """Ends of the names of layers whose inputs are scaled: the last of a feedforward block."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.feedforward:
+        for name in self.feedforward_layers:
             if not re.fullmatch(r"[\w.]+", name):
                 raise ConfigError(
                     f"'{name}' is not the end of a layer's name",
-                    where="adapter.feedforward",
+                    where="adapter.feedforward_layers",
                     fix="name layers as the model does, for example mlp.c_proj",
                 )
 
@@ -47,14 +47,16 @@ class IA3Config(AdapterConfig):
 
     def scales_inputs(self, shape: LayerShape) -> bool:
         """Whether a layer's inputs are scaled instead of its outputs."""
-        return any(f".{shape.name}".endswith(f".{name}") for name in self.feedforward)
+        return any(f".{shape.name}".endswith(f".{name}") for name in self.feedforward_layers)
 
     def check_layer(self, shape: LayerShape) -> str:
-        return "IA3 cannot adapt an embedding" if shape.kind is LayerKind.embedding else ""
+        if shape.kind is LayerKind.embedding:
+            return "IA3 cannot adapt an embedding"
+        return super().check_layer(shape)
 
     def to_peft(self) -> dict[str, Any]:
         """PEFT wants listed names to be targets too, and takes any regular expression."""
-        names = "|".join(map(re.escape, self.feedforward))
+        names = "|".join(map(re.escape, self.feedforward_layers))
         return {
             "peft_type": self.peft_type,
             "feedforward_modules": f"{_PREFIX}{names}{_SUFFIX}" if names else [],
@@ -65,7 +67,9 @@ class IA3Config(AdapterConfig):
     @classmethod
     def from_peft(cls, peft: Mapping[str, Any], training: Mapping[str, Any]) -> Self:
         names = _names(peft.get("feedforward_modules") or [])
-        return cls(feedforward=names, **cls.training_only(training, "rank", "feedforward"))
+        return cls(
+            feedforward_layers=names, **cls.training_only(training, "rank", "feedforward_layers")
+        )
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """In numbers for a layer whose inputs are scaled, else out; all trained."""

@@ -63,13 +63,18 @@ class LoRAConfig(AdapterConfig):
         resolved = float(rank) if alpha is None else alpha
         return resolved / math.sqrt(rank) if self.rslora else resolved / rank
 
-    def without_costly_init(self) -> Self:
-        return replace(self, init=Init.subtracted if self.init.is_subtracted else Init.kaiming)
-
     def check_layer(self, shape: LayerShape) -> str:
+        if shape.is_stacked and self.dropout:
+            return "experts stacked in one tensor take no dropout: adapter.dropout=0"
+        is_costly = self.init in (Init.orthonormal, Init.svd) or self.init.is_subtracted
+        if shape.is_stacked and is_costly:
+            return f"init={self.init} does not apply to experts stacked in one tensor"
         if self.init.is_subtracted and shape.kind is LayerKind.embedding:
             return f"init={self.init} cannot start an embedding"
         return ""
+
+    def without_costly_init(self) -> Self:
+        return replace(self, init=Init.subtracted if self.init.is_subtracted else Init.kaiming)
 
     def why_not_redrawn(self) -> str:
         if self.init is Init.svd or self.init.is_subtracted:
@@ -146,8 +151,11 @@ class LoRAConfig(AdapterConfig):
         return config
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
-        """r·(in + out), all trained; a subtracted start is as many numbers again, frozen."""
-        numbers = rank * (shape.in_features + shape.out_features)
+        """r·(in + out), all trained; a subtracted start is as many numbers again, frozen.
+
+        Of stacked experts for each.
+        """
+        numbers = shape.experts * rank * (shape.in_features + shape.out_features)
         return AdapterCount(trainable=numbers, frozen=numbers if self.init.is_subtracted else 0)
 
     def check_start_is_zero(self) -> None:

@@ -35,6 +35,9 @@ def initial_parameters(
     if plan.shape.kind is LayerKind.embedding:
         vocabulary, width = weight.shape
         factors = initial_embedding_factors((vocabulary, width), plan.rank, init)
+    elif plan.shape.is_stacked:
+        sizes = plan.shape.experts, plan.shape.out_features, plan.shape.in_features
+        factors = initial_expert_factors(sizes, plan.rank, init)
     else:
         oriented = weight if plan.shape.kind is LayerKind.linear else weight.T
         factors = initial_factors(oriented, plan.rank, init, plan.shape.name)
@@ -70,6 +73,23 @@ def initial_factors(base_weight: Tensor, rank: int, init: Init, name: str) -> tu
         else:
             lora_A.copy_(_right_singular_vectors(base_weight, rank))
     return lora_A, lora_B.zero_()
+
+
+@torch.no_grad()
+def initial_expert_factors(
+    shape: tuple[int, int, int], rank: int, init: Init
+) -> tuple[Tensor, Tensor]:
+    """A (experts · rank, in) and B (out, rank · experts) in fp32, drawn as PEFT draws them.
+
+    Args:
+        shape: experts, out and in.
+        rank: of each expert.
+        init: of A; orthonormal rows and singular vectors are refused before.
+    """
+    experts, out_features, in_features = shape
+    empty = torch.empty(out_features, in_features, device="meta")
+    lora_A, lora_B = initial_factors(empty, experts * rank, init, "")
+    return (lora_A.mul_(experts) if init is Init.gaussian else lora_A), lora_B
 
 
 def _check_rank(rank: int, base_weight: Tensor, init: Init, name: str) -> None:

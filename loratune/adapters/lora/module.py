@@ -22,6 +22,8 @@ class LoRA(LowRank):
     The order of operations is PEFT's, so that the reference kernel is bit-equal to it in fp32 on
     a CPU.  With a subtracted start B A − B₀A₀ takes the place of B A.  For an embedding A is
     (r, vocabulary) and B (width, r): y = E[ids] + s·A[:, ids]ᵀ Bᵀ.
+    For stacked experts both hold every expert's, as in PEFT's file: A (experts · r, in) expert by
+    expert, B (out, r · experts) with the experts of a column side by side.
     """
 
     start_A: Tensor | None
@@ -50,6 +52,9 @@ class LoRA(LowRank):
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
         if self.shape.kind is LayerKind.embedding:
             return embedding_product(self.base_layer, x, self.lora_A, self.lora_B, self.scaling)
+        if self.shape.is_stacked:
+            A, B, scale = self.stacked_factors()
+            return torch.bmm(torch.bmm(x.to(A.dtype), A.transpose(1, 2)), B.transpose(1, 2)) * scale
         x, (A, B) = self.dropout(x.to(self.lora_A.dtype)), self._pair()
         return F.linear(F.linear(x, A), B) * self.scaling
 
@@ -68,6 +73,12 @@ class LoRA(LowRank):
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
         return *self._pair(), self.scaling
+
+    def stacked_factors(self) -> tuple[Tensor, Tensor, float]:
+        experts, out = self.shape.experts, self.shape.out_features
+        A = self.lora_A.view(experts, self.rank, -1)
+        B = self.lora_B.view(out, self.rank, experts).permute(2, 0, 1)
+        return A, B, self.scaling
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         if self.shape.kind is LayerKind.embedding:

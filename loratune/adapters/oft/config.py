@@ -62,7 +62,9 @@ class OFTConfig(AdapterConfig):
         return min(divisors, key=lambda size: (abs(size - self.block_size), size))
 
     def check_layer(self, shape: LayerShape) -> str:
-        return "OFT cannot adapt an embedding here" if shape.kind is LayerKind.embedding else ""
+        if shape.kind is LayerKind.embedding:
+            return "OFT cannot adapt an embedding here"
+        return super().check_layer(shape)
 
     def why_not_in_peft(self, shape: LayerShape) -> str:
         return "its OFT has no Conv1D" if shape.kind is LayerKind.conv1d else ""
