@@ -103,7 +103,7 @@ def test_trained_biases_are_refused_with_the_setting_named(
 @pytest.mark.case(12, T0)
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("lora_bias", True), ("use_qalora", True), ("target_parameters", ["x"]), ("r", 0)],
+    [("lora_bias", True), ("use_qalora", True), ("target_parameters", [3]), ("r", 0)],
 )
 def test_what_changes_the_mathematics_and_is_not_here_is_refused_by_name(
     cli: CommandLine, bases: dict[str, Path], tmp_path: Path, setting: str, value: object
