@@ -118,7 +118,7 @@ def _without_frozen(offline: MetaAdapter) -> tuple[dict[str, Tensor], dict[str, 
         f"{PREFIX}{names[name]}.{suffix}"
         for name, layer in offline.wrapped.adapters.items()
         for suffix, tensor in layer.adapter_tensors().items()
-        if not tensor.requires_grad
+        if not tensor.requires_grad and f"{PREFIX}{name}.{suffix}" in tensors
     }
     if not frozen:
         raise ModelError(

@@ -152,7 +152,6 @@ def peft_config(
     """
     config = {
         "base_model_name_or_path": base_name,
-        "bias": "none",
         "inference_mode": True,
         "modules_to_save": list(wrapped.saved_modules) or None,
         "task_type": "CAUSAL_LM",

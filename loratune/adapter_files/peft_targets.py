@@ -53,9 +53,11 @@ def peft_targets(wrapped: WrappedModel, config: Mapping[str, Any]) -> PeftTarget
         wrapped: the model.
         config: the other settings of ``adapter_config.json``.
     """
+    refused = (wrapped.config.why_not_in_peft(one.shape) for one in wrapped.adapters.values())
+    problem = next(filter(None, refused), "")
     if config.get("peft_type") != "LORA":
         modules, _ = _module_names(wrapped, list(wrapped.adapters))
-        return PeftTargets({"target_modules": modules})
+        return PeftTargets({"target_modules": modules}, problem)
     misread = _taken_for_experts(wrapped)
     stacked = [name for name, layer in wrapped.adapters.items() if layer.shape.is_stacked]
     modules, is_exact = _module_names(
@@ -68,7 +70,10 @@ def peft_targets(wrapped: WrappedModel, config: Mapping[str, Any]) -> PeftTarget
             "lora_dropout": 0.0,  # PEFT has no dropout in front of a parameter
             **{key: _with_parameters(config, key, misread) for key in _PATTERNS},
         }
-    return PeftTargets(settings, _problem(wrapped, misread, modules, is_exact=is_exact))
+    problem = problem or _problem(wrapped, misread, modules, is_exact=is_exact)
+    for switch in sorted(wrapped.config.peft_switches) if misread else ():
+        problem = problem or f"it has no {switch} for '{misread[0]}', which it takes for experts"
+    return PeftTargets(settings, problem)
 
 
 def as_modules(peft: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

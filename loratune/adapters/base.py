@@ -36,9 +36,10 @@ class LayerPlan:
 class Adapter(nn.Module, ABC):
     """A frozen layer plus a correction: ``y + delta(x, y)`` with ``y = base_layer(x)``.
 
-    The correction is linear in x, so that it is also a matrix: ``delta(x, y) = x ΔWᵀ``.  ΔW may
-    depend on the weight W.  The base may lie on the meta device, without data: an adapter built
-    there starts with any numbers of the right shape, since its own are about to be loaded.
+    The correction is linear in x, so that it is also a matrix: ``delta(x, y) = x ΔWᵀ``, plus
+    ``delta_bias`` where it changes the base's bias too.  ΔW may depend on the weight W.  The base
+    may lie on the meta device, without data: an adapter built there starts with any numbers of the
+    right shape, since its own are about to be loaded.
 
     Attributes:
         base_layer: the layer that was there before; its parameters are frozen.
@@ -62,8 +63,8 @@ class Adapter(nn.Module, ABC):
         self.scaling = config.scaling(plan.rank, plan.alpha)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.enabled = True
-        # In a tuple, since a module would register a bare parameter as its own.
-        self._unmerged: tuple[nn.Parameter, ...] = ()
+        # In a mapping, since a module would register a bare parameter as its own.
+        self._unmerged: dict[str, nn.Parameter] = {}
 
     @classmethod
     def build(cls, plans: Sequence[LayerPlan], config: AdapterConfig) -> list[Self]:
@@ -86,6 +87,10 @@ class Adapter(nn.Module, ABC):
             (..., out).
         """
 
+    def output(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y + delta(x, y)``; override it where PEFT takes other steps to the same result."""
+        return y + self.delta(x, y)
+
     @abstractmethod
     def delta_rows(self, weight: Tensor, rows: slice) -> Tensor:
         """Rows of ΔW in the layout in which the layer stores its weight.
@@ -100,6 +105,15 @@ class Adapter(nn.Module, ABC):
         Returns:
             (rows, columns of ``weight``) in the adapter's dtype.
         """
+
+    @property
+    def corrects_bias(self) -> bool:
+        """Whether ``delta`` has a part that is not linear in x: what it makes of the bias."""
+        return False
+
+    def delta_bias(self, bias: Tensor) -> Tensor:
+        """What is added to the base's bias, where ``corrects_bias`` says so; (out,)."""
+        raise NotImplementedError
 
     def row_writer(self, weight: Tensor) -> RowWriter:
         """``delta_rows`` for many blocks of one weight; override it to share work among them."""
@@ -148,7 +162,7 @@ class Adapter(nn.Module, ABC):
             if y is not None:
                 return y
         y = self._base(x)
-        return (y + self.delta(x, y)).to(y.dtype)
+        return self.output(x, y).to(y.dtype)
 
     def _base_is_plain(self) -> bool:
         """Whether the base layer's output is just x Wᵀ + bias, with nothing hooked in."""
@@ -204,6 +218,15 @@ class Adapter(nn.Module, ABC):
         return total
 
     @torch.no_grad()
+    def merged_parameters(self) -> dict[str, Tensor]:
+        """The base layer's parameters that merging changes, as they are then."""
+        merged = {"weight": self.merged_weight()}
+        if self.corrects_bias and self.bias is not None:
+            total = self.bias.float() + self.delta_bias(self.bias).float()
+            merged["bias"] = total.to(self.bias.dtype)
+        return merged
+
+    @torch.no_grad()
     def merge(self) -> None:
         """Put the correction into the base layer's weight; the old one is kept for ``unmerge``.
 
@@ -214,21 +237,24 @@ class Adapter(nn.Module, ABC):
             ModelError: if the result is not finite; the base is left as it was.
         """
         if not self.merged:
-            merged, unmerged = self.merged_weight(), self.weight
-            assert isinstance(unmerged, nn.Parameter)
-            self._unmerged = (unmerged,)
-            self.base_layer.weight = nn.Parameter(merged, requires_grad=False)
+            merged = self.merged_parameters()
+            self._unmerged = {name: self.base_layer.get_parameter(name) for name in merged}
+            self._exchange(merged)
+
+    def _exchange(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.base_layer.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def unmerge(self) -> None:
         """Put the kept base weight back: the very tensor, shared again where it was shared."""
-        if self._unmerged:
-            (self.base_layer.weight,) = self._unmerged
-            self._unmerged = ()
+        for name, parameter in self._unmerged.items():
+            self.base_layer.register_parameter(name, parameter)
+        self._unmerged = {}
 
     def merged_layer(self) -> nn.Module:
         """The plain layer with the correction in its weight (a tied weight gets its own copy)."""
         self.unmerge()
-        self.base_layer.weight = nn.Parameter(self.merged_weight(), requires_grad=False)
+        self._exchange(self.merged_parameters())
         return self.base_layer
 
     # -- training --------------------------------------------------------------------------
@@ -250,7 +276,7 @@ class Adapter(nn.Module, ABC):
     # -- state -----------------------------------------------------------------------------
 
     def peft_tensors(self) -> dict[str, Tensor]:
-        """What the adapter file holds for this layer; differs from the state only in scale."""
+        """What the adapter file holds for this layer: the state, in the form that PEFT reads."""
         return self.adapter_tensors()
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -106,6 +106,9 @@ class AdapterConfig(ABC):
     peft_switches: ClassVar[frozenset[str]] = frozenset()
     """Settings that, switched on in a file of ``peft_type``, make it this variant's."""
 
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    """Settings of every variant that this one has no use for: a recipe may not change them."""
+
     variant: str = ""
     """Set by the variant's own class; names its folder under ``loratune/adapters``."""
     rank: int = 8
@@ -141,6 +144,10 @@ class AdapterConfig(ABC):
             )
         check_learning_rate(self.lr, "adapter.lr")
 
+    def with_rank(self, rank: int) -> Self:
+        """The same settings at another rank, where the variant has one."""
+        return self if "rank" in self.without_effect else replace(self, rank=rank)
+
     def warnings(self) -> list[str]:
         """What is allowed but likely to go wrong, one sentence each."""
         return []
@@ -153,6 +160,10 @@ class AdapterConfig(ABC):
         """Why this variant cannot adapt ``shape``, or an empty string."""
         if shape.is_stacked:
             return f"{self.variant} cannot adapt experts that are stacked in one tensor"
+        return ""
+
+    def why_not_in_peft(self, shape: LayerShape) -> str:
+        """Why PEFT cannot adapt a layer that this variant can, or an empty string."""
         return ""
 
     def without_costly_init(self) -> Self:

@@ -58,6 +58,7 @@ class MergePlan:
         for offline in self.offline:
             self._add_layers(offline)
             self._add_trained(offline)
+            self._add_biases(offline)
 
     def _sources(self) -> dict[str, TensorEntry]:
         """The base's tensors, and one more for each parameter that must have its own."""
@@ -122,6 +123,22 @@ class MergePlan:
                 if name in values and id(values[name]) in before:
                     raise MergeError("two adapters both trained this module in full", where=module)
                 values[name] = value.detach()
+
+    @torch.no_grad()
+    def _add_biases(self, offline: MetaAdapter) -> None:
+        for module, layer in offline.wrapped.adapters.items():
+            if not layer.corrects_bias:
+                continue
+            output = self._output(f"{module}.bias")
+            name, values = (
+                (output, self.trained)
+                if isinstance(output, str)
+                else (output[0], output[1].trained)
+            )
+            if name in values:
+                raise MergeError("two adapters both change this bias", where=module)
+            bias = self._names.read(f"{module}.bias")
+            values[name] = bias.float() + layer.delta_bias(bias).float()
 
     def _trained_values(self) -> list[Tensor]:
         groups = self.converted.values()

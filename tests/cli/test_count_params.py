@@ -8,6 +8,8 @@ import json
 
 import pytest
 
+from loratune.adapters.registry import variant_names
+
 PRINTED = {"opt_125m": 589_824, "opt_350m": 1_572_864, "opt_1_3b": 3_145_728}
 
 
@@ -38,7 +40,7 @@ def test_the_table_names_its_denominators_and_counts_shared_matrices_once(cli):
     assert "trainable / 125,239,296 (base parameters" in out
     assert "vera: 24,576 frozen numbers are random matrices that all 24 layers share" in out
     assert "vera at rank 16: its own recipe uses 256" in out
-    for variant in ("lora", "lora_fa", "lora_plus", "vera"):
+    for variant in variant_names():
         assert f"│ {variant} " in out
 
 
@@ -57,7 +59,7 @@ def test_a_narrow_terminal_gets_every_number_with_variants_as_columns(cli, monke
 def test_csv_is_a_table_a_program_reads(cli):
     _, out, _ = cli("count-params", "model=gpt2", "rank=4", "format=csv")
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert {row["variant"] for row in rows} == {"lora", "lora_fa", "lora_plus", "vera"}
+    assert {row["variant"] for row in rows} == set(variant_names())
     assert all(int(row["stored bytes"]) == 4 * int(row["stored"]) for row in rows)
 
 
@@ -79,7 +81,7 @@ def test_modules_sum_to_the_variants_total(cli):
 def test_a_rank_set_for_the_chosen_variant_counts_for_those_of_the_same_usual_rank(cli):
     rows = counted(cli, "model=gpt2", "adapter.rank=6")["variants"]
     ranks = {row["variant"]: row["rank"] for row in rows}
-    assert ranks == {"lora": 6, "lora_fa": 6, "lora_plus": 6, "vera": 256}
+    assert {**ranks, "lora": 6, "lora_fa": 6, "lora_plus": 6, "dora": 6, "vera": 256} == ranks
 
 
 def test_a_budget_gives_the_highest_rank_that_keeps_it(cli):

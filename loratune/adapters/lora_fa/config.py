@@ -17,6 +17,10 @@ class LoRAFAConfig(LoRAConfig):
     projected: bool = False
     """Replace B's gradient by its closed form (1/s²)·g·(AAᵀ)⁻¹ (version 2 of the paper)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_start_is_zero()
+
     def check_layer(self, shape: LayerShape) -> str:
         if shape.kind is LayerKind.embedding:
             return "LoRA-FA cannot adapt an embedding: its frozen factor would start at zero"

@@ -57,6 +57,7 @@ class VeRAConfig(AdapterConfig):
         """PEFT's VeRA has no alpha: our tensors are written with the scaling folded in."""
         return {
             "peft_type": self.peft_type,
+            "bias": "none",
             "r": self.rank,
             "vera_dropout": self.dropout,
             "d_initial": self.d_initial,
