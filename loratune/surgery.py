@@ -99,6 +99,7 @@ def wrap_model(
     *,
     seed: int | None = 0,
     family: str | None = None,
+    unusable: Mapping[str, str] | None = None,
     strict: bool = True,
     will_be_loaded: bool = False,
 ) -> WrappedModel:
@@ -110,6 +111,7 @@ def wrap_model(
         targets: which layers.
         seed: of the adapters' random start; ``None`` draws from torch's current state.
         family: architecture that the role words resolve for, by default ``model.config``'s.
+        unusable: layer to why an adapter can do nothing for it, where that was looked at.
         strict: every listed pattern must match; else one match in all is enough.
         will_be_loaded: skip a costly start that loading an adapter will overwrite.
 
@@ -126,6 +128,7 @@ def wrap_model(
         family,
         others=others,
         stacked=stacked_experts(model),
+        unusable=unusable,
         strict=strict,
     )
     _check_overlap(match, targets)

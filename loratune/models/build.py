@@ -17,6 +17,9 @@ from loratune.models.source import read_model_config
 if TYPE_CHECKING:
     from torch import nn
 
+FEW_WORDS = 512
+"""Tokens of a vocabulary that only costs memory."""
+
 
 def read_transformers_config(source: Path | str, revision: str | None = None) -> Any:
     """``config.json`` as transformers understands it.
@@ -86,6 +89,38 @@ def meta_model(config: Any, where: str) -> nn.Module:
     with _build_errors(where), torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
+
+
+def outline(numbers: Mapping[str, Any], vocabulary: int | None = None) -> nn.Module:
+    """The model of a ``config.json``'s numbers on the meta device.
+
+    Args:
+        numbers: ``model_type`` and the sizes, as in ``config.json``.
+        vocabulary: at most so many tokens, where the model can be built so: tables of words are
+            the largest part of many models.
+
+    Raises:
+        ModelError: if transformers cannot build it.
+    """
+    import torch
+
+    with torch.device("meta"):
+        if vocabulary is not None:
+            with contextlib.suppress(ModelError):
+                return build_model(_with_few_words(numbers, vocabulary))
+        return build_model(numbers)
+
+
+def _with_few_words(numbers: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+    few: dict[str, Any] = {
+        key: _with_few_words(value, vocabulary) if isinstance(value, Mapping) else value
+        for key, value in numbers.items()
+    }
+    words = few.get("vocab_size")
+    if isinstance(words, int):
+        few["vocab_size"] = min(words, vocabulary)
+        few |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    return few
 
 
 def meta_base(folder: Path) -> nn.Module:

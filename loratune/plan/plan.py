@@ -72,6 +72,7 @@ class Plan:
     warnings: tuple[str, ...]
     overrides: tuple[str, ...] = ()
     budget: int | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -91,6 +92,7 @@ class Plan:
             },
             "disk": {**asdict(self.disk), "total": self.disk.total},
             "time": asdict(self.time) if self.time else None,
+            "notes": list(self.notes),
             "warnings": list(self.warnings),
             "fit": {"budget": self.budget, "overrides": list(self.overrides)}
             if self.budget is not None
@@ -170,6 +172,7 @@ def _rest(plan: Plan) -> Iterator[str]:
             f"{plan.time.calibrated_on} tokens) and {duration(plan.time.evaluation, 2)} of "
             "evaluation, generation not counted"
         )
+    yield from (f"note: {note}" for note in plan.notes)
     for warning in plan.warnings:
         yield warning if warning.startswith(("warning", "error")) else f"warning: {warning}"
     if plan.budget is not None:

@@ -16,7 +16,6 @@ from loratune.errors import ConfigError, LoratuneError
 from loratune.models.architectures import Architecture
 from loratune.models.devices import resolve_device, resolve_dtype
 from loratune.models.dtypes import torch_dtype
-from loratune.models.measure import find_architecture
 from loratune.models.source import is_hub_id, model_folder
 from loratune.models.weights import stored_dtype, tensor_entries
 from loratune.plan.memory import Memory, predict, resident_bytes
@@ -39,6 +38,7 @@ class Setting:
         is_here: whether that device is in this machine.
         process: bytes of the process itself; 0 where the device has its own memory.
         stored: number format of the base's files, by its safetensors name.
+        notices: what a reader of the recipe might not expect of its targets.
     """
 
     architecture: Architecture
@@ -50,6 +50,7 @@ class Setting:
     is_here: bool
     process: int
     stored: str
+    notices: tuple[str, ...] = ()
 
     @property
     def bytes_per_weight(self) -> int:
@@ -70,17 +71,17 @@ class Setting:
         )
 
 
-def find_setting(config: RunConfig, tokens: int) -> Setting:
-    """What decides the recipe's memory; builds one block with random weights.
+def find_setting(config: RunConfig, architecture: Architecture, tokens: int) -> Setting:
+    """What decides the recipe's memory; builds one block of each kind with random weights.
 
     Args:
         config: the recipe.
+        architecture: the base model.
         tokens: length of the sequence that activations are measured on.
 
     Raises:
-        LoratuneError: an unknown model, or targets that match nothing.
+        LoratuneError: targets that match nothing, or a device that is not there.
     """
-    architecture = find_architecture(config.model)
     matched = find_targets(
         architecture.layers,
         config.targets,
@@ -88,6 +89,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         family=architecture.family,
         others=architecture.other_types,
         stacked=architecture.stacked_experts,
+        unusable=architecture.unusable,
     )
     saved = saved_modules(architecture, config.targets.modules_to_save)
     stored = _stored_dtype(config)
@@ -106,6 +108,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         is_here=is_here,
         process=resident_bytes() if device.type == "cpu" else 0,
         stored=stored,
+        notices=matched.notices,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loratune.config.schema import RowFormat, RunConfig, TrainerConfig
@@ -102,8 +102,13 @@ def read_workload_rows(config: RunConfig) -> Rows:
     return Rows(data, tokenizer)
 
 
-def workload(config: RunConfig, rows: Rows) -> Workload:
+def workload(config: RunConfig, rows: Rows, arrangement: Arrangement | None = None) -> Workload:
     """Lay out the batches as training would, or assume rows of ``data.max_length`` tokens.
+
+    Args:
+        config: the recipe.
+        rows: its rows.
+        arrangement: how the model takes them; by default any layout is exact.
 
     Raises:
         DataError: if the recipe makes no step.
@@ -112,7 +117,8 @@ def workload(config: RunConfig, rows: Rows) -> Workload:
         return _assumed(config, rows.reason)
     data = rows.data
     plan = BatchPlan.from_config([len(row) for row in data.train], config.data, config.trainer)
-    arrangement = assumed_arrangement(config)
+    packed = config.data.max_length if config.data.packing else 0
+    arrangement = replace(arrangement or assumed_arrangement(config), packed=packed)
     looked_at = min(plan.total_steps, STEPS_LOOKED_AT)
     batches = [
         _shape([data.train[number] for number in numbers], arrangement)

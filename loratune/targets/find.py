@@ -15,9 +15,11 @@ from loratune.targets.patterns import (
     block_of,
     fitting_keys,
     frozen_experts,
+    is_word,
     read_patterns,
     resolve_pattern,
 )
+from loratune.targets.unusable import left_out_notes, unusable_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,12 @@ def find_targets(
     *,
     others: Mapping[str, str] | None = None,
     stacked: Mapping[str, int] | None = None,
+    unusable: Mapping[str, str] | None = None,
     strict: bool = True,
 ) -> TargetMatch:
     """Find the layers that ``targets`` names.
+
+    Of the layers for which an adapter can do nothing, a word such as ``all_linear`` means none.
 
     Args:
         shapes: every layer that can be adapted, in the model's order.
@@ -54,15 +59,20 @@ def find_targets(
         family: ``model_type`` that role words resolve for.
         others: name to type of modules that cannot be adapted, named if a pattern means them.
         stacked: name to numbers of the tensors that hold a layer of every expert.
+        unusable: layer to why an adapter can do nothing for it.
         strict: every listed pattern must match; else one match in all is enough, as in PEFT.
 
     Raises:
         ConfigError: if the patterns are malformed, or a rank or alpha pattern fits no target.
-        ModelError: for each pattern that matches nothing, and each layer the variant refuses.
+        ModelError: for each pattern that matches nothing, each layer the variant refuses, and
+            layers named one by one that are unusable.
         SecurityError: if a regular expression takes longer than a second.
     """
+    every, unusable, stacked = shapes, unusable or {}, stacked or {}
+    by_word = is_word(targets.modules)
+    if by_word:
+        shapes = [shape for shape in every if shape.name not in unusable]
     patterns, notices = read_patterns(shapes, targets.modules, family)
-    stacked = stacked or {}
     others = {n: kind for n, kind in _without(others or {}, shapes).items() if n not in stacked}
     counts = {pattern.text: 0 for pattern in patterns}
     matched = []
@@ -74,6 +84,14 @@ def find_targets(
                 counts[text] += 1
     notices += frozen_experts(patterns, counts, stacked)
     errors = _pattern_errors(patterns, counts, shapes, others, stacked, strict=strict)
+    if by_word:
+        meant, _ = read_patterns(every, targets.modules, family) if unusable else (patterns, [])
+        useless = [name for name in unusable if any(one.matches(name) for one in meant)]
+        useless = [name for name in useless if not _is_left_out(name, targets)]
+        notices += left_out_notes(str(targets.modules), useless, unusable, every)
+    else:
+        useless = [shape.name for shape in matched if shape.name in unusable]
+        errors += unusable_targets(useless, unusable, every)
     if strict:
         errors += _selection_errors(shapes, targets)
     if config is not None and not errors:

@@ -102,6 +102,11 @@ def block_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def is_word(modules: Any) -> bool:
+    """Whether ``modules`` leaves it to the model which layers it means."""
+    return isinstance(modules, str) and modules in (*ALL_LINEAR, *ROLE_WORDS)
+
+
 def read_patterns(
     shapes: Sequence[LayerShape], modules: Any, family: str | None
 ) -> tuple[list[Pattern], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loratune.adapters.config import LayerKind, LayerShape
@@ -39,6 +39,7 @@ class Architecture:
         others: the other modules that hold parameters.
         base_parameters: numbers in the whole model, tied weights counted once.
         numbers: what the architecture was built from.
+        unusable: layer to why an adapter can do nothing for it.
     """
 
     family: str
@@ -46,6 +47,7 @@ class Architecture:
     others: tuple[OtherModule, ...]
     base_parameters: int
     numbers: Mapping[str, Any]
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Part, ...]:

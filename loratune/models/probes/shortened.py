@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,12 +12,14 @@ from torch import nn
 
 _MOST_KINDS = 8
 """Blocks of a copy: models repeat a pattern of fewer kinds."""
+_SPREAD = 0.02
 
 
 @torch.no_grad()
 def shortened(model: nn.Module) -> nn.Module:
     """A frozen fp32 copy in evaluation mode with one block of each kind, on the same device.
 
+    The copy of a model without data (on the meta device) lies on the CPU and has random weights.
     Two blocks are of one kind if their modules have the same types, shapes and settings but for
     the block's own number.  Lists of the model's config with an entry for every block are cut
     alike.
@@ -25,7 +27,7 @@ def shortened(model: nn.Module) -> nn.Module:
     blocks = _blocks(model)
     if blocks is None:
         return _frozen(copy.deepcopy(model))
-    chosen = _one_of_each_kind(blocks)
+    chosen = sorted(set(_stand_ins(blocks)))
     with _only(blocks, chosen):
         small = copy.deepcopy(model)
     for module in small.modules():
@@ -34,8 +36,43 @@ def shortened(model: nn.Module) -> nn.Module:
     return _frozen(small)
 
 
+def names_in_the_copy(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """What stands for each of a model's modules in its short copy: name to name."""
+    blocks = _blocks(model)
+    if blocks is None:
+        return {name: name for name in names}
+    prefix = next(f"{name}." for name, module in model.named_modules() if module is blocks)
+    stand_ins = _stand_ins(blocks)
+    places = {number: place for place, number in enumerate(sorted(set(stand_ins)))}
+
+    def in_the_copy(name: str) -> str:
+        if not name.startswith(prefix):
+            return name
+        number, dot, rest = name.removeprefix(prefix).partition(".")
+        return f"{prefix}{places[stand_ins[int(number)]]}{dot}{rest}"
+
+    return {name: in_the_copy(name) for name in names}
+
+
 def _frozen(model: nn.Module) -> nn.Module:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model = _with_random_weights(model)
     return model.float().eval().requires_grad_(False)
+
+
+def _with_random_weights(model: nn.Module) -> nn.Module:
+    """A model without data with its own kind of start, and nothing that is zero throughout."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model.to_empty(device="cpu")
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.zero_()
+        if callable(start := getattr(model, "init_weights", None)):
+            start()
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=_SPREAD)
+    return model
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList | None:
@@ -45,16 +82,23 @@ def _blocks(model: nn.Module) -> nn.ModuleList | None:
     return lists[sizes.index(max(sizes))] if lists else None
 
 
-def _one_of_each_kind(blocks: nn.ModuleList) -> list[int]:
+def _stand_ins(blocks: nn.ModuleList) -> list[int]:
+    """For every block the number of the first of its kind, or of the last kind that is copied."""
     kinds: dict[Hashable, int] = {}
     settings = [_settings(block) for block in blocks]
-    numbered = {
-        key for key in settings[0] if all(one.get(key) == n for n, one in enumerate(settings))
+    numbered = {key for one in settings for key in one} - {
+        key
+        for number, one in enumerate(settings)
+        for key, value in one.items()
+        if type(value) is not int or value != number
     }
+    stand_ins = []
     for number, values in enumerate(settings):
         kind = tuple((key, value) for key, value in values.items() if key not in numbered)
-        kinds.setdefault(kind, number)
-    return sorted(kinds.values())[:_MOST_KINDS]
+        if kind not in kinds and len(kinds) == _MOST_KINDS:
+            number = max(kinds.values())
+        stand_ins.append(kinds.setdefault(kind, number))
+    return stand_ins
 
 
 def _settings(block: nn.Module) -> dict[tuple[str, str], Hashable]:
