@@ -92,7 +92,7 @@ def meta_model(config: Any, where: str) -> nn.Module:
 
 
 def outline(numbers: Mapping[str, Any], vocabulary: int | None = None) -> nn.Module:
-    """The model of a ``config.json``'s numbers on the meta device.
+    """The model of a ``config.json``'s numbers without its weights (on the meta device).
 
     Args:
         numbers: ``model_type`` and the sizes, as in ``config.json``.
@@ -102,13 +102,35 @@ def outline(numbers: Mapping[str, Any], vocabulary: int | None = None) -> nn.Mod
     Raises:
         ModelError: if transformers cannot build it.
     """
-    import torch
-
-    with torch.device("meta"):
+    with _parameters_without_data():
         if vocabulary is not None:
             with contextlib.suppress(ModelError):
                 return build_model(_with_few_words(numbers, vocabulary))
         return build_model(numbers)
+
+
+@contextlib.contextmanager
+def _parameters_without_data() -> Iterator[None]:
+    """Modules made in the block hold parameters on the meta device, and real buffers.
+
+    Under ``torch.device("meta")`` masks and frequencies would lose their values too.
+    """
+    import torch
+    from torch import nn
+
+    register = nn.Module.register_parameter
+
+    def register_empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def _with_few_words(numbers: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
@@ -119,7 +141,8 @@ def _with_few_words(numbers: Mapping[str, Any], vocabulary: int) -> dict[str, An
     words = few.get("vocab_size")
     if isinstance(words, int):
         few["vocab_size"] = min(words, vocabulary)
-        few |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+        tokens = {key: value for key, value in few.items() if key.endswith("_token_id")}
+        few |= {k: min(v, vocabulary - 1) for k, v in tokens.items() if isinstance(v, int)}
     return few
 
 

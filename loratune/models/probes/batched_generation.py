@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from loratune.models.positions import positions
-from loratune.models.probes.shortened import shortened
-from loratune.models.probes.states import FAILURES, TOLERANCE
+from loratune.models.probes.shortened import FAILURES, shortened
+from loratune.models.probes.states import TOLERANCE
 from loratune.models.prompt_cache import batch_inputs, encoded_prefix
 
 _NEW_TOKENS = 3

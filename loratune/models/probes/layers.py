@@ -19,8 +19,8 @@ from loratune.errors import ModelError
 from loratune.models.build import first_line
 from loratune.models.measure import layer_shapes
 from loratune.models.positions import positions
-from loratune.models.probes.shortened import names_in_the_copy, shortened
-from loratune.models.probes.states import FAILURES, TOLERANCE, affordable_tokens
+from loratune.models.probes.shortened import FAILURES, short_copy
+from loratune.models.probes.states import TOLERANCE, affordable_tokens
 
 UNREACHED = "without effect on the loss"
 OTHERWISE = "of another formula than x Wᵀ + bias"
@@ -52,8 +52,9 @@ def unusable_layers(model: nn.Module) -> dict[str, str]:
 
 
 def _probe(model: nn.Module) -> dict[str, str]:
-    names = names_in_the_copy(model, [shape.name for shape in layer_shapes(model)])
-    small = shortened(model).train()
+    short = short_copy(model)
+    small = short.model.train()
+    names = {shape.name: short.name_of(shape.name) for shape in layer_shapes(model)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         seen = _Seen(small, {name: small.get_submodule(name) for name in names.values()})
@@ -62,7 +63,7 @@ def _probe(model: nn.Module) -> dict[str, str]:
             if not seen.unusable():
                 break
     unusable = seen.unusable()
-    return {name: unusable[short] for name, short in names.items() if short in unusable}
+    return {name: unusable[other] for name, other in names.items() if other in unusable}
 
 
 class _Seen:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from loratune.models.probes.shortened import shortened
-from loratune.models.probes.states import FAILURES, TOLERANCE, ids_of, last_states
+from loratune.models.probes.shortened import FAILURES, shortened
+from loratune.models.probes.states import TOLERANCE, ids_of, last_states
 from loratune.models.row_masks import rows_apart
 
 

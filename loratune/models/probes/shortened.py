@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,45 +14,81 @@ from torch import nn
 _MOST_KINDS = 8
 """Blocks of a copy: models repeat a pattern of fewer kinds."""
 _SPREAD = 0.02
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+"""What a model raises that cannot take such inputs at all."""
+
+
+@dataclass(frozen=True)
+class ShortCopy:
+    """A small copy of a model.
+
+    Attributes:
+        model: the copy.
+        prefix: what the names of the blocks' modules begin with; empty if all were copied.
+        places: for every block of the model the place of the copy's that stands for it.
+    """
+
+    model: nn.Module
+    prefix: str = ""
+    places: tuple[int, ...] = ()
+
+    def name_of(self, name: str) -> str:
+        """The name of the module that stands for the model's module ``name``."""
+        if not self.prefix or not name.startswith(self.prefix):
+            return name
+        number, dot, rest = name.removeprefix(self.prefix).partition(".")
+        return f"{self.prefix}{self.places[int(number)]}{dot}{rest}"
+
+
+def shortened(model: nn.Module) -> nn.Module:
+    """The model of ``short_copy``."""
+    return short_copy(model).model
 
 
 @torch.no_grad()
-def shortened(model: nn.Module) -> nn.Module:
+def short_copy(model: nn.Module) -> ShortCopy:
     """A frozen fp32 copy in evaluation mode with one block of each kind, on the same device.
 
     The copy of a model without data (on the meta device) lies on the CPU and has random weights.
     Two blocks are of one kind if their modules have the same types, shapes and settings but for
     the block's own number.  Lists of the model's config with an entry for every block are cut
-    alike.
+    alike.  A model that does not run with fewer blocks is copied whole.
     """
     blocks = _blocks(model)
     if blocks is None:
-        return _frozen(copy.deepcopy(model))
-    chosen = sorted(set(_stand_ins(blocks)))
+        return ShortCopy(_frozen(_copied(model)))
+    stand_ins = _stand_ins(blocks)
+    chosen = sorted(set(stand_ins))
     with _only(blocks, chosen):
-        small = copy.deepcopy(model)
+        small = _copied(model)
     for module in small.modules():
         if hasattr(config := getattr(module, "config", None), "__dict__"):
             _cut_lists(config, len(blocks), chosen)
-    return _frozen(small)
-
-
-def names_in_the_copy(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """What stands for each of a model's modules in its short copy: name to name."""
-    blocks = _blocks(model)
-    if blocks is None:
-        return {name: name for name in names}
+    small = _frozen(small)
+    if len(chosen) < len(blocks) and not _runs(small):
+        return ShortCopy(_frozen(_copied(model)))
     prefix = next(f"{name}." for name, module in model.named_modules() if module is blocks)
-    stand_ins = _stand_ins(blocks)
-    places = {number: place for place, number in enumerate(sorted(set(stand_ins)))}
+    return ShortCopy(small, prefix, tuple(chosen.index(number) for number in stand_ins))
 
-    def in_the_copy(name: str) -> str:
-        if not name.startswith(prefix):
-            return name
-        number, dot, rest = name.removeprefix(prefix).partition(".")
-        return f"{prefix}{places[stand_ins[int(number)]]}{dot}{rest}"
 
-    return {name: in_the_copy(name) for name in names}
+def _copied(model: nn.Module) -> nn.Module:
+    # Some models keep states of their last pass, which autograd would not let us copy.
+    states = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(state): state.detach() for state in states})
+
+
+def _runs(model: nn.Module) -> bool:
+    device = next(model.parameters()).device
+    try:
+        model(input_ids=torch.arange(1, 4, device=device)[None], use_cache=False)
+    except FAILURES:
+        return False
+    return True
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -64,9 +101,13 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
     """A model without data with its own kind of start, and nothing that is zero throughout."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = model.to_empty(device="cpu")
-        for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.zero_()
+        filled: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay tied
+        for module in model.modules():
+            for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                if parameter not in filled:
+                    zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                    filled[parameter] = nn.Parameter(zeros)
+                module.register_parameter(key, filled[parameter])
         if callable(start := getattr(model, "init_weights", None)):
             start()
         for parameter in model.parameters():
