@@ -158,9 +158,12 @@ def meta_base(folder: Path) -> nn.Module:
 
 @contextlib.contextmanager
 def _build_errors(where: str) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
+
+    kinds = (ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError)
     try:
         yield
-    except (ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError) as error:
+    except (*kinds, StrictDataclassError) as error:
         raise ModelError(
             f"transformers cannot build this model: {first_line(error)}",
             where=where,
