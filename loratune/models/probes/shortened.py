@@ -103,6 +103,7 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
         torch.manual_seed(0)
         filled: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay tied
         for module in model.modules():
+            vars(module).pop("_is_hf_initialized", None)  # it was, when it had no data
             for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
                 if parameter not in filled:
                     zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
