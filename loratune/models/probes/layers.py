@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from loratune.errors import ModelError
 from loratune.models.build import first_line
-from loratune.models.measure import layer_shapes
 from loratune.models.positions import positions
 from loratune.models.probes.shortened import FAILURES, short_copy
 from loratune.models.probes.states import TOLERANCE, affordable_tokens
@@ -54,7 +53,7 @@ def unusable_layers(model: nn.Module) -> dict[str, str]:
 def _probe(model: nn.Module) -> dict[str, str]:
     short = short_copy(model)
     small = short.model.train()
-    names = {shape.name: short.name_of(shape.name) for shape in layer_shapes(model)}
+    names = {name: short.name_of(name) for name in _layers(model)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         seen = _Seen(small, {name: small.get_submodule(name) for name in names.values()})
@@ -64,6 +63,12 @@ def _probe(model: nn.Module) -> dict[str, str]:
                 break
     unusable = seen.unusable()
     return {name: unusable[other] for name, other in names.items() if other in unusable}
+
+
+def _layers(model: nn.Module) -> list[str]:
+    """Every module that holds a weight matrix."""
+    weights = {name: m._parameters.get("weight") for name, m in model.named_modules()}
+    return [name for name, weight in weights.items() if weight is not None and weight.dim() == 2]
 
 
 class _Seen:
@@ -94,7 +99,7 @@ class _Seen:
         ids = (3 + torch.arange(length, device=self._device))[None] % words
         with self._adapted(), _failures_told(length), torch.enable_grad():
             logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
-            logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(logits.float().square().mean())
 
     @contextmanager
     def _adapted(self) -> Iterator[None]:
@@ -110,12 +115,19 @@ class _Seen:
             if not isinstance(output, Tensor) or _computes_otherwise(layer, inputs, output):
                 self._otherwise.add(name)
                 return None
-            x = inputs[0].float() if inputs[0].is_floating_point() else output.detach().float()
+            x = _states(inputs, output).float()
             narrow = x @ torch.randn(x.shape[-1], 1, device=x.device)
             wide = torch.randn(output.shape[-1], device=x.device)
             return output + (strength * narrow * wide).to(output.dtype)
 
         return add
+
+
+def _states(inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A layer's input; a lookup's, which are ids, stand for its output."""
+    x = inputs[0] if inputs else None
+    fits = isinstance(x, Tensor) and x.is_floating_point() and x.shape[:-1] == output.shape[:-1]
+    return x if fits and x is not None else output.detach()
 
 
 @torch.no_grad()
