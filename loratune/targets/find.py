@@ -73,7 +73,7 @@ def find_targets(
     if by_word:
         shapes = [shape for shape in every if shape.name not in unusable]
     patterns, notices = read_patterns(shapes, targets.modules, family)
-    others = {n: kind for n, kind in _without(others or {}, shapes).items() if n not in stacked}
+    others = {n: kind for n, kind in _without(others or {}, every).items() if n not in stacked}
     counts = {pattern.text: 0 for pattern in patterns}
     matched = []
     for shape in shapes:
@@ -93,7 +93,7 @@ def find_targets(
         useless = [shape.name for shape in matched if shape.name in unusable]
         errors += unusable_targets(useless, unusable, every)
     if strict:
-        errors += _selection_errors(shapes, targets)
+        errors += _selection_errors(every, targets)
     if config is not None and not errors:
         errors += _variant_errors(matched, config)
         dead = dead_patterns(matched, config)
