@@ -23,8 +23,8 @@ from loratune.models.probes.states import TOLERANCE, affordable_tokens
 
 UNREACHED = "without effect on the loss"
 OTHERWISE = "of another formula than x Wᵀ + bias"
-_TOKENS = 269
-"""A prime: no multiple of anything that a model could insist on, and beyond usual windows."""
+_TOKENS = (269, 31)
+"""Primes: no multiples of anything that a model could insist on; one is beyond usual windows."""
 _STRENGTH = 0.01
 """Of the adapters that the pass is made with, relative to their layers' inputs and outputs."""
 _PASSES = 3
@@ -91,13 +91,22 @@ class _Seen:
 
     def look(self) -> None:
         """One pass forward and backward over a row."""
+        # Half of the positions: some models begin to count behind the padding's.
+        room = (positions(self._model) or 2 * _TOKENS[0]) // 2
+        room = min(room, affordable_tokens(self._model))
+        longer, shorter = (min(length, room - 1 + room % 2) for length in _TOKENS)
+        try:
+            self._pass(longer)
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES:  # a table of positions that the config does not tell of
+            with _failures_told(shorter):
+                self._pass(shorter)
+
+    def _pass(self, length: int) -> None:
         words = self._model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        # Some models begin to count their positions at the padding's.
-        room = (positions(self._model) or 2 * _TOKENS) // 2
-        longest = min(_TOKENS, affordable_tokens(self._model), room)
-        length = max(3, longest - (longest + 1) % 2)
         ids = (3 + torch.arange(length, device=self._device))[None] % words
-        with self._adapted(), _failures_told(length), torch.enable_grad():
+        with self._adapted(), torch.enable_grad():
             logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
             torch.autograd.backward(logits.float().square().mean())
 
@@ -133,8 +142,10 @@ def _states(inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
 @torch.no_grad()
 def _computes_otherwise(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> bool:
     """Whether a layer with a forward of its own is a Linear in name only."""
-    if not isinstance(layer, nn.Linear) or type(layer).forward is nn.Linear.forward:
+    is_plain = not isinstance(layer, nn.Linear) or type(layer).forward is nn.Linear.forward
+    if is_plain or not inputs:
         return False
+    assert isinstance(layer, nn.Linear)
     plain = functional.linear(inputs[0], layer.weight, layer.bias)
     if plain.shape != output.shape:
         return True
@@ -145,6 +156,8 @@ def _computes_otherwise(layer: nn.Module, inputs: tuple[Tensor, ...], output: Te
 def _failures_told(length: int) -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except FAILURES as error:
         raise ModelError(
             f"the model cannot be trained on a row of {length} tokens of text: {first_line(error)}",
