@@ -94,7 +94,7 @@ def measure_activations(
     cut = replace(targets, layers=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = few_blocks(architecture, cut)
+        model = few_blocks(architecture)
         fitting, unusable = without_other_blocks(model, cut, config), unusable_layers(model)
         blocks = block_count(model)
         model = model.to(dtype or torch.float32)
@@ -110,20 +110,12 @@ def measure_activations(
     return ActivationReport(config.variant, config.rank, each, added, modules, tokens)
 
 
-def few_blocks(architecture: Architecture, targets: TargetsConfig) -> nn.Module:
+def few_blocks(architecture: Architecture) -> nn.Module:
     """The model with one block of each kind, frozen, in evaluation mode, with random weights."""
-    from loratune.models.build import FEW_WORDS, outline
+    from loratune.models.build import outline
     from loratune.models.probes.shortened import shortened
 
-    matched = find_targets(
-        architecture.layers,
-        targets,
-        family=architecture.family,
-        unusable=architecture.unusable,
-        strict=False,
-    ).shapes
-    inside = all(block_of(shape.name) is not None for shape in matched)
-    return shortened(outline(architecture.numbers, FEW_WORDS if inside else None))
+    return shortened(outline(architecture.numbers))
 
 
 def block_count(model: nn.Module) -> int:

@@ -17,9 +17,6 @@ from loratune.models.source import read_model_config
 if TYPE_CHECKING:
     from torch import nn
 
-FEW_WORDS = 512
-"""Tokens of a vocabulary that only costs memory."""
-
 
 def read_transformers_config(source: Path | str, revision: str | None = None) -> Any:
     """``config.json`` as transformers understands it.
@@ -91,21 +88,13 @@ def meta_model(config: Any, where: str) -> nn.Module:
     return model
 
 
-def outline(numbers: Mapping[str, Any], vocabulary: int | None = None) -> nn.Module:
+def outline(numbers: Mapping[str, Any]) -> nn.Module:
     """The model of a ``config.json``'s numbers without its weights (on the meta device).
-
-    Args:
-        numbers: ``model_type`` and the sizes, as in ``config.json``.
-        vocabulary: at most so many tokens, where the model can be built so: tables of words are
-            the largest part of many models.
 
     Raises:
         ModelError: if transformers cannot build it.
     """
     with _parameters_without_data():
-        if vocabulary is not None:
-            with contextlib.suppress(ModelError):
-                return build_model(_with_few_words(numbers, vocabulary))
         return build_model(numbers)
 
 
@@ -131,19 +120,6 @@ def _parameters_without_data() -> Iterator[None]:
             yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-def _with_few_words(numbers: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
-    few: dict[str, Any] = {
-        key: _with_few_words(value, vocabulary) if isinstance(value, Mapping) else value
-        for key, value in numbers.items()
-    }
-    words = few.get("vocab_size")
-    if isinstance(words, int):
-        few["vocab_size"] = min(words, vocabulary)
-        tokens = {key: value for key, value in few.items() if key.endswith("_token_id")}
-        few |= {k: min(v, vocabulary - 1) for k, v in tokens.items() if isinstance(v, int)}
-    return few
 
 
 def meta_base(folder: Path) -> nn.Module:

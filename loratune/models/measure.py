@@ -22,7 +22,7 @@ from loratune.models.architectures import (
     architecture_from_numbers,
     is_known_family,
 )
-from loratune.models.build import FEW_WORDS, meta_model, outline, read_transformers_config
+from loratune.models.build import meta_model, outline, read_transformers_config
 from loratune.models.source import local_folder, read_config
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _probed(architecture: Architecture) -> Architecture:
 
     unusable: Mapping[str, str] = {}
     with contextlib.suppress(ModelError):  # what cannot be trained can still be counted
-        unusable = unusable_layers(outline(architecture.numbers, FEW_WORDS))
+        unusable = unusable_layers(outline(architecture.numbers))
     return replace(architecture, unusable=unusable)
 
 

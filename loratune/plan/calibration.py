@@ -59,7 +59,7 @@ def calibrate(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         cut = replace(config.targets, layers=None)
-        model = few_blocks(architecture, cut)
+        model = few_blocks(architecture)
         variant, unusable = without_other_blocks(model, cut, config.adapter), unusable_layers(model)
         model = model.to(dtype)
         blocks = block_count(model)

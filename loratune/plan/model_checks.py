@@ -12,8 +12,9 @@ from loratune.config.schema import RunConfig
 from loratune.data.arrangement import Arrangement, arrange, assumed_arrangement, check_single_rows
 from loratune.errors import ConfigError
 from loratune.models.architectures import Architecture
-from loratune.models.build import FEW_WORDS, outline
+from loratune.models.build import outline
 from loratune.models.probes.layers import unusable_layers
+from loratune.plan.memory import vocabulary
 from loratune.plan.workload import Rows
 from loratune.training.forward import checkpoint_activations
 
@@ -44,10 +45,10 @@ def check_model(config: RunConfig, architecture: Architecture, rows: Rows) -> Ch
     Raises:
         LoratuneError: where ``train`` would refuse the model.
     """
-    model = outline(architecture.numbers, FEW_WORDS)
+    model = outline(architecture.numbers)
     unusable_layers(model)
     if rows.data is None:
-        check_single_rows(config, model, config.data.max_length, range(FEW_WORDS))
+        check_single_rows(config, model, config.data.max_length, range(vocabulary(architecture)))
         arrangement, notes = assumed_arrangement(config), list[str]()
     else:
         every = [*rows.data.train, *rows.data.eval]

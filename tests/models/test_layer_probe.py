@@ -49,7 +49,7 @@ def test_layers_that_no_adapter_can_do_anything_for_are_noticed(name: str) -> No
 
 @pytest.mark.parametrize("name", BUILD)
 def test_the_same_is_seen_without_any_weight(name: str) -> None:
-    model = outline(BUILD[name]().config.to_dict(), 64)
+    model = outline(BUILD[name]().config.to_dict())
     assert all(parameter.is_meta for parameter in model.parameters())
     assert unusable_layers(model) == EXPECTED[name]
 

@@ -13,6 +13,8 @@ from torch import nn
 
 _MOST_KINDS = 8
 """Blocks of a copy: models repeat a pattern of fewer kinds."""
+_MOST_WORDS = 1024
+"""Words of a copy: the tables of words are the largest part of many models."""
 _SPREAD = 0.02
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 """What a model raises that cannot take such inputs at all."""
@@ -52,26 +54,42 @@ def short_copy(model: nn.Module) -> ShortCopy:
     The copy of a model without data (on the meta device) lies on the CPU and has random weights.
     Two blocks are of one kind if their modules have the same types, shapes and settings but for
     the block's own number.  Lists of the model's config with an entry for every block are cut
-    alike.  A model that does not run with fewer blocks is copied whole.
+    alike, and so are tables of words.  A model that does not run so is copied with all blocks, or
+    all words, or whole.
     """
     blocks = _blocks(model)
-    if blocks is None:
-        return ShortCopy(_frozen(_copied(model)))
-    stand_ins = _stand_ins(blocks)
+    stand_ins = [] if blocks is None else _stand_ins(blocks)
     chosen = sorted(set(stand_ins))
-    with _only(blocks, chosen):
-        small = _copied(model)
-    for module in small.modules():
-        if hasattr(config := getattr(module, "config", None), "__dict__"):
-            _cut_lists(config, len(blocks), chosen)
-    small = _frozen(small)
-    if len(chosen) < len(blocks) and not _runs(small):
-        return ShortCopy(_frozen(_copied(model)))
-    prefix = next(f"{name}." for name, module in model.named_modules() if module is blocks)
-    return ShortCopy(small, prefix, tuple(chosen.index(number) for number in stand_ins))
+    for words in (_few_words(model), {}):
+        if blocks is not None:
+            with _only(blocks, chosen):
+                small = _copied(model, words)
+            for module in small.modules():
+                if hasattr(config := getattr(module, "config", None), "__dict__"):
+                    _cut_lists(config, len(blocks), chosen)
+            if _runs(small := _frozen(small)):
+                prefix = next(f"{name}." for name, m in model.named_modules() if m is blocks)
+                return ShortCopy(small, prefix, tuple(map(chosen.index, stand_ins)))
+        if words and _runs(small := _frozen(_copied(model, words))):
+            return ShortCopy(small)
+    return ShortCopy(_frozen(_copied(model, {})))
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _few_words(model: nn.Module) -> dict[int, torch.Tensor]:
+    """The beginning of every tensor with an entry for each word, by the tensor's ``id``."""
+    find: Any = getattr(model, "get_input_embeddings", None)
+    words = len(find().weight) if find is not None else 0
+    cut: dict[int, torch.Tensor] = {}
+    for tensor in [*model.parameters(), *model.buffers()] if words > _MOST_WORDS else []:
+        if words in tensor.shape:
+            few = tensor.detach().narrow(tensor.shape.index(words), 0, _MOST_WORDS).clone()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            cut[id(tensor)] = nn.Parameter(few, requires_grad=False) if is_parameter else few
+    return cut
+
+
+def _copied(model: nn.Module, others: dict[int, torch.Tensor]) -> nn.Module:
+    """A copy that holds ``others`` in the place of tensors, by their ``id``."""
     # Some models keep states of their last pass, which autograd would not let us copy.
     states = [
         value
@@ -79,7 +97,12 @@ def _copied(model: nn.Module) -> nn.Module:
         for value in vars(module).values()
         if isinstance(value, torch.Tensor) and not value.is_leaf
     ]
-    return copy.deepcopy(model, {id(state): state.detach() for state in states})
+    small = copy.deepcopy(model, {**others, **{id(state): state.detach() for state in states}})
+    for module in small.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            fits = module.padding_idx < len(module.weight)
+            module.padding_idx = module.padding_idx if fits else None
+    return small
 
 
 def _runs(model: nn.Module) -> bool:
