@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,8 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
                     filled[parameter] = nn.Parameter(zeros)
                 module.register_parameter(key, filled[parameter])
         if callable(start := getattr(model, "init_weights", None)):
-            start()
+            with suppress(AttributeError):  # last it ties weights, of blocks that are not there too
+                start()
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(std=_SPREAD)
