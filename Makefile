@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test test-faults test-slow check format bench clean
+.PHONY: help setup demo compare test test-faults test-slow test-gpu check format bench clean
 
 help: ## list the chores
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ test-faults: setup ## run the fault suites alone: kills, full disks, drift, host
 
 test-slow: setup ## run the tests that take minutes, among them 200 random kills
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+test-gpu: setup ## run the tests that need a CUDA device (five minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m gpu tests/gpu -n 4
 
 check: setup ## format, lint and types, as CI does
 	$(BIN)/ruff format --check .

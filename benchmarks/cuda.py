@@ -1,48 +1,91 @@
-"""(f) One training step on a CUDA device: Llama-3.2-3B's shape, bf16, rank 32 on q and v.
+"""(f) Whole training steps on a CUDA device, of every variant and of PEFT in a plain loop.
 
-4 rows of 768 tokens, as in the public comparison of PEFT's methods.  Peak memory is measured
-with one candidate on the device at a time, step time interleaved afterwards.
+A step is forward, loss, backward, clipping and AdamW.  Two models in bf16 and fp32 (TF32 off):
+SmolLM2-135M, from a folder or with random weights of its shape, and a Llama of 1.3 billion random
+parameters made on the device.  Peak memory is measured with one candidate on the device at a
+time; afterwards all take their steps in turn.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import common, models
-from benchmarks.step import FLOOR, own_head_step
+from benchmarks.step import FLOOR
+from loratune.adapters.registry import variant_names
+from loratune.config.schema import TrainerConfig
+from loratune.data.collate import Batch
+from loratune.library import wrap
+from loratune.loss.causal_model import LanguageModelHead
+from loratune.loss.supervised import causal_targets
+from loratune.models.devices import resolve_device
+from loratune.training.forward import checkpoint_activations
+from loratune.training.optim import make_optimizer
+from loratune.training.step import train_step
 
 Step = Callable[[], object]
-QV = ["q_proj", "v_proj"]
+TITLES = {"lora": "LoRA", "lora_fa": "LoRA-FA", "lora_plus": "LoRA+", "vera": "VeRA"}
+RATE = 1e-5
+"""Too small to move anything: every step computes the same."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to measure, with its batch.
+
+    Attributes:
+        name: for the page.
+        numbers: of its configuration.
+        batch: rows of a step.
+        length: tokens of each row.
+        folder: real weights; random ones without.
+    """
+
+    name: str
+    numbers: Mapping[str, Any]
+    batch: int
+    length: int
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes and repetitions."""
+    """Models, ranks, and rounds in half and in full precision."""
 
-    numbers: dict[str, Any]
-    batch: int
-    length: int
+    models: tuple[Model, ...]
     rank: int
     vera_rank: int
-    rounds: int
+    rounds: dict[str, int]
 
 
-LLAMA_3_2_3B = {
-    "vocab_size": 128256,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 4096,
+SMOLLM2 = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
+}
+LLAMA_1B = {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5504,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
 }
 MICRO_LLAMA = {
     "vocab_size": 97,
@@ -54,62 +97,136 @@ MICRO_LLAMA = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
-FULL = Plan(LLAMA_3_2_3B, 4, 768, 32, 256, 20)
-MICRO = Plan(MICRO_LLAMA, 2, 8, 4, 8, 1)
 
 
-def frozen_llama(plan: Plan, device: str) -> Any:
-    """A frozen Llama in bf16 with random weights, made on the device."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def full_plan(folder: Path | None) -> Plan:
+    """What is worth keeping; about two minutes on an H100."""
+    small = "SmolLM2-135M" if folder else "SmolLM2-135M's shape, random weights"
+    large = "Llama of 1.3 billion random parameters"
+    chosen = (Model(small, SMOLLM2, 16, 512, folder), Model(large, LLAMA_1B, 4, 1024))
+    return Plan(chosen, 16, 256, {"bfloat16": 12, "float32": 5})
 
-    torch.manual_seed(0)
-    with torch.device(device):
+
+MICRO = Plan(
+    (Model("micro", MICRO_LLAMA, 2, 8), Model("micro too", MICRO_LLAMA, 1, 16)),
+    4, 8, {"bfloat16": 1, "float32": 1},
+)  # fmt: skip
+
+
+def frozen(model: Model, dtype: torch.dtype, device: str) -> Any:
+    """The frozen model on the device, in training mode."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    if model.folder is not None:
+        made = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype).to(device)
+    else:
+        torch.manual_seed(0)
+        config = LlamaConfig(**model.numbers, attn_implementation="sdpa")
         default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_dtype(dtype)
         try:
-            model = LlamaForCausalLM(LlamaConfig(**plan.numbers, attn_implementation="sdpa"))
+            with torch.device(device):
+                made = LlamaForCausalLM(config)
         finally:
             torch.set_default_dtype(default)
-    return model.train().requires_grad_(False)
+    return made.train().requires_grad_(False)
+
+
+# -- candidates ----------------------------------------------------------------------------
+
+
+def whole_batch(ids: Tensor) -> Batch:
+    """Every token but the first of each row is supervised."""
+    return Batch(ids, causal_targets(ids), tuple(range(len(ids))), ids.numel())
+
+
+def floor_step(base: Any, ids: Tensor) -> Step:
+    """Forward, loratune's loss head, and backward to the frozen model's inputs alone."""
+    head = LanguageModelHead(models.sharing_weights(base))
+    embedding = head.model.get_input_embeddings()  # type: ignore[operator]
+    embedding.register_forward_hook(lambda _m, _i, output: output.detach().requires_grad_())
+
+    targets = causal_targets(ids)
+
+    def step() -> None:
+        loss = head(ids, targets)
+        (loss.total / loss.tokens).backward()
+
+    return step
+
+
+def own_step(
+    base: Any, ids: Tensor, variant: str, rank: int, *, recompute: bool = False, exact: bool = True
+) -> Step:
+    """A training step of loratune."""
+    wrapped = wrap(models.sharing_weights(base), variant, targets="all_linear", rank=rank)
+    wrapped.model.train()
+    if recompute:
+        checkpoint_activations(wrapped.model)
+    optimizer = make_optimizer(wrapped.model, wrapped.config, TrainerConfig(lr=RATE))
+    head, batch = LanguageModelHead(wrapped.model), whole_batch(ids)
+    return lambda: train_step(head, [batch], optimizer, 1.0, 0, deterministic=exact)
+
+
+def peft_step(model: Any, ids: Tensor, *, recompute: bool = False) -> Step:
+    """The same step as a plain loop around a PEFT model."""
+    if recompute:
+        checkpoint_activations(model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=ids.is_cuda or None)
+
+    def step() -> float:
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
 
 
 def candidates(plan: Plan, base: Any, ids: Tensor) -> dict[str, Callable[[], Step]]:
     """Name → a function that builds the candidate and gives its step."""
 
-    def loratune(variant: str, rank: int = plan.rank) -> Any:
-        return models.ours(base, variant, rank=rank, targets=QV)
+    def rank(variant: str) -> int:
+        return plan.vera_rank if variant == "vera" else plan.rank
 
-    def peft(frozen_A: bool) -> Any:
-        return models.peft_lora(base, plan.rank, frozen_A=frozen_A, targets=QV)
+    def lora(**settings: Any) -> Callable[[], Step]:
+        return lambda: own_step(base, ids, "lora", plan.rank, **settings)
 
-    def step(build: Callable[[], Any]) -> Callable[[], Step]:
-        return lambda: models.adapter_step(build(), ids)
+    def peft(**settings: Any) -> Any:
+        return models.peft_lora(base, plan.rank, targets="all-linear", **settings)
 
-    return {
-        FLOOR: lambda: models.floor_step(base, ids),
-        "loratune LoRA": step(lambda: loratune("lora")),
-        "loratune LoRA-FA": step(lambda: loratune("lora_fa")),
-        "loratune LoRA+": step(lambda: loratune("lora_plus")),
-        "loratune VeRA": step(lambda: loratune("vera", plan.vera_rank)),
-        "PEFT LoRA": step(lambda: peft(False)),
-        "PEFT LoRA, A frozen": step(lambda: peft(True)),
-        "PEFT VeRA": step(lambda: models.peft_vera(base, plan.vera_rank, targets=QV)),
-        "loratune LoRA, own loss head": lambda: own_head_step(loratune("lora"), ids),
-        "loratune LoRA-FA, own loss head": lambda: own_head_step(loratune("lora_fa"), ids),
-        "loratune LoRA, compiled": step(lambda: torch.compile(loratune("lora"))),
-        "loratune LoRA-FA, compiled": step(lambda: torch.compile(loratune("lora_fa"))),
-        "PEFT LoRA, compiled": step(lambda: torch.compile(peft(False))),
-        "loratune LoRA, checkpointing": step(lambda: checkpointing(loratune("lora"))),
-        "loratune LoRA-FA, checkpointing": step(lambda: checkpointing(loratune("lora_fa"))),
-        "PEFT LoRA, checkpointing": step(lambda: checkpointing(peft(False))),
+    found: dict[str, Callable[[], Step]] = {FLOOR: lambda: floor_step(base, ids)}
+    for variant in variant_names():
+        found[f"loratune {TITLES.get(variant, variant)}"] = lambda variant=variant: own_step(
+            base, ids, variant, rank(variant)
+        )
+    return found | {
+        "loratune LoRA, trainer.deterministic=false": lora(exact=False),
+        "loratune LoRA, checkpointing": lora(recompute=True),
+        "PEFT LoRA": lambda: peft_step(peft(), ids),
+        "PEFT LoRA, A frozen": lambda: peft_step(peft(frozen_A=True), ids),
+        "PEFT VeRA": lambda: peft_step(
+            models.peft_vera(base, plan.vera_rank, targets="all-linear"), ids
+        ),
+        "PEFT LoRA, checkpointing": lambda: peft_step(peft(), ids, recompute=True),
     }
 
 
-def checkpointing(model: nn.Module) -> Any:
-    """The model with activations recomputed in the backward pass."""
-    found: Any = model
-    found.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return found
+# -- measuring -----------------------------------------------------------------------------
+
+
+@contextmanager
+def attention_of(name: str) -> Iterator[None]:
+    """Without cuDNN's attention for loratune, which turns it off; as torch has it for others."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(not name.startswith("loratune"))
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def settle(device: str) -> None:
@@ -120,78 +237,104 @@ def settle(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def peak_bytes(step: Step, device: str) -> int:
-    """Peak allocated memory of a step, base and adapter included, after two steps to warm up."""
-    for _ in range(2):
-        step()
-    if device != "cuda":
-        return 0
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated()
-
-
-def synchronised(step: Step, device: str) -> Step:
+def finished(name: str, step: Step, device: str) -> Step:
     """The step, and the wait for its end."""
 
     def run() -> None:
-        step()
+        with attention_of(name):
+            step()
         if device == "cuda":
             torch.cuda.synchronize()
 
     return run
 
 
-def measure(plan: Plan, device: str) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Rows of the table, and candidates that failed with the reason."""
-    base = frozen_llama(plan, device)
+def peak_bytes(step: Step, device: str) -> int:
+    """Peak allocated memory of a step, base and adapter included, after two steps to warm up."""
+    for _ in range(2):
+        step()
+    if device != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated()
+
+
+def measure(plan: Plan, model: Model, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """One table: rows, and the candidates that failed with the reason."""
+    base = frozen(model, dtype, device)
     generator = torch.Generator().manual_seed(2)
-    shape = (plan.batch, plan.length)
-    ids = torch.randint(3, plan.numbers["vocab_size"], shape, generator=generator).to(device)
+    shape = (model.batch, model.length)
+    ids = torch.randint(3, model.numbers["vocab_size"], shape, generator=generator).to(device)
+    makers, kind = candidates(plan, base, ids), str(dtype)[6:]
+    common.say(f"{model.name}, {kind}")
     peaks: dict[str, int] = {}
     failures: list[dict[str, str]] = []
-    makers = candidates(plan, base, ids)
-    if device != "cuda":  # compiling for the CPU takes minutes and says nothing here
-        makers = {name: make for name, make in makers.items() if "compiled" not in name}
     for name, make in makers.items():
         try:
-            peaks[name] = peak_bytes(make(), device)
-            common.say(f"  {name}: {peaks[name] / 2**30:.2f} GiB")
-        except Exception as error:  # a missing compiler must not cost the other rows
-            failures.append({"name": name, "reason": str(error).strip().splitlines()[0][:200]})
-            common.say(f"  {name} failed: {failures[-1]['reason']}")
-        torch.compiler.reset()
+            peaks[name] = peak_bytes(finished(name, make(), device), device)
+        except Exception as error:  # one that fails must not cost the other rows
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            failures.append({"name": name, "reason": reason})
+            common.say(f"  {name} failed: {reason}")
         settle(device)
-    steps = {name: synchronised(makers[name](), device) for name in peaks}
-    rows = common.timing_rows(common.interleaved(steps, plan.rounds, warmup=3), FLOOR)
+    steps = {name: finished(name, makers[name](), device) for name in peaks}
+    rows = common.timing_rows(common.interleaved(steps, plan.rounds[kind], warmup=2), FLOOR)
     for row in rows:
         row["peak_bytes"] = peaks[row["name"]]
-        common.say(f"  {row['name']}: {row['seconds']['median'] * 1e3:.1f} ms")
-    return rows, failures
+        row["tokens_per_second"] = ids.numel() / row["seconds"]["median"]
+        gib = row["peak_bytes"] / 2**30
+        common.say(f"  {row['name']}: {row['seconds']['median'] * 1e3:.1f} ms, {gib:.2f} GiB")
+    return {
+        "model": model.name,
+        "dtype": kind,
+        "batch": model.batch,
+        "length": model.length,
+        "rows": rows,
+        "failures": failures,
+    }
+
+
+def markdown(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables as the page shows them."""
+    from benchmarks.render import cuda_table
+
+    return "\n\n".join(cuda_table(found) for found in tables.values())
 
 
 def main() -> None:
     found = common.parser(__doc__)
     found.add_argument("--device", default="cuda", help="cpu tries the script itself")
+    found.add_argument(
+        "--model",
+        type=Path,
+        default=os.environ.get("LORATUNE_SMOLLM2"),
+        help="SmolLM2-135M's folder ($LORATUNE_SMOLLM2); random weights of its shape without",
+    )
     arguments = found.parse_args()
     options = common.options_of(arguments)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         common.say("no CUDA device")
         return
+    resolve_device(arguments.device)
     torch.set_num_threads(options.threads)
-    plan = MICRO if options.is_micro else FULL
-    rows, failures = measure(plan, arguments.device)
+    torch.set_float32_matmul_precision("highest")
+    plan = MICRO if options.is_micro else full_plan(arguments.model)
     is_cuda = arguments.device == "cuda"
+    tables: dict[str, Any] = {}
     content = {
         "device": torch.cuda.get_device_name() if is_cuda else "CPU, to try the script",
         "cuda": torch.version.cuda,
-        "settings": asdict(plan),
-        "rows": rows,
-        "failures": failures,
+        "settings": {"rank": plan.rank, "vera_rank": plan.vera_rank},
+        "tables": tables,
     }
-    common.write_result("cuda", options, content)
+    for number, model in enumerate(plan.models):
+        for dtype in (torch.bfloat16, torch.float32):
+            key = f"{('small', 'large')[number]}_{str(dtype)[6:]}"
+            tables[key] = measure(plan, model, dtype, arguments.device)
+            settle(arguments.device)
+            common.write_result("cuda", options, content)  # should a later part be cut off
+    common.say(markdown(tables))
 
 
 if __name__ == "__main__":

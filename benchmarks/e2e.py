@@ -35,6 +35,7 @@ class Contender:
         packing: several rows a sequence.
         as_shipped: every other setting is the trainer's own default.
         same_order: the rows of each step are those of loratune's steps.
+        sharing: whether loratune computes once what a batch's rows begin with.
     """
 
     name: str
@@ -43,11 +44,35 @@ class Contender:
     packing: bool = False
     as_shipped: bool = False
     same_order: bool = True
+    sharing: bool = False
 
-    @property
-    def batch(self) -> int:
-        """Sequences a step; a packed one of 512 tokens holds about eight rows."""
-        return 1 if self.packing and self.kind != "loratune" else BATCH
+
+@dataclass(frozen=True)
+class Task:
+    """What every trainer trains.
+
+    Attributes:
+        batch: rows a step; ``packed_length``: of a sequence that holds about as many.
+        rank: of the adapters, on ``targets`` of the base's blocks.
+    """
+
+    batch: int = BATCH
+    max_length: int = MAX_LENGTH
+    packed_length: int = PACKED_LENGTH
+    rank: int = 8
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def job(self, contender: Contender) -> dict[str, Any]:
+        """The part of a worker's job that both decide; packed, one sequence is a batch."""
+        one = contender.packing and contender.kind != "loratune"
+        return {
+            **asdict(contender),
+            "batch": 1 if one else self.batch,
+            "rows_per_step": self.batch,
+            "max_length": self.packed_length if contender.packing else self.max_length,
+            "rank": self.rank,
+            "targets": list(self.targets),
+        }
 
 
 FP32 = [
@@ -114,17 +139,17 @@ def write_model(folder: Path, shape: models.Shape) -> None:
         shutil.copyfile(tokenizer / name, folder / name)
 
 
-def encode(work: Path, vocabulary: int, steps: int) -> list[dict[str, int]]:
+def encode(work: Path, vocabulary: int, steps: int, task: Task) -> list[dict[str, int]]:
     """Write the rows as ids, in both orders; return rows and tokens of each of loratune's steps."""
     from loratune.config.schema import DataConfig, TrainerConfig
     from loratune.data.batches import BatchPlan
     from loratune.data.prepare import prepare_data
     from loratune.models.load import load_tokenizer
 
-    data = DataConfig(path=str(work / "rows.jsonl"), max_length=MAX_LENGTH)
+    data = DataConfig(path=str(work / "rows.jsonl"), max_length=task.max_length)
     rows = prepare_data(data, load_tokenizer(work / "model"), vocabulary, 0).train
     lengths = [len(row) for row in rows]
-    plan = BatchPlan.from_config(lengths, data, TrainerConfig(steps=steps, batch_size=BATCH))
+    plan = BatchPlan.from_config(lengths, data, TrainerConfig(steps=steps, batch_size=task.batch))
     step_rows = [plan.step_rows(step) for step in range(steps)]
     plain = [{"ids": row.input_ids, "labels": row.labels} for row in rows]
     orders = {
@@ -184,15 +209,20 @@ class Worker:
         return bool(line)
 
     def end(self) -> None:
-        """Close the door; the process leaves by itself."""
+        """Close the door; the process leaves by itself, or is ended: its steps were all read."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(timeout=60)
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # other work keeps the machine busy
+            self._process.kill()
+            self._process.wait()
 
 
 def take_turns(
     contenders: Sequence[Contender],
+    task: Task,
     work: Path,
     runs: Path,
     plan: list[dict[str, int]],
@@ -204,9 +234,7 @@ def take_turns(
     for contender in contenders:  # one after the other: set-up needs memory and both cores
         folder = runs / contender.name.replace(" ", "_").replace(",", "").replace("+", "and")
         job = {
-            **asdict(contender),
-            "batch": contender.batch,
-            "max_length": PACKED_LENGTH if contender.packing else MAX_LENGTH,
+            **task.job(contender),
             "model": str(work / "model"),
             "rows": str(work / "rows.jsonl"),
             "encoded": str(work / "encoded.json"),
@@ -264,12 +292,13 @@ def main() -> None:
         work = Path(folder)
         source = write_rows(work / "rows.jsonl")
         write_model(work / "model", shape)
-        plan = encode(work, shape.vocabulary, steps)
-        settings = {"rows": source, "steps": steps - warmup, "batch": BATCH, "rank": 8}
+        task = Task()
+        plan = encode(work, shape.vocabulary, steps, task)
+        settings = {"rows": source, "steps": steps - warmup, "batch": BATCH, "rank": task.rank}
         for group, contenders in {"fp32": FP32, "bf16": BF16}.items():
             common.say(group)
             chosen = [c for c in contenders if arguments.only in c.name]
-            workers = take_turns(chosen, work, work / group, plan, options)
+            workers = take_turns(chosen, task, work, work / group, plan, options)
             groups[group] = [row_of(worker, warmup) for worker in workers]
             for row in groups[group]:
                 common.say(f"  {row['name']}: {row['rows_per_second']:.2f} rows/s")

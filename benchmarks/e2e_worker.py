@@ -46,7 +46,9 @@ def run_loratune(job: dict[str, Any], gate: Gate) -> None:
 
     class Waiting:
         def log(self, step: int, values: dict[str, float]) -> None:
-            gate.wait(loss=values["train/loss"], **counts.popleft())
+            step_counts = counts.popleft()
+            computed = round(step_counts["tokens"] / values["train/fill_rate"])
+            gate.wait(loss=values["train/loss"], **{**step_counts, "padded": computed})
 
         def close(self) -> None: ...
 
@@ -56,7 +58,9 @@ def run_loratune(job: dict[str, Any], gate: Gate) -> None:
     words += [f"out={job['out']}", f"trainer.steps={job['steps']}", "trainer.lr=2e-4"]
     words += [f"trainer.precision={job['precision']}", f"data.packing={job['packing']}"]
     words += [f"data.max_length={job['max_length']}", "data.eval_fraction=0", "stages=[train]"]
-    words += ["trainer.batch_size=8", "trainer.warmup_steps=0", "trainer.save_every=0"]
+    words += [f"trainer.batch_size={job['rows_per_step']}", "trainer.warmup_steps=0"]
+    words += [f"targets.modules={json.dumps(job['targets'])}", f"adapter.rank={job['rank']}"]
+    words += ["trainer.save_every=0", f"data.share_prefixes={str(job['sharing']).lower()}"]
     words += [f"trainer.threads={torch.get_num_threads()}"]
     sys.argv = ["loratune", "train", *words]
     main()
@@ -134,10 +138,11 @@ def _base(job: dict[str, Any]) -> Any:
     return AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
 
 
-def _lora() -> Any:
+def _lora(job: dict[str, Any]) -> Any:
     from peft import LoraConfig
 
-    return LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    rank, targets = job["rank"], job["targets"]
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type="CAUSAL_LM")
 
 
 def _adapted(job: dict[str, Any]) -> Any:
@@ -145,7 +150,7 @@ def _adapted(job: dict[str, Any]) -> Any:
 
     base = _base(job)
     torch.manual_seed(0)  # A starts as loratune's does
-    return get_peft_model(base, _lora())
+    return get_peft_model(base, _lora(job))
 
 
 def _trl(job: dict[str, Any], dataset: Any, tokenizer: Any) -> Any:
@@ -154,7 +159,7 @@ def _trl(job: dict[str, Any], dataset: Any, tokenizer: Any) -> Any:
     config = SFTConfig(packing=job["packing"], max_length=job["max_length"], **_settings(job))
     options: dict[str, Any] = {"args": config, "train_dataset": dataset}
     if job["as_shipped"]:
-        return SFTTrainer(_base(job), processing_class=tokenizer, peft_config=_lora(), **options)
+        return SFTTrainer(_base(job), processing_class=tokenizer, peft_config=_lora(job), **options)
     return SFTTrainer(_adapted(job), processing_class=tokenizer, **options)
 
 

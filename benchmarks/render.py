@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import common
 from benchmarks.goals import GOALS, MIB, Results, named
@@ -45,7 +46,7 @@ def render(template: str, results: Results) -> str:
 
 def common_names() -> set[str]:
     """Benchmarks that may not have run."""
-    return {"step", "e2e", "scaling", "merge", "startup", "cuda"}
+    return {"step", "e2e", "real", "scaling", "merge", "startup", "cuda"}
 
 
 def write_page() -> Path:
@@ -163,23 +164,34 @@ def saved(results: Results) -> str:
     return table(head, lines)
 
 
-def e2e_table(group: str) -> Callable[[Results], str]:
+RATES = ("", "rows/s", "tokens/s", "s a step", "tokens / computed", "peak MiB")
+
+
+def rows_table(benchmark: str, group: str) -> Callable[[Results], str]:
     """Training on rows, one group of contenders."""
 
     def place(results: Results) -> str:
-        rows = results["e2e"]["groups"].get(group)
+        rows = results[benchmark]["groups"].get(group)
         if not rows:
             return NONE
         own = rows[0]["rows_per_second"]
         return table(
-            ["", "rows/s", "tokens/s", "s a step", "fill", "peak MiB", f"{rows[0]['name']} is"],
+            [
+                "",
+                "rows/s",
+                "tokens/s",
+                "s a step",
+                "tokens / computed",
+                "peak MiB",
+                f"{rows[0]['name']} is",
+            ],
             [
                 [
                     row["name"],
                     number(row["rows_per_second"]),
                     f"{row['tokens_per_second']:,.0f}",
                     spread(row["step_seconds"]),
-                    f"{row['fill']:.0%}",
+                    number(row["fill"]),
                     mib(row["peak_bytes"]),
                     f"{own / row['rows_per_second']:.2f} ×",
                 ]
@@ -257,27 +269,36 @@ def starting(results: Results) -> str:
 
 
 def cuda(results: Results) -> str:
-    """The CUDA table, or that there is none."""
+    """The CUDA tables, or that there are none."""
     if "cuda" not in results:
         return (
-            "| one step | ms | step / floor | peak GiB |\n|---|---:|---:|---:|\n\n"
+            "| one step | ms | step / floor | tokens/s | peak GiB |\n"
+            "|---|---:|---:|---:|---:|\n\n"
             "*No CUDA device was at hand: this table is empty until `python -m benchmarks.cuda` "
             "runs on one.*"
         )
     record = results["cuda"]
+    tables = "\n\n".join(cuda_table(found) for found in record["tables"].values())
+    return f"On one {record['device']}.\n\n{tables}"
+
+
+def cuda_table(found: Mapping[str, Any]) -> str:
+    """One model in one number format."""
     rows = [
         [
             row["name"],
             spread(row["seconds"], 1e3),
             spread(row["ratio"]),
+            f"{row['tokens_per_second']:,.0f}",
             f"{row['peak_bytes'] / 2**30:.2f}",
         ]
-        for row in record["rows"]
+        for row in found["rows"]
     ]
-    failed = [f"{item['name']}: {item['reason']}" for item in record["failures"]]
+    failed = [f"{item['name']}: {item['reason']}" for item in found["failures"]]
     notes = "".join(f"\n\nNot measured: {line}." for line in failed)
-    head = ["one step", "ms", "step / floor", "peak GiB"]
-    return f"On one {record['device']}:\n\n{table(head, rows)}{notes}"
+    title = f"{found['model']}, {found['dtype']}, {found['batch']} × {found['length']} tokens:"
+    head = ["one step", "ms", "step / floor", "tokens/s", "peak GiB"]
+    return f"{title}\n\n{table(head, rows)}{notes}"
 
 
 def ratio_of(table_key: str, name: str) -> Callable[[Results], str]:
@@ -302,6 +323,12 @@ def rate_ratio(group: str, own: str, other: str) -> Callable[[Results], str]:
     return place
 
 
+def real_settings(results: Results) -> str:
+    """Batch, rank and steps of the runs on the real model."""
+    values = results["real"]["settings"]
+    return "{batch} rows a step, rank {rank} on all linear layers, {steps} steps".format(**values)
+
+
 def rows_source(results: Results) -> str:
     """Which rows were trained on."""
     return str(results["e2e"]["settings"]["rows"])
@@ -315,8 +342,13 @@ PLACES: dict[str, Callable[[Results], str]] = {
     "step_half": step_table("half"),
     "step_long": step_table("long"),
     "saved": saved,
-    "e2e_fp32": e2e_table("fp32"),
-    "e2e_bf16": e2e_table("bf16"),
+    "e2e_fp32": rows_table("e2e", "fp32"),
+    "e2e_bf16": rows_table("e2e", "bf16"),
+    "real_banking77_fp32": rows_table("real", "banking77_fp32"),
+    "real_banking77_bf16": rows_table("real", "banking77_bf16"),
+    "real_e2e_fp32": rows_table("real", "e2e_fp32"),
+    "real_e2e_bf16": rows_table("real", "e2e_bf16"),
+    "real_settings": real_settings,
     "losses": losses,
     "scaling": scaling,
     "merging": merging,

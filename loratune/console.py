@@ -8,6 +8,9 @@ import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING
 
+_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+"""Unicode's controls, formats, half pairs, private use, and ends of lines and paragraphs."""
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -37,20 +40,21 @@ def is_interactive() -> bool:
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters (escape sequences, bells, returns) made visible.
+    """``text`` with control characters (escape sequences, bells, returns, separators) visible.
 
     Line breaks and tabs stay.
     """
     if text.isprintable():
         return text
-    return "".join(character if _harmless(character) else _visible(character) for character in text)
+    return "".join(character if _harmless(character) else escaped(character) for character in text)
 
 
 def _harmless(character: str) -> bool:
-    return character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co")
+    return character in "\n\t" or unicodedata.category(character) not in _UNSEEN
 
 
-def _visible(character: str) -> str:
+def escaped(character: str) -> str:
+    """A character by its number, as Python writes it."""
     return character.encode("unicode_escape").decode("ascii")
 
 

@@ -13,10 +13,12 @@ from torch import nn
 from loratune.adapters.base import Adapter, LayerPlan
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.registry import adapter_class
+from loratune.adapters.stacked import StackedWeight, put_adapter, put_parameter
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
 from loratune.models.measure import layer_shapes, stacked_experts
+from loratune.models.stored_names import shared_names
 from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for
 
 
@@ -129,6 +131,7 @@ def wrap_model(
         others=others,
         stacked=stacked_experts(model),
         unusable=unusable,
+        base_parameters=sum(parameter.numel() for parameter in model.parameters()),
         strict=strict,
     )
     _check_overlap(match, targets)
@@ -141,7 +144,7 @@ def wrap_model(
     for plan, adapter in zip(plans, adapters, strict=True):
         adapter.config = config
         adapter.train(plan.base_layer.training)
-        model.set_submodule(plan.shape.name, adapter)
+        _put(model, plan.shape, adapter)
     saved = {name: _save_module(model, name) for name in _saved_names(model, targets)}
     named = {adapter.shape.name: adapter for adapter in adapters}
     return WrappedModel(model, named, saved, config, match)
@@ -149,7 +152,24 @@ def wrap_model(
 
 def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPlan:
     rank, alpha = rank_for(shape.name, config), alpha_for(shape.name, config)
-    return LayerPlan(model.get_submodule(shape.name), shape, rank, alpha)
+    layer = (
+        StackedWeight(model.get_parameter(shape.name))
+        if shape.is_stacked
+        else model.get_submodule(shape.name)
+    )
+    return LayerPlan(layer, shape, rank, alpha)
+
+
+def _put(model: nn.Module, shape: LayerShape, new: nn.Module) -> None:
+    """Put an adapter in the place of a layer, or a layer back in its adapter's."""
+    if not shape.is_stacked:
+        model.set_submodule(shape.name, new)
+        return
+    owner, _, key = shape.name.rpartition(".")
+    if isinstance(new, Adapter):
+        put_adapter(model.get_submodule(owner), key, new)
+    else:
+        put_parameter(model.get_submodule(owner), key, new)
 
 
 def _check_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
@@ -201,9 +221,9 @@ def disabled(wrapped: WrappedModel) -> Iterator[None]:
 def unwrap_model(wrapped: WrappedModel) -> nn.Module:
     """Put the original layers back, bit for bit, and return the frozen base model."""
     model = wrapped.model
-    for name, adapter in wrapped.adapters.items():
+    for adapter in wrapped.adapters.values():
         adapter.unmerge()
-        model.set_submodule(name, adapter.base_layer)
+        _put(model, adapter.shape, adapter.base_layer)
     for name, saved in wrapped.saved_modules.items():
         model.set_submodule(name, saved.original_module)
     return model
@@ -216,34 +236,68 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     an adapter changes one of the two, never silently both.
     """
     model = wrapped.model
-    if _parts_tied_ends(wrapped):
-        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
-    for name, adapter in wrapped.adapters.items():
-        model.set_submodule(name, adapter.merged_layer())
+    parts = _parts_tied_weights(wrapped)
+    for adapter in wrapped.adapters.values():
+        _put(model, adapter.shape, adapter.merged_layer())
     for name, saved in wrapped.saved_modules.items():
         dtype = next(saved.original_module.parameters()).dtype
         model.set_submodule(name, saved.trained_module.to(dtype).requires_grad_(False))
+    if parts:
+        _untie(model)
     return model
 
 
-def _parts_tied_ends(wrapped: WrappedModel) -> bool:
-    """Whether tied input and output embeddings must part because one of them is adapted."""
-    model: Any = wrapped.model
-    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+def _untie(model: Any) -> None:
+    """Give every weight that the configuration tied its own copy, and say so there.
+
+    A configuration ties all of them or none: those that no adapter changed part as well.
+    """
+    tied = getattr(model, "all_tied_weights_keys", {})
+    for name in tied.keys() & shared_names(model).keys():
+        module, _, key = name.rpartition(".")
+        owner = model.get_submodule(module)
+        copy = getattr(owner, key).detach().clone()
+        owner.register_parameter(key, nn.Parameter(copy, requires_grad=False))
+    model.config.tie_word_embeddings = False
+    if tied:
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _parts_tied_weights(wrapped: WrappedModel) -> bool:
+    """Whether weights that the configuration ties must part because one of them is changed."""
+    if not getattr(getattr(wrapped.model, "config", None), "tie_word_embeddings", False):
         return False
-    touched = [model.get_submodule(n) for n in (*wrapped.adapters, *wrapped.saved_modules)]
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return any(module is end for module in touched for end in ends)
+    changed = [f"{module}." for module in (*wrapped.adapters, *wrapped.saved_modules)]
+    return any(name.startswith(tuple(changed)) for name in shared_names(wrapped.model))
 
 
 def adapter_state(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
     """Every tensor of every adapter and saved module, frozen ones too, in PEFT's key names."""
     state: dict[str, torch.Tensor] = {}
+    names = peft_names(wrapped)
     for name, adapter in wrapped.adapters.items():
         for suffix, tensor in adapter.peft_tensors().items():
-            state[f"base_model.model.{name}.{suffix}"] = tensor.detach()
+            state[f"base_model.model.{names[name]}.{suffix}"] = tensor.detach()
         state.update({key: tensor.detach() for key, tensor in adapter.shared_tensors().items()})
     for name, saved in wrapped.saved_modules.items():
         for suffix, tensor in saved.trained_module.state_dict().items():
             state[f"base_model.model.{name}.{suffix}"] = tensor.detach()
     return state
+
+
+def peft_names(wrapped: WrappedModel) -> dict[str, str]:
+    """Name of every adapted layer to its name in PEFT's file.
+
+    PEFT wraps the module that has an adapted parameter, once more for each further parameter of
+    it: the first one's adapter is the innermost.
+    """
+    names = {}
+    outer: dict[str, int] = {}
+    for name in reversed(list(wrapped.adapters)):
+        if wrapped.adapters[name].shape.is_stacked:
+            owner = name.rpartition(".")[0]
+            names[name] = owner + ".base_layer" * outer.get(owner, 0)
+            outer[owner] = outer.get(owner, 0) + 1
+        else:
+            names[name] = name
+    return names

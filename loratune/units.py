@@ -59,7 +59,7 @@ def _scaled(value: float, units: tuple[str, ...], gap: str, digits: int) -> str:
 
 def duration(seconds: float | None, digits: int = 3) -> str:
     """Seconds as 13.6 s, 4 min 10 s or 2 h 5 min, rounded to a few digits."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return NOTHING
     seconds = float(f"{seconds:.{digits}g}")
     if seconds < 120:

@@ -2,11 +2,13 @@
 
 PEFT stores them in three ways: both embeddings by itself where the vocabulary was resized, the
 rows of ``trainable_token_indices``, and one module for two that ``ensure_weight_tying`` ties.  All
-three become modules stored in full, which the rest of the program loads, merges and exports.
+three become modules stored in full, which the rest of the program loads, merges and exports; an
+adapter that is tied becomes one on both.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -42,6 +44,7 @@ def with_embeddings(model: Any, folder: AdapterFolder, read: ReadTensor) -> Adap
         ModelError: if the file does not hold what a resized vocabulary needs.
     """
     ends = embedding_names(model)
+    folder = _with_both_ends(model, folder, ends)
     keys = {name: f"{PREFIX}{name}.weight" for name in ends}
     declared = folder.targets.modules_to_save
     weights = {name: folder.tensors[key] for name, key in keys.items() if key in folder.tensors}
@@ -83,12 +86,46 @@ def embedding_names(model: Any) -> list[str]:
     return [name for name in names if name]
 
 
+def _with_both_ends(model: Any, folder: AdapterFolder, ends: list[str]) -> AdapterFolder:
+    """The adapter on both embeddings where PEFT tied what it put on one.
+
+    PEFT names one of the two and stores factors for each: one another's transposes, which can
+    still differ in scaling, if the settings give the modules alphas of their own.
+    """
+    stored = [
+        n for n in ends if any(key.startswith(f"{PREFIX}{n}.lora_") for key in folder.tensors)
+    ]
+    if not (_ties(model, ends, folder.peft) and len(stored) == 2):
+        return folder
+    modules = folder.targets.modules
+    if isinstance(modules, str):
+        modules = "|".join([f"(?:{modules})", *map(re.escape, stored)])
+    else:
+        modules = [*modules, *(name for name in stored if name not in modules)]
+    return replace(folder, targets=replace(folder.targets, modules=modules))
+
+
+def _ties(model: Any, ends: list[str], peft: Mapping[str, Any]) -> bool:
+    """Whether PEFT kept the two embeddings of this model one while it trained them."""
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    return tied and len(ends) == 2 and bool(peft.get("ensure_weight_tying"))
+
+
 def check_continuable(folder: AdapterFolder, wrapped: WrappedModel) -> None:
     """Embeddings that the file brings beside its settings are not what a new run would train.
+
+    Nor is one pair of factors on two embeddings: a new run would train each by itself.
 
     Raises:
         ModelError: if there are such.
     """
+    ends = embedding_names(wrapped.model)
+    if _ties(wrapped.model, ends, folder.peft) and set(ends) <= set(wrapped.adapters):
+        raise ModelError(
+            "the adapter ties its factors on both embeddings (ensure_weight_tying)",
+            where=str(folder.path),
+            fix="merge it, and train a new adapter on the merged model",
+        )
     declared = folder.targets.modules_to_save
     for name in wrapped.saved_modules:
         if not _is_declared(name, declared):
@@ -142,8 +179,7 @@ def _tie(
     are_rows: bool,
 ) -> None:
     """One value for both embeddings where PEFT ties what it trained."""
-    tied = len(ends) == 2 and bool(getattr(model.config, "tie_word_embeddings", False))
-    if tied and (are_rows or peft.get("ensure_weight_tying")):
+    if _ties(model, ends, {"ensure_weight_tying": are_rows or peft.get("ensure_weight_tying")}):
         for name, other in (ends, reversed(ends)):
             if name in weights:
                 weights.setdefault(other, weights[name])

@@ -15,8 +15,8 @@ from loratune.adapter_files.peft_format import (
     shared_fingerprint,
     shared_keys,
     stores_input_first,
-    target_names,
 )
+from loratune.adapter_files.peft_targets import peft_targets
 from loratune.adapters.base import Adapter
 from loratune.adapters.config import LayerKind
 from loratune.adapters.low_rank import LowRank
@@ -24,7 +24,7 @@ from loratune.config.schema import ExportFormat
 from loratune.errors import ModelError
 from loratune.models.build import meta_base
 from loratune.models.fingerprint import tensors_fingerprint
-from loratune.surgery import adapter_state, wrap_model
+from loratune.surgery import adapter_state, peft_names, wrap_model
 
 Form = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
 """adapter_config.json, tensors, loratune.json."""
@@ -75,7 +75,6 @@ def as_plain_lora(offline: MetaAdapter) -> Form:
         "base_model_name_or_path": _base_name(offline),
         "bias": "none",
         "inference_mode": True,
-        "target_modules": target_names(offline.wrapped),
         "task_type": "CAUSAL_LM",
         "peft_type": "LORA",
         "r": rank,
@@ -84,6 +83,7 @@ def as_plain_lora(offline: MetaAdapter) -> Form:
         "fan_in_fan_out": stores_input_first(offline.wrapped),
         "init_lora_weights": True,
     }
+    config |= peft_targets(offline.wrapped, config).settings
     kept = ("base", "tokenizer", "prompt_format", "base_path")
     facts = {key: offline.folder.facts[key] for key in kept if key in offline.folder.facts}
     return config, tensors, {**facts, "variant": "lora", "adapter": {}}
@@ -113,8 +113,9 @@ def _without_frozen(offline: MetaAdapter) -> tuple[dict[str, Tensor], dict[str, 
         ModelError: if nothing is frozen, or the recorded seed does not give the same matrices.
     """
     tensors = _all_tensors(offline)
+    names = peft_names(offline.wrapped)
     frozen = {
-        f"{PREFIX}{name}.{suffix}"
+        f"{PREFIX}{names[name]}.{suffix}"
         for name, layer in offline.wrapped.adapters.items()
         for suffix, tensor in layer.adapter_tensors().items()
         if not tensor.requires_grad
@@ -166,6 +167,12 @@ def _all_tensors(offline: MetaAdapter) -> dict[str, Tensor]:
 
 def _low_rank(layer: Adapter) -> tuple[Tensor, Tensor]:
     """A (r, in) and B (out, r) with ΔW = B A exactly, every factor folded in."""
+    if layer.shape.is_stacked:
+        raise ModelError(
+            "adapted experts have no place in a plain LoRA file",
+            where=layer.shape.name,
+            fix="export format=peft or format=merged",
+        )
     if not isinstance(layer, LowRank):
         raise ModelError(
             f"{layer.config.variant} is not a product of two factors: plain LoRA cannot hold it",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loratune.adapter_files.checks import misfits
-from loratune.adapter_files.embeddings import ReadTensor, embedding_names, with_embeddings
+from loratune.adapter_files.embeddings import ReadTensor, with_embeddings
 from loratune.adapter_files.peft_config import CONFIG, PREFIX, unusable_setting
 from loratune.adapter_files.peft_format import (
     TENSORS,
@@ -19,7 +19,7 @@ from loratune.adapter_files.peft_format import (
 )
 from loratune.errors import ConfigError, ModelError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
-from loratune.surgery import WrappedModel, adapter_state, wrap_model
+from loratune.surgery import WrappedModel, adapter_state, peft_names, wrap_model
 
 
 def wrap_for_loading(
@@ -54,13 +54,6 @@ def wrap_for_loading(
     except ModelError as error:
         error.where = error.where or str(folder.path)
         raise
-    both = set(wrapped.adapters) & set(embedding_names(model))
-    if folder.peft.get("ensure_weight_tying") and both:
-        raise ModelError(
-            f"ensure_weight_tying with an adapter on '{min(both)}' is not supported",
-            where=str(folder.path / CONFIG),
-            fix="merge the adapter with PEFT",
-        )
     load_into(wrapped, folder)
     return wrapped
 
@@ -113,8 +106,9 @@ def _base_copies(wrapped: WrappedModel, folder: AdapterFolder, where: str) -> se
 
 @torch.no_grad()
 def _copy_in(wrapped: WrappedModel, tensors: Mapping[str, Tensor]) -> None:
+    names = peft_names(wrapped)
     for name, adapter in wrapped.adapters.items():
-        start = f"{PREFIX}{name}."
+        start = f"{PREFIX}{names[name]}."
         own = adapter.peft_tensors()
         adapter.load_peft_tensors({s: tensors.get(start + s, value) for s, value in own.items()})
         for key, tensor in adapter.shared_tensors().items():

@@ -26,13 +26,14 @@ from loratune.adapter_files.peft_config import (
     configs_from_peft,
     edited_settings,
 )
+from loratune.adapter_files.peft_targets import as_modules, peft_targets
 from loratune.adapters.config import AdapterConfig, LayerKind
 from loratune.config.convert import to_plain
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError, SecurityError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.models.weights import inside, read_all
-from loratune.surgery import WrappedModel, adapter_state
+from loratune.surgery import WrappedModel, adapter_state, peft_names
 
 TENSORS = "adapter_model.safetensors"
 FACTS = "loratune.json"
@@ -48,7 +49,7 @@ class AdapterFolder:
         targets: which layers it adapts.
         tensors: keys and values as in the file.
         facts: ``loratune.json``, empty for an adapter that PEFT wrote.
-        peft: ``adapter_config.json`` as it is.
+        peft: ``adapter_config.json``, weights of layers named as the layers.
     """
 
     path: Path
@@ -104,7 +105,9 @@ def check_readable(wrapped: WrappedModel, base_name: str) -> None:
     settings = to_plain(wrapped.config)
     facts = {"variant": settings.pop("variant"), "adapter": settings}
     written = json.loads(files.to_json(peft_config(wrapped, base_name)))
-    config, _ = configs_from_peft(written, facts, Path(TENSORS).parent)
+    config, _ = configs_from_peft(
+        as_modules(written, {"adapter": settings}), facts, Path(TENSORS).parent
+    )
     if config.to_peft() != wrapped.config.to_peft():
         raise ModelError(f"{CONFIG} would read back differently", fix="report this with the recipe")
 
@@ -127,7 +130,8 @@ def read_back(folder: Path, wrapped: WrappedModel) -> None:
     wrong = [
         key
         for key, tensor in saved.tensors.items()
-        if key.startswith(f"{PREFIX}{first}.") and not torch.equal(tensor, state[key].cpu())
+        if key.startswith(f"{PREFIX}{peft_names(wrapped)[first]}.")
+        and not torch.equal(tensor, state[key].cpu())
     ]
     if saved.config.to_peft() != wrapped.config.to_peft() or wrong:
         what = f"'{wrong[0]}'" if wrong else CONFIG
@@ -146,31 +150,30 @@ def peft_config(
         base_name: ``base_model_name_or_path``.
         settings: of the variant, by default the model's own.
     """
-    return {
+    config = {
         "base_model_name_or_path": base_name,
         "bias": "none",
         "inference_mode": True,
         "modules_to_save": list(wrapped.saved_modules) or None,
-        "target_modules": target_names(wrapped),
         "task_type": "CAUSAL_LM",
         **(settings or wrapped.config).to_peft(),
         "fan_in_fan_out": stores_input_first(wrapped),
     }
+    return {**config, **peft_targets(wrapped, config).settings}
+
+
+def peft_notices(wrapped: WrappedModel) -> list[str]:
+    """What to say before training, where PEFT will not read the adapter as it is meant."""
+    problem = peft_targets(wrapped, wrapped.config.to_peft()).problem
+    if not problem:
+        return []
+    return [f"PEFT cannot use this adapter: {problem}; loratune evaluates, merges and exports it"]
 
 
 def stores_input_first(wrapped: WrappedModel) -> bool:
     """Whether the adapted weights are (in, out), as GPT-2's are; PEFT wants to be told."""
     kinds = {layer.shape.kind for layer in wrapped.adapters.values()}
     return kinds - {LayerKind.embedding} == {LayerKind.conv1d}
-
-
-def target_names(wrapped: WrappedModel) -> list[str]:
-    """The shortest list that selects exactly the adapted modules: last names, else full names."""
-    last_names = {name.rsplit(".", 1)[-1] for name in wrapped.adapters}
-    names = (name for name, _ in wrapped.model.named_modules())
-    others = [name for name in names if name.rsplit(".", 1)[-1] in last_names - {""}]
-    exact = set(others) == set(wrapped.adapters)
-    return sorted(last_names) if exact else sorted(wrapped.adapters)
 
 
 # -- reading -------------------------------------------------------------------------------
@@ -185,6 +188,7 @@ def read_adapter(folder: Path) -> AdapterFolder:
     """
     peft = _read_config(folder)
     facts = _read_facts(folder, peft)
+    peft = as_modules(peft, facts)
     config, targets = configs_from_peft(peft, facts, folder)
     tensors = _read_tensors(folder)
     check_rank(config, tensors, folder)
@@ -196,14 +200,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         peft = files.read_json(path)
     except FileNotFoundError as error:
-        raise ModelError(
-            f"no adapter here: {CONFIG} is missing", where=str(folder), fix="set adapter_path=DIR"
-        ) from error
+        cause = f"no adapter here: {CONFIG} is missing"
+        raise ModelError(cause, where=str(folder), fix=_instead_of_an_adapter(folder)) from error
     except (OSError, ValueError) as error:
         raise ModelError("the adapter's configuration is unreadable", where=str(path)) from error
     if not isinstance(peft, dict):
         raise ModelError("the adapter's configuration is not a mapping", where=str(path))
     return peft
+
+
+def _instead_of_an_adapter(folder: Path) -> str:
+    """What to name instead of a folder that holds something else."""
+    if (folder / "recipe.yaml").exists():
+        return "this is a run folder: set run=DIR, or adapter_path=DIR/adapter"
+    if (folder / "manifest.json").exists():
+        return "this is a checkpoint: set adapter_path to the adapter folder of its run"
+    if (folder / "config.json").exists():
+        return "this is a model: set model.path to it, and adapter_path to an adapter"
+    return "set adapter_path to a folder that holds one"
 
 
 def _read_facts(folder: Path, peft: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class Adapter(nn.Module, ABC):
         """What is added to the base layer's output.
 
         Args:
-            x: (..., in); token ids (...) for an embedding.
+            x: (..., in); token ids (...) for an embedding; (experts, ..., in) for stacked experts,
+                each of which has inputs of its own.
             y: ``base_layer(x)``, (..., out), bias included: a variant that scales W takes
                 ``self.bias`` away first.
 
@@ -91,7 +92,8 @@ class Adapter(nn.Module, ABC):
 
         Args:
             weight: the whole W as stored, in its own dtype: (out, in), (in, out) for Conv1D,
-                (vocabulary, width) for an embedding.  It may lie in a mapped file, and need not
+                (vocabulary, width) for an embedding; for stacked experts a matrix as well, with
+                the rows of one after those of another.  It may lie in a mapped file, and need not
                 be ``self.weight``, which has no data where the base is on the meta device.
             rows: which, as indices into ``weight``; ``start`` and ``stop`` are set.
 
@@ -110,7 +112,8 @@ class Adapter(nn.Module, ABC):
     def delta_weight(self, weight: Tensor | None = None) -> Tensor:
         """The whole ΔW, in the weight's own layout and the adapter's dtype."""
         weight = self.weight if weight is None else weight
-        return self.delta_rows(weight, slice(0, weight.shape[0]))
+        matrix = weight.reshape(-1, weight.shape[-1])
+        return self.delta_rows(matrix, slice(0, matrix.shape[0])).view(weight.shape)
 
     @abstractmethod
     def adapter_tensors(self) -> dict[str, Tensor]:
@@ -124,11 +127,20 @@ class Adapter(nn.Module, ABC):
         """The whole layer by a fused kernel, or ``None`` where none applies."""
         return None
 
+    def adapted_weight(self) -> Tensor:
+        """W + ΔW of stacked experts, or W where the adapter is merged or off."""
+        weight = self.weight
+        if self.merged or not self.enabled:
+            return weight
+        return (weight.float() + self.delta_weight()).to(weight.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.merged and self.training:
             raise ModelError(
                 "an adapter that is merged cannot train", where=self.shape.name, fix="unmerge first"
             )
+        if self.shape.is_stacked:
+            return self.adapted_weight()
         if self.merged or not self.enabled:
             return self._base(x)
         if self.config.kernel is not Kernel.reference:
@@ -257,3 +269,13 @@ class Adapter(nn.Module, ABC):
 def data_device(weight: Tensor) -> torch.device:
     """Where an adapter's tensors live: with the base weight, or on the CPU if it has no data."""
     return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def pieces_of(rows: slice, height: int) -> list[tuple[int, slice]]:
+    """Rows of a stack of matrices of ``height`` rows: number of the matrix, and its own rows."""
+    pieces = []
+    for number in range(rows.start // height, -(-rows.stop // height)):
+        start = number * height
+        part = slice(max(rows.start - start, 0), min(rows.stop - start, height))
+        pieces.append((number, part))
+    return pieces

@@ -26,11 +26,27 @@ class Kernel(StrEnum):
 
 
 class LayerKind(StrEnum):
-    """How a layer stores its weight: ``(out, in)``, ``(in, out)``, or one row per token."""
+    """How a layer stores its weight: ``(out, in)``, ``(in, out)``, or one row per token.
+
+    Those of all experts may be stacked in one tensor, each of them ``(out, in)`` or ``(in, out)``.
+    """
 
     linear = "linear"
     conv1d = "conv1d"
     embedding = "embedding"
+    experts = "experts"
+    experts_conv1d = "experts_conv1d"
+
+
+class LayerPlace(StrEnum):
+    """Which part of the model holds a layer: the text model, its output head, or a tower.
+
+    A tower is a model inside the model that reads images or sound, and no text.
+    """
+
+    text = "text"
+    head = "head"
+    tower = "tower"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +62,19 @@ class LayerShape:
     out_features: int
     parameters: int = 0
     """Numbers the base layer itself holds (weight and bias); 0 where nobody asked."""
+    place: LayerPlace = LayerPlace.text
+    experts: int = 1
+    """How many layers are stacked in the tensor; each has ``in_features`` and ``out_features``."""
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether it is a parameter that stacks the layers of all experts, and not a module."""
+        return self.kind in (LayerKind.experts, LayerKind.experts_conv1d)
+
+    @property
+    def parameter(self) -> str:
+        """Full name of its weight in the model."""
+        return self.name if self.is_stacked else f"{self.name}.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +151,8 @@ class AdapterConfig(ABC):
 
     def check_layer(self, shape: LayerShape) -> str:
         """Why this variant cannot adapt ``shape``, or an empty string."""
+        if shape.is_stacked:
+            return f"{self.variant} cannot adapt experts that are stacked in one tensor"
         return ""
 
     def without_costly_init(self) -> Self:

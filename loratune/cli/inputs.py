@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from loratune.config.command_line import CommandLine
 from loratune.config.convert import apply_overrides, from_plain, read_recipe
+from loratune.config.mixture import training_paths
 from loratune.config.schema import RunConfig, Stage
 from loratune.config.settings import GROUPS
 from loratune.errors import ConfigError
@@ -49,7 +50,7 @@ def require_rows(config: RunConfig) -> None:
     Raises:
         ConfigError: if it does.
     """
-    if Stage.train in config.stages and config.data.path is None:
+    if Stage.train in config.stages and not training_paths(config.data):
         cause = "there are no rows to train on"
         raise ConfigError(cause, where="data.path", fix="set data.path=FILE")
 

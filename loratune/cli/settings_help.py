@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from loratune.config.schema import RunConfig
+from loratune.config.settings import listed_dataclass
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -66,3 +67,5 @@ def all_settings(cls: type = RunConfig, prefix: str = "") -> Iterator[tuple[str,
             yield from all_settings(inner, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", _default(field), docs.get(field.name, "")
+            if item := listed_dataclass(inner):
+                yield from all_settings(item, f"{prefix}{field.name}[].")

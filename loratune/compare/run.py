@@ -29,6 +29,7 @@ from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.console import say
 from loratune.errors import Interrupted, LoratuneError, TrainingError
+from loratune.runs.output import OUTPUTS, TASK, check_output, check_unoccupied
 from loratune.runs.provenance import package_versions, provenance
 from loratune.training.optim import learning_rate
 
@@ -72,6 +73,9 @@ def prepare(config: RunConfig, options: Options) -> tuple[Workbench, ComparisonP
     Raises:
         LoratuneError: whatever is wrong.
     """
+    check_output(config)
+    if config.out is not None:
+        check_unoccupied(Path(config.out), besides=[TASK])
     parse_match(options.match)
     settings = named_settings(options.variants, config.adapter, options.folders)
     for setting in settings:
@@ -86,11 +90,14 @@ def prepare(config: RunConfig, options: Options) -> tuple[Workbench, ComparisonP
         bench.layers,
         config.targets.modules_to_save,
     )
-    searches = [VariantSearch(s, _search(config, options, s, bench.steps)) for s in settings]
     shared = _shared(config, bench)
-    path = Path(config.out or f"outputs/{config.name}/compare-{fingerprint(shared)[:8]}")
+    path = Path(config.out or OUTPUTS / config.name / f"compare-{fingerprint(shared)[:8]}")
+    store = Store.open(path, shared)
+    if (clock := bench.rows.clock) is not None:
+        bench.stop_clock(store.clock(clock))
+    searches = [VariantSearch(s, _search(config, options, s, bench.steps)) for s in settings]
     seeds = [config.trainer.seed + number for number in range(options.seeds)]
-    plan = ComparisonPlan(Store.open(path, shared), fingerprint(shared), searches, seeds)
+    plan = ComparisonPlan(store, fingerprint(shared), searches, seeds)
     if options.retry:
         _forget_failures(plan)
     for note in bench.rows.summary.notes:
@@ -134,6 +141,7 @@ def _shared(config: RunConfig, bench: Workbench) -> dict[str, Any]:
     return {
         "recipe": redact(recipe),
         "base": bench.base.fingerprint,
+        "tokenizer": bench.base.tokenizer_fingerprint,
         "rows": bench.rows.summary.fingerprints,
         "split_seed": config.trainer.seed,
         "device": bench.base.device.type,

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from loratune import files
+from loratune.data.clock import is_moment
 from loratune.errors import CheckpointError, SecurityError
+from loratune.runs.output import TASK
 
-CORE = "task.json"
+CLOCK = "clock.json"
 RESULT = "comparison.json"
 MARKDOWN = "comparison.md"
 KINDS = ("base", "costs", "trials", "members")
@@ -86,9 +88,9 @@ class Store:
         with files.storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             with store._locked("task"):
-                if not (path / CORE).exists():
-                    files.write_json(path / CORE, shared)
-        stored = store._json(path / CORE)
+                if not (path / TASK).exists():
+                    files.write_json(path / TASK, shared)
+        stored = store._json(path / TASK)
         if stored != shared:
             changed = [key for key in shared if (stored or {}).get(key) != shared[key]]
             raise CheckpointError(
@@ -97,6 +99,22 @@ class Store:
                 fix="choose another out=DIR",
             )
         return store
+
+    def clock(self, moment: str) -> str:
+        """The moment that the comparison takes for now: that of the process that asked first.
+
+        Raises:
+            CheckpointError: if the record of it is damaged.
+        """
+        path = self.path / CLOCK
+        with files.storage_errors(path), self._locked("clock"):
+            if not path.exists():
+                files.write_json(path, {"clock": moment})
+        recorded = (self._json(path) or {}).get("clock")
+        if not is_moment(recorded):
+            fix = "restore it, or choose another out=DIR"
+            raise CheckpointError("the recorded time is damaged", where=str(path), fix=fix)
+        return str(recorded)
 
     def read(self, cached: CachedResult) -> dict[str, Any] | None:
         """A task's result without its duration, or ``None`` while there is none."""

@@ -16,6 +16,7 @@ from loratune.compare.search import Point, search_axis
 from loratune.compare.settings import Options
 from loratune.config.schema import RunConfig
 from loratune.errors import StorageError, TrainingError
+from loratune.runs.output import check_outside_sources
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def tune(config: RunConfig, options: Options, base_recipe: str | None, target: P
     Raises:
         TrainingError: if no rate was usable.
         StorageError: if ``target`` is something else than a recipe written here.
+        BusyError: if it lies in the base model's folder.
     """
+    check_outside_sources(target, config)
     _check_own_recipe(target)
     axis = search_axis(config.adapter)
     if options.ratio_grid is None and axis:

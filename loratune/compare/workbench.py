@@ -12,7 +12,7 @@ from loratune.adapters.config import AdapterConfig
 from loratune.compare.fit import Fit, fit
 from loratune.compare.memory import peak_bytes
 from loratune.compare.result import Costs, SeedRun, Trial
-from loratune.compare.rows import prepare_comparison, units
+from loratune.compare.rows import ComparisonRows, prepare_comparison, units
 from loratune.compare.scores import UnitScores, score_units
 from loratune.compare.search import Point
 from loratune.config.schema import RunConfig, TrainerConfig
@@ -81,11 +81,10 @@ class Workbench:
         folder = model_folder(config.model.path, config.model.revision)
         tokenizer = load_tokenizer(folder)
         numbers = read_model_config(folder)
-        vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
-        self.rows = rows = prepare_comparison(config, tokenizer, vocabulary)
+        self._vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
+        rows = prepare_comparison(config, tokenizer, self._vocabulary)
         self.base = load(config.model, config.trainer.precision, tokenizer)
-        every = [*rows.train, *rows.dev, *rows.test, *rows.heldout]
-        check_positions(every, self.base.model)
+        self._take(rows)
         self.architecture = measure_model(self.base.model, numbers)
         self.unusable = unusable_layers(self.base.model)
         self.layers = find_targets(
@@ -95,11 +94,24 @@ class Workbench:
             self.architecture.family,
             unusable=self.unusable,
         ).shapes
-        self.arrangement, _ = arrange(config, self.base.model, rows.pad_id, every)
+        self.arrangement, _ = arrange(config, self.base.model, rows.pad_id, rows.every)
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(self.base.model)
-        self._units = units(self.rows.test)
-        texts = range(len(self.rows.heldout))
+
+    def stop_clock(self, moment: str) -> None:
+        """Write the rows as of ``moment``, where the chat template reads the time.
+
+        Raises:
+            LoratuneError: rows that are unusable then.
+        """
+        if self.rows.clock not in (None, moment):
+            tokenizer = self.base.tokenizer
+            self._take(prepare_comparison(self.config, tokenizer, self._vocabulary, moment))
+
+    def _take(self, rows: ComparisonRows) -> None:
+        check_positions(rows.every, self.base.model)
+        self.rows, self._units = rows, units(rows.test)
+        texts = range(len(rows.heldout))
         self._heldout_units = [list(texts[n : n + TEXTS_A_UNIT]) for n in texts[::TEXTS_A_UNIT]]
 
     @property
@@ -177,7 +189,8 @@ class Workbench:
             self.base.model, config, self.config.targets, seed=seed, unusable=self.unusable
         )
         try:
-            yield wrapped, LanguageModelHead(wrapped.model)
+            routers = self.config.trainer.router_loss
+            yield wrapped, LanguageModelHead(wrapped.model, router_loss=routers)
         finally:
             unwrap_model(wrapped)
             self.base.model.eval()

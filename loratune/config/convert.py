@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from yaml.nodes import MappingNode, Node, SequenceNode
 
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.composition import to_typed
-from loratune.config.recipes.yaml_reader import parse, read_text
+from loratune.config.recipes.yaml_reader import parse, read_text, scalar_text
 from loratune.config.recipes.yaml_reader import plain as plain_values
 from loratune.config.schema import RunConfig
+from loratune.config.settings import Setting, is_text, known_keys
 from loratune.config.value_checks import check_values
 from loratune.errors import ConfigError, raise_together
 
@@ -114,14 +116,34 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def read_recipe(path: Path) -> dict[str, Any]:
     """Nested plain values of a run's ``recipe.yaml``; nothing in it is interpolated or run.
 
+    Where a setting is text, the word counts as it is written (``name: 1e3``).
+
     Raises:
         ConfigError: if it cannot be read, or is not a mapping.
     """
     node = parse(read_text(path, str(path)), str(path))
-    values = None if node is None else plain_values(node)
+    values = None if node is None else _settings(node, known_keys(RunConfig))
     if not isinstance(values, dict):
         raise ConfigError("the recipe is not a mapping", where=str(path))
     return {str(key): value for key, value in values.items()}
+
+
+def _settings(node: Node, setting: Setting | None) -> Any:
+    """The node's value, with the words of text settings as they are written."""
+    if isinstance(node, MappingNode) and setting is not None and setting.children:
+        return {
+            (name := str(plain_values(key))): _settings(value, setting.child(name))
+            for key, value in node.value
+        }
+    return _words(node) if setting is not None and is_text(setting) else plain_values(node)
+
+
+def _words(node: Node) -> Any:
+    if isinstance(node, MappingNode):
+        return {str(plain_values(key)): _words(value) for key, value in node.value}
+    if isinstance(node, SequenceNode):
+        return [_words(item) for item in node.value]
+    return None if plain_values(node) is None else scalar_text(node)
 
 
 def run_fields(values: dict[str, Any]) -> dict[str, Any]:

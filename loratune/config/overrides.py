@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quoted
 
 from loratune.adapters.registry import variant_names
 from loratune.config.command_line import CommandLine, is_for_hydra
+from loratune.config.mixture import SOURCES, missing_sources, source_problems
 from loratune.config.recipes.folders import group_options
 from loratune.config.recipes.rules import (
     interpolation_problem,
@@ -32,7 +33,7 @@ from loratune.config.settings import (
     unknown_key,
     wrong_type,
 )
-from loratune.errors import ConfigError, LoratuneError, SecurityError
+from loratune.errors import ConfigError, LoratuneError, SecurityError, unknown_setting
 
 
 def check_overrides(command_line: CommandLine, schema: type = RunConfig) -> list[LoratuneError]:
@@ -177,9 +178,27 @@ def _check_value(key: str, setting: Setting, value: Any) -> Iterator[LoratuneErr
         for name, item in value.items():
             child = setting.child(str(name))
             if child is None:
-                yield unknown_key(Setting(None, {key: setting}), (key, str(name)))
+                yield unknown_setting(f"{key}.{name}", setting.children)
             else:
                 yield from _check_value(f"{key}.{name}", child, item)
+    elif setting.item is not None and isinstance(value, list):
+        yield from _check_items(key, setting.item, value)
     elif not any("${" in text for text in strings) and (allowed := wrong_type(setting, value)):
         shown = redact_text(f"{key}={value}").partition("=")[2]
         yield ConfigError(f"{key} must be {allowed}, got '{shown}'", where=key)
+
+
+def _check_items(key: str, item: Setting, values: Sequence[Any]) -> Iterator[LoratuneError]:
+    """The elements of a list of mappings, and what they must not be together."""
+    mappings = []
+    for number, value in enumerate(values):
+        place = f"{key}[{number}]"
+        if not isinstance(value, dict):
+            cause = f"{place} must be a mapping of settings, got '{redact_text(str(value))}'"
+            yield ConfigError(cause, where=place, fix=f"write {key}=[{{path: FILE}}, ...]")
+            continue
+        mappings.append({str(name): one for name, one in value.items()})
+        yield from _check_value(key=place, setting=item, value=mappings[-1])
+    if key == SOURCES and len(mappings) == len(values):
+        yield from source_problems(mappings)
+        yield from missing_sources(mappings)

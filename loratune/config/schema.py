@@ -148,7 +148,8 @@ class TargetsConfig:
     """Which layers get an adapter."""
 
     modules: Any = "attention_qv"
-    """attention_qv, attention, mlp, all_linear; a list of names; or a regular expression."""
+    """attention_qv, attention, mlp, all_linear, experts, all_linear_and_experts; a list of names;
+    or a regular expression."""
     exclude: list[str] = field(default_factory=list)
     """Names or suffixes to leave out."""
     layers: list[int] | None = None
@@ -158,11 +159,35 @@ class TargetsConfig:
 
 
 @dataclass(kw_only=True)
+class SourceConfig:
+    """One source of a mixture (``data.sources``); what is null is as ``data`` itself has it."""
+
+    path: str = MISSING
+    """As ``data.path``."""
+    name: str | None = None
+    """What records and reports call it; null takes the file's name without its kind."""
+    weight: float = 1.0
+    """Its share of the rows drawn, relative to the other sources' weights."""
+    split: str | None = None
+    """Split to read (hub datasets)."""
+    format: RowFormat | None = None
+    """As ``data.format``."""
+    columns: dict[str, str] | None = None
+    """As ``data.columns``, in place of them."""
+    template: str | None = None
+    """As ``data.template``."""
+    limit: int | None = None
+    """Use only its first N rows."""
+
+
+@dataclass(kw_only=True)
 class DataConfig:
     """The rows to train and evaluate on."""
 
     path: str | None = None
     """jsonl, json, csv or parquet file, folder, glob, hub id, or ``builtin:NAME``."""
+    sources: list[SourceConfig] | None = None
+    """Several of them in place of ``path``: ``[{path: a.jsonl, weight: 3}, {path: b.jsonl}]``."""
     eval_path: str | None = None
     """Rows to evaluate on; null splits ``eval_fraction`` off the training rows."""
     test_path: str | None = None
@@ -178,7 +203,10 @@ class DataConfig:
     learn: Learn = Learn.all
     """Which assistant turns are supervised: all or last; a turn's own ``weight: 0`` wins."""
     reasoning: Reasoning = Reasoning.learn
-    """Reasoning in assistant turns: learn, context (seen, not supervised) or drop."""
+    """Reasoning in assistant turns: learn, context (seen, not supervised) or drop.
+
+    The last two need both its tags, or a template whose generation header opens it.
+    """
     special_tokens_in_text: SpecialTokens = SpecialTokens.text
     """Special tokens spelt in a row: plain text, parse (as tokens) or error."""
     max_length: int = 512
@@ -190,11 +218,13 @@ class DataConfig:
     split_by: SplitBy = SplitBy.row
     """row, or prompt: rows that share a prompt stay on one side of the split."""
     limit: int | None = None
-    """Use only the first N training rows."""
+    """Use only the first N training rows, of each source."""
     eval_limit: int | None = None
-    """Use only the first N evaluation rows."""
+    """Use only the first N evaluation rows, of each source."""
     group_by_length: bool = True
     """Rows of like length share a batch, so that little is spent on padding."""
+    group_by_prefix: bool = False
+    """Rows of one beginning share a batch instead, so that more of them is computed once."""
     packing: bool = False
     """Several rows share one sequence, without seeing each other."""
     share_prefixes: Any = "auto"
@@ -208,7 +238,7 @@ class TrainerConfig:
     steps: int | None = None
     """Optimizer steps; give this or ``epochs``."""
     epochs: float | None = None
-    """Passes over the training rows."""
+    """Passes over the training rows; of a mixture, each draws as many rows as its sources hold."""
     batch_size: int = 8
     """Rows per micro-batch over all processes; memory grows with it."""
     grad_accum_steps: int = 1
@@ -243,8 +273,12 @@ class TrainerConfig:
     """auto, fp32 or bf16; auto takes bf16 on CUDA and on CPUs that compute it natively."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    router_loss: bool = False
+    """Mixtures of experts: also train on the model's own load-balancing loss for its routers."""
     compile: bool = False
     """torch.compile the model."""
+    deterministic: bool = True
+    """On CUDA, kernels that give the same bits every time, as resuming needs; a CPU's do."""
     seed: int = 0
     """Seed of initialisation, order and dropout."""
     log_every: int = 1

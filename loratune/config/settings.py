@@ -28,12 +28,14 @@ GROUPS = ("adapter", "data", "model", "recipe", "targets", "trainer")
 class Setting:
     """One key: its type, and the keys below it.
 
-    ``children`` is empty for a plain value; ``free`` marks a mapping whose keys are the user's own.
+    ``children`` is empty for a plain value; ``free`` marks a mapping whose keys are the user's own;
+    ``item`` has the keys of each element of a list of mappings.
     """
 
     annotation: Any
     children: Mapping[str, Setting] = field(default_factory=dict)
     free: bool = False
+    item: Setting | None = None
 
     def child(self, name: str) -> Setting | None:
         """The setting called ``name`` below this one, or ``None``."""
@@ -63,14 +65,29 @@ def _setting(annotation: Any, variants: Sequence[str]) -> Setting:
         return Setting(annotation, merged)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return Setting(annotation, _children(annotation, variants))
-    return Setting(annotation, free=typing.get_origin(_without_none(annotation)) is dict)
+    inner = _without_none(annotation)
+    if item := listed_dataclass(annotation):
+        return Setting(annotation, item=Setting(item, _children(item, variants)))
+    return Setting(annotation, free=typing.get_origin(inner) is dict)
+
+
+def listed_dataclass(annotation: Any) -> type | None:
+    """The dataclass that the elements of a list are, if they are."""
+    inner = _without_none(annotation)
+    if typing.get_origin(inner) is not list:
+        return None
+    [item] = typing.get_args(inner)
+    return item if isinstance(item, type) and dataclasses.is_dataclass(item) else None
 
 
 def find(root: Setting, path: Sequence[str]) -> Setting | None:
-    """The setting at ``path``, or ``None`` if there is none."""
+    """The setting at ``path``, or ``None`` if there is none; ``name[0]`` is a list's element."""
     here: Setting | None = root
     for name in path:
-        here = here.child(name) if here is not None else None
+        plain, bracket, _ = name.partition("[")
+        here = here.child(plain) if here is not None else None
+        if bracket and here is not None and here.item is not None:
+            here = here.item
     return here
 
 
@@ -83,7 +100,8 @@ def leaves(root: Setting, prefix: str = "") -> Iterator[str]:
 
 def unknown_key(root: Setting, path: Sequence[str], where: str = "") -> ConfigError:
     """The error for a ``path`` that is not a setting, with what it may have meant."""
-    depth = next(i for i in range(1, len(path) + 1) if find(root, path[:i]) is None)
+    depths = range(1, len(path) + 1)
+    depth = next((i for i in depths if find(root, path[:i]) is None), len(path))
     parent = find(root, path[: depth - 1]) or root
     below = ".".join(path[: depth - 1])
     hint = _elsewhere(root, path[-1]) or ("" if parent.children else f"{below} is one value")
@@ -131,6 +149,9 @@ def wrong_type(setting: Setting, value: Any) -> str:
         return "" if isinstance(value, Mapping) else "a mapping of settings"
     if setting.annotation is Any or value == "???":
         return ""
+    if setting.item is not None:
+        mappings = isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
+        return "" if value is None or mappings else describe(setting.annotation)
     if _is_cast(setting.annotation, value):
         return describe(setting.annotation)
     probe = OmegaConf.structured(_one_field(setting.annotation))
@@ -181,6 +202,8 @@ def describe(annotation: Any) -> str:
     if isinstance(inner, type) and issubclass(inner, Enum):
         return f"one of {', '.join(str(item.value) for item in inner)}"
     origin, parts = typing.get_origin(inner), typing.get_args(inner)
+    if listed_dataclass(inner):
+        return "a list of mappings, [{...}, {...}]"
     if origin is list:
         return f"a list, each {describe(parts[0])}"
     if origin is dict:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
 
+from loratune.config.mixture import SOURCES, source_problems
 from loratune.config.schema import RunConfig, Stage
 from loratune.errors import ConfigError
 
@@ -86,6 +88,12 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
     trainer, data = config.trainer, config.data
     trains = Stage.train in config.stages
     has_eval = data.eval_path is not None or data.eval_fraction > 0
+    if data.sources is not None:
+        yield from source_problems([asdict(source) for source in data.sources])
+        if data.path is not None:
+            cause = f"data.path and {SOURCES} exclude each other"
+            fix = "add data.path=null (it can be one of the sources), or remove the sources"
+            yield ConfigError(cause, where="data", fix=fix)
     if trainer.steps is not None and trainer.epochs is not None:
         cause = "trainer.steps and trainer.epochs exclude each other"
         yield ConfigError(cause, where="trainer", fix="set one of them, the other to null")
@@ -105,7 +113,7 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
         fix = "add train to stages, or set adapter_path=DIR"
         yield ConfigError(cause, where="stages", fix=fix)
     if not _is_folder_name(config.name):
-        fix = "use a plain name: no /, no leading dot or dash, at most 100 characters"
+        fix = "use a plain name: no /, no leading dot, dash or space, at most 100 characters"
         yield ConfigError(f"{config.name!r} cannot name a folder", where="name", fix=fix)
 
 
@@ -116,4 +124,5 @@ def _is_folder_name(name: str) -> bool:
         and name.isprintable()
         and not set(name) & {"/", "\\"}
         and name[0] not in ".-"
+        and name == name.strip()
     )

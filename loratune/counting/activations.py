@@ -185,8 +185,11 @@ def _owned(kept: _Kept, owners: Mapping[str, nn.Module]) -> Iterator[None]:
         def enter(module: nn.Module, inputs: object, name: str = name) -> None:
             kept.owners.append(name)
 
-        def leave(module: nn.Module, inputs: object, output: object) -> None:
+        def leave(module: Any, inputs: object, output: Tensor) -> None:
             kept.owners.pop()
+            if module.shape.is_stacked:  # W + ΔW: as large as W, however many tokens there are
+                kept.ignored.add(output.untyped_storage().data_ptr())
+                kept.tensors.append(output)
 
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave))

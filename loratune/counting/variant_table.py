@@ -83,6 +83,7 @@ def count_table(
         others=architecture.other_types,
         stacked=architecture.stacked_experts,
         unusable=architecture.unusable,
+        base_parameters=architecture.base_parameters,
     )
     configs = variant_configs(config.adapter, names, rank, folders)
     fitting, left_out = _fitting(configs, matched, strict=names is not None)

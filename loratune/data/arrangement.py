@@ -40,15 +40,20 @@ class Arrangement:
     share: str = "never"
     first_position: int = 0
 
-    def batch(self, rows: Sequence[EncodedRow], row_ids: Sequence[int] = ()) -> Batch:
-        """Rows as one batch, on the CPU."""
+    def batch(
+        self,
+        rows: Sequence[EncodedRow],
+        row_ids: Sequence[int] = (),
+        sources: Sequence[str] = (),
+    ) -> Batch:
+        """Rows as one batch, on the CPU; ``sources`` are the names of a mixture's."""
         trees = self._trees(rows)
         if trees is not None:
-            return self._together(rows, trees, row_ids, share=True)
+            return self._together(rows, trees, row_ids, sources, share=True)
         if self.packed:
             bins = pack([len(row) for row in rows], self.packed)
-            return self._together(rows, bins, row_ids, share=False)
-        return collate(rows, self.pad_id, row_ids)
+            return self._together(rows, bins, row_ids, sources, share=False)
+        return collate(rows, self.pad_id, row_ids, sources)
 
     def evaluation_batches(self, rows: Sequence[EncodedRow], size: int) -> list[list[int]]:
         """Numbers of all rows in batches, always the same, in the order that computes least."""
@@ -71,10 +76,17 @@ class Arrangement:
         return self._unshared(rows)
 
     def _together(
-        self, rows: Sequence[EncodedRow], bins: Bins, row_ids: Sequence[int], *, share: bool
+        self,
+        rows: Sequence[EncodedRow],
+        bins: Bins,
+        row_ids: Sequence[int],
+        sources: Sequence[str],
+        *,
+        share: bool,
     ) -> Batch:
+        first = self.first_position
         return collate_together(
-            rows, bins, self.pad_id, row_ids, share=share, first_position=self.first_position
+            rows, bins, self.pad_id, row_ids, sources, share=share, first_position=first
         )
 
     def _trees(self, rows: Sequence[EncodedRow]) -> Bins | None:
@@ -133,6 +145,9 @@ def arrange(
     sample, longest = rows[:_LOOKED_AT], max(map(len, rows))
     tokens = sorted({token for row in sample for token in row.input_ids})
     check_single_rows(config, model, longest, tokens)
+    if config.trainer.router_loss:
+        _check_rows_alone(config)
+        return Arrangement(pad_id), []
     auto = data.share_prefixes == "auto" and _may_save(sample)
     if not (data.packing or data.share_prefixes is True or auto):
         return Arrangement(pad_id), []
@@ -194,6 +209,18 @@ _LOOKED_AT = 2048
 def _may_save(rows: Sequence[EncodedRow]) -> bool:
     """Whether all rows together, and so the rows of a batch, could share enough."""
     return tree_tokens(rows, tree_order(rows)) <= WORTH * sum(map(len, rows))
+
+
+def _check_rows_alone(config: RunConfig) -> None:
+    """Check that every token lies in a batch once and is masked by its place alone."""
+    data = config.data
+    for key, asked in (("packing", data.packing), ("share_prefixes", data.share_prefixes is True)):
+        if asked:
+            raise ConfigError(
+                "the load-balancing loss of routers is computed for single rows only",
+                where=f"data.{key}=true",
+                fix=f"data.{key}=false, or trainer.router_loss=false",
+            )
 
 
 def _require_exact(config: RunConfig, probe: RowsTogether) -> None:

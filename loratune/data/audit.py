@@ -7,8 +7,8 @@ to judge; a note is only worth knowing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -16,6 +16,7 @@ from loratune.config.schema import DataConfig, RowFormat, SpecialTokens
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import PreparedData
 from loratune.data.report import SplitReport
+from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import SPACE_MARKS, RowTokenizer, Tokenizer
 from loratune.errors import DataError, raise_together
 
@@ -90,33 +91,80 @@ class Audit:
         return asdict(self)
 
 
-def audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> Audit:
+def audit(
+    data: PreparedData, tokenizer: Tokenizer, config: DataConfig, further: Iterable[Finding] = ()
+) -> Audit:
     """Look for rows that teach nothing, twice, too much, or the wrong beginning and end.
 
     Args:
         data: the prepared rows; a side may be empty.
         tokenizer: the base model's.
         config: how the rows were prepared.
+        further: what was found elsewhere.
     """
     rows = RowTokenizer(tokenizer)
     found = [
-        *_unsupervised(data.report.train),
-        *_doubled_start(data.train, rows),
-        *_endings(data.train, rows, config.max_length),
-        *_cut("training", data.report.train, config.max_length),
-        *_cut("evaluation", data.report.eval, config.max_length),
-        *_glued(data.train, tokenizer),
-        *_chat(data, tokenizer),
-        *_spelt(data.train, config.special_tokens_in_text),
-        *_left_out(data.train),
+        *further,
+        *(finding for part in _parts(data) for finding in _of_part(part, rows, config)),
+        *_cut("evaluation", _sourceless(data), config.max_length),
         *_repeated(data.train),
         *_shared(data),
-        *_empty(data.report.train),
     ]
     order = list(Severity)
     found.sort(key=lambda finding: order.index(finding.severity))
     longest = sorted(data.train, key=len, reverse=True)[:LONGEST_SHOWN]
     return Audit(tuple(found), tuple((row.source, len(row)) for row in longest))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one format: all of them, or a source of a mixture."""
+
+    name: str
+    format: PromptFormat
+    train: Sequence[EncodedRow]
+    train_report: SplitReport | None
+    eval_report: SplitReport | None
+
+
+def _parts(data: PreparedData) -> list[_Part]:
+    if not data.report.sources:
+        return [_Part("", data.prompt_format, data.train, data.report.train, data.report.eval)]
+    return [
+        _Part(
+            source.name,
+            data.source_formats[source.name],
+            [row for row in data.train if row.origin == source.name],
+            source.train,
+            source.eval,
+        )
+        for source in data.report.sources
+    ]
+
+
+def _sourceless(data: PreparedData) -> SplitReport | None:
+    """The evaluation rows of a mixture that come from ``data.eval_path``."""
+    sources = data.report.sources
+    return data.report.eval if sources and not any(one.eval for one in sources) else None
+
+
+def _of_part(part: _Part, rows: RowTokenizer, config: DataConfig) -> Iterator[Finding]:
+    """What is found in the rows of one part, under its name."""
+    found = [
+        *_unsupervised(part.train_report),
+        *_doubled_start(part.train, rows),
+        *_endings(part.train, rows, config.max_length),
+        *_cut("training", part.train_report, config.max_length),
+        *_cut("evaluation", part.eval_report, config.max_length),
+        *_glued(part.train, rows.tokenizer),
+        *_chat(part, rows.tokenizer),
+        *_spelt(part.train, config.special_tokens_in_text),
+        *_left_out(part.train),
+        *_empty(part.train_report),
+    ]
+    for finding in found:
+        named = f"source {part.name}: {finding.message}" if part.name else finding.message
+        yield replace(finding, message=named)
 
 
 def _unsupervised(report: SplitReport | None) -> Iterator[Finding]:
@@ -225,8 +273,8 @@ def _letters_meet(row: EncodedRow, tokenizer: Tokenizer) -> bool:
     return before[-1:].isalnum() and after[:1].isalnum() and not spaced
 
 
-def _chat(data: PreparedData, tokenizer: Tokenizer) -> Iterator[Finding]:
-    plain = data.prompt_format.format in (RowFormat.prompt, RowFormat.instruction)
+def _chat(part: _Part, tokenizer: Tokenizer) -> Iterator[Finding]:
+    plain = part.format.format in (RowFormat.prompt, RowFormat.instruction)
     if plain and tokenizer.chat_template:
         yield Finding(
             Severity.warning,
@@ -235,7 +283,7 @@ def _chat(data: PreparedData, tokenizer: Tokenizer) -> Iterator[Finding]:
             "will not see the turn markers it was trained with",
             "data.format",
             "use rows with `messages`, or a base model that was not tuned for chat",
-            len(data.train),
+            len(part.train),
         )
 
 

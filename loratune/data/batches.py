@@ -7,10 +7,12 @@ A resumed run therefore needs to know only its step.  The rows of a step depend 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
 from loratune.config.schema import DataConfig, TrainerConfig
+from loratune.data.mixture import Mixture
 from loratune.data.split import shuffled
 from loratune.errors import DataError
 
@@ -22,6 +24,7 @@ class BatchPlan:
     """The order of rows over a whole training run.
 
     Every epoch visits every row once, in a fresh order; the last step of an epoch may be smaller.
+    An epoch of a mixture has as many rows, in the shares of its sources: see ``data.mixture``.
 
     Attributes:
         total_steps: optimizer steps of the run.
@@ -42,8 +45,10 @@ class BatchPlan:
         group_by_length: bool = False,
         steps: int | None = None,
         epochs: float | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         self.lengths = list(lengths)
+        self.mixture = mixture
         self.batch_size = batch_size
         self.rows_per_step = batch_size * grad_accum_steps
         self.seed = seed
@@ -59,17 +64,29 @@ class BatchPlan:
 
     @classmethod
     def from_config(
-        cls, lengths: Sequence[int], data: DataConfig, trainer: TrainerConfig
+        cls,
+        lengths: Sequence[int],
+        data: DataConfig,
+        trainer: TrainerConfig,
+        mixture: Mixture | None = None,
     ) -> BatchPlan:
-        """The plan of a recipe; packing fills sequences best with rows of unlike length."""
+        """The plan of a recipe; packing fills sequences best with rows of unlike length.
+
+        Args:
+            lengths: of the rows, or other numbers that are near each other for like rows.
+            data: how rows are grouped.
+            trainer: how many make a step.
+            mixture: the shares of several sources.
+        """
         return cls(
             lengths,
             batch_size=trainer.batch_size,
             grad_accum_steps=trainer.grad_accum_steps,
             seed=trainer.seed,
-            group_by_length=data.group_by_length and not data.packing,
+            group_by_length=data.group_by_prefix or (data.group_by_length and not data.packing),
             steps=trainer.steps,
             epochs=trainer.epochs,
+            mixture=mixture,
         )
 
     def step_rows(self, step: int) -> list[int]:
@@ -77,21 +94,44 @@ class BatchPlan:
         epoch, place = divmod(step, self.steps_per_epoch)
         return list(self._epoch_steps(epoch)[place])
 
+    def times_seen(self) -> dict[str, float]:
+        """How often the whole run sees a row of each source of a mixture, on average."""
+        if self.mixture is None:
+            return {}
+        epochs, steps = divmod(self.total_steps, self.steps_per_epoch)
+        last = Counter(row for place in range(steps) for row in self._epoch_steps(epochs)[place])
+        parts = zip(self.mixture.names, self.mixture.draws, self.mixture.members, strict=True)
+        return {
+            name: (epochs * count + sum(last[row] for row in rows)) / len(rows)
+            for name, count, rows in parts
+        }
+
     def micro_batches(self, step: int) -> list[list[int]]:
         """The step's rows in micro-batches of ``batch_size``; fewer in a smaller last step."""
         rows, size = self.step_rows(step), self.batch_size
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _order_epoch(self, epoch: int) -> list[list[int]]:
-        order = shuffled(len(self.lengths), self.seed, epoch)
+        if self.mixture is not None:
+            order = self.mixture.epoch(epoch, self.seed)
+        else:
+            order = shuffled(len(self.lengths), self.seed, epoch)
         if not self.group_by_length:
             return self._cut(order)
         steps: list[list[int]] = []
         size = self.rows_per_step * MEGABATCH_STEPS
         for start in range(0, len(order), size):
-            # A stable sort: rows of equal length stay in their random order.
-            steps += self._cut(sorted(order[start : start + size], key=self.lengths.__getitem__))
+            steps += self._like_lengths(order[start : start + size])
         return [steps[place] for place in shuffled(len(steps), self.seed, epoch, 1)]
+
+    def _like_lengths(self, order: list[int]) -> list[list[int]]:
+        """Steps of rows of like length; of a mixture, every step keeps the sources' shares."""
+        # A stable sort: rows of equal length stay in their random order.
+        key = self.lengths.__getitem__
+        if self.mixture is None:
+            return self._cut(sorted(order, key=key))
+        steps = self._cut(self.mixture.by_length(order, self.lengths))
+        return [sorted(step, key=key) for step in steps]  # for micro-batches of like length
 
     def _cut(self, order: list[int]) -> list[list[int]]:
         size = self.rows_per_step

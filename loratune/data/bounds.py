@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from loratune.data.audit import Finding, Severity
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.rows import ERRORS_SHOWN, raise_first
 from loratune.errors import DataError
@@ -20,14 +22,9 @@ def check_positions(rows: Sequence[EncodedRow], model: Any) -> list[str]:
     Raises:
         DataError: naming the rows that go beyond a table of positions.
     """
-    limit = positions(model)
-    long = [row for row in rows if limit is not None and len(row) > limit]
-    if not long:
-        return []
-    if learned_positions(model) is None:
-        count = "1 row is" if len(long) == 1 else f"{len(long):,} rows are"
-        line = f"{count} longer than the {limit:,} positions that the model was made for"
-        return [f"note: {line}; data.max_length={limit} stays within them"]
+    limit, long = _beyond(rows, model)
+    if long and learned_positions(model) is None:
+        return [f"note: {_rotary_line(limit, long)}; data.max_length={limit} stays within them"]
     errors = [
         DataError(
             f"{len(row):,} tokens, and the model has {limit:,} positions",
@@ -38,3 +35,34 @@ def check_positions(rows: Sequence[EncodedRow], model: Any) -> list[str]:
     ]
     raise_first(errors, total=len(long))
     return []
+
+
+def position_findings(rows: Sequence[EncodedRow], model: Any) -> Iterator[Finding]:
+    """The same as a finding, for those who look before a weight is read.
+
+    Args:
+        rows: of training and evaluation.
+        model: the base, also one without weights.
+    """
+    limit, long = _beyond(rows, model)
+    if not long:
+        return
+    longest = max(long, key=len)
+    if learned_positions(model) is None:
+        severity, line = Severity.note, _rotary_line(limit, long)
+        fix = f"data.max_length={limit} stays within them"
+    else:
+        count = "1 row is" if len(long) == 1 else f"{len(long):,} rows are"
+        line = f"{count} longer than the model's {limit:,} positions, up to {len(longest):,} tokens"
+        severity, fix = Severity.error, f"set data.max_length={limit}"
+    yield Finding(severity, "positions", line, long[0].source, fix, len(long))
+
+
+def _beyond(rows: Sequence[EncodedRow], model: Any) -> tuple[int, list[EncodedRow]]:
+    limit = positions(model) or sys.maxsize
+    return limit, [row for row in rows if len(row) > limit]
+
+
+def _rotary_line(limit: int, long: Sequence[EncodedRow]) -> str:
+    count = "1 row is" if len(long) == 1 else f"{len(long):,} rows are"
+    return f"{count} longer than the {limit:,} positions that the model was made for"

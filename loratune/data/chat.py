@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
-from loratune.config.schema import Learn, Reasoning
+from loratune.config.schema import Learn, Reasoning, SpecialTokens
+from loratune.data.conversations import NAMES
 from loratune.data.marks import has_marks, marked_spans
+from loratune.data.numbers import json_text
+from loratune.data.probes import header_opens_reasoning, wants_written_arguments
 from loratune.data.reasoning import fit_reasoning, reasoning_key
 from loratune.data.rendering import TemplateRenderer
 from loratune.data.rows import Message
 from loratune.data.segments import Range, RowText, Segment, SpellingFinder, cut
+from loratune.data.skeleton import TemplateWords, template_keywords
 from loratune.data.spans import Rendering, SpanFinder, TurnSpan
-from loratune.data.tokenizing import Tokenizer, special_tokens
+from loratune.data.tokenizing import Tokenizer, added_tokens, special_tokens
 from loratune.errors import DataError, LoratuneError
 
 _PLACEHOLDER = "answer"
@@ -46,14 +50,23 @@ class ChatRenderer:
         learn: Learn = Learn.all,
         reasoning: Reasoning = Reasoning.learn,
         clock: str | None = None,
+        special_tokens_in_text: SpecialTokens = SpecialTokens.text,
     ) -> None:
         self._template = TemplateRenderer(tokenizer, template, clock)
         self._learn, self._reasoning = learn, reasoning
         self._reasoning_key = reasoning_key(template)
         self._stops = special_tokens(tokenizer)
-        self._spellings = SpellingFinder(self._stops)
+        keywords = template_keywords(template)
+        self._written_keys: dict[tuple[object, ...], bool] = {}
+        self._spellings = SpellingFinder(self._stops, added_tokens(tokenizer) & {*keywords})
+        self._reasoning_opened = header_opens_reasoning(self._render)
         self._has_marks = has_marks(template)
-        self._finder = SpanFinder(template, self._stops, has_marks=self._has_marks)
+        self._finder = SpanFinder(
+            TemplateWords(keywords, self._spellings, self._reasoning_opened),
+            self._stops,
+            has_marks=self._has_marks,
+            parse_tokens=special_tokens_in_text is SpecialTokens.parse,
+        )
 
     def row(
         self, messages: Sequence[Message], source: str, tools: Sequence[Any] | None = None
@@ -64,7 +77,7 @@ class ChatRenderer:
             DataError: if the template raises, or changes or leaves out what a turn says.
         """
         try:
-            turns = [self._turn(message) for message in messages]
+            turns = [self._turn(number, message) for number, message in enumerate(messages, 1)]
             rendering, spans = self._rendered(turns, tools)
         except LoratuneError as error:
             error.where = source if not error.where else f"{source}, {error.where}"
@@ -76,7 +89,9 @@ class ChatRenderer:
         answer = self._segments(rendering, supervised, last, end)
         ended = rendering.text.endswith(tuple(self._stops), 0, end)
         left_out = len({word.turn for word in rendering.left_out})
-        return RowText((*before, *answer), len(before), ended, left_out)
+        unused = tuple(key for key in NAMES if not self._writes(key, turns, tools, rendering))
+        unanswered = len(turns) - 1 - spans[-1].turn
+        return RowText((*before, *answer), len(before), ended, left_out, unanswered, unused)
 
     def prompt(
         self, messages: Sequence[Message], source: str, tools: Sequence[Any] | None = None
@@ -85,36 +100,36 @@ class ChatRenderer:
         row = self.row([*messages, Message("assistant", _PLACEHOLDER)], source, tools)
         return list(row.segments[: row.prompt_segments])
 
-    def _turn(self, message: Message) -> dict[str, Any]:
+    def _turn(self, number: int, message: Message) -> dict[str, Any]:
         turn = {"role": message.role, "content": message.content, **message.fields}
-        return fit_reasoning(turn, self._reasoning_key, self._reasoning)
+        try:
+            turn = fit_reasoning(
+                turn, self._reasoning_key, self._reasoning, opened=self._reasoning_opened
+            )
+        except DataError as error:
+            error.where = f"turn {number}"
+            raise
+        if "tool_calls" in turn and self._arguments_written:
+            turn["tool_calls"] = [_with_written_arguments(call) for call in turn["tool_calls"]]
+        return turn
+
+    @cached_property
+    def _arguments_written(self) -> bool:
+        """Whether the template takes the arguments of calls as JSON text."""
+        return wants_written_arguments(self._render)
+
+    def _render(
+        self, turns: Sequence[Turn], generation: bool, tools: Sequence[Any] | None = None
+    ) -> str:
+        return self._template.text(turns, generation=generation, tools=tools)
 
     # -- rendering -----------------------------------------------------------------------------
 
     def _rendered(
         self, turns: Sequence[Turn], tools: Sequence[Any] | None
     ) -> tuple[Rendering, Sequence[TurnSpan]]:
-        """The rendering and its spans, with the arguments of calls as the template takes them."""
-        try:
-            return self._located(turns, tools)
-        except DataError:
-            written = [_with_written_arguments(turn) for turn in turns]
-            if written == turns:
-                raise
-            try:
-                return self._located(written, tools)
-            except DataError:
-                pass
-            raise
-
-    def _located(
-        self, turns: Sequence[Turn], tools: Sequence[Any] | None
-    ) -> tuple[Rendering, Sequence[TurnSpan]]:
-        def render(some: Sequence[Turn], generation: bool) -> str:
-            return self._template.text(some, generation=generation, tools=tools)
-
-        rendering = self._finder.locate(turns, render, context=tools)
-        if tools and self._template.text(turns, generation=False, tools=None) == rendering.text:
+        rendering = self._finder.locate(turns, partial(self._render, tools=tools), context=tools)
+        if tools and self._render(turns, False) == rendering.text:
             fix = "use a template that writes them, or remove the column `tools`"
             raise DataError("the chat template does not write the row's `tools`", fix=fix)
         spans: Sequence[TurnSpan] = rendering.spans
@@ -125,6 +140,22 @@ class ChatRenderer:
             fix = "give the assistant's turns text, or remove the row"
             raise DataError("the assistant says nothing", fix=fix)
         return rendering, spans
+
+    def _writes(
+        self, key: str, turns: Sequence[Turn], tools: Sequence[Any] | None, rendering: Rendering
+    ) -> bool:
+        """Whether the template writes a key of the turns that have it, or depends on it."""
+        shape = (key, *((turn["role"], *turn) for turn in turns))
+        if not any(key in turn for turn in turns):
+            return True
+        if shape not in self._written_keys:
+            bare = [{name: item for name, item in turn.items() if name != key} for turn in turns]
+            try:
+                written = self._render(bare, False, tools) != rendering.text
+            except DataError:
+                written = True
+            self._written_keys[shape] = written
+        return self._written_keys[shape]
 
     # -- which part is supervised --------------------------------------------------------------
 
@@ -156,17 +187,10 @@ class ChatRenderer:
         return cut(rendering.text[start:end], within(supervised), within(spelt))
 
 
-def _with_written_arguments(turn: Turn) -> Turn:
-    """The turn with the arguments of its calls as JSON text, which some templates expect."""
-
-    def written(call: Mapping[str, Any]) -> dict[str, Any]:
-        if "function" in call:
-            return {**call, "function": written(call["function"])}
-        return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
-
-    if "tool_calls" not in turn:
-        return turn
-    return {**turn, "tool_calls": [written(call) for call in turn["tool_calls"]]}
+def _with_written_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    if "function" in call:
+        return {**call, "function": _with_written_arguments(call["function"])}
+    return {**call, "arguments": json_text(call["arguments"])}
 
 
 def _behind_reasoning(rendering: Rendering, span: TurnSpan) -> int:

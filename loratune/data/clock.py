@@ -35,6 +35,14 @@ def now() -> str:
     return datetime.now().isoformat(timespec="seconds")
 
 
+def is_moment(value: object) -> bool:
+    """Whether a recorded value is a time as ``now`` writes it."""
+    try:
+        return isinstance(value, str) and bool(datetime.fromisoformat(value))
+    except ValueError:
+        return False
+
+
 def with_clock(template: str, moment: str | None) -> str:
     """``template`` with its clock stopped at ``moment``; itself if it does not read the time.
 

@@ -26,6 +26,9 @@ class Batch:
         tokens: tokens of the rows: without padding, shared ones counted for each row.
         position_ids: where sequences hold several rows: each token's position in its row.
         subtree_ends: there too, for each token the end of the tokens that see it.
+        sources: mixtures only: for each of the targets the number of its row's source.
+        source_tokens: mixtures only: supervised tokens of every source.
+        lengths: tokens of every sequence, padding left out.
     """
 
     input_ids: Tensor
@@ -34,6 +37,15 @@ class Batch:
     tokens: int
     position_ids: Tensor | None = None
     subtree_ends: Tensor | None = None
+    sources: Tensor | None = None
+    source_tokens: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def not_padding(self) -> Tensor:
+        """(sequences, length) whether a token is not padding, on the batch's device."""
+        places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        return places < torch.tensor(self.lengths, device=places.device)[:, None]
 
     @property
     def supervised(self) -> int:
@@ -60,16 +72,32 @@ class Batch:
             targets=Targets(*map(change, self.targets)),
             position_ids=None if self.position_ids is None else change(self.position_ids),
             subtree_ends=None if self.subtree_ends is None else change(self.subtree_ends),
+            sources=None if self.sources is None else change(self.sources),
         )
 
 
-def collate(rows: Sequence[EncodedRow], pad_id: int, row_ids: Sequence[int] = ()) -> Batch:
-    """One row a sequence; no rows give a batch of shape (0, 0)."""
+def collate(
+    rows: Sequence[EncodedRow],
+    pad_id: int,
+    row_ids: Sequence[int] = (),
+    sources: Sequence[str] = (),
+) -> Batch:
+    """One row a sequence; no rows give a batch of shape (0, 0).
+
+    Args:
+        rows: the batch's rows.
+        pad_id: fills short sequences.
+        row_ids: the caller's numbers of the rows.
+        sources: the names of a mixture's sources, to tell their tokens apart.
+    """
     return Batch(
         input_ids=_padded([row.input_ids for row in rows], pad_id),
         targets=causal_targets(_padded([row.labels for row in rows], IGNORED)),
         row_ids=tuple(row_ids),
         tokens=sum(map(len, rows)),
+        lengths=tuple(map(len, rows)),
+        sources=_sources(rows, sources),
+        source_tokens=_source_tokens(rows, sources),
     )
 
 
@@ -78,6 +106,7 @@ def collate_together(
     bins: Bins,
     pad_id: int,
     row_ids: Sequence[int] = (),
+    sources: Sequence[str] = (),
     *,
     share: bool,
     first_position: int = 0,
@@ -89,6 +118,7 @@ def collate_together(
         bins: which of them lie in each sequence, in which order.
         pad_id: fills short sequences.
         row_ids: the caller's numbers of the rows.
+        sources: the names of a mixture's sources, to tell their tokens apart.
         share: whether what neighbours begin with in common stands there once.
         first_position: what the model calls the position of a row's first token.
     """
@@ -104,7 +134,22 @@ def collate_together(
         tokens=sum(map(len, rows)),
         position_ids=_padded([layout.positions for layout in layouts], 0) + first_position,
         subtree_ends=_padded(ends, 0),
+        lengths=tuple(len(layout.ids) for layout in layouts),
+        sources=_sources([rows[place] for places in bins for place in places], sources),
+        source_tokens=_source_tokens(rows, sources),
     )
+
+
+def _sources(rows: Sequence[EncodedRow], sources: Sequence[str]) -> Tensor | None:
+    """The number of the source of every target; targets stand row by row, as the rows lie."""
+    if not sources:
+        return None
+    own = [sources.index(row.origin) for row in rows for _ in range(row.supervised)]
+    return torch.tensor(own, dtype=torch.long)
+
+
+def _source_tokens(rows: Sequence[EncodedRow], sources: Sequence[str]) -> tuple[int, ...]:
+    return tuple(sum(row.supervised for row in rows if row.origin == name) for name in sources)
 
 
 def _targets(layouts: Sequence[Layout], width: int) -> Targets:

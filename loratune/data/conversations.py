@@ -6,7 +6,7 @@ messages in ``prompt`` and ``completion``.  Every key of a turn is used, or refu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loratune.data.json_rows import parse_json
@@ -22,7 +22,11 @@ _SHAREGPT_ROLES = {
     "observation": "tool", "function_response": "tool",
 }  # fmt: skip
 _CHOICE = ("weight", "train")
-_PASSED_ON = ("tool_calls", "tool_call_id", "name", *REASONING)
+NAMES = ("name", "tool_call_id")
+"""Keys of a turn that a template may write, or do without."""
+_PASSED_ON = ("tool_calls", *NAMES, *REASONING)
+_DEEPEST = 100
+"""Levels of lists and objects in a call or a tool; a template walks through them by recursion."""
 
 
 def read_turns(turns: object, column: str) -> tuple[Message, ...]:
@@ -48,6 +52,7 @@ def read_tools(tools: object) -> list[Any] | None:
         return None
     if not isinstance(value, list):
         raise DataError("`tools` is not a list", fix="give a list of tool definitions")
+    _check_depth(value, "`tools`")
     return value
 
 
@@ -76,6 +81,10 @@ def _turn(number: int, turn: object) -> Message:
     fields = {key: value for key, value in held.items() if not is_blank(value) and value != []}
     if "tool_calls" in fields:
         fields["tool_calls"] = _tool_calls(number, fields["tool_calls"])
+        _check_depth(fields["tool_calls"], f"`tool_calls` of turn {number}")
+    for key in NAMES:
+        if key in fields:
+            fields[key] = as_text(fields[key], f"{key} of turn {number}")
     content = _content(number, turn.get("content"))
     if is_blank(content) and "tool_calls" not in fields and role in ("user", "assistant"):
         raise DataError(f"turn {number} ({role}) is empty", fix="give it text or remove it")
@@ -155,6 +164,21 @@ def _tool_call(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
         arguments = _parsed(arguments)
     function = {**function, "arguments": {} if arguments is None else arguments}
     return {**call, "function": function} if "function" in call else function
+
+
+def _check_depth(value: object, what: str) -> None:
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [part for item in level for part in _parts(item)]
+        if not level:
+            return
+    raise DataError(f"{what} is nested deeper than {_DEEPEST} levels", fix="flatten it")
+
+
+def _parts(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _parsed(text: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from loratune.config.schema import DataConfig, Overlong, SpecialTokens
 from loratune.data.chat import ChatRenderer
+from loratune.data.conversations import NAMES
 from loratune.data.encoded_rows import (
     EncodedRow,
     EncodedRows,
@@ -46,6 +47,7 @@ class Encoder:
                 data.learn,
                 data.reasoning,
                 prompt_format.clock,
+                data.special_tokens_in_text,
             )
 
     def encode(
@@ -145,12 +147,13 @@ class Encoder:
         return row
 
     def _check_structures(self, example: Example) -> None:
-        """Definitions of tools and keys of arguments cannot be cut: no special token in them."""
+        """Tools, keys of arguments and names cannot be cut: no special token in them."""
         calls = [turn.fields.get("tool_calls") for turn in example.messages]
-        written = json.dumps([example.tools, *map(_keys_only, calls)], ensure_ascii=False)
+        names = [turn.fields.get(key) for turn in example.messages for key in NAMES]
+        written = json.dumps([example.tools, names, *map(_keys_only, calls)], ensure_ascii=False)
         if spelt := self._spellings.ranges(written):
             token = written[slice(*spelt[0])]
-            cause = f"the row's tools spell the special token {token!r}"
+            cause = f"the row's tools or names spell the special token {token!r}"
             fix = "rename it there, or set data.special_tokens_in_text=parse"
             raise DataError(cause, where=example.source, fix=fix)
 
@@ -189,6 +192,8 @@ class Encoder:
             source,
             text.spelt,
             text.left_out,
+            unanswered=text.unanswered,
+            unused_keys=text.unused_keys,
         )
 
     def _unpredicted(self, ids: Sequence[list[int]]) -> int:

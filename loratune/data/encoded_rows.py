@@ -25,6 +25,9 @@ class EncodedRow:
         source: ``file:line``.
         spelt: special tokens that the row's words spell.
         left_out: turns whose reasoning the chat template leaves out.
+        origin: name of its source in ``data.sources``; empty without sources.
+        unanswered: turns behind the assistant's last, of which nothing is encoded.
+        unused_keys: keys of turns that the chat template does not write.
     """
 
     input_ids: list[int]
@@ -33,6 +36,9 @@ class EncodedRow:
     source: str
     spelt: tuple[str, ...] = ()
     left_out: int = 0
+    origin: str = ""
+    unanswered: int = 0
+    unused_keys: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[int]:
@@ -70,6 +76,25 @@ class EncodedRows:
     truncated: int = 0
     lost_target_tokens: int = 0
     lengths: list[int] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, parts: Sequence[EncodedRows]) -> EncodedRows:
+        """Several as one; ``kept`` then counts through the examples of all of them."""
+        whole = cls()
+        for part in parts:
+            whole.kept += [len(whole.lengths) + place for place in part.kept]
+            whole.rows += part.rows
+            whole.dropped += part.dropped
+            whole.truncated += part.truncated
+            whole.lost_target_tokens += part.lost_target_tokens
+            whole.lengths += part.lengths
+        return whole
+
+    def of_source(self, name: str) -> EncodedRows:
+        """The same with rows that say their source."""
+        return replace(
+            self, rows=[replace(row, origin=name) for row in self.rows] if name else self.rows
+        )
 
 
 def truncate(row: EncodedRow, max_length: int) -> EncodedRow:

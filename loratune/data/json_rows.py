@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 from collections.abc import Iterator
 from typing import IO, Any, NoReturn
@@ -32,14 +31,12 @@ def _whole(literal: str) -> Any:
     try:
         value = int(literal)
     except ValueError:  # more digits than Python converts: the row may not even use them
-        return literal
+        return Number(literal)
     return Number(literal) if literal == "-0" else value
 
 
 def _fraction(literal: str) -> Any:
     value = float(literal)
-    if math.isinf(value):
-        return literal
     return value if repr(value) == literal else Number(literal)
 
 

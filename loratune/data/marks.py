@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from loratune.data.rendering import FIX
+from loratune.data.rendering import FIX, parse_template
 from loratune.data.segments import Range
 from loratune.data.spans import Rendering, TurnSpan
 from loratune.errors import DataError
 
-_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-
 
 def has_marks(template: str) -> bool:
-    """Whether a chat template marks the assistant's part."""
-    return bool(_MARK.search(template))
+    """Whether a chat template marks the assistant's part.
+
+    Raises:
+        DataError: if it is not a Jinja template.
+        SecurityError: if it is longer than any honest one.
+    """
+    from jinja2 import nodes
+
+    scopes = parse_template(template).find_all(nodes.Scope)
+    return any(type(node) is nodes.Scope for node in scopes)  # no other tag makes one
 
 
 def marked_spans(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from loratune.config.mixture import source_weights
 from loratune.config.schema import DataConfig, RowFormat
 from loratune.data.chat import chat_template_of
 from loratune.data.clock import now, reads_clock
@@ -13,8 +14,9 @@ from loratune.data.columns import column_notes
 from loratune.data.encode import Encoder
 from loratune.data.encoded_rows import EncodedRow, EncodedRows, encoded_fingerprint
 from loratune.data.formats import choose_format, parse_rows
-from loratune.data.reading import read_rows
-from loratune.data.report import DataReport, SplitReport, warnings_of
+from loratune.data.mixture import Mixture
+from loratune.data.parts import Part, in_parts, read_parts
+from loratune.data.report import DataReport, SourceReport, SplitReport, turn_notes, warnings_of
 from loratune.data.rows import Example, Row, data_fingerprint
 from loratune.data.split import split_examples
 from loratune.data.templates import PromptFormat
@@ -49,11 +51,15 @@ class PreparedData:
         train: training rows; empty if only evaluation rows were asked for.
         eval: evaluation rows; may be empty.
         prompts: one for each distinct prompt of ``eval``; empty for text rows.
-        prompt_format: how prompts were written; kept with the adapter.
+        prompt_format: how prompts were written; kept with the adapter.  A mixture's is that of
+            its first source.
         report: what became of the rows.
-        fingerprints: ``train`` and ``eval`` to the sha256 of the rows read, in order.
+        fingerprints: ``train`` (a mixture: ``sources.NAME`` of each) and ``eval`` to the sha256
+            of the rows read, in order.
         encoded: one sha256 of what became of them: ids and supervised positions.
         pad_id: the id to fill batches with.
+        source_formats: mixtures only: how the prompts of every source were written.
+        weights: mixtures only: name to weight of every source.
     """
 
     train: list[EncodedRow]
@@ -64,11 +70,28 @@ class PreparedData:
     fingerprints: dict[str, str]
     encoded: str
     pad_id: int
+    source_formats: Mapping[str, PromptFormat] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """One sha256 for all rows."""
-        return hashlib.sha256(repr(sorted(self.fingerprints.items())).encode()).hexdigest()
+        """One sha256 for all rows, and for the sources' weights and order."""
+        content = repr(sorted(self.fingerprints.items()))
+        if self.weights:
+            content += repr(list(self.weights.items()))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def answer_format(self) -> PromptFormat:
+        """The format that says where answers stop: of a mixture, one with a chat template."""
+        formats = (self.prompt_format, *self.source_formats.values())
+        return next((one for one in formats if one.chat_template), self.prompt_format)
+
+    @property
+    def clock(self) -> str | None:
+        """The moment that a chat template took for now, if one asked."""
+        formats = (self.prompt_format, *self.source_formats.values())
+        return next((one.clock for one in formats if one.clock), None)
 
 
 @dataclass(frozen=True)
@@ -80,6 +103,17 @@ class _Side:
     empty: int
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """One part of the rows: how its prompts are written, and both sides as examples and as ids."""
+
+    part: Part
+    format: PromptFormat
+    sides: tuple[_Side, _Side]
+    rows: tuple[EncodedRows, EncodedRows]
+    notes: tuple[str, ...]
+
+
 def prepare_data(
     config: DataConfig,
     tokenizer: Tokenizer,
@@ -87,16 +121,18 @@ def prepare_data(
     seed: int,
     *,
     prompt_format: PromptFormat | None = None,
+    source_formats: Mapping[str, PromptFormat] | None = None,
     clock: str | None = None,
 ) -> PreparedData:
     """Read, check, split, encode and count.
 
     Args:
-        config: the recipe's ``data``; ``path`` may be null where ``eval_path`` is not.
+        config: the recipe's ``data``; it may name evaluation rows alone.
         tokenizer: the base model's.
         vocab_size: rows of the model's embedding.
         seed: of the split.
         prompt_format: the format kept with an adapter, to evaluate it as it was trained.
+        source_formats: likewise those of a mixture's sources.
         clock: the moment that a chat template takes for now; null is the present one.
 
     Raises:
@@ -104,45 +140,36 @@ def prepare_data(
         ConfigError: a template or column mapping that does not fit the rows.
         ModelError: a tokenizer that does not fit the model.
     """
-    read = _read(config)
-    recognised = prompt_format is None and config.template is None
-    recognised = recognised and config.format is RowFormat.auto
-    if prompt_format is None:
-        prompt_format = choose_format(config, _first(read))
-        prompt_format = _with_chat_template(prompt_format, tokenizer, clock)
-    train, held_out = _sides(config, read, prompt_format, seed)
-    every = [row for part in read.values() for row in part]
-    notes = column_notes(every, prompt_format, recognised=recognised)
+    parts = read_parts(config)
+    recorded = {**(source_formats or {})}
+    if prompt_format is not None:
+        recorded[parts[0].name] = prompt_format
     rows = RowTokenizer(tokenizer)
-    encoder = Encoder(rows, prompt_format, config)
-    encoded = [_encode(encoder, config, side) for side in (train, held_out)]
-    rows.check_ids((row.input_ids for part in encoded for row in part.rows), vocab_size)
-    pad_id = rows.pad_id if rows.pad_id < vocab_size else rows.end_id
+
+    def prepared(part: Part) -> _Encoded:
+        chosen = recorded.get(part.name)
+        recognised = chosen is None and part.recognises
+        if chosen is None:
+            chosen = choose_format(part.config, part.rows)
+            chosen = _with_chat_template(chosen, tokenizer, clock)
+        return _encoded(part, chosen, rows, seed, recognised=recognised)
+
+    encoded = in_parts(parts, prepared)
+    train, held_out = (EncodedRows.joined([one.rows[side] for one in encoded]) for side in (0, 1))
+    rows.check_ids((row.input_ids for row in (*train.rows, *held_out.rows)), vocab_size)
+    weights = source_weights(config)
     return PreparedData(
-        train=encoded[0].rows,
-        eval=encoded[1].rows,
-        prompts=_generation_prompts(held_out, encoded[1]),
-        prompt_format=prompt_format,
-        report=replace(_report(config, train, held_out, encoded), notes=notes),
-        fingerprints={name: data_fingerprint(part) for name, part in read.items()},
-        encoded=encoded_fingerprint([part.rows for part in encoded]),
-        pad_id=pad_id,
+        train=train.rows,
+        eval=held_out.rows,
+        prompts=_generation_prompts(encoded),
+        prompt_format=encoded[0].format,
+        report=_report(config, encoded, train, held_out),
+        fingerprints={n: data_fingerprint(r) for part in parts for n, r in part.read.items()},
+        encoded=encoded_fingerprint([train.rows, held_out.rows]),
+        pad_id=rows.pad_id if rows.pad_id < vocab_size else rows.end_id,
+        source_formats={one.part.name: one.format for one in encoded if one.part.name in weights},
+        weights=weights,
     )
-
-
-def _read(config: DataConfig) -> dict[str, list[Row]]:
-    read = {}
-    if config.path is not None:
-        read["train"] = read_rows(config.path, split=config.split, limit=config.limit)
-    if config.eval_path is not None:
-        read["eval"] = read_rows(config.eval_path, split=config.split, limit=config.eval_limit)
-    if not read:
-        raise DataError("no data", where="data.path", fix="set data.path to a file of rows")
-    return read
-
-
-def _first(read: dict[str, list[Row]]) -> list[Row]:
-    return next(iter(read.values()))
 
 
 def _with_chat_template(
@@ -155,12 +182,25 @@ def _with_chat_template(
     return replace(prompt_format, chat_template=template, clock=moment)
 
 
-def _sides(
-    config: DataConfig, read: dict[str, list[Row]], prompt_format: PromptFormat, seed: int
-) -> tuple[_Side, _Side]:
-    train = _parsed(read.get("train", []), prompt_format)
+def _encoded(
+    part: Part, prompt_format: PromptFormat, rows: RowTokenizer, seed: int, *, recognised: bool
+) -> _Encoded:
+    """A part's rows as ids; those that may be drawn for training say its name."""
+    sides = _sides(part, prompt_format, seed)
+    notes = column_notes(part.rows, prompt_format, recognised=recognised)
+    encoder = Encoder(rows, prompt_format, part.config)
+    train, held_out = (_encode(encoder, part.config, side) for side in sides)
+    train = train.of_source(part.name)
+    if not part.held_out:  # rows of data.eval_path belong to no source
+        held_out = held_out.of_source(part.name)
+    notes = (*notes, *turn_notes([*train.rows, *held_out.rows]))
+    return _Encoded(part, prompt_format, sides, (train, held_out), notes)
+
+
+def _sides(part: Part, prompt_format: PromptFormat, seed: int) -> tuple[_Side, _Side]:
+    config, train = part.config, _parsed(part.train, prompt_format)
     if config.eval_path is not None or config.eval_fraction == 0:
-        return train, _parsed(read.get("eval", []), prompt_format)
+        return train, _parsed(part.held_out, prompt_format)
     kept, held_out = split_examples(
         train.examples, config.eval_fraction, seed=seed, by=config.split_by
     )
@@ -181,16 +221,18 @@ def _encode(encoder: Encoder, config: DataConfig, side: _Side) -> EncodedRows:
     return encoder.encode(side.examples, max_length=config.max_length, overlong=config.overlong)
 
 
-def _generation_prompts(side: _Side, encoded: EncodedRows) -> list[GenerationPrompt]:
+def _generation_prompts(parts: Sequence[_Encoded]) -> list[GenerationPrompt]:
     found: dict[tuple[object, ...], tuple[EncodedRow, list[str], list[tuple[int, ...]]]] = {}
-    for row, place in zip(encoded.rows, encoded.kept, strict=True):
-        example = side.examples[place]
-        if not example.prompt and not example.messages:
-            continue
-        _, texts, ids = found.setdefault(example.question, (row, [], []))
-        texts.append(example.last_answer.strip())
-        if len(row) == encoded.lengths[place]:
-            ids.append(tuple(row.input_ids[row.prompt_length :]))
+    for one in parts:
+        examples, encoded = one.sides[1].examples, one.rows[1]
+        for row, place in zip(encoded.rows, encoded.kept, strict=True):
+            example = examples[place]
+            if not example.prompt and not example.messages:
+                continue
+            _, texts, ids = found.setdefault(example.question, (row, [], []))
+            texts.append(example.last_answer.strip())
+            if len(row) == encoded.lengths[place]:
+                ids.append(tuple(row.input_ids[row.prompt_length :]))
     return [
         GenerationPrompt(
             row.input_ids[: row.prompt_length],
@@ -204,13 +246,40 @@ def _generation_prompts(side: _Side, encoded: EncodedRows) -> list[GenerationPro
 
 
 def _report(
-    config: DataConfig, train: _Side, held_out: _Side, encoded: Sequence[EncodedRows]
+    config: DataConfig, parts: Sequence[_Encoded], train: EncodedRows, held_out: EncodedRows
 ) -> DataReport:
     reports = [
-        SplitReport.of(part, rows=side.rows, empty=side.empty) if side.rows else None
-        for side, part in zip((train, held_out), encoded, strict=True)
+        _split_report(encoded, [one.sides[side] for one in parts])
+        for side, encoded in enumerate((train, held_out))
     ]
-    known = {example.content for example in train.examples}
-    overlap = sum(example.content in known for example in held_out.examples)
+    known = {example.content for one in parts for example in one.sides[0].examples}
+    overlap = sum(row.content in known for one in parts for row in one.sides[1].examples)
     warnings = warnings_of(reports[0], reports[1], overlap, config.max_length)
-    return DataReport(reports[0], reports[1], overlap, warnings)
+    notes = [
+        f"{one.part.name}: {note}" if one.part.name else note for one in parts for note in one.notes
+    ]
+    sources = _source_reports(config, parts, train.rows)
+    return DataReport(reports[0], reports[1], overlap, warnings, tuple(notes), sources)
+
+
+def _split_report(encoded: EncodedRows, sides: Sequence[_Side]) -> SplitReport | None:
+    rows, empty = sum(side.rows for side in sides), sum(side.empty for side in sides)
+    return SplitReport.of(encoded, rows=rows, empty=empty) if rows else None
+
+
+def _source_reports(
+    config: DataConfig, parts: Sequence[_Encoded], train: Sequence[EncodedRow]
+) -> tuple[SourceReport, ...]:
+    weights = source_weights(config)
+    mixture = Mixture.of(train, weights)
+    if mixture is None:
+        return ()
+    reports = []
+    for one, drawn in zip(parts, mixture.draws, strict=True):
+        name, own_eval = one.part.name, not one.part.held_out
+        side = _split_report(one.rows[0], [one.sides[0]])
+        held_out = _split_report(one.rows[1], [one.sides[1]]) if own_eval else None
+        assert side is not None
+        path = str(one.part.config.path)
+        reports.append(SourceReport(name, path, weights[name], drawn, len(train), side, held_out))
+    return tuple(reports)

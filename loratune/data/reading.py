@@ -20,10 +20,13 @@ from loratune.data.sources import DataFile, find_files, is_hub_id, read_error
 from loratune.data.table_rows import read_table
 from loratune.errors import DataError
 
+_PATH = "data.path"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_rows(path: str, *, split: str = "train", limit: int | None = None) -> list[Row]:
+def read_rows(
+    path: str, *, split: str = "train", limit: int | None = None, key: str = _PATH
+) -> list[Row]:
     """Every row of ``data.path`` in order, or the first ``limit``.
 
     Args:
@@ -31,14 +34,20 @@ def read_rows(path: str, *, split: str = "train", limit: int | None = None) -> l
             pattern of such files, ``builtin:NAME``, or a hub id.
         split: which split of a hub data set.
         limit: stop after so many rows.
+        key: the setting that names ``path``, for messages.
 
     Raises:
         DataError: nothing there, unreadable, malformed (with ``file:line``), or no row at all.
     """
-    rows = list(itertools.islice(_all_rows(path, split), limit))
-    if not rows:
-        fix = "every row counts once it holds a JSON object or a line below the header"
-        raise DataError(f"'{path}' has 0 rows", where="data.path", fix=fix)
+    try:
+        rows = list(itertools.islice(_all_rows(path, split), limit))
+        if not rows:
+            fix = "every row counts once it holds a JSON object or a line below the header"
+            raise DataError(f"'{path}' has 0 rows", where=_PATH, fix=fix)
+    except DataError as error:
+        if error.where == _PATH:
+            error.where = key
+        raise
     return rows
 
 
@@ -84,7 +93,7 @@ def _parquet_rows(file: DataFile) -> Iterator[Row]:
 
 def _hub_rows(path: str, split: str) -> Iterator[Row]:
     cause = f"no local file or folder '{path}', and the hub gave no data set of that name"
-    fix = "check data.path and data.split; offline, use local files or a data set cached before"
+    fix = "check the name and data.split; offline, use local files or a data set cached before"
     for number, columns in enumerate(_load(path, {"split": split}, cause, fix), start=1):
         yield Row(columns, f"{path}[{split}]:row {number}")
 
@@ -98,4 +107,4 @@ def _load(name: str, options: dict[str, Any], cause: str, fix: str) -> list[Mapp
         return list(datasets.load_dataset(name, **options))
     except Exception as error:  # datasets raises its own and pyarrow's types, some of them bare
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise DataError(f"{cause} ({reason})", where="data.path", fix=fix) from error
+        raise DataError(f"{cause} ({reason})", where=_PATH, fix=fix) from error

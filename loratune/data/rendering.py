@@ -8,17 +8,19 @@ template has a use for them.
 
 from __future__ import annotations
 
+import math
 import resource
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratune.data.clock import with_clock
+from loratune.data.numbers import StandIns, Written, written_twice
 from loratune.data.tokenizing import Tokenizer
-from loratune.errors import DataError, SecurityError
+from loratune.errors import DataError, LoratuneError, SecurityError
 
 if TYPE_CHECKING:
     from jinja2 import nodes
@@ -28,6 +30,8 @@ Turns = Sequence[Mapping[str, Any]]
 SECONDS = 2.0
 _MEMORY = 512 << 20
 _LONGEST = 200_000
+_PROBE = "quartz"
+_SHOWN = 40
 FIX = "use the chat template of the original model"
 
 
@@ -48,6 +52,8 @@ class TemplateRenderer:
         check_template(template)
         self._tokenizer = tokenizer
         self._template = with_clock(template, clock)
+        self._takes_parts = False
+        self._takes_parts = self._needs_parts()
 
     def text(self, turns: Turns, *, generation: bool, tools: Sequence[Any] | None) -> str:
         """A conversation as text, with the header of the assistant's next turn if asked for.
@@ -56,16 +62,18 @@ class TemplateRenderer:
             DataError: if the template raises.
             SecurityError: if it takes too long or too much.
         """
-        with _named_errors(), bounded():
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(turn) for turn in turns],
-                    chat_template=self._template,
-                    tools=tools,
-                    add_generation_prompt=generation,
-                    tokenize=False,
-                )
+
+        def write(given: Any) -> Written:
+            text = self._tokenizer.apply_chat_template(
+                given[0],
+                chat_template=self._template,
+                tools=given[1],
+                add_generation_prompt=generation,
+                tokenize=False,
             )
+            return str(text), []
+
+        return self._written(turns, tools, write)[0]
 
     def marked(
         self, turns: Turns, tools: Sequence[Any] | None
@@ -78,15 +86,50 @@ class TemplateRenderer:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with _named_errors(), bounded():
+        def write(given: Any) -> Written:
             rendered: Any = render_jinja_template(
-                conversations=[[dict(turn) for turn in turns]],
-                tools=tools,
+                conversations=[given[0]],
+                tools=given[1],
                 chat_template=self._template,
                 return_assistant_tokens_mask=True,
                 **getattr(self._tokenizer, "special_tokens_map", {}),
             )
-        return rendered[0][0], [(int(start), int(end)) for start, end in rendered[1][0]]
+            return rendered[0][0], [(int(start), int(end)) for start, end in rendered[1][0]]
+
+        return self._written(turns, tools, write)
+
+    def _written(
+        self, turns: Turns, tools: Sequence[Any] | None, write: Callable[[Any], Written]
+    ) -> Written:
+        """What the template writes, numbers as they stand in the file."""
+        given = [[self._as_taken(turn) for turn in turns], None if tools is None else list(tools)]
+        with _named_errors(), bounded():
+            written = written_twice(given, write)
+            if written is not None:
+                return written
+            for literal in StandIns(given).literals:
+                if math.isinf(float(literal)):
+                    cause = f"the chat template reckons with {literal[:_SHOWN]}, which is too large"
+                    raise DataError(cause, fix="write it as text")
+            return write(given)
+
+    def _as_taken(self, turn: Mapping[str, Any]) -> dict[str, Any]:
+        """The turn with its text as a part of a list, where the template writes only those."""
+        if not self._takes_parts:
+            return dict(turn)
+        return {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+
+    def _needs_parts(self) -> bool:
+        """Templates of vision models may write the parts of a list, and no text by itself."""
+
+        def writes(content: object) -> bool:
+            try:
+                turns = [{"role": "user", "content": content}]
+                return _PROBE in self.text(turns, generation=False, tools=None)
+            except DataError:
+                return False
+
+        return not writes(_PROBE) and writes([{"type": "text", "text": _PROBE}])
 
 
 @contextmanager
@@ -94,7 +137,7 @@ def _named_errors() -> Iterator[None]:
     """A template is a program of its own and may raise anything."""
     try:
         yield
-    except SecurityError:
+    except LoratuneError:
         raise
     except Exception as error:
         if type(error).__name__ == "SecurityError":  # the sandbox's own

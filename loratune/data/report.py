@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from loratune.data.encoded_rows import EncodedRows, length_to_keep
+from loratune.data.encoded_rows import EncodedRow, EncodedRows, length_to_keep
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,53 @@ class SplitReport:
 
 
 @dataclass(frozen=True)
+class SourceReport:
+    """One source of a mixture.
+
+    Attributes:
+        name: of the source.
+        path: where its rows lie.
+        weight: as the recipe has it.
+        drawn: rows drawn from it in an epoch.
+        epoch: rows drawn from all sources in an epoch.
+        train: its training rows.
+        eval: those split off, if any were.
+    """
+
+    name: str
+    path: str
+    weight: float
+    drawn: int
+    epoch: int
+    train: SplitReport
+    eval: SplitReport | None
+
+    @property
+    def share(self) -> float:
+        """Share of the rows trained on that come from here."""
+        return self.drawn / self.epoch
+
+    @property
+    def passes(self) -> float:
+        """How often an epoch sees each of its rows, on average."""
+        return self.drawn / self.train.kept
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {**asdict(self), "share": self.share, "passes": self.passes}
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        counts = _line(self.train)
+        held_out = f"; held out: {self.eval.kept:,}" if self.eval else ""
+        return (
+            f"source {self.name}: {counts}{held_out}; weight {self.weight:g} = {self.share:.1%} "
+            f"of the rows drawn, each row {self.passes:.2f} times an epoch"
+        )
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Both sides.
 
@@ -65,7 +113,8 @@ class DataReport:
         overlap: evaluation rows that are training rows too.
         warnings: what the user should hear about, one sentence each.
         notes: what became of the columns: those not used, numbers taken as text, the choice
-            between several formats.
+            between several formats; and of turns that are not used, or not whole.
+        sources: of a mixture.
     """
 
     train: SplitReport | None
@@ -73,16 +122,37 @@ class DataReport:
     overlap: int = 0
     warnings: tuple[str, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    sources: tuple[SourceReport, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
-        return {**asdict(self), "warnings": list(self.warnings), "notes": list(self.notes)}
+        values = {**asdict(self), "warnings": list(self.warnings), "notes": list(self.notes)}
+        return {**values, "sources": [source.to_dict() for source in self.sources]}
 
     def lines(self) -> list[str]:
-        """One line a side and one a note, for people; warnings are not among them."""
+        """One line a side, a source and a note, for people; warnings are not among them."""
         sides = [("train", self.train), ("eval", self.eval)]
         counts = [f"{name}: {_line(side)}" for name, side in sides if side is not None]
-        return [*counts, *(f"note: {note}" for note in self.notes)]
+        sources = [source.line for source in self.sources]
+        return [*counts, *sources, *(f"note: {note}" for note in self.notes)]
+
+
+def turn_notes(rows: Sequence[EncodedRow]) -> tuple[str, ...]:
+    """What of conversations is not used, one sentence each."""
+    notes = []
+    if cut := [row for row in rows if row.unanswered]:
+        turns = sum(row.unanswered for row in cut)
+        notes.append(
+            f"turns not used: {turns:,} in {len(cut):,} of {len(rows):,} rows stand behind the "
+            f"assistant's last turn, where nothing is learnt ({cut[0].source})"
+        )
+    keys = Counter(key for row in rows for key in row.unused_keys)
+    if keys:
+        named = ", ".join(
+            f"{key} ({count:,} row{'s' if count > 1 else ''})" for key, count in keys.items()
+        )
+        notes.append(f"keys of turns that the chat template does not use: {named}")
+    return tuple(notes)
 
 
 def _line(side: SplitReport) -> str:

@@ -29,6 +29,8 @@ class Number(float):
     def __str__(self) -> str:
         return self.literal
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

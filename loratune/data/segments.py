@@ -51,12 +51,16 @@ class RowText:
         prompt_segments: how many of them stand before the last answer.
         ended: whether a special token of the template ends the last answer.
         left_out: turns whose reasoning the template leaves out.
+        unanswered: turns behind the assistant's last, which are not part of the row's text.
+        unused_keys: keys of turns that the template does not write.
     """
 
     segments: tuple[Segment, ...]
     prompt_segments: int
     ended: bool = False
     left_out: int = 0
+    unanswered: int = 0
+    unused_keys: tuple[str, ...] = ()
 
     @property
     def spelt(self) -> tuple[str, ...]:
@@ -68,11 +72,13 @@ class SpellingFinder:
     """Finds special tokens that are spelt in texts.
 
     Args:
-        special_tokens: of the tokenizer, longest first.
+        special_tokens: of the tokenizer.
+        others: further tokens that are more than text.
     """
 
-    def __init__(self, special_tokens: Sequence[str]) -> None:
-        pattern = "|".join(map(re.escape, special_tokens))
+    def __init__(self, special_tokens: Iterable[str] = (), others: Iterable[str] = ()) -> None:
+        tokens = sorted({*special_tokens, *others}, key=len, reverse=True)
+        pattern = "|".join(map(re.escape, tokens))
         self._pattern = re.compile(pattern) if pattern else None
 
     def ranges(self, text: str, start: int = 0) -> list[Range]:

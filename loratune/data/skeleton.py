@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loratune.data.conversations import REASONING
-from loratune.data.reasoning import TAGS, split_reasoning
+from loratune.data.reasoning import TAGS, find_tags, split_reasoning
+from loratune.data.segments import Range, SpellingFinder
 from loratune.errors import DataError
 
 Turns = list[dict[str, Any]]
@@ -50,6 +51,21 @@ class Word:
     trail: str = ""
 
 
+@dataclass(frozen=True)
+class TemplateWords:
+    """What in a text is more than text to a chat template.
+
+    Attributes:
+        keywords: what the template looks for in texts, longest first.
+        spellings: finds special tokens, and other tokens that the template looks for.
+        reasoning_opened: whether its generation header opens the assistant's reasoning.
+    """
+
+    keywords: Sequence[str] = ()
+    spellings: SpellingFinder = field(default_factory=SpellingFinder)
+    reasoning_opened: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Skeleton:
     """Turns in which marks stand for texts.
@@ -59,16 +75,19 @@ class Skeleton:
         words: the text behind each mark, by its number.
         mark: matches a mark; group 1 is its number.
         left: begins every mark and stands nowhere else.
+        keyword_tokens: special tokens that texts spell and the template looks for, each with the
+            number of its turn; those of reasoning in its place are not among them.
     """
 
     turns: Turns
     words: tuple[Word, ...]
     mark: re.Pattern[str]
     left: str
+    keyword_tokens: tuple[tuple[int, str], ...] = ()
 
     def key(self, tools: object) -> str:
         """What decides how the template renders it."""
-        return json.dumps([self.turns, tools, [w.turn for w in self.words]], default=str)
+        return repr([self.turns, tools, [word.turn for word in self.words]])
 
 
 def template_keywords(template: str) -> list[str]:
@@ -94,35 +113,43 @@ def template_keywords(template: str) -> list[str]:
 
 def make_skeleton(
     turns: Sequence[Mapping[str, Any]],
-    keywords: Sequence[str],
+    words: TemplateWords,
     *,
     marked: Callable[[int], bool],
     context: object = None,
+    tokens_are_words: bool = True,
 ) -> Skeleton:
     """Replace the texts of the turns for which ``marked`` holds; names and ids stay.
 
     Args:
         turns: the conversation as the template is given it.
-        keywords: what the template looks for, longest first.
+        words: what the template looks for in texts.
         marked: whether the turn of this number is replaced; others stay as they are.
         context: what else the template writes (tools).
+        tokens_are_words: whether special tokens that texts spell are replaced with the words
+            around them although the template looks for them, so that it cannot see them.
 
     Raises:
         DataError: if the conversation uses up every character that could begin a mark.
     """
-    marker = _Marker(keywords, _unused_brackets([*turns, context]))
+    marker = _Marker(words, _unused_brackets([*turns, context]), tokens_are_words)
     result = [
         marker.replace_turn(number, turn) if marked(number) else dict(turn)
         for number, turn in enumerate(turns)
     ]
-    return Skeleton(result, tuple(marker.words), marker.pattern, marker.left)
+    tokens = tuple(marker.keyword_tokens)
+    return Skeleton(result, tuple(marker.words), marker.pattern, marker.left, tokens)
 
 
 class _Marker:
     """Replaces texts by marks, numbered throughout the conversation."""
 
-    def __init__(self, keywords: Sequence[str], brackets: tuple[str, str]) -> None:
-        self._splitter = re.compile("|".join(map(re.escape, keywords)))
+    def __init__(
+        self, looked_for: TemplateWords, brackets: tuple[str, str], tokens_are_words: bool
+    ) -> None:
+        self._looked_for, self._tokens_are_words = looked_for, tokens_are_words
+        self._splitter = re.compile("|".join(map(re.escape, looked_for.keywords)))
+        self.keyword_tokens: list[tuple[int, str]] = []
         self.left, self._right = brackets
         self.words: list[Word] = []
         self.pattern = re.compile(f"{self.left}([0-9]+){self._right}")
@@ -150,13 +177,22 @@ class _Marker:
         }
 
     def _replace(self, text: str, turn: int, field: str, is_assistant: bool) -> str:
-        thought = 0
+        thought, tags = 0, list[Range]()
         if is_assistant and field in REASONING:
             thought = len(text)
         elif is_assistant and field == "content":
-            thought = len(split_reasoning(text)[0])
+            opened = self._looked_for.reasoning_opened
+            found = find_tags(text, opened=opened)
+            tags = [place for place in (found.opening, found.closing) if place and found.closing]
+            thought = len(split_reasoning(text, opened=opened)[0])
+        keywords = [match.span() for match in self._splitter.finditer(text)]
+        tokens = [place for place in self._looked_for.spellings.ranges(text) if place not in tags]
+        met = [one for one in tokens if any(_overlap(one, other) for other in keywords)]
+        self.keyword_tokens += [(turn, text[slice(*place)]) for place in met]
+        if self._tokens_are_words:
+            keywords = [k for k in keywords if not any(_overlap(k, one) for one in met)]
         written, passed = "", 0
-        for stretch in _stretches(text, self._splitter):
+        for stretch in _stretches(text, keywords):
             if isinstance(stretch, str):
                 written, passed = written + stretch, passed + len(stretch)
                 continue
@@ -167,15 +203,21 @@ class _Marker:
         return written
 
 
-def _stretches(text: str, splitter: re.Pattern[str]) -> list[str | tuple[str, str, str]]:
+def _overlap(one: Range, other: Range) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def _stretches(text: str, keywords: Sequence[Range]) -> list[str | tuple[str, str, str]]:
     """A text cut into what stays and what is marked, in order.
+
+    Args:
+        text: the characters.
+        keywords: character ranges that stay.
 
     Returns:
         Strings for what stays; ``(word, lead, trail)`` for what a mark replaces.
     """
-    cuts = [0]
-    for match in splitter.finditer(text):
-        cuts += match.span()
+    cuts = [0, *(edge for place in keywords for edge in place)]
     parts = [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
     if not any(part.strip() for part in parts[::2]):  # nothing but keywords: all of it is a word
         parts = [text]

@@ -11,11 +11,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from loratune.config.mixture import SUFFIXES
 from loratune.data.rows import listed
 from loratune.errors import DataError, did_you_mean
 from loratune.files import ASSETS, BUILTIN
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _KINDS = {
     stat.S_IFIFO: "a named pipe",

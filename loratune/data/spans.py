@@ -12,14 +12,14 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from loratune.data.skeleton import Skeleton, Turns, Word, make_skeleton, template_keywords
+from loratune.data.probes import Render
+from loratune.data.skeleton import Skeleton, TemplateWords, Turns, Word, make_skeleton
 from loratune.errors import DataError
 
-Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
-"""Renders turns; the flag asks for the header of the assistant's next turn."""
 _REMEMBERED = 512
 _SHOWN = 40
 _BORDER = re.compile(r"[\s>\]]")
@@ -77,14 +77,23 @@ class SpanFinder:
     """Finds the assistant's spans under one chat template.
 
     Args:
-        template: its source.
+        words: what the template looks for in texts.
         stops: the tokenizer's special tokens.
         has_marks: whether it marks the assistant's part itself, so that spans may cover more.
+        parse_tokens: whether special tokens that texts spell are meant, so that the template may
+            act on them.
     """
 
-    def __init__(self, template: str, stops: Sequence[str], *, has_marks: bool = False) -> None:
-        self._has_marks = has_marks
-        self._keywords = template_keywords(template)
+    def __init__(
+        self,
+        words: TemplateWords,
+        stops: Sequence[str],
+        *,
+        has_marks: bool = False,
+        parse_tokens: bool = False,
+    ) -> None:
+        self._has_marks, self._parse_tokens = has_marks, parse_tokens
+        self._words = words
         self._stops = sorted(stops, key=len, reverse=True)
         self._outlines: OrderedDict[str, _Outline] = OrderedDict()
 
@@ -102,28 +111,48 @@ class SpanFinder:
             DataError: if the template changes or leaves out what a turn says.
         """
         full = render(turns, False)
-        try:
-            return self._located(full, turns, render, lambda _: True, context)
-        except _WordsChanged:
-            # A template may branch on what somebody else's turn says; its text then stays.
-            marked = {n for n, turn in enumerate(turns) if turn["role"] == "assistant"}
-            rendering = self._located(full, turns, render, marked.__contains__, context)
-            self._check_unmarked(rendering, turns)
-            return rendering
 
-    def _located(
-        self,
-        full: str,
-        turns: Sequence[Mapping[str, Any]],
-        render: Render,
-        marked: Callable[[int], bool],
-        context: object,
-    ) -> Rendering:
-        skeleton = make_skeleton(turns, self._keywords, marked=marked, context=context)
+        def skeleton(marked: Callable[[int], bool], *, tokens_are_words: bool) -> Skeleton:
+            return make_skeleton(
+                turns,
+                self._words,
+                marked=marked,
+                context=context,
+                tokens_are_words=tokens_are_words,
+            )
+
+        def everyone(_: int) -> bool:
+            return True
+
+        with suppress(_WordsChanged):
+            whole = skeleton(everyone, tokens_are_words=True)
+            return self._located(full, whole, render, context)
+        if whole.keyword_tokens:
+            with suppress(_WordsChanged):
+                seen = skeleton(everyone, tokens_are_words=False)
+                rendering = self._located(full, seen, render, context)
+                self._check_tokens(seen)
+                return rendering
+        # A template may branch on what somebody else's turn says; its text then stays.
+        own = {n for n, turn in enumerate(turns) if turn["role"] == "assistant"}
+        answers = skeleton(own.__contains__, tokens_are_words=True)
+        rendering = self._located(full, answers, render, context)
+        self._check_unmarked(rendering, turns)
+        return rendering
+
+    def _located(self, full: str, skeleton: Skeleton, render: Render, context: object) -> Rendering:
         outline = self._outline(skeleton, render, context)
         words = _put_back(full, outline, skeleton)
         left_out = _left_out(skeleton, words)
         return Rendering(full, words, tuple(_mapped(outline, words)), left_out)
+
+    def _check_tokens(self, skeleton: Skeleton) -> None:
+        """A template that acts on a special token takes it for one, which text never is."""
+        if not self._parse_tokens:
+            number, token = skeleton.keyword_tokens[0]
+            cause = f"the chat template acts on {token!r}, which turn {number + 1} spells as text"
+            fix = "change the row, or set data.special_tokens_in_text=parse"
+            raise DataError(cause, fix=fix)
 
     def _check_unmarked(self, rendering: Rendering, turns: Sequence[Mapping[str, Any]]) -> None:
         """Texts without a mark must not stand in a span, nor spell what only a mark can tell."""

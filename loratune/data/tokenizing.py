@@ -8,7 +8,6 @@ the ids of a prompt alone are the prefix of the ids of prompt and answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 from loratune.errors import ModelError
@@ -51,6 +50,11 @@ def special_tokens(tokenizer: Tokenizer) -> list[str]:
     return sorted(filter(None, texts), key=len, reverse=True)
 
 
+def added_tokens(tokenizer: Tokenizer) -> set[str]:
+    """Texts that are one token wherever they stand, special or not (Qwen 3's ``</think>``)."""
+    return {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()}
+
+
 class RowTokenizer:
     """Text to ids.
 
@@ -86,7 +90,7 @@ class RowTokenizer:
 
     def spelt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts that spell special tokens and are none: encoded as any other text."""
-        return self._unique(texts, partial(self._anchored_ids, spelt=True))
+        return self._unique(texts, self._spelt_ids)
 
     def special_ids(self) -> set[int]:
         """Ids of the tokens with a meaning of their own."""
@@ -141,6 +145,16 @@ class RowTokenizer:
         merged = [text for text, ids in zip(texts, cut, strict=True) if ids is None]
         plain = iter(self._ids(merged, spelt=spelt) if merged else [])
         return [next(plain) if ids is None else ids for ids in cut]
+
+    def _spelt_ids(self, texts: list[str]) -> list[list[int]]:
+        """An added token that is not special is found even so: only its parts are text."""
+        vocabulary = self.tokenizer.get_vocab()
+        encoded = self._anchored_ids(texts, spelt=True)
+        for place, text in enumerate(texts):
+            if vocabulary.get(text) in encoded[place]:
+                head, tail = self._anchored_ids([text[:1], text[1:]], spelt=True)
+                encoded[place] = head + tail
+        return encoded
 
     def _find_start_ids(self) -> list[int]:
         plain, special = self._ids([_PROBE])[0], self._ids([_PROBE], special=True)[0]

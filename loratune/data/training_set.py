@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loratune.config.mixture import source_weights
 from loratune.config.schema import DataConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement
 from loratune.data.batches import BatchPlan, shard
 from loratune.data.collate import Batch
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.mixture import Mixture
+from loratune.data.prefix_tree import prefix_ranks
 from loratune.runs import processes
 
 
@@ -36,7 +39,9 @@ class TrainingSet:
         trainer: TrainerConfig,
     ) -> TrainingSet:
         """Rows in a recipe's order and batches."""
-        plan = BatchPlan.from_config([len(row) for row in rows], data, trainer)
+        mixture = Mixture.of(rows, source_weights(data))
+        likeness = prefix_ranks(rows) if data.group_by_prefix else [len(row) for row in rows]
+        plan = BatchPlan.from_config(likeness, data, trainer, mixture)
         return cls(rows, plan, arrangement)
 
     def micro_batches(self, step: int) -> list[Batch]:
@@ -47,7 +52,13 @@ class TrainingSet:
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """The rows with these numbers as one batch."""
-        return self.arrangement.batch([self.rows[number] for number in numbers], numbers)
+        chosen = [self.rows[number] for number in numbers]
+        return self.arrangement.batch(chosen, numbers, self.sources)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of a mixture's sources."""
+        return self.plan.mixture.names if self.plan.mixture else ()
 
     def source(self, number: int) -> str:
         """``file:line`` of a row."""

@@ -29,11 +29,17 @@ class Targets(NamedTuple):
 
 
 class TokenLoss(NamedTuple):
-    """Sum of token losses in nats (at least fp32), how many tokens, how many predicted right."""
+    """Sum of token losses in nats (at least fp32), how many tokens, how many predicted right.
+
+    ``each`` has the loss of every token, without a gradient, where the caller asked for it.
+    ``routers`` is the load-balancing loss, a mean, with its coefficient; it is not in ``total``.
+    """
 
     total: Tensor
     tokens: int
     correct: Tensor | None = None
+    each: Tensor | None = None
+    routers: Tensor | None = None
 
 
 def causal_targets(labels: Tensor) -> Targets:
@@ -48,6 +54,12 @@ def causal_targets(labels: Tensor) -> Targets:
     return Targets(rows, following[rows])
 
 
+Parts = tuple[Tensor, Tensor, Tensor]
+"""Sum of the losses, tokens predicted right, and each token's loss (empty if not wanted)."""
+Wanted = tuple[bool, bool]
+"""Whether tokens predicted right are counted, and whether each token's loss is kept."""
+
+
 def supervised_loss(
     hidden: Tensor,
     head: nn.Module,
@@ -55,6 +67,7 @@ def supervised_loss(
     *,
     chunk_size: int | None = None,
     count_correct: bool = False,
+    keep_each: bool = False,
 ) -> TokenLoss:
     """Cross-entropy of ``head(hidden)``, summed over the rows, without the full logits.
 
@@ -67,17 +80,30 @@ def supervised_loss(
         targets: (N) token ids.
         chunk_size: rows at a time; by default as many as give ``CHUNK_LOGITS`` logits.
         count_correct: also count rows whose largest logit is the target's.
+        keep_each: also keep every row's own loss.
     """
     loss = _hidden_loss if _is_frozen_linear(head) else _recomputed_loss
     rows = chunk_size or max(1, CHUNK_LOGITS // _vocabulary(head))
-    total, correct = loss(hidden, head, targets, rows, count_correct)
-    return TokenLoss(total, targets.numel(), correct if count_correct else None)
+    parts = loss(hidden, head, targets, rows, (count_correct, keep_each))
+    return _token_loss(parts, targets, count_correct, keep_each)
 
 
-def logits_loss(logits: Tensor, targets: Tensor, *, count_correct: bool = False) -> TokenLoss:
+def logits_loss(
+    logits: Tensor, targets: Tensor, *, count_correct: bool = False, keep_each: bool = False
+) -> TokenLoss:
     """The same for logits (N, V) that exist already."""
-    total, correct = _plain_loss(logits, targets, count_correct)
-    return TokenLoss(total, targets.numel(), correct if count_correct else None)
+    parts = _plain_loss(logits, targets, (count_correct, keep_each))
+    return _token_loss(parts, targets, count_correct, keep_each)
+
+
+def _token_loss(parts: Parts, targets: Tensor, count_correct: bool, keep_each: bool) -> TokenLoss:
+    total, correct, each = parts
+    return TokenLoss(
+        total,
+        targets.numel(),
+        correct if count_correct else None,
+        each if keep_each else None,
+    )
 
 
 def _is_frozen_linear(head: nn.Module) -> bool:
@@ -96,9 +122,14 @@ def _widened(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _plain_loss(logits: Tensor, targets: Tensor, count_correct: bool) -> tuple[Tensor, Tensor]:
+def _plain_loss(logits: Tensor, targets: Tensor, wanted: Wanted) -> Parts:
+    count_correct, keep_each = wanted
+    correct = _correct(logits.detach(), targets, count_correct)
+    if keep_each:
+        each = F.cross_entropy(_widened(logits), targets, reduction="none")
+        return each.sum(), correct, each.detach()
     loss = F.cross_entropy(_widened(logits), targets, reduction="sum")
-    return loss, _correct(logits.detach(), targets, count_correct)
+    return loss, correct, loss.new_empty(0)
 
 
 def _correct(logits: Tensor, targets: Tensor, wanted: bool) -> Tensor:
@@ -107,25 +138,25 @@ def _correct(logits: Tensor, targets: Tensor, wanted: bool) -> Tensor:
 
 
 def _recomputed_loss(
-    hidden: Tensor, head: nn.Module, targets: Tensor, chunk_size: int, count_correct: bool
-) -> tuple[Tensor, Tensor]:
-    def chunk_loss(rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return _plain_loss(head(rows), tokens, count_correct)
+    hidden: Tensor, head: nn.Module, targets: Tensor, chunk_size: int, wanted: Wanted
+) -> Parts:
+    def chunk_loss(rows: Tensor, tokens: Tensor) -> Parts:
+        return _plain_loss(head(rows), tokens, wanted)
 
     # One chunk at least: an empty batch must still reach the head's parameters.
     chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
     parts = [checkpoint(chunk_loss, rows, tokens, use_reentrant=False) for rows, tokens in chunks]
-    totals, corrects = zip(*parts, strict=True)
-    return torch.stack(totals).sum(), torch.stack(corrects).sum()
+    totals, corrects, each = zip(*parts, strict=True)
+    return torch.stack(totals).sum(), torch.stack(corrects).sum(), torch.cat(each)
 
 
 def _hidden_loss(
-    hidden: Tensor, head: nn.Module, targets: Tensor, chunk_size: int, count_correct: bool
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor, head: nn.Module, targets: Tensor, chunk_size: int, wanted: Wanted
+) -> Parts:
     weight, bias = head.weight, head.bias
     needs_gradient = torch.is_grad_enabled() and hidden.requires_grad
-    result: tuple[Tensor, Tensor] = _FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, chunk_size, needs_gradient, count_correct
+    result: Parts = _FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets, chunk_size, needs_gradient, wanted
     )
     return result
 
@@ -140,18 +171,23 @@ class _FrozenHeadLoss(torch.autograd.Function):
         targets: Tensor,
         chunk_size: int,
         needs_gradient: bool,
-        count_correct: bool,
-    ) -> tuple[Tensor, Tensor]:
+        wanted: Wanted,
+    ) -> Parts:
+        count_correct, keep_each = wanted
         grad = torch.empty_like(hidden) if needs_gradient else None
         total = _widened(hidden.new_zeros(()))
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        each = total.new_empty(hidden.shape[0] if keep_each else 0)
         for start in range(0, hidden.shape[0], chunk_size):
             rows = slice(start, start + chunk_size)
             logits = F.linear(hidden[rows], weight, bias)
             correct += _correct(logits, targets[rows], count_correct)
             log_p = F.log_softmax(_widened(logits), dim=-1)
             at_target = targets[rows].unsqueeze(1)
-            total -= log_p.gather(1, at_target).sum()
+            predicted = log_p.gather(1, at_target)
+            total -= predicted.sum()
+            if keep_each:
+                each[rows] = -predicted.squeeze(1)
             if grad is not None:
                 # softmax - onehot, subtracted before any rounding to half precision.
                 residual = log_p.exp_().scatter_add_(
@@ -160,11 +196,11 @@ class _FrozenHeadLoss(torch.autograd.Function):
                 grad[rows] = residual.to(logits.dtype) @ weight.to(logits.dtype)
             del logits, log_p
         ctx.save_for_backward(grad)
-        ctx.mark_non_differentiable(correct)
-        return total, correct
+        ctx.mark_non_differentiable(correct, each)
+        return total, correct, each
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         return (grad * grad_total.to(grad.dtype), None, None, None, None, None, None)

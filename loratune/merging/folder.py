@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from loratune import files
 from loratune.config.schema import Dtype
+from loratune.models.load import load_tokenizer
 from loratune.models.untrusted import check_tokenizer
 from loratune.models.weights import INDEX, SINGLE, TensorEntry
 from loratune.runs.run_dir import MERGE_REPORT
@@ -39,10 +42,10 @@ def complete_folder(
     """
     _write_index(target, entries)
     _write_config(base_folder, target, dtype, unties=unties, vocabulary=vocabulary)
-    _copy_side_files(base_folder, target)
+    copy_side_files(base_folder, target)
     if tokenizer is not None:
         check_tokenizer(tokenizer)
-        _copy_side_files(tokenizer, target)
+        copy_side_files(tokenizer, target)
 
 
 def _write_index(target: Path, entries: Mapping[str, TensorEntry]) -> None:
@@ -68,7 +71,21 @@ def _write_config(
     files.write_json(target / "config.json", config)
 
 
-def _copy_side_files(base_folder: Path, target: Path) -> None:
+def replaced_tokenizer(base_folder: Path, own: Path) -> Any:
+    """The tokenizer that a merged model has whose adapter brings its own.
+
+    Raises:
+        LoratuneError: if it is broken, or asks for more than its files.
+    """
+    check_tokenizer(own)
+    with TemporaryDirectory() as target:
+        shutil.copyfile(base_folder / "config.json", Path(target, "config.json"))
+        copy_side_files(base_folder, Path(target))
+        copy_side_files(own, Path(target))
+        return load_tokenizer(Path(target))
+
+
+def copy_side_files(base_folder: Path, target: Path) -> None:
     """Tokenizer, generation settings and the like, as they are."""
     for pattern in _COPIED:
         for path in sorted(base_folder.glob(pattern)):

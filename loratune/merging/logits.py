@@ -15,6 +15,7 @@ from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import Verify
 from loratune.errors import MergeError
 from loratune.models.dtypes import torch_dtype
+from loratune.models.fingerprint import base_fingerprint
 from loratune.models.load import load_model
 from loratune.models.weights import TensorEntry, tensor_entries
 from loratune.surgery import WrappedModel, disabled, unwrap_model
@@ -90,11 +91,14 @@ def prove_same_logits(
 
     Raises:
         MergeError: if they are not.
+        ModelError: if a number of the base is NaN or infinite.
     """
     model: Any = load_model(base_folder, torch.float32)
     wrapped = wrap_for_loading(model, original)
     ids = _probe_ids(wrapped.model)
     expected, base = adapted_and_base_logits(wrapped, ids)
+    if not torch.isfinite(expected).all():
+        base_fingerprint(base_folder)  # names the numbers, if they are the base's
     again = wrap_for_loading(unwrap_model(wrapped), exported)
     got, _ = adapted_and_base_logits(again, ids)
     proof = logits_proof(expected, base, got)

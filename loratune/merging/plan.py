@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from loratune.adapter_files.offline import attach, tensor_name, weight_source
+from loratune.adapter_files.offline import MetaAdapter, attach
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.adapters.base import Adapter
 from loratune.config.schema import Dtype
 from loratune.errors import MergeError
+from loratune.merging.converted import ConvertedTensors, is_proved
 from loratune.merging.weight import ModuleProof, merged_weight
 from loratune.models.dtypes import COMPUTED_IN, ITEM_BYTES, safetensors_name, torch_dtype
-from loratune.models.weights import TensorEntry, is_finite, tensor_entries, tensor_in
+from loratune.models.stored_names import StoredGroup
+from loratune.models.weights import TensorEntry, is_finite, read_one, tensor_entries, tensor_in
 
 
 class MergePlan:
@@ -26,10 +29,12 @@ class MergePlan:
         entries: the base's tensors.
         offline: the adapters on the base's names and shapes.
         vocabulary: rows of the embeddings, where an adapter resized them.
-        unties: whether head and input embedding must part.
+        parted: parameters that share a tensor in the base and get one each.
         sources: output tensor name to the base tensor it comes from.
         layers: output tensor name to the corrections added to it, in the adapters' order.
         trained: output tensor name to its value, for modules trained in full.
+        converted: output tensor name to the group that it is merged with, where transformers
+            loads it in another form.
 
     Raises:
         LoratuneError: an adapter that does not fit the base, or changes a tensor that the base
@@ -42,50 +47,85 @@ class MergePlan:
         self.base_folder, self._dtype = base_folder, dtype
         self.entries = tensor_entries(base_folder)
         self.offline = [attach(base_folder, adapter) for adapter in adapters]
+        self._names = self.offline[0].names
         sizes = [one.vocabulary for one in self.offline if one.vocabulary is not None]
         self.vocabulary = max(sizes, default=None)
-        self.unties = any(offline.unties for offline in self.offline)
+        self.parted = frozenset[str]().union(*(offline.parted for offline in self.offline))
         self.sources = self._sources()
-        self.layers = self._layers()
-        self.trained = self._trained_tensors()
-        missing = sorted((self.layers.keys() | self.trained.keys()) - self.sources.keys())
-        if missing:
-            raise MergeError(f"the base has no tensor '{missing[0]}'", where=str(base_folder))
+        self.layers: dict[str, list[Adapter]] = {}
+        self.trained: dict[str, Tensor] = {}
+        self.converted: dict[str, ConvertedTensors] = {}
+        for offline in self.offline:
+            self._add_layers(offline)
+            self._add_trained(offline)
 
     def _sources(self) -> dict[str, TensorEntry]:
-        """The base's tensors, and a head of its own where it must part from the embedding."""
+        """The base's tensors, and one more for each parameter that must have its own."""
         sources = dict(self.entries)
-        first = self.offline[0]
-        head = f"{first.output_head}.weight"
-        if self.unties and head not in sources:
-            sources[head] = self.entries[weight_source(first, self.entries, first.output_head)]
+        for parameter in sorted(self.parted):
+            if self._names.own(parameter) is None:
+                _, group = self._place(parameter)
+                sources[parameter] = self.entries[group.stored[0]]
         return sources
 
-    def _layers(self) -> dict[str, list[Adapter]]:
-        layers: dict[str, list[Adapter]] = {}
-        for offline in self.offline:
-            for module, layer in offline.wrapped.adapters.items():
-                source = weight_source(offline, self.entries, module)
-                is_tied_head = offline.tied and module == offline.output_head
-                layers.setdefault(f"{module}.weight" if is_tied_head else source, []).append(layer)
-        return layers
+    def _place(self, parameter: str) -> tuple[str, StoredGroup]:
+        """What a parameter is read from, and its name there.
 
-    def _trained_tensors(self) -> dict[str, Tensor]:
-        trained: dict[str, Tensor] = {}
-        for offline in self.offline:
-            for module, layer in offline.wrapped.saved_modules.items():
-                is_tied_head = offline.tied and module == offline.output_head
-                if is_tied_head and not self.unties:
-                    continue  # the input embedding's number, stored once
-                for key, value in layer.trained_module.state_dict().items():
-                    full_name = f"{module}.{key}"
-                    name = tensor_name(self.entries, full_name, offline.prefix) or full_name
-                    if name in trained:
-                        raise MergeError(
-                            "two adapters both trained this module in full", where=module
-                        )
-                    trained[name] = value.detach()
-        return trained
+        Raises:
+            MergeError: if it cannot be written back.
+        """
+        problem = self._names.problem_of(parameter, alone=parameter in self.parted)
+        place = self._names.stored_as(parameter)
+        if place is None or problem:
+            fix = "leave the layer out with targets.exclude, and train again"
+            raise MergeError(f"'{parameter}': {problem}", where=str(self.base_folder), fix=fix)
+        return place
+
+    def _output(self, parameter: str) -> str | tuple[str, ConvertedTensors]:
+        """The output tensor that is the parameter, or its name in the group that holds it."""
+        if parameter in self.parted and self._names.own(parameter) is None:
+            return parameter
+        name, group = self._place(parameter)
+        if group.conversion is None:
+            return group.stored[0]
+        known = self.converted.get(group.stored[0]) or ConvertedTensors(group)
+        self.converted.update(dict.fromkeys(group.stored, known))
+        return name, known
+
+    def _add_layers(self, offline: MetaAdapter) -> None:
+        for layer in offline.wrapped.adapters.values():
+            if self._is_added_already(offline, layer.shape.parameter):
+                continue
+            output = self._output(layer.shape.parameter)
+            if isinstance(output, str):
+                self.layers.setdefault(output, []).append(layer)
+            else:
+                name, converted = output
+                converted.layers.setdefault(name, []).append(layer)
+
+    def _is_added_already(self, offline: MetaAdapter, parameter: str) -> bool:
+        """Whether another name of the same tensor, corrected alike, comes before this one."""
+        adapted = {layer.shape.parameter for layer in offline.wrapped.adapters.values()}
+        shared = [one for one in self._names.shared.get(parameter, ()) if one in adapted]
+        return parameter not in self.parted and bool(shared) and shared[0] != parameter
+
+    def _add_trained(self, offline: MetaAdapter) -> None:
+        before = {id(value) for value in self._trained_values()}
+        for module, saved in offline.wrapped.saved_modules.items():
+            for key, value in saved.trained_module.state_dict().items():
+                output = self._output(f"{module}.{key}")
+                name, values = (
+                    (output, self.trained)
+                    if isinstance(output, str)
+                    else (output[0], output[1].trained)
+                )
+                if name in values and id(values[name]) in before:
+                    raise MergeError("two adapters both trained this module in full", where=module)
+                values[name] = value.detach()
+
+    def _trained_values(self) -> list[Tensor]:
+        groups = self.converted.values()
+        return [*self.trained.values(), *(v for group in groups for v in group.trained.values())]
 
     def out_entries(self, folder: Path) -> dict[Path, list[TensorEntry]]:
         """The tensors to write to each file, one for each of the base's; places are from 0."""
@@ -115,11 +155,12 @@ class MergePlan:
 
     def is_copied(self, entry: TensorEntry) -> bool:
         """Whether an output tensor's bytes are the base's."""
-        changes = entry.name in self.layers or entry.name in self.trained
+        changed = (self.layers, self.trained, self.converted)
+        changes = any(entry.name in names for names in changed)
         return not changes and entry.dtype == self.sources[entry.name].dtype
 
-    def value(self, entry: TensorEntry, content: memoryview) -> tuple[Tensor, ModuleProof | None]:
-        """The new value of a tensor that is not copied, and its proof if it was merged.
+    def value(self, entry: TensorEntry, content: memoryview) -> tuple[Tensor, list[ModuleProof]]:
+        """The new value of a tensor that is not copied, and the proofs of what was merged for it.
 
         Args:
             entry: the output tensor.
@@ -132,8 +173,10 @@ class MergePlan:
         if entry.dtype not in COMPUTED_IN:
             raise MergeError(f"weights of type {source.dtype} cannot be merged", where=name)
         dtype = torch_dtype(entry.dtype)
+        if name in self.converted:
+            return self.converted[name].merged(name, self._read, dtype)
         if name in self.trained:
-            return self.trained[name].reshape(entry.shape).to(dtype), None
+            return self.trained[name].reshape(entry.shape).to(dtype), []
         stored = tensor_in(source, content)
         if name not in self.layers:
             cast = stored.to(dtype)
@@ -143,5 +186,32 @@ class MergePlan:
                     where=name,
                     fix="merge.dtype=auto",
                 )
-            return cast, None
-        return merged_weight(stored, self.layers[name], dtype)
+            return cast, []
+        merged, proof = merged_weight(stored, self.layers[name], dtype)
+        return merged, [proof]
+
+    def _read(self, name: str) -> Tensor:
+        """A tensor of the base."""
+        return read_one(self.entries[name])
+
+    def is_as_planned(self, name: str, merged: Mapping[str, TensorEntry]) -> bool:
+        """Whether a tensor of a merged model is what the base and the adapters make of it.
+
+        Args:
+            name: of the tensor.
+            merged: the merged model's tensors.
+        """
+        if name not in self.sources:
+            return False
+        if name in self.converted:
+            first = name == self.converted[name].group.stored[0]  # once for the whole group
+            return not first or self.converted[name].is_merged(
+                self._read, lambda one: read_one(merged[one])
+            )
+        value = read_one(merged[name])
+        if name in self.trained:
+            return torch.equal(self.trained[name].reshape(value.shape).to(value.dtype), value)
+        base = read_one(self.sources[name])
+        if name not in self.layers:
+            return torch.equal(base.to(value.dtype), value)
+        return is_proved(base, self.layers[name], value)

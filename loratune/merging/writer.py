@@ -59,13 +59,13 @@ class _EncodedTensor:
         data: its bytes.
         base: sha256 of the base's bytes; ``None`` if another tensor took it.
         merged: sha256 of ``data``; ``None`` if it is the base's.
-        proof: of a merged weight.
+        proofs: of what was merged for it.
     """
 
     data: memoryview
     base: str | None
     merged: str | None
-    proof: ModuleProof | None
+    proofs: Sequence[ModuleProof] = ()
 
 
 def write_merged(plan: MergePlan, target: Path) -> WrittenModel:
@@ -102,8 +102,7 @@ def _write_file(
                 written.base_hashes[source.name] = tensor.base
             written.hashes[entry.name] = tensor.merged or written.base_hashes[source.name]
             written.entries[entry.name] = entry
-            if tensor.proof is not None:
-                written.proofs.append(tensor.proof)
+            written.proofs += tensor.proofs
     written.file_hashes[path.name] = writer.sha256
 
 
@@ -126,7 +125,7 @@ def _encode(
     if hashes_base:
         check_stored(source, content)
     if plan.is_copied(entry):
-        return _EncodedTensor(content[source.begin : source.end], base, None, None)
-    result, proof = plan.value(entry, content)
+        return _EncodedTensor(content[source.begin : source.end], base, None)
+    result, proofs = plan.value(entry, content)
     data = result.contiguous().view(torch.uint8).reshape(-1).numpy().data
-    return _EncodedTensor(data, base, files.sha256_bytes(data), proof)
+    return _EncodedTensor(data, base, files.sha256_bytes(data), proofs)

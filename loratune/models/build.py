@@ -94,8 +94,14 @@ def outline(numbers: Mapping[str, Any]) -> nn.Module:
     Raises:
         ModelError: if transformers cannot build it.
     """
-    with _parameters_without_data():
-        return build_model(numbers)
+    import torch
+
+    try:
+        with _parameters_without_data():
+            return build_model(numbers)
+    except ModelError:  # a single tensor may be larger than the memory
+        with torch.device("meta"):
+            return build_model(numbers)
 
 
 @contextlib.contextmanager

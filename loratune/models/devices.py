@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from loratune.config.schema import Dtype, Precision
@@ -16,7 +18,7 @@ def resolve_device(name: str) -> torch.device:
         ConfigError: if there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -32,7 +34,21 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(
             f"there is no '{name}' here", where="model.device", fix=f"cuda:0 to {count - 1}"
         )
+    if device.type == "cuda":
+        _choose_libraries()
     return device
+
+
+def _choose_libraries() -> None:
+    """What of CUDA's libraries may run, for the rest of this process.
+
+    torch reads cuBLAS's workspace at the first matrix product, and is deterministic only where it
+    was named; the size is the one that it takes by itself on Hopper.  There it also prefers
+    cuDNN's attention, which plans every new shape on the host for tens of milliseconds, while
+    rows of unlike length and growing answers bring a new shape at almost every call.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _no_device(name: str) -> ConfigError:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratune.adapters.config import LayerKind, LayerShape
+from loratune.adapters.config import LayerKind, LayerPlace, LayerShape
 from loratune.config.schema import ModelConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import (
@@ -93,12 +93,48 @@ def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) ->
 def layer_shapes(model: nn.Module) -> list[LayerShape]:
     """Every layer of the model that an adapter can wrap, in ``named_modules`` order."""
     shapes = []
+    head, towers = _output_head(model), _towers(model)
     for name, module in model.named_modules():
+        place = LayerPlace.tower if f"{name}.".startswith(towers) else LayerPlace.text
         kind_and_size = _kind_and_size(module)
-        if kind_and_size is not None:
-            parameters = sum(p.numel() for p in module.parameters(recurse=False))
-            shapes.append(LayerShape(name, *kind_and_size, parameters))
+        if kind_and_size is None:
+            shapes += _stacked_shapes(name, module, place)
+            continue
+        parameters = sum(p.numel() for p in module.parameters(recurse=False))
+        place = LayerPlace.head if module is head else place
+        shapes.append(LayerShape(name, *kind_and_size, parameters, place))
     return shapes
+
+
+def _stacked_shapes(name: str, module: nn.Module, place: LayerPlace) -> list[LayerShape]:
+    """The layers of experts that a module stacks; it says itself if they are (in, out), as in PEFT.
+
+    A tensor of two dimensions does not say where one expert ends, and is left out.
+    """
+    shapes = []
+    for key, tensor in expert_tensors(name, module).items():
+        if tensor.dim() != 3:
+            continue
+        experts, rows, columns = tensor.shape
+        kind, sizes = LayerKind.experts, (columns, rows)
+        if getattr(module, "is_transposed", False):
+            kind, sizes = LayerKind.experts_conv1d, (rows, columns)
+        shapes.append(LayerShape(f"{name}.{key}", kind, *sizes, tensor.numel(), place, experts))
+    return shapes
+
+
+def _output_head(model: nn.Module) -> object:
+    """The model's own output head, whatever its name; a plain module has none."""
+    find = getattr(model, "get_output_embeddings", None)
+    return find() if callable(find) else None
+
+
+def _towers(model: nn.Module) -> tuple[str, ...]:
+    """Names, dot at the end, of the models inside the model that read no text."""
+    modalities = {
+        name: getattr(module, "input_modalities", "text") for name, module in model.named_modules()
+    }
+    return tuple(f"{name}." for name, reads in modalities.items() if name and "text" not in reads)
 
 
 def stacked_experts(model: nn.Module) -> dict[str, int]:
@@ -109,18 +145,24 @@ def stacked_experts(model: nn.Module) -> dict[str, int]:
     return {
         f"{name}.{key}": tensor.numel()
         for name, module in model.named_modules()
-        for key, tensor in expert_tensors(module).items()
+        if _kind_and_size(module) is None
+        for key, tensor in expert_tensors(name, module).items()
     }
 
 
-def expert_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters of more than two dimensions; a convolution's are its kernel."""
-    from torch import nn
+def expert_tensors(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters that stack what every expert has: weights, and their biases.
 
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return {}
-    own = module.named_parameters(recurse=False)
-    return {key: tensor for key, tensor in own if tensor.dim() > 2}
+    The module says so: it lies in one called ``experts``, or has a number of experts that is the
+    tensor's first dimension.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    if "experts" in name.split("."):
+        return {key: tensor for key, tensor in own.items() if tensor.dim() > 1}
+    counts = [value for key, value in vars(module).items() if "expert" in key]
+    return {
+        key: tensor for key, tensor in own.items() if tensor.dim() == 3 and len(tensor) in counts
+    }
 
 
 def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
@@ -139,14 +181,16 @@ def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
 
 
 def other_modules(model: nn.Module, layer_names: set[str]) -> tuple[OtherModule, ...]:
-    """Modules with parameters of their own that are not layers, and every stacked expert tensor."""
+    """What has parameters and is not a layer: modules, and stacked tensors that stay frozen."""
     others = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if name in layer_names or not own:
             continue
-        experts = expert_tensors(module)
+        experts = expert_tensors(name, module)
         for key, tensor in experts.items():
+            if f"{name}.{key}" in layer_names:
+                continue
             others.append(OtherModule(f"{name}.{key}", STACKED_EXPERTS, tensor.numel()))
         rest = sum(tensor.numel() for key, tensor in own.items() if key not in experts)
         if rest:

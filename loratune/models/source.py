@@ -56,6 +56,9 @@ def local_folder(path: str) -> Path | None:
 
 
 def _no_folder(folder: Path) -> ModelError:
+    if folder.is_file():
+        fix = f"set model.path to its folder, {folder.parent}"
+        return ModelError("this is a file, not a model folder", where=str(folder), fix=fix)
     siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
     fix = did_you_mean(folder.name, siblings) or "set model.path to a folder or a hub id"
     return ModelError("no such folder", where=str(folder), fix=fix)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loratune import files
 from loratune.adapter_files.peft_format import AdapterFolder, read_adapter
+from loratune.adapter_files.tokenizer import own_tokenizer
 from loratune.config.schema import ExportFormat, ModelConfig, RunConfig
 from loratune.console import console, say
 from loratune.data.bounds import check_positions
@@ -24,8 +27,9 @@ from loratune.errors import ConfigError, LoratuneError, MergeError, refused_as
 from loratune.files import BUILTIN
 from loratune.generation import Sampling, generate_answers, stop_ids
 from loratune.loss.causal_model import LanguageModelHead
+from loratune.merging.folder import replaced_tokenizer
 from loratune.models.load import load_tokenizer
-from loratune.models.source import model_folder
+from loratune.models.source import model_folder, read_model_config
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
 from loratune.pipeline.loading import check_base, evaluation_only
 from loratune.stages.load import BaseModel, load
@@ -55,22 +59,23 @@ def evaluate_adapter(
     Raises:
         LoratuneError: unusable data, base or adapter, or drift.
     """
-    adapter, base, wrapped = _load_adapted(config, folder, base_named)
-    if out is not None:
-        files.check_outside(out, base.folder, adapter.path)
-    data = prepare_data(
-        evaluation_only(config.data),
-        base.tokenizer,
-        base.vocab_size,
-        config.trainer.seed,
-        prompt_format=None if own_template else _prompt_format(adapter),
-    )
-    if not data.eval:
-        raise ConfigError(
-            "no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE"
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        adapter, base, wrapped = _load_adapted(config, folder, base_named)
+        if out is not None:
+            files.check_outside(out, base.folder, adapter.path)
+        data = prepare_data(
+            evaluation_only(config.data),
+            base.tokenizer,
+            base.vocab_size,
+            config.trainer.seed,
+            prompt_format=None if own_template else _prompt_format(adapter),
+            source_formats=None if own_template else _source_formats(adapter),
         )
-    for line in check_positions(data.eval, wrapped.model):
-        if not as_json:
+        if not data.eval:
+            raise ConfigError(
+                "no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE"
+            )
+        for line in check_positions(data.eval, wrapped.model):
             say(line)
     head = LanguageModelHead(wrapped.model)
     evaluate_and_show(wrapped, head, base.tokenizer, data, config, out, as_json=as_json)
@@ -132,11 +137,14 @@ def generate(
     Raises:
         LoratuneError: unusable rows, base or adapter, or drift.
     """
-    adapter, base, wrapped = _load_adapted(config, folder, base_named)
+    with redirect_stdout(sys.stderr):  # answers alone go to standard output
+        adapter, base, wrapped = _load_adapted(config, folder, base_named)
     tokenizer = RowTokenizer(base.tokenizer)
     prompt_format = _prompt_format(adapter)
     rows = (
-        read_rows(str(prompts)) if prompt is None else [question_row(prompt, system, prompt_format)]
+        read_rows(str(prompts), key="prompts")
+        if prompt is None
+        else [question_row(prompt, system, prompt_format)]
     )
     prompt_format = prompt_format or choose_format(config.data, rows)
     ids = _prompt_ids(rows, Encoder(tokenizer, prompt_format, config.data), prompt_format)
@@ -183,7 +191,9 @@ def base_model(adapter: AdapterFolder, model: ModelConfig, *, named: bool) -> Mo
 
 def _base_folder(adapter: AdapterFolder, config: RunConfig, base_named: bool) -> Path:
     model = base_model(adapter, config.model, named=base_named)
-    return model_folder(model.path, model.revision)
+    folder = model_folder(model.path, model.revision)
+    read_model_config(folder)  # says what a folder is that holds no model
+    return folder
 
 
 def _load_adapted(
@@ -193,8 +203,14 @@ def _load_adapted(
     model = base_model(adapter, config.model, named=base_named)
     base = load(model, config.trainer.precision)
     check_base(base, adapter, config.allow_drift)
+    rows = base.vocab_size
     wrapped = wrap(base.model, config, adapter)
     wrapped.model.eval()
+    own, note = own_tokenizer(adapter, base.vocab_size, resized=base.vocab_size != rows)
+    if own is not None:
+        base.tokenizer = replaced_tokenizer(base.folder, own)
+    if note:
+        say(f"note: {note}")
     return adapter, base, wrapped
 
 
@@ -211,6 +227,12 @@ def _prompt_format(adapter: AdapterFolder) -> PromptFormat | None:
     """How prompts were written in training, where the adapter says it."""
     recorded = adapter.facts.get("prompt_format")
     return PromptFormat.from_dict(recorded) if recorded else None
+
+
+def _source_formats(adapter: AdapterFolder) -> dict[str, PromptFormat]:
+    """The same of every source of the mixture that it was trained on."""
+    recorded = adapter.facts.get("source_formats") or {}
+    return {name: PromptFormat.from_dict(values) for name, values in recorded.items()}
 
 
 def _prompt_ids(

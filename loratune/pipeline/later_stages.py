@@ -135,4 +135,4 @@ def _merge_lines(report: MergeReport) -> list[str]:
         )
     if report.untied:
         lines.append("input embedding and head were tied; the merged model has one copy each")
-    return lines
+    return [*lines, *(f"note: {note}" for note in report.notes)]

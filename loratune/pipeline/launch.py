@@ -22,7 +22,8 @@ from loratune.config.convert import from_plain, to_plain
 from loratune.config.schema import RunConfig
 from loratune.errors import LoratuneError, TrainingError
 from loratune.runs.checkpoint import published_checkpoints, step_of
-from loratune.runs.run_dir import RunDir, fresh_folder, with_run_folder
+from loratune.runs.output import OUTPUTS, fresh_folder
+from loratune.runs.run_dir import RunDir, with_run_folder
 from loratune.training.signals import stopped
 
 LINGER = 3.0
@@ -40,7 +41,7 @@ def launch(config: RunConfig) -> None:
     """
     config = with_run_folder(config)
     if config.out is None:  # chosen here, so that its name is known afterwards
-        config = replace(config, out=str(fresh_folder(Path("outputs") / config.name)))
+        config = replace(config, out=str(fresh_folder(OUTPUTS / config.name)))
     _quieten()
     settings = LaunchConfig(
         min_nodes=1,

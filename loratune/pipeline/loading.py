@@ -8,8 +8,15 @@ from pathlib import Path
 
 from loratune.adapter_files.embeddings import check_continuable
 from loratune.adapter_files.peft_config import structure_of
-from loratune.adapter_files.peft_format import AdapterFolder, check_readable, read_adapter
+from loratune.adapter_files.peft_format import (
+    AdapterFolder,
+    check_readable,
+    peft_notices,
+    read_adapter,
+)
+from loratune.adapter_files.writing_back import require_places
 from loratune.config.convert import to_plain
+from loratune.config.mixture import training_paths
 from loratune.config.schema import DataConfig, RunConfig, Stage
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.variant_table import report_variants
@@ -23,6 +30,8 @@ from loratune.files import BUILTIN
 from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
+from loratune.models.stored_names import StoredNames
+from loratune.models.weights import tensor_entries
 from loratune.runs import processes
 from loratune.runs.drift import check_binding
 from loratune.stages.load import BaseModel, load
@@ -101,13 +110,15 @@ def wrap_base(
     """
     architecture = measure_model(base.model)
     drift = [] if saved is None else check_base(base, saved, config.allow_drift)
+    names = StoredNames(base.model, tensor_entries(base.folder))
     wrapped = wrap(base.model, config, saved)
     if saved is not None:
         check_continuable(saved, wrapped)
+    require_places(base.folder, names, wrapped)
     check_readable(wrapped, config.model.path)
     counts = wrapped.match.counts.items()
     processes.say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
-    notices = [*wrapped.match.notices, *wrapped.config.warnings()]
+    notices = [*wrapped.match.notices, *wrapped.config.warnings(), *peft_notices(wrapped)]
     processes.say_once(*(f"note: {line}" for line in notices))
     return wrapped, report_variants(architecture, wrapped), drift
 
@@ -128,12 +139,19 @@ def check_base(base: BaseModel, adapter: AdapterFolder, allow_drift: Sequence[st
 def evaluation_only(data: DataConfig) -> DataConfig:
     """The settings that read the rows of the final evaluation alone, where any are named."""
     path = data.test_path or data.eval_path
-    return data if path is None else replace(data, path=None, eval_path=path, test_path=None)
+    if path is None:
+        return data
+    return replace(data, path=None, sources=None, eval_path=path, test_path=None)
 
 
 def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> PreparedData:
-    """The rows of the final evaluation: those that chose nothing, where the recipe names any."""
-    if config.data.test_path is None or _test_rows_are_the_demos(config):
+    """The rows of the final evaluation: those that chose nothing, where the recipe names any.
+
+    They are read before training, so that what is wrong with them is not found after it.
+    """
+    if Stage.evaluate not in config.stages or config.data.test_path is None:
+        return data
+    if _test_rows_are_the_demos(config):
         return data
     rows = prepare_data(
         evaluation_only(config.data),
@@ -149,7 +167,8 @@ def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> Prepar
 def _test_rows_are_the_demos(config: RunConfig) -> bool:
     """Whether the test rows are the embedded demo's although the training rows are the user's."""
     path = str(config.data.test_path)
-    mismatched = path.startswith(BUILTIN) and not str(config.data.path).startswith(BUILTIN)
+    rows = training_paths(config.data)
+    mismatched = path.startswith(BUILTIN) and not any(one.startswith(BUILTIN) for one in rows)
     if mismatched:
         processes.say_once(
             f"note: data.test_path={path} belongs to the demo; the evaluation rows are used instead"

@@ -8,6 +8,7 @@ from typing import Any
 from loratune import files
 from loratune.adapter_files.peft_format import read_back, shared_fingerprint, write_adapter
 from loratune.config.convert import to_plain
+from loratune.config.mixture import SOURCES
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.counting.parameters import ParameterReport
@@ -36,8 +37,9 @@ def run_facts(
         "base": base.fingerprint,
         "tokenizer": base.tokenizer_fingerprint,
         "data": data.fingerprint,
+        **source_facts(data),
         "encoded": data.encoded,
-        "clock": data.prompt_format.clock,
+        "clock": data.clock,
         "projection": shared_fingerprint(wrapped),
         "processes": processes.world_size(),
         "versions": package_versions(),
@@ -45,10 +47,25 @@ def run_facts(
     }
 
 
-def trainable_fingerprint(wrapped: WrappedModel) -> str:
-    """Fingerprint of what will train, as it stands now."""
+def source_facts(data: PreparedData) -> dict[str, str]:
+    """Fingerprint of the rows of every source of a mixture: ``data.sources.NAME.rows``."""
+    return {f"{SOURCES}.{n}.rows": data.fingerprints[f"sources.{n}"] for n in data.weights}
+
+
+def _source_formats(data: PreparedData) -> dict[str, Any]:
+    """How the prompts of a mixture's sources were written, to evaluate on their own rows again."""
+    formats = {name: one.to_dict() for name, one in data.source_formats.items()}
+    return {"source_formats": formats} if formats else {}
+
+
+def started_with(wrapped: WrappedModel, final: PreparedData) -> dict[str, str]:
+    """Fingerprints of what else all processes must share: what will train, and the final rows."""
     named = wrapped.model.named_parameters()
-    return tensors_fingerprint({name: value for name, value in named if value.requires_grad})
+    return {
+        "adapter": tensors_fingerprint({name: p for name, p in named if p.requires_grad}),
+        "test": final.fingerprint,
+        "encoded_test": final.encoded,
+    }
 
 
 class Records:
@@ -70,7 +87,8 @@ class Records:
         self.run_dir.summary.unlink(missing_ok=True)  # a finished run that goes on is not finished
         write_recipe(self.run_dir, self.config)
         origin = redact(provenance(str(base.device)))
-        fingerprints = {key: self.facts[key] for key in _FINGERPRINTS}
+        keys = [*_FINGERPRINTS, *source_facts(data)]
+        fingerprints = {key: self.facts[key] for key in keys}
         origin |= {"fingerprints": fingerprints, "dtype": str(base.dtype)}
         merged = merged_before(base.folder)
         if merged is not None:
@@ -96,6 +114,7 @@ class Records:
             "adapter": settings,
             "base_path": self.config.model.path,
             "prompt_format": data.prompt_format.to_dict(),
+            **_source_formats(data),
             "seed": self.config.trainer.seed if self.config.adapter_path is None else None,
             "step": training.best_step if training else None,
             "versions": self.facts["versions"],

@@ -24,7 +24,7 @@ from loratune.pipeline.loading import (
     load_data_and_base,
     wrap_base,
 )
-from loratune.pipeline.records import Records, run_facts, trainable_fingerprint
+from loratune.pipeline.records import Records, run_facts, started_with
 from loratune.pipeline.training import train_adapter
 from loratune.report.build import finished_report
 from loratune.runs import processes
@@ -53,10 +53,11 @@ def run(config: RunConfig) -> None:
         checkpoint, saved = find_checkpoint(config, run_dir), adapter_to_continue(config)
         data, base = load_data_and_base(config, recorded_clock(checkpoint))
         wrapped, parameters, drift = wrap_base(base, config, saved)
-        head = LanguageModelHead(wrapped.model)
+        head = LanguageModelHead(wrapped.model, router_loss=config.trainer.router_loss)
 
+        final = final_rows(config, data, base)
         facts = run_facts(config, base, data, wrapped, drift)
-        check_agreement({**facts, "adapter": trainable_fingerprint(wrapped)})
+        check_agreement({**facts, **started_with(wrapped, final)})
         records = Records(config, run_dir, resumed_facts(checkpoint, facts, config))
         records.begin(base, data, parameters)
 
@@ -67,8 +68,7 @@ def run(config: RunConfig) -> None:
 
         with stop_at_once(training.steps if training else 0, run_dir.path):
             if Stage.evaluate in config.stages:
-                rows = final_rows(config, data, base)
-                evaluate_and_show(wrapped, head, base.tokenizer, rows, config, run_dir.evaluation)
+                evaluate_and_show(wrapped, head, base.tokenizer, final, config, run_dir.evaluation)
             if not processes.is_main():
                 return  # what follows works on files
             adapter = read_adapter(run_dir.adapter)

@@ -8,10 +8,11 @@ from loratune.data.arrangement import Arrangement, arrange
 from loratune.data.prepare import PreparedData
 from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
+from loratune.loss.routers import router_coefficient
 from loratune.pipeline.records import Records
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint
-from loratune.stages.evaluate import evaluation_loss
+from loratune.stages.evaluate import evaluation_scores
 from loratune.stages.train import Evaluate, TrainResult, train
 from loratune.surgery import WrappedModel
 from loratune.training.advice import Setup, summary_lines
@@ -37,7 +38,7 @@ def train_adapter(
     """
     config = records.config
     arrangement, notes = arrange(config, wrapped.model, data.pad_id, [*data.train, *data.eval])
-    processes.say_once(*notes)
+    processes.say_once(*notes, *_router_notes(wrapped, head))
     rows = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
     warning = warmup_warning(rows.plan.total_steps, config.trainer)
     processes.say_once(*([f"warning: {warning}"] if warning else []))
@@ -65,6 +66,17 @@ def train_adapter(
     return result
 
 
+def _router_notes(wrapped: WrappedModel, head: LanguageModelHead) -> list[str]:
+    """What becomes of a loss that the model has for its routers."""
+    coefficient = router_coefficient(wrapped.model)
+    if not coefficient:
+        return []
+    what = f"note: the load-balancing loss of the model's routers (coefficient {coefficient:g}) is "
+    if head.routers is not None:
+        return [what + "trained on as well; the losses shown are the supervised tokens' alone"]
+    return [what + "left out; trainer.router_loss=true trains on it as well"]
+
+
 def _evaluation(
     config: RunConfig, data: PreparedData, head: LanguageModelHead, arrangement: Arrangement
 ) -> Evaluate | None:
@@ -73,10 +85,9 @@ def _evaluation(
         return None
 
     def measure() -> dict[str, float]:
-        loss, accuracy, _ = evaluation_loss(
-            head, data.eval, arrangement, config.evaluate.batch_size
-        )
-        return {"eval/loss": loss, "eval/token_accuracy": accuracy}
+        scores = evaluation_scores(head, data.eval, arrangement, config.evaluate.batch_size)
+        own = {f"eval/loss/{name}": loss for name, loss in scores.source_losses.items()}
+        return {"eval/loss": scores.loss, "eval/token_accuracy": scores.token_accuracy, **own}
 
     return measure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loratune import files
@@ -53,7 +53,7 @@ def make_plan(
     time = _time(config, setting, work) if timed and setting.is_here else None
     doubts = tuple(_warnings(config, rows, work, setting, memory, disk))
     estimate = (setting, work, memory, disk, time)
-    notes = (*setting.notices, *model.notes)
+    notes = (*_notes(work, setting), *model.notes)
     return Plan(config.name, tuple(values), *estimate, doubts, overrides, fit, notes)
 
 
@@ -84,6 +84,13 @@ def _disk(config: RunConfig, setting: Setting) -> Disk:
     return Disk(checkpoints * one, count.stored_bytes, merged, files.free_bytes(folder))
 
 
+def _notes(work: Workload, setting: Setting) -> Iterator[str]:
+    """What training says as well, and nobody need change."""
+    yield from setting.notices
+    for found in work.audit.of(Severity.note) if work.audit is not None else ():
+        yield found.line.removeprefix("note: ")
+
+
 def _warnings(
     config: RunConfig, rows: Rows, work: Workload, setting: Setting, memory: Memory, disk: Disk
 ) -> list[str]:
@@ -96,8 +103,11 @@ def _warnings(
     warnings += _capacity(memory, setting, disk)
     trainer = config.trainer
     warnings += filter(None, [warmup_warning(work.steps, trainer)])
-    if work.epochs is not None and work.epochs > 10:
-        warnings.append(f"{work.epochs:.0f} passes over the same rows: they will be memorised")
+    seen = work.times_seen or ({} if work.epochs is None else {"": work.epochs})
+    for name, times in seen.items():
+        if times > 10:
+            of = f" of source {name}" if name else ""
+            warnings.append(f"{times:.0f} passes over the same rows{of}: they will be memorised")
     if learning_rate(trainer, config.adapter) == 0:
         warnings.append("the learning rate is 0: nothing will train")
     if not trainer.save_every and work.steps >= 1000:

@@ -8,6 +8,7 @@ from typing import Any
 
 from loratune.console import say
 from loratune.data.arrangement import sharing_line
+from loratune.data.mixture import seen_line
 from loratune.plan.memory import ERROR_BAR, Memory
 from loratune.plan.setting import Setting
 from loratune.plan.sources import COMMAND_LINE, DEFAULT, SourcedValue
@@ -85,6 +86,7 @@ class Plan:
             "epochs": self.work.epochs,
             "tokens": self.work.tokens,
             "supervised_tokens": self.work.supervised,
+            "times_seen": dict(self.work.times_seen),
             "largest_micro_batch": asdict(self.work.largest),
             "data": self.work.report.to_dict() if self.work.report else None,
             "memory": {
@@ -92,8 +94,8 @@ class Plan:
             },
             "disk": {**asdict(self.disk), "total": self.disk.total},
             "time": asdict(self.time) if self.time else None,
-            "notes": list(self.notes),
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "fit": {"budget": self.budget, "overrides": list(self.overrides)}
             if self.budget is not None
             else None,
@@ -131,13 +133,16 @@ def _work(plan: Plan) -> Iterator[str]:
     work = plan.work
     if work.report is not None:
         yield from work.report.lines()
-    passes = "" if work.epochs is None else f" = {work.epochs:.2f} passes"
+    unit = "epochs" if work.times_seen else "passes"
+    passes = "" if work.epochs is None else f" = {work.epochs:.2f} {unit}"
     if not work.steps:
         yield "steps: not known without the rows (trainer.epochs)"
     yield (
         f"{work.steps:,} steps{passes}, {work.tokens:,} tokens computed, "
         f"{work.supervised:,} supervised"
     )
+    if work.times_seen:
+        yield seen_line(work.times_seen)
     if work.row_tokens > work.tokens:
         yield sharing_line(work.row_tokens, work.tokens)
     yield (
@@ -172,7 +177,8 @@ def _rest(plan: Plan) -> Iterator[str]:
             f"{plan.time.calibrated_on} tokens) and {duration(plan.time.evaluation, 2)} of "
             "evaluation, generation not counted"
         )
-    yield from (f"note: {note}" for note in plan.notes)
+    for note in plan.notes:
+        yield f"note: {note}"
     for warning in plan.warnings:
         yield warning if warning.startswith(("warning", "error")) else f"warning: {warning}"
     if plan.budget is not None:

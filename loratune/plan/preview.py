@@ -8,23 +8,30 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 from rich.text import Text
 
 from loratune.config.schema import RunConfig
-from loratune.console import console, printable, say
+from loratune.console import console, escaped, printable, say
 from loratune.data.arrangement import assumed_arrangement, sharing_line
-from loratune.data.audit import Audit, audit
-from loratune.data.batches import BatchPlan
+from loratune.data.audit import Audit, Finding, audit
+from loratune.data.bounds import position_findings
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.mixture import seen_line
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.report import DataReport
 from loratune.data.tokenizing import RowTokenizer
+from loratune.data.training_set import TrainingSet
+from loratune.errors import LoratuneError, ModelError
+from loratune.models.build import meta_model, read_transformers_config
 from loratune.models.load import load_tokenizer
+from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
+from loratune.plan.notices import match_targets
 
 # Neighbouring tokens alternate between two shades, so that their borders show.
 _STYLES = {
@@ -34,6 +41,9 @@ _STYLES = {
     "end": ("bold reverse green", "bold reverse green"),
     "padding": ("dim strike", "dim strike"),
 }
+_PIECE = "\ufffd"
+"""What stands for bytes that are not a whole character."""
+_MOST_PIECES = 8
 _VISIBLE = str.maketrans({" ": "·", "\t": "⇥", "\r": "␍"})
 
 
@@ -42,7 +52,8 @@ class ShownToken:
     """One token of a row.
 
     Attributes:
-        text: as decoded, white space and control characters as they are.
+        text: as decoded, white space and control characters as they are; a character of several
+            tokens belongs to the first of them.
         kind: supervised, context, start, end (a supervised end token) or padding.
     """
 
@@ -59,6 +70,9 @@ class ShownRow:
         ends: the last token of every supervised stretch.
         left_out: turns whose reasoning the chat template leaves out.
         spelt: special tokens that the row's words spell.
+        origin: name of its source in a mixture.
+        unanswered: turns behind the assistant's last, which are not used.
+        unused_keys: keys of turns that the chat template does not use.
     """
 
     source: str
@@ -66,6 +80,9 @@ class ShownRow:
     ends: tuple[str, ...] = ()
     left_out: int = 0
     spelt: tuple[str, ...] = ()
+    origin: str = ""
+    unanswered: int = 0
+    unused_keys: tuple[str, ...] = ()
 
     def count(self, *kinds: str) -> int:
         """Tokens of these kinds."""
@@ -74,19 +91,28 @@ class ShownRow:
 
 @dataclass(frozen=True)
 class Preview:
-    """What ``preview`` shows; ``sharing`` is what batches save, in words."""
+    """What ``preview`` shows.
+
+    Attributes:
+        sharing: what batches save, in words.
+        times_seen: mixtures only: how often the run sees a row of each source, on average.
+    """
 
     rows: tuple[ShownRow, ...]
     report: DataReport
     audit: Audit
     sharing: str = ""
+    times_seen: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
         return {
             "rows": [asdict(row) for row in self.rows],
             "data": self.report.to_dict(),
+            "times_seen": dict(self.times_seen),
             "audit": self.audit.to_dict(),
+            "notes": list(self.notes),
         }
 
 
@@ -99,23 +125,45 @@ def make_preview(config: RunConfig, rows: int) -> Preview:
 
     Args:
         config: the recipe.
-        rows: how many training rows to show.
+        rows: how many training rows to show, of each source.
 
     Raises:
         LoratuneError: rows or a tokenizer that cannot be used at all.
     """
-    data, tokenizer = read_prepared(config)
-    first = data.train[:rows]
+    read = read_prepared(config)
+    data, tokenizer = read.data, read.tokenizer
+    first = _first_rows(data, rows)
     width = max(map(len, first), default=0)
-    shown = tuple(_shown(row, tokenizer, data.pad_id, width) for row in first)
-    return Preview(shown, data.report, audit(data, tokenizer, config.data), _sharing(config, data))
+    return Preview(
+        tuple(_shown(row, tokenizer, data.pad_id, width) for row in first),
+        data.report,
+        audit(data, tokenizer, config.data, read.findings),
+        _sharing(config, data),
+        _times_seen(config, data),
+        _target_notes(config, read.model),
+    )
+
+
+def _first_rows(data: PreparedData, rows: int) -> list[EncodedRow]:
+    """The first training rows, of a mixture those of each source."""
+    names = list(data.weights) or [""]
+    own = ([row for row in data.train if row.origin == name] for name in names)
+    return [row for part in own for row in part[:rows]]
+
+
+def _times_seen(config: RunConfig, data: PreparedData) -> dict[str, float]:
+    if not data.weights or not (config.trainer.steps or config.trainer.epochs):
+        return {}
+    arrangement = assumed_arrangement(config)
+    drawn = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
+    return drawn.plan.times_seen()
 
 
 def _sharing(config: RunConfig, data: PreparedData) -> str:
     """What the first batches save by sharing what their rows begin with, in words."""
     trainer = replace(config.trainer, steps=BATCHES_LOOKED_AT, epochs=None, grad_accum_steps=1)
-    plan = BatchPlan.from_config([len(row) for row in data.train], config.data, trainer)
     arrangement, counts = assumed_arrangement(config), Counter[str]()
+    plan = TrainingSet.from_config(data.train, arrangement, config.data, trainer).plan
     for step in range(min(BATCHES_LOOKED_AT, plan.steps_per_epoch)):
         rows = [data.train[number] for number in plan.step_rows(step)]
         counts["row_tokens"] += sum(map(len, rows))
@@ -123,8 +171,24 @@ def _sharing(config: RunConfig, data: PreparedData) -> str:
     return sharing_line(**counts) if counts["row_tokens"] > counts["computed"] else ""
 
 
-def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
-    """The recipe's rows as training gets them, and the tokenizer.
+class ReadRows(NamedTuple):
+    """The recipe's rows as training gets them.
+
+    Attributes:
+        data: the rows.
+        tokenizer: the base model's.
+        model: the base without weights; None where it cannot be built, which training says.
+        findings: how the rows fit the model.
+    """
+
+    data: PreparedData
+    tokenizer: Any
+    model: Any
+    findings: tuple[Finding, ...]
+
+
+def read_prepared(config: RunConfig) -> ReadRows:
+    """The recipe's rows as training gets them, with tokenizer and model.
 
     Raises:
         LoratuneError: rows or a tokenizer that cannot be used at all.
@@ -134,7 +198,22 @@ def read_prepared(config: RunConfig) -> tuple[PreparedData, Any]:
     numbers = read_model_config(folder)
     tokenizer = load_tokenizer(folder)
     vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
-    return prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed), tokenizer
+    data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed)
+    try:
+        model = meta_model(read_transformers_config(folder), str(folder))
+    except ModelError:
+        return ReadRows(data, tokenizer, None, ())
+    findings = position_findings([*data.train, *data.eval], model)
+    return ReadRows(data, tokenizer, model, tuple(findings))
+
+
+def _target_notes(config: RunConfig, model: Any) -> tuple[str, ...]:
+    """What training would say of the targets; what it would refuse is not the rows' affair."""
+    notices: tuple[str, ...] = ()
+    if model is not None:
+        with suppress(LoratuneError):
+            notices = match_targets(config, measure_model(model)).notices
+    return (*notices, *config.adapter.warnings())
 
 
 def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow:
@@ -143,24 +222,41 @@ def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow
     last = {end - 1 for _, end in row.spans}
     special = rows.special_ids()
     starts = len(rows.start_ids) if row.input_ids[: len(rows.start_ids)] == rows.start_ids else 0
+    texts = _texts(row.input_ids, tokenizer)
     tokens = []
     for place, token in enumerate(row.input_ids):
         kind = "supervised" if place in supervised else "start" if place < starts else "context"
         if kind == "supervised" and (token == rows.end_id or (place in last and token in special)):
             kind = "end"
-        tokens.append(ShownToken(token, _text(token, tokenizer), kind))
+        tokens.append(ShownToken(token, texts[place], kind))
     padding = ShownToken(pad_id, _text(pad_id, tokenizer), "padding")
     ends = tuple(tokens[end - 1].text for _, end in row.spans)
     filled = (*tokens, *[padding] * (width - len(row)))
-    return ShownRow(row.source, filled, ends, row.left_out, row.spelt)
+    said = (row.left_out, row.spelt, row.origin, row.unanswered, row.unused_keys)
+    return ShownRow(row.source, filled, ends, *said)
+
+
+def _texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """The text of every token; pieces of one character have it at the first of them."""
+    texts: list[str] = []
+    while len(texts) < len(ids):
+        place = len(texts)
+        text = _text(ids[place], tokenizer)
+        if _PIECE in text:
+            for size in range(2, min(_MOST_PIECES, len(ids) - place) + 1):
+                joined = str(tokenizer.decode(ids[place : place + size], skip_special_tokens=False))
+                if _PIECE not in joined:
+                    texts += [joined, *[""] * (size - 2)]
+                    text = ""
+                    break
+        texts.append(text)
+    return texts
 
 
 def _text(token: int, tokenizer: Any) -> str:
-    """A token alone; a piece of a character, or an unwritten space, as the vocabulary has it."""
+    """A token alone, with a space that the tokenizer leaves unwritten."""
     [raw] = tokenizer.convert_ids_to_tokens([token])
     text = str(tokenizer.decode([token], skip_special_tokens=False))
-    if "\ufffd" in text:
-        return str(raw)
     return f" {text}" if str(raw).startswith("\u2581") and not text.startswith(" ") else text
 
 
@@ -171,7 +267,8 @@ def show_preview(preview: Preview) -> None:
         supervised, padding = row.count("supervised", "end"), row.count("padding")
         filled = f", {padding} padding" if padding else ""
         tokens = len(row.tokens) - padding
-        say(f"\nrow {number}, {row.source}: {tokens} tokens, {supervised} supervised{filled}")
+        place = f"source {row.origin}, {row.source}" if row.origin else row.source
+        say(f"\nrow {number}, {place}: {tokens} tokens, {supervised} supervised{filled}")
         say(parts_line(row))
         console().print(row_text(row), soft_wrap=True)
     say()
@@ -181,7 +278,8 @@ def show_preview(preview: Preview) -> None:
 
 def _visible(text: str) -> str:
     """White space and control characters as something to see."""
-    return printable(text.translate(_VISIBLE)).replace("\n", "↵\n")
+    shown = printable(text.translate(_VISIBLE)).replace("\n", "↵\n")
+    return "".join(escaped(c) if c.isspace() and c != "\n" else c for c in shown)
 
 
 def parts_line(row: ShownRow) -> str:
@@ -196,6 +294,11 @@ def parts_line(row: ShownRow) -> str:
         line += f"; the chat template leaves out the reasoning of {turns}"
     if row.spelt:
         line += f"; words spell {', '.join(map(repr, row.spelt))}"
+    if row.unanswered:
+        turns = "1 turn" if row.unanswered == 1 else f"{row.unanswered} turns"
+        line += f"; {turns} behind the assistant's last not used"
+    if row.unused_keys:
+        line += f"; not used by the chat template: {', '.join(row.unused_keys)}"
     return line
 
 
@@ -222,6 +325,8 @@ def row_text(row: ShownRow) -> Text:
 def audit_lines(preview: Preview) -> Iterator[str]:
     """Counts, the truncation curve, the longest rows and every finding."""
     yield from preview.report.lines()
+    if preview.times_seen:
+        yield seen_line(preview.times_seen)
     train = preview.report.train
     if train is not None and train.max_length_to_keep:
         pairs = train.max_length_to_keep.items()
@@ -231,6 +336,8 @@ def audit_lines(preview: Preview) -> Iterator[str]:
     yield f"longest rows as trained on: {longest}"
     if preview.sharing:
         yield preview.sharing
+    for note in preview.notes:
+        yield f"note: {note}"
     for finding in preview.audit.findings:
         yield finding.line
     if not preview.audit.findings:

@@ -9,6 +9,7 @@ import torch
 
 # Training's own imports: a plan runs in a process like training's, whose memory it counts.
 import loratune.pipeline.run  # noqa: F401
+from loratune.adapters.config import LayerShape
 from loratune.config.schema import RunConfig
 from loratune.counting.activations import ActivationReport, measure_activations
 from loratune.counting.parameters import VariantCount, count_variant, saved_modules
@@ -19,8 +20,8 @@ from loratune.models.dtypes import torch_dtype
 from loratune.models.source import is_hub_id, model_folder
 from loratune.models.weights import stored_dtype, tensor_entries
 from loratune.plan.memory import Memory, predict, resident_bytes
+from loratune.plan.notices import match_targets
 from loratune.plan.workload import Workload
-from loratune.targets.find import find_targets
 from loratune.targets.patterns import block_of
 
 
@@ -32,18 +33,20 @@ class Setting:
         architecture: the base model.
         count: what the adapter adds.
         adapted_blocks: blocks that have adapters.
+        adapted_experts: stacked layers of experts that have adapters.
         activations: what autograd keeps per token.
         dtype: of the base as it is loaded.
         device: where the recipe would run.
         is_here: whether that device is in this machine.
         process: bytes of the process itself; 0 where the device has its own memory.
         stored: number format of the base's files, by its safetensors name.
-        notices: what a reader of the recipe might not expect of its targets.
+        notices: what a reader of the recipe's targets might not expect.
     """
 
     architecture: Architecture
     count: VariantCount
     adapted_blocks: int
+    adapted_experts: tuple[LayerShape, ...]
     activations: ActivationReport
     dtype: torch.dtype
     device: torch.device
@@ -66,6 +69,7 @@ class Setting:
             work.largest,
             bytes_per_weight=self.bytes_per_weight,
             adapted_blocks=self.adapted_blocks,
+            adapted_experts=self.adapted_experts,
             gradient_checkpointing=config.trainer.gradient_checkpointing,
             process=self.process,
         )
@@ -82,15 +86,7 @@ def find_setting(config: RunConfig, architecture: Architecture, tokens: int) -> 
     Raises:
         LoratuneError: targets that match nothing, or a device that is not there.
     """
-    matched = find_targets(
-        architecture.layers,
-        config.targets,
-        config.adapter,
-        family=architecture.family,
-        others=architecture.other_types,
-        stacked=architecture.stacked_experts,
-        unusable=architecture.unusable,
-    )
+    matched = match_targets(config, architecture)
     saved = saved_modules(architecture, config.targets.modules_to_save)
     stored = _stored_dtype(config)
     device, dtype, is_here = _device_and_dtype(config, stored)
@@ -102,6 +98,7 @@ def find_setting(config: RunConfig, architecture: Architecture, tokens: int) -> 
         architecture=architecture,
         count=count_variant(architecture.base_parameters, matched.shapes, config.adapter, saved),
         adapted_blocks=len({block_of(shape.name) for shape in matched.shapes} - {None}),
+        adapted_experts=tuple(shape for shape in matched.shapes if shape.is_stacked),
         activations=measured,
         dtype=dtype,
         device=device,

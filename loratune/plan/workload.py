@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from loratune.config.mixture import training_paths
 from loratune.config.schema import RowFormat, RunConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement, assumed_arrangement
-from loratune.data.audit import Audit, audit
-from loratune.data.batches import BatchPlan
+from loratune.data.audit import Audit, Finding, audit
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import PreparedData
 from loratune.data.report import DataReport
+from loratune.data.training_set import TrainingSet
 from loratune.errors import ModelError
 from loratune.plan.preview import read_prepared
 
@@ -64,6 +66,7 @@ class Workload:
         report: what became of the rows, where they could be read.
         audit: what is doubtful about them.
         assumed: why rows were assumed, or an empty string.
+        times_seen: mixtures only: how often the run sees a row of each source, on average.
     """
 
     steps: int
@@ -76,14 +79,16 @@ class Workload:
     report: DataReport | None = None
     audit: Audit | None = None
     assumed: str = ""
+    times_seen: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The recipe's rows, or why there are none to look at."""
+    """The recipe's rows and how they fit its model, or why there are none to look at."""
 
     data: PreparedData | None
     tokenizer: Any = None
+    findings: tuple[Finding, ...] = ()
     reason: str = ""
 
 
@@ -93,13 +98,14 @@ def read_workload_rows(config: RunConfig) -> Rows:
     Raises:
         LoratuneError: rows that cannot be used.
     """
-    if config.data.path is None:
+    if not training_paths(config.data):
         return Rows(None, reason="no rows are named (data.path)")
     try:
-        data, tokenizer = read_prepared(config)
+        read = read_prepared(config)
     except ModelError as error:
         return Rows(None, reason=f"the tokenizer is not here ({error.cause})")
-    return Rows(data, tokenizer)
+    Audit(read.findings, ()).raise_errors()  # nothing can be measured on such rows
+    return Rows(read.data, read.tokenizer, read.findings)
 
 
 def workload(config: RunConfig, rows: Rows, arrangement: Arrangement | None = None) -> Workload:
@@ -116,9 +122,9 @@ def workload(config: RunConfig, rows: Rows, arrangement: Arrangement | None = No
     if rows.data is None:
         return _assumed(config, rows.reason)
     data = rows.data
-    plan = BatchPlan.from_config([len(row) for row in data.train], config.data, config.trainer)
     packed = config.data.max_length if config.data.packing else 0
     arrangement = replace(arrangement or assumed_arrangement(config), packed=packed)
+    plan = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer).plan
     looked_at = min(plan.total_steps, STEPS_LOOKED_AT)
     batches = [
         _shape([data.train[number] for number in numbers], arrangement)
@@ -135,7 +141,8 @@ def workload(config: RunConfig, rows: Rows, arrangement: Arrangement | None = No
         round(share * sum(batch.row_tokens for batch in batches)),
         sum(map(len, data.eval)),
         data.report,
-        audit(data, rows.tokenizer, config.data),
+        audit(data, rows.tokenizer, config.data, rows.findings),
+        times_seen=plan.times_seen(),
     )
 
 

@@ -14,7 +14,8 @@ from loratune.report.page import render
 from loratune.report.records import read_run
 from loratune.report.run_page import run_page
 from loratune.report.runs_page import runs_page
-from loratune.runs.run_dir import PAGE, RECIPE
+from loratune.runs.output import RECIPE
+from loratune.runs.run_dir import PAGE, check_result_file
 
 COMPARISON = "comparison.json"
 
@@ -128,6 +129,7 @@ def write_runs_report(folders: Sequence[Path], out: Path) -> Path:
 
 
 def _write(path: Path, page: str) -> Path:
+    check_result_file(path)
     with files.storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, page)

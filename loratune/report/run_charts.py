@@ -20,6 +20,8 @@ def curve_charts(run: RunRecords) -> tuple[Chart, ...]:
         _losses(run, "Loss against steps", "optimizer steps", steps),
         _losses(run, "Loss against tokens", "answer tokens seen", _tokens(run)),
         _losses(run, "Loss against time", "seconds in optimizer steps", _seconds(run)),
+        _source_losses(run, "train", "Training loss of each source"),
+        _source_losses(run, "eval", "Evaluation loss of each source"),
         _single(run, "Learning rate", "learning rate", "train/lr", log=False),
         _single(run, "Gradient norm before clipping", "gradient norm", "train/grad_norm"),
         _norms(run),
@@ -35,6 +37,17 @@ def _losses(run: RunRecords, title: str, across: str, place: dict[float, float])
     ]
     note = _MANY if any(point.low is not None for point in series[0].points) else ""
     return line_chart(title, across, _LOSS, series, note=note)
+
+
+def _source_losses(run: RunRecords, side: str, title: str) -> Chart | None:
+    """One line for each source of a mixture."""
+    prefix = f"{side}/loss/"
+    names = [key.removeprefix(prefix) for key in run.history.quantities() if key.startswith(prefix)]
+    series = [
+        Series(name, condensed(run.history.pairs(prefix + name)), number, markers=side == "eval")
+        for number, name in enumerate(names)
+    ]
+    return line_chart(title, "optimizer steps", _LOSS, series)
 
 
 def _tokens(run: RunRecords) -> dict[float, float]:

@@ -11,6 +11,7 @@ from loratune.report.records import RunRecords
 from loratune.report.run_charts import curve_charts
 from loratune.report.run_verdict import scored_rows, verdict
 from loratune.report.scores import score_table
+from loratune.report.source_table import source_tables
 from loratune.tables import Table, facts
 from loratune.training.advice import Setup, advise
 from loratune.units import byte_size, duration, significant
@@ -140,7 +141,8 @@ def _data(run: RunRecords) -> Section:
     rows.append(("rows in both", "", *([overlap] * (len(sides) - 1))))
     columns = ("", *(name for name, _ in sides))
     caption = "; ".join(map(str, run.data.get("notes") or []))
-    return Section("data", "Data", tables=(Table("rows", columns, tuple(rows), caption=caption),))
+    tables = (Table("rows", columns, tuple(rows), caption=caption), *source_tables(run))
+    return Section("data", "Data", tables=tables)
 
 
 def _recipe(run: RunRecords) -> Section:

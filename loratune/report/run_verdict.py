@@ -15,7 +15,8 @@ def _trained(run: RunRecords) -> str:
     rows = (run.data.get("train") or {}).get("kept")
     steps = (run.summary.get("training") or {}).get("steps")
     steps = steps or run.last_step
-    source = run.setting("data.path", "its rows")
+    names = [str(source.get("name")) for source in run.data.get("sources") or []]
+    source = " and ".join(names) or run.setting("data.path", "its rows")
     amount = f" ({rows:,} rows)" if isinstance(rows, int) else ""
     done = "" if run.summary else " The run is not complete."
     return f"Trained for {steps:,} steps on {source}{amount}.{done}"

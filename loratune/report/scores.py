@@ -25,5 +25,10 @@ def score_table(evaluation: Mapping[str, Any], caption: str = "") -> Table:
         for label, key, form in _SCORES
         if any(scores.get(key) is not None for _, scores in measured)
     )
+    names = dict.fromkeys(n for _, scores in measured for n in scores.get("source_losses") or {})
+    rows += tuple(
+        (f"loss on {n}", *(significant((s.get("source_losses") or {}).get(n)) for _, s in measured))
+        for n in names
+    )
     title = f"evaluation on {evaluation.get('rows', 0):,} rows"
     return Table(title, ("", *(name for name, _ in measured)), rows, caption=caption)

@@ -6,11 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loratune.config.convert import flatten
+from loratune.config.mixture import SOURCES, by_name
 from loratune.errors import ConfigError, raise_together
 from loratune.runs import processes
 from loratune.runs.drift import Change
 
-_COMPARED = ("base", "tokenizer", "data", "encoded", "clock", "projection", "adapter")
+_COMPARED = (
+    "base", "tokenizer", "data", "encoded", "test", "encoded_test", "clock", "projection",
+    "adapter",
+)  # fmt: skip
 # Machines may keep the same files in different places; their content has fingerprints.
 _PLACES = ("model.path", "data.path", "data.eval_path", "data.test_path", "adapter_path")
 
@@ -24,8 +28,10 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: one line for each key and process that differs from the first process.
     """
-    mine = {key: facts.get(key) for key in _COMPARED} | flatten(facts["recipe"])
-    first, *others = processes.gather({k: v for k, v in mine.items() if k not in _PLACES})
+    mine = {key: facts.get(key) for key in _COMPARED} | flatten(by_name(facts["recipe"]))
+    mine = {key: value for key, value in mine.items() if key not in _PLACES}
+    mine |= {key: value for key, value in facts.items() if key.startswith(SOURCES)}
+    first, *others = processes.gather(mine)
     raise_together(
         ConfigError(
             f"rank {rank} differs from rank 0: {change}",
@@ -41,5 +47,7 @@ def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator
     different = {k for k in first.keys() | other.keys() if first.get(k) != other.get(k)}
     if different & {"data", "tokenizer"}:
         different.discard("encoded")  # follows from them
+    if different & {"data", "test", "tokenizer"}:
+        different.discard("encoded_test")
     for key in sorted(different):
         yield Change(key, first.get(key), other.get(key))

@@ -8,6 +8,7 @@ from typing import Any
 
 from loratune.adapters.registry import config_class, variant_names
 from loratune.config.convert import flatten, to_plain
+from loratune.config.mixture import by_name
 from loratune.config.schema import RunConfig
 from loratune.errors import CheckpointError, LoratuneError, raise_together
 
@@ -44,8 +45,8 @@ def recipe_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Cha
 
     A setting that did not exist when the first was recorded had what is its default now.
     """
-    new = flatten(now)
-    old = {key: value for key, value in _defaults(now).items() if key in new} | flatten(saved)
+    new, before = flatten(by_name(now)), flatten(by_name(saved))
+    old = {key: value for key, value in _defaults(now).items() if key in new} | before
     keys = sorted(key for key in old.keys() | new.keys() if not _is_irrelevant(key))
     return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
 

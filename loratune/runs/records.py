@@ -13,7 +13,8 @@ from loratune.config.convert import run_fields, to_plain
 from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.runs.manifest import describe_files
-from loratune.runs.run_dir import LOCK, OUTPUTS, PAGE, SUMMARY, RunDir
+from loratune.runs.output import OUTPUTS
+from loratune.runs.run_dir import LOCK, PAGE, SUMMARY, RunDir
 
 Record = dict[str, Any]
 

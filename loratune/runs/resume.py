@@ -8,6 +8,7 @@ from typing import Any
 
 from loratune import files
 from loratune.config.convert import read_recipe
+from loratune.config.mixture import SOURCES
 from loratune.config.schema import RunConfig
 from loratune.console import say
 from loratune.errors import CheckpointError
@@ -105,10 +106,14 @@ def _check_drift(checkpoint: Checkpoint, facts: Mapping[str, Any], config: RunCo
     to be recorded.
     """
     saved = checkpoint.facts
+    sources = sorted(key for key in {**saved, **facts} if key.startswith(SOURCES))
     changes = [
         *recipe_changes(saved["recipe"], facts["recipe"]),
-        *fact_changes(saved, facts, _FACTS),
+        *fact_changes(saved, facts, sources),
     ]
+    # The data as a whole differ with any source: what names the source says more.
+    named = any(change.key.startswith(SOURCES) for change in changes)
+    changes += fact_changes(saved, facts, [key for key in _FACTS if key != "data" or not named])
     if not any(change.key in _ENCODING or change.key.startswith("data.") for change in changes):
         changes += fact_changes(saved, facts, ("encoded",))
     accepted = check_drift(changes, config.allow_drift, where=str(checkpoint.path / MANIFEST))

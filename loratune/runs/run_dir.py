@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import time
 from dataclasses import replace
 from pathlib import Path
 
 from loratune import files
 from loratune.config.schema import RunConfig
-from loratune.errors import BusyError, ConfigError, SecurityError, StorageError
+from loratune.errors import BusyError, ConfigError
 from loratune.runs.checkpoint import published_checkpoints
 from loratune.runs.lock import FolderLock
+from loratune.runs.output import (
+    OUTPUTS,
+    RECIPE,
+    TASK,
+    check_output,
+    check_unoccupied,
+    check_writable,
+    fresh_folder,
+)
 
 AUTO = "auto"
 """The value of ``resume`` that starts afresh where there is no checkpoint yet."""
-OUTPUTS = Path("outputs")
-"""Where runs go that no ``out`` names a folder for: ``outputs/RECIPE/TIME-HASH``."""
-RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
 PAGE = "report.html"
 LOCK = ".lock"
@@ -58,12 +61,11 @@ class RunDir:
                 lies inside the base model or the adapter that the run reads.
             StorageError: if it cannot be written.
         """
+        check_output(config)
         if config.out is None:
             path = fresh_folder(OUTPUTS / config.name)
         else:
             path = Path(config.out)
-            _check_is_folder(path)
-            files.check_outside(path, *_sources(config))
             if config.resume is None:
                 cls(path)._check_unoccupied()
             with files.storage_errors(path):
@@ -86,15 +88,14 @@ class RunDir:
             BusyError: if another live process holds the folder, or another run lies in it.
             StorageError: if it cannot be written.
         """
+        check_output(config)
         if config.out is None:
             return
         run_dir = cls(Path(config.out))
-        _check_is_folder(run_dir.path)
-        files.check_outside(run_dir.path, *_sources(config))
         if config.resume is None:
             run_dir._check_unoccupied()
         run_dir._lock.check_free()
-        _check_writable(run_dir.path)
+        check_writable(run_dir.path)
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
@@ -119,7 +120,7 @@ class RunDir:
             BusyError: if results of an earlier run lie here.
         """
         if not self.recipe.exists():
-            _check_holds_no_model(self.path)
+            check_unoccupied(self.path)
             return
         names = [path.name for path in published_checkpoints(self.checkpoints)]
         newest = f"newest checkpoint {names[-1]}" if names else "no checkpoint yet"
@@ -130,56 +131,26 @@ class RunDir:
         )
 
 
-def _sources(config: RunConfig) -> list[Path]:
-    """The folders that a run reads: its base model's, an adapter's that it continues."""
-    base = str(config.model.path)
-    own = [files.ASSETS] if base.startswith(files.BUILTIN) else []
-    paths = (Path(path).expanduser() for path in (base, config.adapter_path) if path)
-    return [*own, *(path for path in paths if path.is_dir())]
+def check_result_file(path: Path) -> None:
+    """Check that a file to be written is not one of a model, an adapter, a checkpoint or a run.
 
-
-def _check_holds_no_model(folder: Path) -> None:
-    """A run is not put among the files of a model or an adapter, whoever's they are."""
-    for name in ("config.json", "adapter_config.json", "model.safetensors"):
-        if (folder / name).exists():
-            raise BusyError(
-                f"the folder holds a model or an adapter ({name})",
-                where=str(folder),
-                fix="choose another out=DIR",
-            )
-
-
-def fresh_folder(parent: Path) -> Path:
-    """A new folder ``<time>-<hash>``; exclusive, so that ten starts in a second get ten."""
-    with files.storage_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(100):
-            stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-            path = parent / f"{stamp}-{secrets.token_hex(3)}"
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            return path
-    raise StorageError("could not make a new run folder", where=str(parent))
-
-
-def _check_writable(path: Path) -> None:
-    """Ask the nearest folder that exists whether it can be written."""
-    folder = next(p for p in (path, *path.parents) if p.exists())
-    if not folder.is_dir():
-        raise StorageError(f"'{folder}' is not a folder", where=str(path), fix="choose out=DIR")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise StorageError(f"'{folder}' is not writable", where=str(path), fix="choose out=DIR")
-
-
-def _check_is_folder(path: Path) -> None:
-    if path.is_symlink():
-        raise SecurityError(
-            "the run folder is a symbolic link", where=str(path), fix="name the folder itself"
+    Raises:
+        BusyError: if a model, an adapter or a checkpoint lies in its folder.
+        ConfigError: if it is one of a finished run's records.
+    """
+    check_unoccupied(path.parent, besides=(RECIPE, TASK))
+    if path.name in _sealed_records(path.parent):
+        raise ConfigError(
+            "a finished run's records are sealed", where=str(path), fix="set out to another file"
         )
-    if path.exists() and not path.is_dir():
-        raise StorageError("the run folder's name is a file", where=str(path), fix="choose out=DIR")
+
+
+def _sealed_records(folder: Path) -> set[str]:
+    summary = RunDir(folder).summary
+    try:
+        return {summary.name, *files.read_json(summary)["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def names_checkpoint(resume: str) -> bool:

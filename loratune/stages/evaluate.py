@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,7 +21,7 @@ from loratune.generation import Sampling, answer_text, generate_answers, stop_id
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs import processes
 from loratune.surgery import WrappedModel, disabled
-from loratune.training.forward import batch_loss
+from loratune.training.forward import batch_loss, source_sums
 
 COMPARED = "answer and reference, each from its tokens up to the first stop token, stripped"
 """What ``exact_match`` compares; special tokens are written out on both sides."""
@@ -47,6 +48,7 @@ class Metrics:
         exact_match: share of prompts answered exactly as one of their references.
         tokens: supervised tokens.
         prompts: prompts that were answered.
+        source_losses: mixtures only: name of every source to the mean loss of its own rows.
     """
 
     loss: float
@@ -55,6 +57,7 @@ class Metrics:
     exact_match: float | None
     tokens: int
     prompts: int
+    source_losses: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,30 +85,68 @@ class Evaluation:
         return asdict(self)
 
 
+class MeanScores(NamedTuple):
+    """Scores over all supervised tokens, and the mean loss of every source of a mixture."""
+
+    loss: float
+    token_accuracy: float
+    tokens: int
+    source_losses: dict[str, float]
+
+
 @torch.inference_mode()
 def summed_scores(
     head: LanguageModelHead,
     rows: Sequence[EncodedRow],
     batches: Iterable[Sequence[int]],
     arrangement: Arrangement,
-) -> tuple[float, float, float]:
+    sources: Sequence[str] = (),
+) -> tuple[float, ...]:
     """Summed loss, tokens ranked first and supervised tokens of rows, batch by batch.
+
+    Then the summed loss of every source's rows.
 
     Args:
         head: the model in eval mode.
         rows: encoded rows.
         batches: row numbers of each batch.
         arrangement: how the rows of a batch lie in its sequences.
+        sources: names of the rows' sources.
     """
     device = next(head.model.parameters()).device
     loss = correct = tokens = 0.0
+    own = torch.zeros(len(sources), dtype=torch.float64, device=device)
     for numbers in filter(None, batches):
-        batch = arrangement.batch([rows[number] for number in numbers]).to(device)
+        chosen = [rows[number] for number in numbers]
+        batch = arrangement.batch(chosen, sources=sources).to(device)
         scores = batch_loss(head, batch, count_correct=True)
         assert scores.correct is not None
         loss, correct = loss + float(scores.total), correct + float(scores.correct)
         tokens += scores.tokens
-    return loss, correct, tokens
+        if sources:
+            own += source_sums(scores, batch)
+    return loss, correct, tokens, *own.tolist()
+
+
+def evaluation_scores(
+    head: LanguageModelHead,
+    rows: Sequence[EncodedRow],
+    arrangement: Arrangement,
+    batch_size: int,
+) -> MeanScores:
+    """Mean loss, token accuracy and number of supervised tokens, over all processes."""
+    rank, world = processes.rank(), processes.world_size()
+    batches = arrangement.evaluation_batches(rows, batch_size)
+    supervised = Counter[str]()
+    for row in rows:
+        supervised[row.origin] += row.supervised
+    names = list(filter(None, supervised))
+    shares = (shard(numbers, rank, world) for numbers in batches)
+    sums = summed_scores(head, rows, shares, arrangement, names)
+    device = next(head.model.parameters()).device
+    loss, correct, tokens, *own = processes.total(sums, device)
+    parts = {name: part / supervised[name] for name, part in zip(names, own, strict=True)}
+    return MeanScores(loss / tokens, correct / tokens, int(tokens), parts)
 
 
 def evaluation_loss(
@@ -114,13 +155,8 @@ def evaluation_loss(
     arrangement: Arrangement,
     batch_size: int,
 ) -> tuple[float, float, int]:
-    """Mean loss, token accuracy and number of supervised tokens, over all processes."""
-    rank, world = processes.rank(), processes.world_size()
-    batches = arrangement.evaluation_batches(rows, batch_size)
-    shares = (shard(numbers, rank, world) for numbers in batches)
-    sums = summed_scores(head, rows, shares, arrangement)
-    loss, correct, tokens = processes.total(sums, next(head.model.parameters()).device)
-    return loss / tokens, correct / tokens, int(tokens)
+    """The same without the sources' own losses."""
+    return evaluation_scores(head, rows, arrangement, batch_size)[:3]
 
 
 def answer_prompts(
@@ -180,7 +216,7 @@ def evaluate(
     if config.base:
         with disabled(wrapped):
             base, base_answers = _measure(head, tokenizer, data, arrangement, config)
-    stops = stop_ids(head.model, tokenizer, data.prompt_format) if answers else []
+    stops = stop_ids(head.model, tokenizer, data.answer_format) if answers else []
     samples = [
         Sample(
             tokenizer.decode(p.prompt_ids, skip_special_tokens=True),
@@ -201,16 +237,17 @@ def _measure(
     arrangement: Arrangement,
     config: EvaluateConfig,
 ) -> tuple[Metrics, list[str]]:
-    loss, accuracy, tokens = evaluation_loss(head, data.eval, arrangement, config.batch_size)
+    scores = evaluation_scores(head, data.eval, arrangement, config.batch_size)
     answers, exact = answer_prompts(
-        head.model, tokenizer, data.prompts, config, data.pad_id, data.prompt_format
+        head.model, tokenizer, data.prompts, config, data.pad_id, data.answer_format
     )
     metrics = Metrics(
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        token_accuracy=accuracy,
+        loss=scores.loss,
+        perplexity=math.exp(min(scores.loss, 700.0)),
+        token_accuracy=scores.token_accuracy,
         exact_match=sum(exact) / len(exact) if exact else None,
-        tokens=tokens,
+        tokens=scores.tokens,
         prompts=len(answers),
+        source_losses=scores.source_losses,
     )
     return metrics, answers

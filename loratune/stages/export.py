@@ -12,8 +12,10 @@ from loratune import files
 from loratune.adapter_files.forms import EXACT, FORMS
 from loratune.adapter_files.offline import attach
 from loratune.adapter_files.peft_format import AdapterFolder, write_adapter_files
+from loratune.adapter_files.tokenizer import own_tokenizer
 from loratune.config.schema import ExportFormat, Verify
 from loratune.merging.export_proof import prove_export
+from loratune.merging.folder import copy_side_files
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.runs.manifest import describe_files
 from loratune.runs.provenance import package_versions
@@ -49,6 +51,9 @@ def export(
     config, tensors, facts = FORMS[form](offline)
     with files.published_folder(out) as target:
         write_adapter_files(target, config, tensors, facts)
+        resized = offline.vocabulary is not None
+        if own_tokenizer(adapter, offline.rows, resized=resized)[0] is not None:
+            copy_side_files(adapter.path, target)
         proof = prove_export(offline, target, exact=form in EXACT, verify=verify)
         certificate = _certificate(adapter, form, tensors, proof, target)
         files.write_sealed_json(target / CERTIFICATE, certificate)

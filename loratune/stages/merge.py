@@ -11,6 +11,7 @@ from typing import Any
 from loratune import files
 from loratune.adapter_files.offline import MetaAdapter, has_no_effect
 from loratune.adapter_files.peft_format import AdapterFolder
+from loratune.adapter_files.tokenizer import own_tokenizer
 from loratune.config.schema import Dtype, MergeConfig, Verify
 from loratune.errors import MergeError, StorageError
 from loratune.merging.folder import complete_folder
@@ -41,6 +42,7 @@ class MergeReport:
         delta_kept: share of all corrections that survived rounding.
         files: name to sha256 and bytes of every file written.
         drift: differences from what was recorded that were allowed.
+        notes: what to know about the folder, one sentence each.
     """
 
     base: str
@@ -54,6 +56,7 @@ class MergeReport:
     delta_kept: float
     seconds: float
     drift: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -91,6 +94,7 @@ def merge(
     """
     started = time.perf_counter()
     plan = _checked_plan(adapters, base_folder, out, config.dtype)
+    own, note = _own_tokenizer(plan)
     with files.published_folder(out) as target:
         written = write_merged(plan, target)
         drift = _check_bindings(adapters, written.base, tokenizer, allow_drift)
@@ -99,9 +103,9 @@ def merge(
             target,
             written.entries,
             config.dtype,
-            unties=plan.unties,
+            unties=bool(plan.parted),
             vocabulary=plan.vocabulary,
-            tokenizer=_own_tokenizer(plan),
+            tokenizer=own,
         )
         report = MergeReport(
             base=written.base,
@@ -109,12 +113,13 @@ def merge(
             tokenizer=tokenizer,
             merged=written.merged,
             dtype="base" if config.dtype is Dtype.auto else str(config.dtype),
-            untied=plan.unties,
+            untied=bool(plan.parted),
             modules=written.proofs,
             logits=_logits_proof(plan, adapters, target, config.verify),
             delta_kept=_overall_kept(written.proofs),
             seconds=time.perf_counter() - started,
             drift=drift,
+            notes=[note] if note else [],
             versions=package_versions(),
             files=describe_files(target.iterdir(), written.file_hashes),
         )
@@ -135,10 +140,13 @@ def _checked_plan(
     return plan
 
 
-def _own_tokenizer(plan: MergePlan) -> Path | None:
-    """The folder of the adapter that resized the vocabulary, if it brings the tokenizer."""
-    folders = [one.folder.path for one in plan.offline if one.vocabulary is not None]
-    return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
+def _own_tokenizer(plan: MergePlan) -> tuple[Path | None, str]:
+    """The folder of the first adapter with a tokenizer for tokens of its own, or a note."""
+    found = [
+        own_tokenizer(one.folder, one.rows, resized=one.vocabulary is not None)
+        for one in plan.offline
+    ]
+    return next((own for own in found if any(own)), (None, ""))
 
 
 def _check_not_merged(adapters: Sequence[AdapterFolder], base_folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from loratune.config.schema import TrainerConfig
+from loratune.data.mixture import seen_line
 from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs import processes
@@ -112,10 +113,12 @@ def _plan_lines(
     """How much is trained at which rates, in words."""
     plan, weight = rows.plan, next(wrapped.model.parameters())
     groups = group_lines(optimizer)
+    passes = "epochs, each drawing" if plan.mixture else "passes over"
     return [
         f"{plan.total_steps} steps of {config.batch_size} × {config.grad_accum_steps} rows "
-        f"= {plan.total_steps / plan.steps_per_epoch:.2f} passes over {len(rows.rows):,} rows; "
+        f"= {plan.total_steps / plan.steps_per_epoch:.2f} {passes} {len(rows.rows):,} rows; "
         f"lr {learning_rate(config, wrapped.config):g}, {weight.dtype}, {weight.device}",
+        *([seen_line(plan.times_seen())] if plan.mixture else []),
         *(groups if len(groups) > 1 else []),
     ]
 
@@ -142,6 +145,7 @@ class _Log:
             "train/grad_norm": metrics.grad_norm,
             "train/lr": rate,
             "train/tokens": float(supervised),
+            **{f"train/loss/{name}": loss for name, loss in metrics.source_losses.items()},
             **health,
         }
         self.recorder.step(

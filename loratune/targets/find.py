@@ -9,16 +9,18 @@ from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
 from loratune.models.architectures import STACKED_EXPERTS, names_module
-from loratune.targets.errors import left_out, unmatched, unsupported
+from loratune.targets.errors import left_out, no_experts, unmatched, unsupported
 from loratune.targets.patterns import (
+    ALL_LINEAR,
+    EXPERTS,
     Pattern,
     block_of,
     fitting_keys,
-    frozen_experts,
     is_word,
     read_patterns,
     resolve_pattern,
 )
+from loratune.targets.roles import ROLE_WORDS
 from loratune.targets.unusable import left_out_notes, unusable_targets
 
 
@@ -46,6 +48,7 @@ def find_targets(
     others: Mapping[str, str] | None = None,
     stacked: Mapping[str, int] | None = None,
     unusable: Mapping[str, str] | None = None,
+    base_parameters: int = 0,
     strict: bool = True,
 ) -> TargetMatch:
     """Find the layers that ``targets`` names.
@@ -60,6 +63,7 @@ def find_targets(
         others: name to type of modules that cannot be adapted, named if a pattern means them.
         stacked: name to numbers of the tensors that hold a layer of every expert.
         unusable: layer to why an adapter can do nothing for it.
+        base_parameters: numbers in the whole model, for shares of it; 0 where nobody asked.
         strict: every listed pattern must match; else one match in all is enough, as in PEFT.
 
     Raises:
@@ -72,23 +76,21 @@ def find_targets(
     by_word = is_word(targets.modules)
     if by_word:
         shapes = [shape for shape in every if shape.name not in unusable]
-    patterns, notices = read_patterns(shapes, targets.modules, family)
+    # A role is read off the whole structure; what no adapter can help is left out of it later.
+    is_role = by_word and targets.modules in ROLE_WORDS
+    patterns, notices = read_patterns(every if is_role else shapes, targets.modules, family)
     others = {n: kind for n, kind in _without(others or {}, every).items() if n not in stacked}
-    counts = {pattern.text: 0 for pattern in patterns}
-    matched = []
-    for shape in shapes:
-        hits = [pattern.text for pattern in patterns if pattern.matches(shape.name)]
-        if hits and not _is_left_out(shape.name, targets):
-            matched.append(shape)
-            for text in hits:
-                counts[text] += 1
-    notices += frozen_experts(patterns, counts, stacked)
-    errors = _pattern_errors(patterns, counts, shapes, others, stacked, strict=strict)
+    matched, counts = _matched(shapes, patterns, targets)
+    adapted, layers = {shape.name for shape in matched}, {shape.name for shape in every}
+    frozen = {name: numbers for name, numbers in stacked.items() if name not in adapted}
+    if strict and frozen:
+        notices.append(frozen_experts(targets.modules, frozen, base_parameters))
+    fixed = {name: numbers for name, numbers in stacked.items() if name not in layers}
+    errors = _pattern_errors(patterns, counts, shapes, others, fixed, strict=strict)
     if by_word:
-        meant, _ = read_patterns(every, targets.modules, family) if unusable else (patterns, [])
-        useless = [name for name in unusable if any(one.matches(name) for one in meant)]
-        useless = [name for name in useless if not _is_left_out(name, targets)]
-        notices += left_out_notes(str(targets.modules), useless, unusable, every)
+        notices += left_out_notes(
+            str(targets.modules), _useless(every, targets, family, unusable), unusable, every
+        )
     else:
         useless = [shape.name for shape in matched if shape.name in unusable]
         errors += unusable_targets(useless, unusable, every)
@@ -96,17 +98,66 @@ def find_targets(
         errors += _selection_errors(every, targets)
     if config is not None and not errors:
         errors += _variant_errors(matched, config)
-        dead = dead_patterns(matched, config)
-        if strict:
-            errors += [_dead_pattern(where, key, len(matched)) for where, key in dead]
-        else:
-            notices += [
-                f"{where} '{key}' of the adapter's file fits none of its {len(matched)} layers, "
-                "and has no effect"
-                for where, key in dead
-            ]
+        for where, key in dead_patterns(matched, config):
+            if strict:
+                errors.append(_dead_pattern(where, key, len(matched)))
+            else:
+                fits = f"fits none of its {len(matched)} layers, and has no effect"
+                notices.append(f"{where} '{key}' of the adapter's file {fits}")
     raise_together(errors)
     return TargetMatch(tuple(matched), counts, tuple(notices))
+
+
+def frozen_experts(
+    modules: str | Sequence[str], stacked: Mapping[str, int], base_parameters: int
+) -> str:
+    """What to say where a model's experts are out of reach of the targets."""
+    names, frozen = list(stacked), sum(stacked.values())
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    share = f", {frozen / base_parameters:.1%} of the base" if base_parameters else ""
+    word = modules if isinstance(modules, str) else ", ".join(modules)
+    line = (
+        f"{word} leaves {frozen:,} parameters of experts frozen{share}: {names[0]}{more}, stacked "
+        "in one tensor each"
+    )
+    if modules in ALL_LINEAR:
+        line += (
+            "; PEFT's all-linear adapts the experts and the router of models that it converts "
+            "from another layout (here: all_linear_and_experts)"
+        )
+    return line
+
+
+def _matched(
+    shapes: Sequence[LayerShape], patterns: Sequence[Pattern], targets: TargetsConfig
+) -> tuple[list[LayerShape], dict[str, int]]:
+    """The layers that a pattern names and no setting leaves out, and how many each names.
+
+    A name of modules, as PEFT's, means stacked experts of that name only where it has no other
+    meaning.
+    """
+    matched, counts = set(), {}
+    for pattern in patterns:
+        named = [shape for shape in shapes if pattern.matches(shape.name)]
+        named = [shape for shape in named if not shape.is_stacked] or named
+        chosen = {shape.name for shape in named if not _is_left_out(shape.name, targets)}
+        counts[pattern.text] = len(chosen)
+        matched |= chosen
+    return [shape for shape in shapes if shape.name in matched], counts
+
+
+def _useless(
+    shapes: Sequence[LayerShape],
+    targets: TargetsConfig,
+    family: str | None,
+    unusable: Mapping[str, str],
+) -> list[str]:
+    """The layers that a word would mean if an adapter could do something for them."""
+    if not unusable:
+        return []
+    patterns, _ = read_patterns(shapes, targets.modules, family)
+    meant, _ = _matched(shapes, patterns, targets)
+    return [shape.name for shape in meant if shape.name in unusable]
 
 
 def rank_for(name: str, config: AdapterConfig) -> int:
@@ -152,12 +203,15 @@ def _pattern_errors(
     missing: list[LoratuneError] = []
     for pattern in patterns:
         named = _meant(pattern, shapes, others)
-        if named and (counts[pattern.text] == 0 or not pattern.is_expression):
-            errors.append(unsupported(pattern.text, named, others))
-        elif counts[pattern.text] == 0 and (experts := _meant(pattern, shapes, stacked)):
+        experts = _meant(pattern, shapes, stacked) if counts[pattern.text] == 0 else []
+        if experts:
             missing.append(
                 unsupported(pattern.text, experts, dict.fromkeys(stacked, STACKED_EXPERTS))
             )
+        elif pattern.text == EXPERTS and not any(shape.is_stacked for shape in shapes):
+            missing.append(no_experts(shapes))
+        elif named and (counts[pattern.text] == 0 or not pattern.is_expression):
+            errors.append(unsupported(pattern.text, named, others))
         elif counts[pattern.text] == 0:
             named = [shape.name for shape in shapes if pattern.matches(shape.name)]
             missing.append(

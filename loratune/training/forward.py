@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from loratune.data.collate import Batch
 from loratune.errors import ConfigError
 from loratune.loss.causal_model import LanguageModelHead
@@ -20,12 +23,29 @@ def batch_loss(head: LanguageModelHead, batch: Batch, *, count_correct: bool = F
     sees its own row alone.
     """
     loss: TokenLoss
+    wanted: dict[str, Any] = {
+        "count_correct": count_correct,
+        "keep_each": batch.sources is not None,
+    }
+    if head.routers is not None:
+        wanted["computed"] = batch.not_padding
     if batch.position_ids is None or batch.subtree_ends is None:
-        loss = head(batch.input_ids, batch.targets, count_correct=count_correct)
+        loss = head(batch.input_ids, batch.targets, **wanted)
         return loss
     with rows_apart(head.model, batch.position_ids, batch.subtree_ends) as inputs:
-        loss = head(batch.input_ids, batch.targets, count_correct=count_correct, **inputs)
+        loss = head(batch.input_ids, batch.targets, **wanted, **inputs)
     return loss
+
+
+def source_sums(loss: TokenLoss, batch: Batch) -> Tensor:
+    """Summed loss of every source's tokens in a batch of a mixture: (sources), double precision.
+
+    Sums over a mask, not scattered additions: on CUDA those come in any order, and a repetition
+    of the run would write other bytes.
+    """
+    assert batch.sources is not None and loss.each is not None
+    numbers = torch.arange(len(batch.source_tokens), device=loss.each.device)
+    return torch.where(batch.sources == numbers[:, None], loss.each.double(), 0.0).sum(dim=1)
 
 
 def checkpoint_activations(model: Any) -> None:

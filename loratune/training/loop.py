@@ -52,7 +52,7 @@ def steps(
         head: the model in training mode, giving summed losses.
         rows: what to train on, in which order.
         optimizer: from ``start``.
-        trainer: schedule and clipping.
+        trainer: schedule, clipping, determinism.
         done: steps that were taken before, by the run that this one resumes.
         before: called with a step's number (from 1) when it begins.
 
@@ -67,7 +67,16 @@ def steps(
             before(step + 1)
             set_learning_rate(optimizer, schedule_factor(step, total, trainer))
             batch = next(batches)
-            metrics = train_step(head, batch, optimizer, trainer.clip_norm, step, rows.source)
+            metrics = train_step(
+                head,
+                batch,
+                optimizer,
+                trainer.clip_norm,
+                step,
+                rows.source,
+                rows.sources,
+                deterministic=trainer.deterministic,
+            )
             yield replace(metrics, seconds=time.perf_counter() - started)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +75,8 @@ def capture(
     Collective: every process must call it.
     """
     generators: dict[str, Tensor] = {}
-    for number, states in enumerate(processes.gather(_random_states())):
+    states_here = _random_states(_device(wrapped))
+    for number, states in enumerate(processes.gather(states_here)):
         generators.update({f"{number}|{key}": value for key, value in states.items()})
     return {
         "adapter": adapter_tensors(wrapped),
@@ -94,11 +94,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     }
 
 
-def _random_states() -> dict[str, Tensor]:
+def _random_states(device: torch.device) -> dict[str, Tensor]:
     states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+def _device(wrapped: WrappedModel) -> torch.device:
+    return next(wrapped.model.parameters()).device
 
 
 def restore(
@@ -116,7 +120,7 @@ def restore(
         raise CheckpointError(
             f"the optimizer state does not fit: {error}", where=str(checkpoint.path)
         ) from error
-    _restore_random(checkpoint.tensors.get("rng", {}))
+    _restore_random(checkpoint.tensors.get("rng", {}), _device(wrapped))
     return Progress(**checkpoint.state)
 
 
@@ -148,23 +152,23 @@ def load_optimizer_tensors(
 ) -> None:
     """The inverse of ``optimizer_tensors``; tensors move to their parameter's device."""
     parameters = dict(trainable_parameters(model))
+    fused = {p for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     optimizer.state.clear()
     for key, tensor in tensors.items():
         name, _, state_name = key.rpartition("|")
         parameter = parameters[name]
-        # torch keeps AdamW's step counter on the CPU unless the kernel is fused.
-        moved: Any = tensor.clone() if tensor.dim() == 0 else tensor.to(parameter.device, copy=True)
-        if tensor.dim() == 0 and parameter.is_cuda:
-            moved = moved.to(parameter.device)
+        # The step counter stays on the CPU unless the kernel is fused: every step reads it.
+        stays = tensor.dim() == 0 and parameter not in fused
+        moved = tensor.clone() if stays else tensor.to(parameter.device, copy=True)
         optimizer.state[parameter][state_name] = moved
 
 
-def _restore_random(states: Mapping[str, Tensor]) -> None:
+def _restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
     prefix = f"{processes.rank()}|"
     if prefix + "torch" in states:
         torch.set_rng_state(states[prefix + "torch"])
-    if prefix + "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states[prefix + "cuda"])
+    if prefix + "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states[prefix + "cuda"], device)
 
 
 def seed_everything(seed: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from loratune.data.collate import Batch
 from loratune.errors import TrainingError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs import processes
-from loratune.training.forward import batch_loss
+from loratune.training.determinism import repeatable_kernels
+from loratune.training.forward import batch_loss, source_sums
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class StepMetrics:
         tokens: tokens of the rows, without padding.
         padded: tokens computed: with padding, and what rows share once.
         seconds: from the step's begin to its end, the wait for its rows among them.
+        source_losses: mixtures only: name of every source in the step to its own mean loss.
     """
 
     step: int
@@ -38,6 +41,7 @@ class StepMetrics:
     tokens: int
     padded: int
     seconds: float = 0.0
+    source_losses: Mapping[str, float] = field(default_factory=dict)
 
 
 def train_step(
@@ -47,6 +51,9 @@ def train_step(
     clip_norm: float,
     step: int,
     source_of: Callable[[int], str] = str,
+    sources: Sequence[str] = (),
+    *,
+    deterministic: bool = True,
 ) -> StepMetrics:
     """Accumulate token-weighted gradients over the micro-batches and apply them once.
 
@@ -60,6 +67,8 @@ def train_step(
         clip_norm: largest gradient norm, 0 for none.
         step: optimizer step, from 0, for messages.
         source_of: row number to ``file:line``, for messages.
+        sources: names of a mixture's sources, to measure each one's loss.
+        deterministic: whether gradients must be the same to the bit every time.
 
     Raises:
         TrainingError: if the loss or a gradient is NaN or infinite; nothing was applied.
@@ -70,28 +79,47 @@ def train_step(
         float(sum(batch.supervised for batch in micro_batches)),
         float(sum(batch.tokens for batch in micro_batches)),
         float(sum(batch.computed for batch in micro_batches)),
+        *(float(sum(b.source_tokens[n] for b in micro_batches)) for n in range(len(sources))),
     ]
-    supervised, tokens, padded = processes.total(counts, device)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    supervised, tokens, padded, *source_tokens = processes.total(counts, device)
+    # The loss, then that of every source: read together, so that sources cost no second wait.
+    sums = torch.zeros(1 + len(sources), dtype=torch.float64, device=device)
     optimizer.zero_grad(set_to_none=True)
     # ---- forward and backward, one micro-batch at a time ----
     for batch in micro_batches:
         if batch.supervised:
-            summed: Any = batch_loss(head, batch).total
-            (summed / supervised).backward()
-            loss_sum += summed.detach()
+            loss = batch_loss(head, batch)
+            summed: Any = loss.total
+            if loss.routers is not None:  # a mean already: weighted by the batch's share of tokens
+                summed = summed + loss.routers * batch.supervised
+            with repeatable_kernels(device) if deterministic else nullcontext():
+                (summed / supervised).backward()
+            sums[0] += loss.total.detach()
+            if sources:
+                sums[1:] += source_sums(loss, batch)
     # ---- sum over processes, look, clip, apply ----
     processes.sum_gradients(parameters)
-    [whole] = processes.total([float(loss_sum)], device)
-    loss = whole / supervised
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not (math.isfinite(loss) and math.isfinite(float(norm))):
+    # ---- one copy from the device: the only time that a step waits for it ----
+    *own_sums, size = torch.cat([sums, norm.to(sums)[None]]).tolist()
+    whole, *source_sum = processes.total(own_sums, device)
+    mean = whole / supervised
+    if not (math.isfinite(mean) and math.isfinite(size)):
         rows = [source_of(row) for batch in micro_batches for row in batch.row_ids]
-        raise _divergence(head.model, loss, f"step {step + 1}, rows {', '.join(rows)}")
+        raise _divergence(head.model, mean, f"step {step + 1}, rows {', '.join(rows)}")
     if clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     optimizer.step()
-    return StepMetrics(step + 1, loss, float(norm), int(supervised), int(tokens), int(padded))
+    parts = zip(sources, source_sum, source_tokens, strict=True)
+    return StepMetrics(
+        step + 1,
+        mean,
+        size,
+        int(supervised),
+        int(tokens),
+        int(padded),
+        source_losses={name: part / count for name, part, count in parts if count},
+    )
 
 
 def _divergence(model: nn.Module, loss: float, where: str) -> TrainingError:

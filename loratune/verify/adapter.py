@@ -14,13 +14,16 @@ from loratune.stages.export import CERTIFICATE
 from loratune.verify.checks import Base, Check, compared, file_checks, sealed, unfit_names, unusable
 
 
-def check_adapter(folder: Path, base: Base | None = None, *, beside: str = FACTS) -> list[Check]:
+def check_adapter(
+    folder: Path, base: Base | None = None, *, beside: str = FACTS, ours: bool = False
+) -> list[Check]:
     """An adapter's seal, files and tensors; with a base, whether it belongs to it and fits.
 
     Args:
         folder: the adapter, ours or PEFT's.
         base: the base model.
         beside: another file that records the folder's files.
+        ours: whether loratune is known to have written it.
     """
     checks = []
     facts: dict[str, Any] = {}
@@ -34,6 +37,8 @@ def check_adapter(folder: Path, base: Base | None = None, *, beside: str = FACTS
                 for check in file_checks(folder, recorded, FACTS, MergeError)
                 if check.item != beside
             ]
+    elif ours:
+        checks.append(Check(FACTS, "seal, sha256", f"{FACTS} is missing"))
     else:
         note = "written by another tool: nothing was recorded"
         checks.append(Check(FACTS, "seal, sha256", note=note))

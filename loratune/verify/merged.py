@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from loratune.adapter_files.peft_format import TENSORS, read_adapter
 from loratune.errors import LoratuneError, MergeError
 from loratune.merging.plan import MergePlan
 from loratune.merging.threads import in_order, tensor_threads
-from loratune.merging.weight import prove_weight
-from loratune.models.architectures import names_module
+from loratune.models.build import meta_base
 from loratune.models.dtypes import FLOATING
 from loratune.models.fingerprint import combine_hashes, file_fingerprint
+from loratune.models.stored_names import StoredGroup, StoredNames
 from loratune.models.weights import (
     TensorEntry,
     check_stored,
@@ -86,13 +86,14 @@ def _norm_checks(
     """W' − W of every certified module must be as large as its certificate says."""
     entries = base.entries
     proofs = {str(proof["module"]): proof for proof in report.get("modules", [])}
-    bad = _moved_otherwise(proofs, entries, merged)
+    names = StoredNames(meta_base(base.folder), entries)
+    bad = _moved_otherwise(proofs, names, entries, merged)
     problem = f"'{bad[0]}' moved by another amount ({bad[1]:.1%})" if bad else ""
     changed = [n for n in merged if n in entries and hashes[n] != base.hashes[n]]
     same_dtype = all(merged[n].dtype == entries[n].dtype for n in merged if n in entries)
-    stray = [
-        n for n in changed if not any(names_module(n, f"{module}.weight") for module in proofs)
-    ]
+    groups = (names.own(_weight_of(module, names)) for module in proofs)
+    certified = {name for group in groups if group is not None for name in group.stored}
+    stray = [name for name in changed if name not in certified]
     unchanged = Check(".", f"{len(entries) - len(changed)} other tensors as in the base")
     if same_dtype and proofs and stray:
         unchanged = Check(stray[0], "as in the base", note="changed: a module trained in full?")
@@ -101,21 +102,34 @@ def _norm_checks(
 
 def _moved_otherwise(
     proofs: Mapping[str, Mapping[str, Any]],
+    names: StoredNames,
     entries: Mapping[str, TensorEntry],
     merged: Mapping[str, TensorEntry],
 ) -> tuple[str, float] | None:
     """The module whose change is furthest from its certificate, and by how much; or None."""
     errors: dict[str, float] = {}
     for module, proof in proofs.items():
-        name = next((n for n in merged if names_module(n, f"{module}.weight")), None)
-        if name is None or name not in entries:
-            continue
-        moved = read_one(merged[name]).double() - read_one(entries[name]).double()
-        norm, expected = float(moved.norm()), float(proof["delta_norm"])
+        weight = _weight_of(module, names)
+        group = names.own(weight)
+        if group is None:
+            continue  # it shared a tensor in the base, and has one of its own now
+        before, after = (_values_of(group, where)[weight] for where in (entries, merged))
+        norm = float((after.double() - before.double()).norm())
+        expected = float(proof["delta_norm"])
         error = abs(norm - expected) / (expected or 1.0)
         if not error <= float(proof["residual"]) + 1e-4:
             errors[module] = error
     return max(errors.items(), key=lambda item: item[1], default=None)
+
+
+def _weight_of(module: str, names: StoredNames) -> str:
+    """Name of a certified module's weight: stacked experts are a parameter themselves."""
+    return module if names.own(module) is not None else f"{module}.weight"
+
+
+def _values_of(group: StoredGroup, entries: Mapping[str, TensorEntry]) -> dict[str, Tensor]:
+    """The parameters that a model's stored tensors become."""
+    return group.to_parameters({name: read_one(entries[name]) for name in group.stored})
 
 
 # -- with the adapter ----------------------------------------------------------------------
@@ -145,23 +159,5 @@ def _recompute(
 def _differing(plan: MergePlan, merged: Mapping[str, TensorEntry]) -> list[str]:
     names = [name for name, entry in merged.items() if entry.dtype in FLOATING]
     with tensor_threads() as pool:
-        equal = in_order(pool, (partial(_is_as_planned, plan, merged[name]) for name in names))
+        equal = in_order(pool, (partial(plan.is_as_planned, name, merged) for name in names))
         return [name for name, is_same in zip(names, equal, strict=True) if not is_same]
-
-
-def _is_as_planned(plan: MergePlan, entry: TensorEntry) -> bool:
-    """Whether a merged tensor is what the base, its corrections or its training make of it."""
-    name, value = entry.name, read_one(entry)
-    if name in plan.trained:
-        trained = plan.trained[name].reshape(value.shape).to(value.dtype)
-        return torch.equal(trained, value)
-    if name not in plan.sources:
-        return False
-    base = read_one(plan.sources[name])
-    if name not in plan.layers:
-        return torch.equal(base.to(value.dtype), value)
-    try:
-        prove_weight(base, plan.layers[name], value)
-    except MergeError:
-        return False
-    return True

@@ -60,8 +60,10 @@ def check_run(folder: Path, base: Base | None = None) -> list[Check]:
         found = _while_it_stays(path, lambda path: check_checkpoint(path, base))
         checks += [check.within(place) for check in found]
     if run.adapter.is_dir():
-        found = _while_it_stays(run.adapter, lambda path: check_adapter(path, base))
+        found = _while_it_stays(run.adapter, lambda path: check_adapter(path, base, ours=True))
         checks += [check.within(run.adapter.name) for check in found]
+    elif run.summary.exists():
+        checks.append(Check(run.adapter.name, "published files", "the folder is missing"))
     if (run.merge_report).exists():
         adapters = _merged_from(run) if base is not None else []
         checks += [c.within(run.merged.name) for c in check_merged(run.merged, base, adapters)]

@@ -77,12 +77,19 @@ def test_training_takes_turns_on_rows_of_its_own_without_shared_data(
     assert 0 < row["fill"] <= 1 and row["peak_bytes"] > 1 << 20
 
 
-def test_the_cuda_script_runs_its_candidates(run: Any) -> None:
+def test_the_cuda_script_runs_its_candidates(run: Any, benchmark: Any) -> None:
     record = run("cuda", "--device", "cpu")
-    assert not record["failures"]
-    assert {"floor", "PEFT LoRA", "loratune LoRA-FA, checkpointing"} <= {
-        row["name"] for row in record["rows"]
-    }
+    assert list(record["tables"]) == [
+        f"{size}_{dtype}" for size in ("small", "large") for dtype in ("bfloat16", "float32")
+    ]
+    page = benchmark("render").cuda({"cuda": record})
+    for found in record["tables"].values():
+        assert not found["failures"]
+        rows = {row["name"]: row for row in found["rows"]}
+        assert {"floor", "PEFT LoRA", "loratune LoRA-FA"} <= set(rows)
+        assert "loratune LoRA, checkpointing" in rows
+        assert rows["floor"]["ratio"]["median"] == 1.0
+        assert all(name in page and row["tokens_per_second"] > 0 for name, row in rows.items())
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from support.command_line import CommandLine, Outcome
 
 from loratune.compare.result import Comparison
+from loratune.models.source import model_folder
 
 SHORT = (
     "recipe=demo", "compare.steps=5", "trainer.batch_size=4", "data.limit=16", "data.eval_limit=4",
@@ -117,3 +119,38 @@ def test_tune_says_that_no_rate_was_usable(cli: CommandLine, tmp_path: Path) -> 
     found = cli("tune", *SHORT, "lr_grid=[1e30]")
     refused(found, 5, "no learning rate was usable", "diverged")
     assert not tuned(tmp_path).exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "tune"])
+@pytest.mark.parametrize("out", ["base", "base/inside", "through/inside"])
+def test_nothing_is_written_into_the_base(
+    cli: CommandLine, tmp_path: Path, command: str, out: str
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model_folder("builtin:demo-opt", None), base)
+    (tmp_path / "through").symlink_to(base)
+    before = sorted(base.rglob("*"))
+    found = cli(command, *SHORT, "lr_grid=[4e-3]", "model.path=base", f"out={out}")
+    refused(found, 10, "lies inside 'base'")
+    assert sorted(base.rglob("*")) == before
+
+
+def test_results_are_not_put_into_the_base_that_is_the_working_folder(
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model_folder("builtin:demo-opt", None), base)
+    monkeypatch.chdir(base)
+    for command in ("compare", "tune", "train"):
+        refused(cli(command, *SHORT, "model.path=."), 10, "lies inside")
+    assert not (base / "outputs").exists() and not (base / "recipes").exists()
+
+
+@pytest.mark.parametrize(("name", "what"), [("config.json", "a model"), ("recipe.yaml", "a run")])
+def test_a_comparison_is_not_put_among_other_results(
+    cli: CommandLine, tmp_path: Path, name: str, what: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    refused(cli("compare", *QUICK), 10, f"holds {what}")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from loratune.compare.rows import ComparisonRows, prepare_comparison, question, units
-from loratune.config.schema import CompareConfig, DataConfig, RunConfig
+from loratune.config.schema import (
+    CompareConfig,
+    DataConfig,
+    RunConfig,
+    SourceConfig,
+    TrainerConfig,
+)
+from loratune.data.arrangement import Arrangement
+from loratune.data.training_set import TrainingSet
 from loratune.errors import ConfigError, DataError
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder
@@ -145,3 +153,24 @@ def test_the_split_follows_the_seed_alone(tiny: Make, rows: Write, tokenizer: An
     assert prepared(config, tokenizer).dev == first
     other = replace(config, trainer=replace(config.trainer, seed=1))
     assert prepared(other, tokenizer).dev != first
+
+
+def test_every_source_gives_its_share_of_the_rows_to_choose_by(
+    tiny: Make, rows: Write, tokenizer: Any
+) -> None:
+    sizes = {"large": 40, "ten": 10, "eight": 8, "six": 6, "four": 4}
+    sources = [
+        SourceConfig(path=rows(name, pairs(size, 2, start=100 * n)), weight=n + 1)
+        for n, (name, size) in enumerate(sizes.items())
+    ]
+    data = DataConfig(sources=sources, eval_path=rows("eval", pairs(4, start=80)))
+    found = prepared(tiny(data=data, compare=CompareConfig(dev_fraction=0.5)), tokenizer)
+    drawn = {n: len(questions(row for row in found.dev if row.origin == n)) for n in sizes}
+    assert drawn == {name: size // 2 for name, size in sizes.items()}
+    assert not questions(found.train) & questions(found.dev)
+    assert found.summary.sources["train"] == ", ".join(source.path for source in sources)
+    assert {f"recipe_sources.{name}" for name in sizes} <= set(found.summary.fingerprints)
+    trainer = TrainerConfig(steps=1, batch_size=8)
+    assert TrainingSet.from_config(found.train, Arrangement(1), data, trainer).sources == tuple(
+        sizes
+    )

@@ -38,6 +38,8 @@ def test_every_value_out_of_range_is_reported_at_once() -> None:
         ({"stages": [Stage.merge]}, "stages"),
         ({"name": "a/b"}, "name"),
         ({"name": "-rf"}, "name"),
+        ({"name": " "}, "name"),
+        ({"name": "run "}, "name"),
     ],
 )
 def test_a_contradiction_names_the_setting_to_change(

@@ -65,6 +65,15 @@ def test_every_assistant_turn_is_supervised_with_its_end_and_nothing_else(templa
     assert "red fox" not in tokenizer.decode(others)
 
 
+@pytest.mark.parametrize(
+    "beside",
+    ["{# {% generation %} #}", "{% raw %}{% generation %}{% endraw %}", "{{ '{% generation %}' }}"],
+)
+def test_marks_in_a_comment_or_a_text_mark_nothing(beside: str) -> None:
+    tokenizer, _, row = encode(beside + CHATML)
+    assert supervised_turns(tokenizer, row) == ["one two<|im_end|>", "the red fox<|im_end|>"]
+
+
 def test_a_template_whose_header_only_the_turn_itself_writes() -> None:
     tokenizer, _, row = encode(LLAMA_LIKE)
     assert [text.strip() for text in supervised_turns(tokenizer, row)] == [

@@ -81,6 +81,8 @@ MUTATIONS: dict[str, Mutation] = {
     "data.test_path": m("data.test_path={rows}", within=EVALUATED),
     "data.format": m("data.format=text"),
     "data.columns": m("+data.columns.prompt=completion"),
+    "data.sources": m("data.path=null", "data.sources=[{{path: {rows}}}]"),
+    "data.share_prefixes": m("data.share_prefixes=true", within=("adapter.dropout=0",)),
     "data.template": m("data.template='Q: {{prompt}} A: '"),
     "data.learn": m("data.learn=last", within=TALK),
     "data.reasoning": m("data.reasoning=drop", within=TALK),
@@ -92,6 +94,7 @@ MUTATIONS: dict[str, Mutation] = {
     "data.limit": m("data.limit=9"),
     "data.eval_limit": m("data.eval_limit=2", within=EVALUATED),
     "data.group_by_length": m("data.group_by_length=false"),
+    "data.group_by_prefix": m("data.group_by_prefix=true"),
     "data.packing": m("data.packing=true"),
     "trainer.steps": m("trainer.steps=5"),
     "trainer.epochs": m("trainer.epochs=2", within=("trainer.steps=null", "trainer.epochs=1")),
@@ -118,12 +121,16 @@ MUTATIONS: dict[str, Mutation] = {
         "trainer.gradient_checkpointing=true",
         calls="loratune.pipeline.training.checkpoint_activations",
     ),
+    "trainer.router_loss": m("trainer.router_loss=true"),
     "trainer.compile": m("trainer.compile=true", calls="torch.compile"),
+    "trainer.deterministic": m(
+        "trainer.deterministic=false", calls="loratune.training.step.repeatable_kernels"
+    ),
     "trainer.seed": m("trainer.seed=1"),
     "trainer.log_every": m("trainer.log_every=2"),
     "trainer.threads": m("trainer.threads=1", calls="torch.set_num_threads"),
     "evaluate.batch_size": m(
-        "evaluate.batch_size=1", within=EVALUATED, calls="loratune.stages.evaluate.collate"
+        "evaluate.batch_size=1", within=EVALUATED, calls="loratune.data.arrangement.collate"
     ),
     "evaluate.generate": m("evaluate.generate=true", within=EVALUATED),
     "evaluate.generate_limit": m(

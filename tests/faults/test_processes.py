@@ -116,6 +116,7 @@ def test_processes_that_disagree_are_stopped_before_anything_is_published(bench:
     ("key", "word"),
     [
         ("data", "data.path=other.jsonl"),
+        ("test", "data.test_path=other.jsonl"),
         ("base", "model.path=base2"),
         ("trainer.lr", "trainer.lr=0.003"),
         ("evaluate.batch_size", "evaluate.batch_size=3"),
@@ -128,7 +129,12 @@ def test_ranks_that_are_given_different_things_stop_before_the_first_step(
     bench.copy("base2")
     run, shared = bench.folder / "run", rank_environment()
     cases = [
-        bench.start(run, *words, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        bench.start(
+            run,
+            "stages=[train,evaluate]",
+            *words,
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
         for rank, words in enumerate([[], [word]])
     ]
     for outcome in [case.wait() for case in cases]:

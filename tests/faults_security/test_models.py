@@ -180,7 +180,7 @@ def test_what_two_readers_could_read_differently_is_refused(world: World, fault:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-@pytest.mark.parametrize("act", ["train", "merge"])
+@pytest.mark.parametrize("act", ["train", "merge", "export"])
 def test_a_number_of_the_base_that_is_not_finite_is_named_before_any_work(
     world: World, number: float, act: str
 ) -> None:
@@ -192,9 +192,12 @@ def test_a_number_of_the_base_that_is_not_finite_is_named_before_any_work(
     base = world.new_base(tensors=poison)
     if act == "train":
         outcome = world.train(base=base)
-    else:
+    elif act == "merge":
         words = ["merge.verify=weights", "allow_drift=[base]"]
         outcome = world.merge(world.new_adapter(sealed=True), *words, base=base)
+    else:
+        words = [f"adapter_path={world.new_adapter(sealed=True)}", f"model.path={base}"]
+        outcome = world.run_here("export", *words, f"out={world.path / 'export'}")
     refused(outcome, 4, "2 of 65,536 numbers", "layers.0.fc1.weight", "[3, 4]")
     assert world.left() == []
 

@@ -11,8 +11,9 @@ import torch
 from support.command_line import CommandLine
 from support.peft_oracle import lora_config, peft_model
 from support.tiny_models import VOCABULARY, load_plain, logits, save_base, tiny_llama
-from support.tolerance import T0, T2, largest
+from support.tolerance import T0, T1, T2, largest
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from interchange.adapters import load_here, tensors_of, train_words
 
@@ -35,7 +36,7 @@ def written(base: Path, folder: Path, rows: int = VOCABULARY, **settings: Any) -
     if model.get_input_embeddings().weight.shape[0] != rows:
         torch.manual_seed(3)
         model.resize_token_embeddings(rows, mean_resizing=False)
-    config = lora_config(r=4, lora_alpha=8, target_modules=["q_proj"], **settings)
+    config = lora_config(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], **settings})
     wrapped = peft_model(model, config, seed=0)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
@@ -124,6 +125,55 @@ def test_trained_tokens_and_tied_modules_give_pefts_logits(
     cli.succeeds("verify", "merged", f"model.path={base}", f"adapter_path={tmp_path / 'adapter'}")
 
 
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head", r".*(q_proj|embed_tokens)"])
+@pytest.mark.parametrize(
+    ("tied", "alpha"),
+    [(True, {}), (True, {"alpha_pattern": {"lm_head": 3}}), (False, {})],
+    ids=["tied", "two-alphas", "two-embeddings"],
+)
+def test_an_adapter_that_is_tied_on_both_embeddings_gives_pefts_logits(
+    cli: CommandLine, tmp_path: Path, tied: bool, target: str, alpha: dict[str, Any]
+) -> None:
+    """PEFT's own merge adds the correction twice to a tied weight: its logits are the oracle.
+
+    It multiplies by transposed views of one parameter, which may round otherwise.
+    """
+    base = base_of(tmp_path / "base", tied=tied, rows=LARGER)
+    targets = target if "*" in target else ["q_proj", target]
+    settings = {"target_modules": targets, "ensure_weight_tying": True, **alpha}
+    expected = written(base, tmp_path / "adapter", LARGER, **settings)
+    wrapped = load_here(base, tmp_path / "adapter")
+    assert ({"lm_head", "model.embed_tokens"} <= set(wrapped.adapters)) is tied
+    T1.check(logits_of(wrapped.model), expected)
+
+    words = [f"model.path={base}", f"adapter_path={tmp_path / 'adapter'}"]
+    cli.succeeds("merge", *words, "out=merged")
+    T2.check(logits_of(load_plain(tmp_path / "merged")), expected)
+    assert ("lm_head.weight" in stored(tmp_path / "merged")) is not (tied and not alpha)
+    cli.succeeds("verify", "merged", f"model.path={base}", f"adapter_path={tmp_path / 'adapter'}")
+
+    cli.succeeds("export", *words, "format=peft", "out=exported")
+    T1.check(logits_of(peft_from(base, tmp_path / "exported")), expected)
+
+
+def peft_from(base: Path, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_plain(base), adapter)
+
+
+def test_factors_that_are_tied_are_not_trained_further(
+    cli: CommandLine, rows: Path, tmp_path: Path
+) -> None:
+    base = base_of(tmp_path / "base", tied=True)
+    settings = {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}
+    written(base, tmp_path / "adapter", **settings)
+    said = cli.refuses(
+        *train_words(base, rows, "run", f"adapter_path={tmp_path / 'adapter'}", "adapter=lora")
+    )
+    assert "ties its factors on both embeddings" in said and "merge it" in said
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"trainable_token_indices": NEW_TOKENS}, {"modules_to_save": ["embed_tokens"]}],
@@ -153,19 +203,86 @@ def test_an_adapter_with_its_own_embeddings_is_not_trained_further(
     assert "brings its own" in said and "merge it" in said
 
 
-def test_a_tokenizer_beside_a_resized_adapter_goes_into_the_merged_model(
-    cli: CommandLine, tmp_path: Path
-) -> None:
-    base = base_of(tmp_path / "base", tied=True)
-    written(base, tmp_path / "adapter", LARGER)
+def with_token(base: Path, folder: Path, token: int = LARGER - 1) -> None:
+    """Put the base's tokenizer with one more token beside an adapter."""
     tokenizer = json.loads((base / "tokenizer.json").read_text())
     tokenizer["added_tokens"].append(
-        {"id": LARGER - 1, "content": "<|tide|>", "special": True, "single_word": False,
+        {"id": token, "content": "<|tide|>", "special": True, "single_word": False,
          "lstrip": False, "rstrip": False, "normalized": False},
     )  # fmt: skip
-    (tmp_path / "adapter" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    words = [f"model.path={base}", f"adapter_path={tmp_path / 'adapter'}"]
-    cli.succeeds("merge", *words, "out=merged")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def words_of(base: Path, adapter: Path) -> list[str]:
+    return [f"model.path={base}", f"adapter_path={adapter}"]
+
+
+def scores_of(cli: CommandLine, base: Path, adapter: Path, folder: Path) -> Any:
+    """The adapted model's scores: standard output is JSON and nothing else."""
+    found = cli("evaluate", *words_of(base, adapter), *tide_rows(folder))
+    assert found.code == 0, found
+    return json.loads(found.out)["adapted"]
+
+
+def tide_rows(folder: Path) -> list[str]:
+    (folder / "tide.jsonl").write_text('{"prompt": "Say", "completion": " <|tide|> blue"}\n')
+    settings = ["evaluate.generate=false", "trainer.precision=fp32", "format=json"]
+    parsed = "data.special_tokens_in_text=parse"
+    return ["data=local", f"data.eval_path={folder / 'tide.jsonl'}", parsed, *settings]
+
+
+def test_a_tokenizer_beside_a_resized_adapter_goes_with_it(
+    cli: CommandLine, tmp_path: Path
+) -> None:
+    base, adapter = base_of(tmp_path / "base", tied=True), tmp_path / "adapter"
+    written(base, adapter, LARGER)
+    with_token(base, adapter)
+    cli.succeeds("merge", *words_of(base, adapter), "out=merged")
+    assert "<|tide|>" in (tmp_path / "merged" / "tokenizer.json").read_text()
+    cli.succeeds("export", *words_of(base, adapter), "format=peft", "out=exported")
+    assert "<|tide|>" in (tmp_path / "exported" / "tokenizer.json").read_text()
+
+    scores = scores_of(cli, base, adapter, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    answer = [*tokenizer(" <|tide|> blue")["input_ids"], tokenizer.eos_token_id]
+    ids = torch.tensor([tokenizer("Say")["input_ids"] + answer])
+    supervised = len(answer)
+    assert tokenizer.convert_tokens_to_ids("<|tide|>") in ids and scores["tokens"] == supervised
+    merged = load_plain(tmp_path / "merged")(input_ids=ids).logits[0, -supervised - 1 : -1]
+    loss = torch.nn.functional.cross_entropy(merged, ids[0, -supervised:])
+    assert scores["loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [(None, "brings no tokenizer.json"), (LARGER, f"ids up to {LARGER}"), ("x", "is unreadable")],
+    ids=["none", "beyond", "broken"],
+)
+def test_a_resized_adapter_without_a_tokenizer_that_fits_says_so(
+    cli: CommandLine, tmp_path: Path, token: Any, said: str
+) -> None:
+    base, adapter = base_of(tmp_path / "base", tied=True), tmp_path / "adapter"
+    written(base, adapter, LARGER)
+    if token is not None:
+        with_token(base, adapter, token)
+    outcome = cli("evaluate", *words_of(base, adapter), *tide_rows(tmp_path))
+    assert outcome.code == 0 and json.loads(outcome.out) and said in outcome.err
+    answered = cli("generate", *words_of(base, adapter), "prompt=Say", "max_new_tokens=2")
+    assert answered.code == 0 and said in answered.err
+    assert said in cli.succeeds("merge", *words_of(base, adapter), "out=merged").out
+    assert "<|tide|>" not in (tmp_path / "merged" / "tokenizer.json").read_text()
+
+
+def test_the_tokenizer_of_trained_tokens_is_used_without_a_resize(
+    cli: CommandLine, tmp_path: Path
+) -> None:
+    base, adapter = base_of(tmp_path / "base", tied=True, rows=LARGER), tmp_path / "adapter"
+    written(base, adapter, LARGER, trainable_token_indices=NEW_TOKENS)
+    plain = scores_of(cli, base, adapter, tmp_path)
+    with_token(base, adapter)
+    own = scores_of(cli, base, adapter, tmp_path)
+    assert own["tokens"] < plain["tokens"]
+    cli.succeeds("merge", *words_of(base, adapter), "out=merged")
     assert "<|tide|>" in (tmp_path / "merged" / "tokenizer.json").read_text()
 
 

@@ -65,6 +65,22 @@ def test_evaluation_counts_tokens_and_correct_predictions(trained: bool) -> None
     assert int(result.correct) == int((head(hidden).argmax(-1) == targets).sum()) >= 6
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_every_tokens_own_loss_is_kept_where_it_is_asked_for(trained: bool) -> None:
+    head = frozen_head(True, torch.float32).requires_grad_(trained)
+    hidden, targets = draw(torch.float32)
+    result = supervised_loss(hidden, head, targets, chunk_size=3, keep_each=True)
+    expected = F.cross_entropy(head(hidden), targets, reduction="none")
+    assert result.each is not None and not result.each.requires_grad
+    torch.testing.assert_close(result.each, expected.detach())
+    plain = supervised_loss(hidden, head, targets, chunk_size=3)
+    assert plain.each is None
+    torch.testing.assert_close(result.total, plain.total)
+    [got] = torch.autograd.grad(result.total, [hidden])
+    [want] = torch.autograd.grad(expected.sum(), [hidden])
+    torch.testing.assert_close(got, want)
+
+
 def test_a_confident_prediction_keeps_a_precise_gradient_in_half_precision() -> None:
     head = frozen_head(False, torch.bfloat16)
     head.weight.zero_()

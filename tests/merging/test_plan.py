@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_tied_head_that_is_adapted_comes_from_the_embedding(world: Path) -> None:
     plan = MergePlan([read_adapter(world / "adapter")], world / "base")
-    assert plan.unties and HEAD not in plan.entries
+    assert plan.parted == {HEAD, EMBEDDING} and HEAD not in plan.entries
     assert plan.sources[HEAD] == plan.entries[EMBEDDING]
     assert plan.sources.keys() == {*plan.entries, HEAD}
     assert list(plan.layers) == [HEAD]

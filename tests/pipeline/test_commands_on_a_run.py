@@ -104,3 +104,48 @@ def test_a_folder_that_is_not_a_run_is_refused_by_every_command(cli: CommandLine
     for command in ("evaluate", "merge", "export"):
         assert "run folder" in cli.refuses(command, "run=empty")
     assert "run folder" in cli.refuses("generate", "run=empty", "prompt=x")
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("", "this is a run folder"),
+        ("checkpoints/step_000002", "this is a checkpoint"),
+        ("base", "this is a model"),
+    ],
+)
+def test_what_is_named_in_place_of_an_adapter_is_said(
+    cli: CommandLine, run: Path, tmp_path: Path, what: str, words: str
+) -> None:
+    (run / "checkpoints" / "step_000002").mkdir(parents=True, exist_ok=True)
+    (run / "checkpoints" / "step_000002" / "manifest.json").touch()
+    (run / "base").mkdir()
+    (run / "base" / "config.json").write_text("{}")
+    folder = run / what
+    for command in ("merge", "evaluate"):
+        told = cli.refuses(command, f"adapter_path={folder}", "model=demo", "out=x")
+        assert "adapter_config.json is missing" in told and words in told
+
+
+def test_an_adapter_or_a_file_named_as_the_base_is_said_to_be_one(
+    cli: CommandLine, run: Path
+) -> None:
+    adapter = run / "adapter"
+    for command in ("merge", "export"):
+        told = cli.refuses(command, f"run={run}", f"model.path={adapter}", f"out={run / 'x'}")
+        assert "this is an adapter, not a base model" in told
+    file = adapter / "adapter_model.safetensors"
+    told = cli.refuses("merge", f"run={run}", f"model.path={file}", f"out={run / 'x'}")
+    assert "this is a file" in told and str(adapter) in told
+
+
+def test_a_page_is_not_written_over_a_record_or_among_a_models_files(
+    cli: CommandLine, run: Path
+) -> None:
+    for name, words in [
+        ("recipe.yaml", "records are sealed"), ("adapter/page.html", "holds a model or an adapter"),
+        ("adapter/adapter_config.json", "holds a model or an adapter"),
+    ]:  # fmt: skip
+        before = sorted(run.rglob("*"))
+        assert words in cli.refuses("report", str(run), f"out={run / name}")
+        assert sorted(run.rglob("*")) == before

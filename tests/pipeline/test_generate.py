@@ -238,6 +238,19 @@ def test_the_models_own_ends_survive_loading(tmp_path: Path) -> None:
     assert stop_ids(model, tiny_tokenizer(), None) == [1, 7]
 
 
+@pytest.mark.parametrize("content", [None, "", "x,y"])
+def test_a_file_that_cannot_be_asked_is_named_by_the_setting(
+    cli: CommandLine, chat: Path, content: str | None
+) -> None:
+    name = "asked.txt" if content else "asked.jsonl"
+    if content is not None:
+        Path(name).write_text(content)
+    for words in (["generate", f"prompts={name}"], ["evaluate", f"data.eval_path={name}"]):
+        outcome = cli(words[0], f"run={chat}", words[1])
+        assert outcome.code == 3 and not outcome.has_traceback
+        assert f"; {words[1].partition('=')[0]}" in outcome.text and "data.path" not in outcome.text
+
+
 # -- what is compared ----------------------------------------------------------------------
 
 

@@ -19,11 +19,17 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_latest_points_to_a_run_whose_evaluation_failed(cli: CommandLine) -> None:
-    words = ("stages=[train,evaluate]", "data.test_path=missing.jsonl", "name=broken")
-    assert "missing.jsonl" in cli.refuses("train", *QUICK, *words)
+def test_latest_points_to_a_run_whose_merge_failed(cli: CommandLine) -> None:
+    words = ("stages=[train,merge]", "trainer.lr=1e-12", "merge.min_delta_kept=0.9", "name=broken")
+    assert "rounding kept only" in cli.refuses("train", *QUICK, *words)
     (adapter,) = Path("outputs/broken").glob("2*/adapter")
     assert Path("outputs/broken/latest").resolve() == adapter.parent.resolve()
+
+
+def test_final_rows_that_are_missing_stop_a_run_before_it_trains(cli: CommandLine) -> None:
+    words = ("stages=[train,evaluate]", "data.test_path=missing.jsonl", "out=run")
+    assert "missing.jsonl" in cli.refuses("train", *QUICK, *words)
+    assert not Path("run").exists()
 
 
 def test_the_recorded_command_begins_with_its_subcommand() -> None:

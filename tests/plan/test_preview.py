@@ -23,6 +23,9 @@ def rows_file(*rows: dict) -> str:
     return "data.path=rows.jsonl"
 
 
+SMALL = ("recipe=smoke", "data=local", "data.eval_fraction=0", "rows=1")
+
+
 def test_the_demo_rows_are_shown_with_answers_bracketed(capsys):
     code, out, err = shown(capsys, "recipe=demo", "rows=1")
     assert (code, err) == (0, "")
@@ -125,6 +128,24 @@ def test_supervised_parts_are_shown_with_their_ends_and_with_what_is_left_out(tm
     assert "words spell '<|im_end|>'" in out
 
 
+def test_turns_and_keys_that_are_not_used_are_said(tmp_path, cli):
+    turns = [
+        {"role": "user", "content": "What?", "name": "Ann"},
+        {"role": "assistant", "content": "That."},
+        {"role": "user", "content": "Unanswered?"},
+    ]
+    words = (rows_file({"messages": turns}), "data.eval_fraction=0", chat_model(tmp_path))
+    notes = (
+        "note: turns not used: 1 in 1 of 1 rows stand behind the assistant's last turn",
+        "note: keys of turns that the chat template does not use: name (1 row)",
+    )
+    shown = cli.succeeds("preview", "data=local", *words).text
+    assert "behind the assistant's last not used; not used by the chat template: name" in shown
+    planned = cli.succeeds("plan", "data=local", *words, "time=false").text
+    assert all(note in shown and note in planned for note in notes)
+    assert "Unanswered" not in shown
+
+
 def test_the_last_token_of_a_turn_is_an_end_and_what_a_turn_spells_is_not(tmp_path, capsys):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b<|im_end|>c"}]
     _, out, _ = shown(capsys, "data=local", rows_file({"messages": turns}), "format=json",
@@ -132,3 +153,50 @@ def test_the_last_token_of_a_turn_is_an_end_and_what_a_turn_spells_is_not(tmp_pa
     [row] = json.loads(out)["rows"]
     assert [token["text"] for token in row["tokens"] if token["kind"] == "end"] == ["<|im_end|>"]
     assert row["ends"] == ["<|im_end|>"] and row["spelt"] == ["<|im_end|>"]
+
+
+def test_rows_of_every_source_are_shown_and_counted(capsys):
+    rows_file(*({"text": f"rivers and towns {n}", "id": n} for n in range(9)))
+    sources = "data.sources=[{path: builtin:train, weight: 3, limit: 20}, {path: rows.jsonl}]"
+    words = ("recipe=smoke", "data.path=null", "data.eval_path=null", sources, "rows=2")
+    code, out, err = shown(capsys, *words, "trainer.steps=29", "trainer.batch_size=1")
+    assert (code, err) == (0, "")
+    assert "row 2, source train, builtin:train:2" in out
+    assert "row 3, source rows, rows.jsonl:1" in out and "row 4, source rows" in out
+    assert "row 5" not in out
+    # 29 rows in shares of 3 : 1
+    assert "source train: 20 of 20 rows" in out and "weight 3 = 75.9% of the rows drawn" in out
+    assert "source rows: 9 of 9 rows" in out and "each row 0.78 times an epoch" in out
+    assert "seen on average: train 1.10 times, rows 0.78 times" in out
+    assert "note: rows: columns not used: id" in out
+    _, out, _ = shown(capsys, *words, "trainer.steps=58", "trainer.batch_size=1", "format=json")
+    content = json.loads(out)
+    assert [row["origin"] for row in content["rows"]] == ["train", "train", "rows", "rows"]
+    assert content["times_seen"] == {"train": 2.2, "rows": 14 / 9}
+
+
+TEXT = "a 🦊 日本 e\u0301 👩‍🚀\u2028b\u2029c\u00a0d\x1b[0m\x85e\ufeff"
+
+
+def test_characters_of_several_tokens_are_shown_as_one(capsys):
+    code, out, _ = shown(capsys, *SMALL, rows_file({"prompt": "x", "completion": TEXT}))
+    assert code == 0
+    assert "·🦊·日本·e\u0301·👩\\u200d🚀\\u2028b\\u2029c\\xa0d\\x1b[0m\\x85e\\ufeff" in out
+    assert not {"\u2028", "\u2029", "\u00a0", "\x1b", "\x85", "\ufffd"} & {*out}
+
+
+def test_their_tokens_together_are_the_text(capsys):
+    words = (*SMALL, rows_file({"prompt": "x", "completion": TEXT}), "format=json")
+    code, out, _ = shown(capsys, *words)
+    assert code == 0
+    [row] = json.loads(out)["rows"]
+    assert "".join(t["text"] for t in row["tokens"] if t["kind"] == "supervised") == TEXT
+    assert any(t["text"] == "" for t in row["tokens"]), "the fox has more than one token"
+
+
+def test_half_a_character_is_not_shown_as_another(capsys):
+    row = {"prompt": "x", "completion": "🦊" * 40}
+    code, out, _ = shown(capsys, *SMALL, rows_file(row), "data.max_length=14")
+    assert code == 0
+    line = next(line for line in out.splitlines() if "🦊" in line)
+    assert {*line} <= {*"⟪</s>⟫x⟦🦊\ufffd⟧"}

@@ -202,3 +202,32 @@ def test_damaged_records_are_never_a_traceback(tmp_path: Path, name: str, conten
     run = write_run(tmp_path / "run")
     (run / name).write_text(content)
     assert dispatch("report", [str(run)]) in (0, 2)
+
+
+def test_a_mixture_has_a_table_and_curves_of_its_sources(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    recorded = json.loads((run / "data.json").read_text())
+    side = recorded["train"]
+    recorded["sources"] = [
+        {"name": "task", "path": "a/task.jsonl", "weight": 3.0, "drawn": 72, "epoch": 96,
+         "share": 0.75, "passes": 1.5, "train": {**side, "kept": 48}, "eval": None},
+        {"name": "re<b>play", "path": "b.jsonl", "weight": 1.0, "drawn": 24, "epoch": 96,
+         "share": 0.25, "passes": 0.51, "train": {**side, "kept": 47}, "eval": None},
+    ]  # fmt: skip
+    (run / "data.json").write_text(json.dumps(recorded))
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in steps:
+        line |= {"train/loss/task": 1.25, "train/loss/re<b>play": 2.0 + line["step"] / 100}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    scores = json.loads((run / "evaluation.json").read_text())
+    scores["adapted"]["source_losses"] = {"task": 0.125, "re<b>play": 3.5}
+    (run / "evaluation.json").write_text(json.dumps(scores))
+    page = write_report([run])
+    text = text_of(page)
+    assert "Trained for 90 steps on task and re&lt;b&gt;play (95 rows)." in text
+    assert "Training loss of each source" in text and "Evaluation loss of each" not in text
+    for words in ("task 3 75.0% 48", "1.5 1.25 – 0.125", "re&lt;b&gt;play 1 25.0% 47", "2.9 – 3.5",
+                  "An epoch draws 96 rows. task: a/task.jsonl"):  # fmt: skip
+        assert words in text, words
+    assert "loss on task" in text and "<b>play" not in page.read_text()
+    assert "each source" not in text_of(write_report([write_run(tmp_path / "plain")]))

@@ -62,3 +62,15 @@ def test_a_setting_newer_than_the_record_had_its_default() -> None:
     assert recipe_changes(recorded, recipe(max_length=64, columns={"prompt": "q"})) == [
         Change("data.columns.prompt", None, "q")
     ]
+
+
+def test_sources_are_compared_by_name_and_not_by_place() -> None:
+    saved = recipe(sources=[{"path": "a.jsonl", "weight": 2.0, "columns": {"path": "x"}}])
+    moved = recipe(sources=[{"path": "/b/a.jsonl", "name": "a", "weight": 2.0,
+                             "columns": {"path": "x"}}])  # fmt: skip
+    assert recipe_changes(saved, moved) == []
+    other = recipe(sources=[{"path": "a.jsonl", "weight": 3.0, "columns": {"path": "y"}}])
+    assert recipe_changes(saved, other) == [
+        Change("data.sources.a.columns.path", "x", "y"),
+        Change("data.sources.a.weight", 2.0, 3.0),
+    ]

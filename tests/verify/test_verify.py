@@ -74,6 +74,51 @@ def test_a_flipped_bit_is_found_in_every_file_of_the_run(finished: Path, tmp_pat
         shutil.rmtree(copy)
 
 
+def test_every_kind_of_edit_is_named_on_the_command_line(
+    cli: CommandLine, finished: Path, tmp_path: Path
+) -> None:
+    """One digit, one byte more, one less, nothing left, the file gone."""
+    edits: dict[str, Callable[[Path], object]] = {
+        "digit": digit,
+        "longer": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
+        "shorter": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        "empty": lambda path: path.write_bytes(b""),
+        "gone": Path.unlink,
+    }
+    for number, name in enumerate(EDITED):
+        what, edit = list(edits.items())[number % len(edits)]
+        copy = Path(shutil.copytree(finished, tmp_path / what / "run", dirs_exist_ok=True))
+        edit(copy / name)
+        told = cli.refuses("verify", str(copy))
+        assert name in told or f"{Path(name).parent}" in told, (what, name, told)
+        shutil.rmtree(copy)
+
+
+EDITED = [
+    "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/loratune.json",
+    "checkpoints/step_000004/manifest.json", "checkpoints/step_000004/state.json",
+    "checkpoints/step_000004/optimizer.safetensors", "checkpoints/step_000002/rng.safetensors",
+    "merged/config.json", "merged/model.safetensors", "adapter/loratune.json",
+    "merged/merge_report.json", "merged/tokenizer.json", "export/certificate.json",
+    "data.json", "recipe.yaml", "metrics.jsonl", "provenance.json", "summary.json",
+]  # fmt: skip
+"""Files of every kind; ``loratune.json`` twice, the second time it is deleted."""
+
+
+def digit(path: Path) -> None:
+    """Change one digit, or one byte where there is none."""
+    content = bytearray(path.read_bytes())
+    places = [place for place, byte in enumerate(content) if chr(byte).isdecimal()]
+    place = places[len(places) // 2] if places else 0
+    content[place] = ord("7") if content[place] != ord("7") else ord("3")
+    path.write_bytes(bytes(content))
+
+
+def test_an_adapter_that_is_gone_from_a_finished_run_is_named(run: Path) -> None:
+    shutil.rmtree(run / "adapter")
+    assert problems(verify(run)) == ["adapter"]
+
+
 @pytest.mark.parametrize("place", [0, 9, 200, -1])
 def test_a_flipped_bit_is_found_wherever_it_lies(run: Path, place: int) -> None:
     flip(run / "merged" / "model.safetensors", place)
@@ -94,6 +139,31 @@ def test_missing_linked_and_planted_files_are_found(run: Path, tmp_path: Path, p
     assert problems(verify(folder))
     victim.symlink_to(elsewhere)
     assert problems(verify(folder))
+
+
+def test_a_certificate_of_other_weights_is_found(run: Path) -> None:
+    reseal(run / "merged", "merge_report.json", lambda value: value.update(merged="0" * 64))
+    assert problems(verify(run / "merged")) == ["."]
+
+
+def test_an_adapter_of_another_tool_that_does_not_fit_the_base_is_found(
+    run: Path, base: Path
+) -> None:
+    adapter = run / "adapter"
+    (adapter / "loratune.json").unlink()
+    assert problems(verify(adapter, base)) == []
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    del tensors[min(tensors)]
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert problems(verify(adapter)) == []
+    assert problems(verify(adapter, base)) == ["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["adapter/loratune.json", "merged/merge_report.json"])
+def test_a_link_in_place_of_a_sealed_record_is_found(run: Path, tmp_path: Path, name: str) -> None:
+    (run / name).rename(tmp_path / "elsewhere")
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    assert problems(verify(run)) == [name]
 
 
 def recompute(run: Path, base: Path) -> Verification:

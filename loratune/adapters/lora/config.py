@@ -47,6 +47,13 @@ class LoRAConfig(AdapterConfig):
         resolved = float(rank) if alpha is None else alpha
         return resolved / math.sqrt(rank) if self.rslora else resolved / rank
 
+    def check_layer(self, shape: LayerShape) -> str:
+        if shape.is_stacked and self.dropout:
+            return "experts stacked in one tensor take no dropout: adapter.dropout=0"
+        if shape.is_stacked and self.init in (Init.orthonormal, Init.svd):
+            return f"init={self.init} does not apply to experts stacked in one tensor"
+        return ""
+
     def without_costly_init(self) -> Self:
         return replace(self, init=Init.kaiming)
 
@@ -92,8 +99,9 @@ class LoRAConfig(AdapterConfig):
         )
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
-        """r·(in + out), all trained."""
-        return AdapterCount(trainable=rank * (shape.in_features + shape.out_features), frozen=0)
+        """r·(in + out), all trained; of stacked experts for each."""
+        width = shape.in_features + shape.out_features
+        return AdapterCount(trainable=shape.experts * rank * width, frozen=0)
 
 
 def _plain(alpha: float) -> float:

@@ -42,6 +42,23 @@ def initial_factors(base_weight: Tensor, rank: int, init: Init, name: str) -> tu
     return lora_A, lora_B.zero_()
 
 
+@torch.no_grad()
+def initial_expert_factors(
+    shape: tuple[int, int, int], rank: int, init: Init
+) -> tuple[Tensor, Tensor]:
+    """A (experts · rank, in) and B (out, rank · experts) in fp32, drawn as PEFT draws them.
+
+    Args:
+        shape: experts, out and in.
+        rank: of each expert.
+        init: of A; orthonormal rows and singular vectors are refused before.
+    """
+    experts, out_features, in_features = shape
+    empty = torch.empty(out_features, in_features, device="meta")
+    lora_A, lora_B = initial_factors(empty, experts * rank, init, "")
+    return (lora_A.mul_(experts) if init is Init.gaussian else lora_A), lora_B
+
+
 def _check_rank(rank: int, base_weight: Tensor, init: Init, name: str) -> None:
     limit = base_weight.shape[1] if init is Init.orthonormal else min(base_weight.shape)
     if rank > limit:

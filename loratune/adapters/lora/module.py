@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,7 +10,11 @@ from loratune.adapters.base import LayerPlan, data_device
 from loratune.adapters.config import LayerKind
 from loratune.adapters.kernels.lora import fused_lora_linear
 from loratune.adapters.lora.config import LoRAConfig
-from loratune.adapters.lora.initialization import initial_embedding_factors, initial_factors
+from loratune.adapters.lora.initialization import (
+    initial_embedding_factors,
+    initial_expert_factors,
+    initial_factors,
+)
 from loratune.adapters.low_rank import LowRank
 
 
@@ -18,6 +23,8 @@ class LoRA(LowRank):
 
     The order of operations is PEFT's, so that the reference kernel is bit-equal to it in fp32 on
     a CPU.  For an embedding A is (r, vocabulary) and B (width, r): y = E[ids] + s·A[:, ids]ᵀ Bᵀ.
+    For stacked experts both hold every expert's, as in PEFT's file: A (experts · r, in) expert by
+    expert, B (out, r · experts) with the experts of a column side by side.
     """
 
     def __init__(self, plan: LayerPlan, config: LoRAConfig) -> None:
@@ -26,6 +33,9 @@ class LoRA(LowRank):
         if plan.shape.kind is LayerKind.embedding:
             vocabulary, width = weight.shape
             factors = initial_embedding_factors((vocabulary, width), plan.rank, config.init)
+        elif plan.shape.is_stacked:
+            sizes = plan.shape.experts, plan.shape.out_features, plan.shape.in_features
+            factors = initial_expert_factors(sizes, plan.rank, config.init)
         else:
             oriented = weight if plan.shape.kind is LayerKind.linear else weight.T
             factors = initial_factors(oriented, plan.rank, config.init, plan.shape.name)
@@ -36,6 +46,9 @@ class LoRA(LowRank):
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
         if self.shape.kind is LayerKind.embedding:
             return self._embedding_delta(x)
+        if self.shape.is_stacked:
+            A, B, scale = self.stacked_factors()
+            return torch.bmm(torch.bmm(x.to(A.dtype), A.transpose(1, 2)), B.transpose(1, 2)) * scale
         x = self.dropout(x.to(self.lora_A.dtype))
         return F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scaling
 
@@ -67,6 +80,12 @@ class LoRA(LowRank):
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
         return self.lora_A, self.lora_B, self.scaling
+
+    def stacked_factors(self) -> tuple[Tensor, Tensor, float]:
+        experts, out = self.shape.experts, self.shape.out_features
+        A = self.lora_A.view(experts, self.rank, -1)
+        B = self.lora_B.view(out, self.rank, experts).permute(2, 0, 1)
+        return A, B, self.scaling
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         if self.shape.kind is LayerKind.embedding:

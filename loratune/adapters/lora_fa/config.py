@@ -20,8 +20,11 @@ class LoRAFAConfig(LoRAConfig):
     def check_layer(self, shape: LayerShape) -> str:
         if shape.kind is LayerKind.embedding:
             return "LoRA-FA cannot adapt an embedding: its frozen factor would start at zero"
-        return ""
+        if shape.is_stacked and self.projected:
+            return "projected=true does not apply to experts stacked in one tensor"
+        return super().check_layer(shape)
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
-        """r·out trained, r·in frozen and stored."""
-        return AdapterCount(trainable=rank * shape.out_features, frozen=rank * shape.in_features)
+        """r·out trained, r·in frozen and stored; of stacked experts for each."""
+        ranks = shape.experts * rank
+        return AdapterCount(trainable=ranks * shape.out_features, frozen=ranks * shape.in_features)

@@ -51,7 +51,7 @@ class VeRAConfig(AdapterConfig):
     def check_layer(self, shape: LayerShape) -> str:
         if shape.kind is LayerKind.embedding:
             return "VeRA cannot adapt an embedding"
-        return ""
+        return super().check_layer(shape)
 
     def to_peft(self) -> dict[str, Any]:
         """PEFT's VeRA has no alpha: our tensors are written with the scaling folded in."""

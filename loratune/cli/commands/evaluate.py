@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from loratune import files
 from loratune.cli.arguments import TableOrJson
 from loratune.cli.inputs import adapter_folder, names_base, recorded_recipe
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
-from loratune.errors import ConfigError
-from loratune.runs.run_dir import RunDir
+from loratune.runs.run_dir import check_result_file
 
 
 @dataclass(kw_only=True)
@@ -47,21 +45,10 @@ def _scores_file(out: str | None) -> Path | None:
     """The file that ``out`` names.
 
     Raises:
-        ConfigError: if it is one of a finished run's records.
+        LoratuneError: if it is a file of a model, an adapter, a checkpoint or a finished run.
     """
     if out is None:
         return None
     path = Path(out) / "evaluation.json" if Path(out).is_dir() else Path(out)
-    if path.name in _sealed_records(path.parent):
-        raise ConfigError(
-            "a finished run's records are sealed", where=str(path), fix="set out to another file"
-        )
+    check_result_file(path)
     return path
-
-
-def _sealed_records(folder: Path) -> set[str]:
-    summary = RunDir(folder).summary
-    try:
-        return {summary.name, *files.read_json(summary)["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()

@@ -17,7 +17,7 @@ class Config(RunConfig):
     """A recipe, and how much of its data to show."""
 
     rows: int = 3
-    """Training rows to show; all rows are audited."""
+    """Training rows to show, of each source; all rows are audited."""
     format: TableOrJson = TableOrJson.table
     """table or json."""
 

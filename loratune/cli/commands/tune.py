@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def run(config: Config, command_line: CommandLine) -> None:
         say("note: it is the last rate tried; give a wider lr_grid")
     searched = {*_OF_THE_SEARCH, f"adapter.{tuned.axis}"}
     others = [
-        str(override.input_line)
+        shlex.quote(str(override.input_line))
         for override in command_line.settings
         if not override.key_or_group.startswith("compare.")
         and override.key_or_group not in searched

@@ -42,7 +42,7 @@ class FileCheck(FileNotes):
         if isinstance(node, MappingNode):
             self._mapping(node, path, setting, top)
         elif isinstance(node, SequenceNode):
-            inside = None if setting is None else Setting(object, free=True)
+            inside = None if setting is None else setting.item or Setting(object, free=True)
             for index, item in enumerate(node.value):
                 self.visit(item, (*path[:-1], f"{path[-1]}[{index}]"), inside)
         elif problem := interpolation_problem(scalar_text(node)):
@@ -89,7 +89,9 @@ class FileCheck(FileNotes):
             self.visit(value, path, None)
         elif (child := setting.child(name)) is None:
             where = f"{self.shown}:{line_of(key)}"
-            self.errors.append(has_no_effect(path, where) or unknown_key(self.root, path, where))
+            listed = "[" in name  # an element has no key of its own
+            unknown = None if listed else has_no_effect(path, where)
+            self.errors.append(unknown or unknown_key(self.root, path, where))
             self.visit(value, path, None)
         else:
             self._value(value, path, child)

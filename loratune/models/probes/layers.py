@@ -53,10 +53,12 @@ def unusable_layers(model: nn.Module) -> dict[str, str]:
 def _probe(model: nn.Module) -> dict[str, str]:
     short = short_copy(model)
     small = short.model.train()
+    inside = dict(small.named_modules())
     names = {name: short.name_of(name) for name in _layers(model)}
+    names = {name: other for name, other in names.items() if other in inside}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        seen = _Seen(small, {name: small.get_submodule(name) for name in names.values()})
+        seen = _Seen(small, {name: inside[name] for name in names.values()})
         for _ in range(_PASSES):
             seen.look()
             if not seen.unusable():

@@ -15,6 +15,8 @@ _MOST_KINDS = 8
 """Blocks of a copy: models repeat a pattern of fewer kinds."""
 _MOST_WORDS = 1024
 """Words of a copy: the tables of words are the largest part of many models."""
+_MOST_NUMBERS = 1_000_000_000
+"""Parameters of a block beyond the first kind that is made up with random ones."""
 _SPREAD = 0.02
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 """What a model raises that cannot take such inputs at all."""
@@ -126,6 +128,9 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
         torch.manual_seed(0)
         filled: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay tied
         for module in model.modules():
+            for key, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta:
+                    setattr(module, key, torch.zeros(buffer.shape, dtype=buffer.dtype))
             vars(module).pop("_is_hf_initialized", None)  # it was, when it had no data
             for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
                 if parameter not in filled:
@@ -161,10 +166,17 @@ def _stand_ins(blocks: nn.ModuleList) -> list[int]:
     stand_ins = []
     for number, values in enumerate(settings):
         kind = tuple((key, value) for key, value in values.items() if key not in numbered)
-        if kind not in kinds and len(kinds) == _MOST_KINDS:
+        is_too_many = len(kinds) == _MOST_KINDS or (kinds and _is_too_large(blocks[number]))
+        if kind not in kinds and is_too_many:
             number = max(kinds.values())
         stand_ins.append(kinds.setdefault(kind, number))
     return stand_ins
+
+
+def _is_too_large(block: nn.Module) -> bool:
+    """Whether a block without data would take too much memory with some."""
+    parameters = list(block.parameters())
+    return all(p.is_meta for p in parameters) and sum(p.numel() for p in parameters) > _MOST_NUMBERS
 
 
 def _settings(block: nn.Module) -> dict[tuple[str, str], Hashable]:
