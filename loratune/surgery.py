@@ -101,6 +101,7 @@ def wrap_model(
     *,
     seed: int | None = 0,
     family: str | None = None,
+    unusable: Mapping[str, str] | None = None,
     strict: bool = True,
     will_be_loaded: bool = False,
 ) -> WrappedModel:
@@ -112,6 +113,7 @@ def wrap_model(
         targets: which layers.
         seed: of the adapters' random start; ``None`` draws from torch's current state.
         family: architecture that the role words resolve for, by default ``model.config``'s.
+        unusable: layer to why an adapter can do nothing for it, where that was looked at.
         strict: every listed pattern must match; else one match in all is enough.
         will_be_loaded: skip a costly start that loading an adapter will overwrite.
 
@@ -128,6 +130,7 @@ def wrap_model(
         family,
         others=others,
         stacked=stacked_experts(model),
+        unusable=unusable,
         base_parameters=sum(parameter.numel() for parameter in model.parameters()),
         strict=strict,
     )

@@ -27,6 +27,7 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.merging.weight import merged_weight
 from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
+from loratune.models.probes.layers import unusable_layers
 from loratune.models.source import model_folder, read_model_config
 from loratune.stages.evaluate import answer_prompts, evaluation_loss
 from loratune.stages.load import load
@@ -70,6 +71,7 @@ class Workbench:
         rows: what to train on, to choose by, and to measure on.
         architecture: the base's layers and parameters.
         layers: those that the recipe's targets name.
+        unusable: those that no adapter can do anything for, and why.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -84,8 +86,13 @@ class Workbench:
         self.base = load(config.model, config.trainer.precision, tokenizer)
         self._take(rows)
         self.architecture = measure_model(self.base.model, numbers)
+        self.unusable = unusable_layers(self.base.model)
         self.layers = find_targets(
-            self.architecture.layers, config.targets, config.adapter, self.architecture.family
+            self.architecture.layers,
+            config.targets,
+            config.adapter,
+            self.architecture.family,
+            unusable=self.unusable,
         ).shapes
         self.arrangement, _ = arrange(config, self.base.model, rows.pad_id, rows.every)
         if config.trainer.gradient_checkpointing:
@@ -178,7 +185,9 @@ class Workbench:
         self, config: AdapterConfig, seed: int
     ) -> Iterator[tuple[WrappedModel, LanguageModelHead]]:
         """The base with fresh adapters; without them again afterwards, whatever happens."""
-        wrapped = wrap_model(self.base.model, config, self.config.targets, seed=seed)
+        wrapped = wrap_model(
+            self.base.model, config, self.config.targets, seed=seed, unusable=self.unusable
+        )
         try:
             routers = self.config.trainer.router_loss
             yield wrapped, LanguageModelHead(wrapped.model, router_loss=routers)

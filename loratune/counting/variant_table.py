@@ -82,6 +82,7 @@ def count_table(
         family=architecture.family,
         others=architecture.other_types,
         stacked=architecture.stacked_experts,
+        unusable=architecture.unusable,
         base_parameters=architecture.base_parameters,
     )
     configs = variant_configs(config.adapter, names, rank, folders)

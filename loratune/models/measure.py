@@ -6,12 +6,15 @@ Building happens on torch's meta device: real names and shapes, no memory, no fi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratune.adapters.config import LayerKind, LayerPlace, LayerShape
 from loratune.config.schema import ModelConfig
+from loratune.errors import ModelError
 from loratune.models.architectures import (
     STACKED_EXPERTS,
     Architecture,
@@ -19,7 +22,7 @@ from loratune.models.architectures import (
     architecture_from_numbers,
     is_known_family,
 )
-from loratune.models.build import build_model, meta_model, read_transformers_config
+from loratune.models.build import meta_model, outline, read_transformers_config
 from loratune.models.source import local_folder, read_config
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def measure_source(source: Path | str, revision: str | None = None) -> Architect
         ModelError: if transformers cannot build it.
     """
     config = read_transformers_config(source, revision)
-    return measure_model(meta_model(config, str(source)), config.to_dict())
+    return _probed(measure_model(meta_model(config, str(source)), config.to_dict()))
 
 
 def measure_numbers(numbers: Mapping[str, Any]) -> Architecture:
@@ -65,10 +68,17 @@ def measure_numbers(numbers: Mapping[str, Any]) -> Architecture:
     Raises:
         ModelError: if transformers cannot build it.
     """
-    import torch
+    return _probed(measure_model(outline(numbers), numbers))
 
-    with torch.device("meta"):
-        return measure_model(build_model(numbers), numbers)
+
+def _probed(architecture: Architecture) -> Architecture:
+    """With the layers that no adapter can do anything for."""
+    from loratune.models.probes.layers import unusable_layers
+
+    unusable: Mapping[str, str] = {}
+    with contextlib.suppress(ModelError):  # what cannot be trained can still be counted
+        unusable = unusable_layers(outline(architecture.numbers))
+    return replace(architecture, unusable=unusable)
 
 
 def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) -> Architecture:

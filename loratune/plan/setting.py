@@ -17,7 +17,6 @@ from loratune.errors import ConfigError, LoratuneError
 from loratune.models.architectures import Architecture
 from loratune.models.devices import resolve_device, resolve_dtype
 from loratune.models.dtypes import torch_dtype
-from loratune.models.measure import find_architecture
 from loratune.models.source import is_hub_id, model_folder
 from loratune.models.weights import stored_dtype, tensor_entries
 from loratune.plan.memory import Memory, predict, resident_bytes
@@ -76,17 +75,17 @@ class Setting:
         )
 
 
-def find_setting(config: RunConfig, tokens: int) -> Setting:
-    """What decides the recipe's memory; builds one block with random weights.
+def find_setting(config: RunConfig, architecture: Architecture, tokens: int) -> Setting:
+    """What decides the recipe's memory; builds one block of each kind with random weights.
 
     Args:
         config: the recipe.
+        architecture: the base model.
         tokens: length of the sequence that activations are measured on.
 
     Raises:
-        LoratuneError: an unknown model, or targets that match nothing.
+        LoratuneError: targets that match nothing, or a device that is not there.
     """
-    architecture = find_architecture(config.model)
     matched = match_targets(config, architecture)
     saved = saved_modules(architecture, config.targets.modules_to_save)
     stored = _stored_dtype(config)

@@ -7,6 +7,7 @@ from torch import nn
 from loratune.adapter_files.into_model import wrap_for_loading
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import RunConfig
+from loratune.models.probes.layers import unusable_layers
 from loratune.surgery import WrappedModel, wrap_model
 
 
@@ -19,4 +20,6 @@ def wrap(model: nn.Module, config: RunConfig, saved: AdapterFolder | None = None
     """
     if saved is not None:
         return wrap_for_loading(model, saved)
-    return wrap_model(model, config.adapter, config.targets, seed=config.trainer.seed)
+    unusable = unusable_layers(model)
+    seed = config.trainer.seed
+    return wrap_model(model, config.adapter, config.targets, seed=seed, unusable=unusable)

@@ -16,9 +16,12 @@ from loratune.targets.patterns import (
     Pattern,
     block_of,
     fitting_keys,
+    is_word,
     read_patterns,
     resolve_pattern,
 )
+from loratune.targets.roles import ROLE_WORDS
+from loratune.targets.unusable import left_out_notes, unusable_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,13 @@ def find_targets(
     *,
     others: Mapping[str, str] | None = None,
     stacked: Mapping[str, int] | None = None,
+    unusable: Mapping[str, str] | None = None,
     base_parameters: int = 0,
     strict: bool = True,
 ) -> TargetMatch:
     """Find the layers that ``targets`` names.
+
+    Of the layers for which an adapter can do nothing, a word such as ``all_linear`` means none.
 
     Args:
         shapes: every layer that can be adapted, in the model's order.
@@ -56,26 +62,40 @@ def find_targets(
         family: ``model_type`` that role words resolve for.
         others: name to type of modules that cannot be adapted, named if a pattern means them.
         stacked: name to numbers of the tensors that hold a layer of every expert.
+        unusable: layer to why an adapter can do nothing for it.
         base_parameters: numbers in the whole model, for shares of it; 0 where nobody asked.
         strict: every listed pattern must match; else one match in all is enough, as in PEFT.
 
     Raises:
         ConfigError: if the patterns are malformed, or a rank or alpha pattern fits no target.
-        ModelError: for each pattern that matches nothing, and each layer the variant refuses.
+        ModelError: for each pattern that matches nothing, each layer the variant refuses, and
+            layers named one by one that are unusable.
         SecurityError: if a regular expression takes longer than a second.
     """
-    patterns, notices = read_patterns(shapes, targets.modules, family)
-    stacked = stacked or {}
-    others = {n: kind for n, kind in _without(others or {}, shapes).items() if n not in stacked}
+    every, unusable, stacked = shapes, unusable or {}, stacked or {}
+    by_word = is_word(targets.modules)
+    if by_word:
+        shapes = [shape for shape in every if shape.name not in unusable]
+    # A role is read off the whole structure; what no adapter can help is left out of it later.
+    is_role = by_word and targets.modules in ROLE_WORDS
+    patterns, notices = read_patterns(every if is_role else shapes, targets.modules, family)
+    others = {n: kind for n, kind in _without(others or {}, every).items() if n not in stacked}
     matched, counts = _matched(shapes, patterns, targets)
-    adapted, layers = {shape.name for shape in matched}, {shape.name for shape in shapes}
+    adapted, layers = {shape.name for shape in matched}, {shape.name for shape in every}
     frozen = {name: numbers for name, numbers in stacked.items() if name not in adapted}
     if strict and frozen:
         notices.append(frozen_experts(targets.modules, frozen, base_parameters))
     fixed = {name: numbers for name, numbers in stacked.items() if name not in layers}
     errors = _pattern_errors(patterns, counts, shapes, others, fixed, strict=strict)
+    if by_word:
+        notices += left_out_notes(
+            str(targets.modules), _useless(every, targets, family, unusable), unusable, every
+        )
+    else:
+        useless = [shape.name for shape in matched if shape.name in unusable]
+        errors += unusable_targets(useless, unusable, every)
     if strict:
-        errors += _selection_errors(shapes, targets)
+        errors += _selection_errors(every, targets)
     if config is not None and not errors:
         errors += _variant_errors(matched, config)
         for where, key in dead_patterns(matched, config):
@@ -124,6 +144,20 @@ def _matched(
         counts[pattern.text] = len(chosen)
         matched |= chosen
     return [shape for shape in shapes if shape.name in matched], counts
+
+
+def _useless(
+    shapes: Sequence[LayerShape],
+    targets: TargetsConfig,
+    family: str | None,
+    unusable: Mapping[str, str],
+) -> list[str]:
+    """The layers that a word would mean if an adapter could do something for them."""
+    if not unusable:
+        return []
+    patterns, _ = read_patterns(shapes, targets.modules, family)
+    meant, _ = _matched(shapes, patterns, targets)
+    return [shape.name for shape in meant if shape.name in unusable]
 
 
 def rank_for(name: str, config: AdapterConfig) -> int:

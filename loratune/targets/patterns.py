@@ -104,6 +104,12 @@ def block_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def is_word(modules: Any) -> bool:
+    """Whether ``modules`` leaves it to the model which layers it means."""
+    words = (*ALL_LINEAR, EXPERTS, ALL_LINEAR_AND_EXPERTS, *ROLE_WORDS)
+    return isinstance(modules, str) and modules in words
+
+
 def read_patterns(
     shapes: Sequence[LayerShape], modules: Any, family: str | None
 ) -> tuple[list[Pattern], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loratune.adapters.config import LayerKind, LayerPlace, LayerShape
@@ -36,6 +36,7 @@ class Architecture:
         others: the other modules that hold parameters.
         base_parameters: numbers in the whole model, tied weights counted once.
         numbers: what the architecture was built from.
+        unusable: layer to why an adapter can do nothing for it.
     """
 
     family: str
@@ -43,6 +44,7 @@ class Architecture:
     others: tuple[OtherModule, ...]
     base_parameters: int
     numbers: Mapping[str, Any]
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Part, ...]:
