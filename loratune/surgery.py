@@ -16,9 +16,9 @@ from loratune.adapters.registry import adapter_class
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
-from loratune.models.measure import layer_shapes, stacked_experts
+from loratune.models.measure import layer_shapes, measure_model, stacked_experts
 from loratune.models.stored_names import shared_names
-from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for
+from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for, targets_of
 
 
 class SavedModule(nn.Module):
@@ -119,6 +119,7 @@ def wrap_model(
     """
     if family is None:
         family = getattr(getattr(model, "config", None), "model_type", None)
+    targets = targets_of(config, targets, measure_model(model))
     others = {name: type(module).__name__ for name, module in model.named_modules() if name}
     match = find_targets(
         layer_shapes(model),
@@ -214,9 +215,12 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     an adapter changes one of the two, never silently both.
     """
     model = wrapped.model
-    parts = _parts_tied_weights(wrapped)
+    parts, together = _parts_tied_weights(wrapped), _trained_together(wrapped)
     for name, adapter in wrapped.adapters.items():
         model.set_submodule(name, adapter.merged_layer())
+    for first, *others in together:
+        for other in others:
+            model.get_submodule(other).weight = model.get_submodule(first).weight
     for name, saved in wrapped.saved_modules.items():
         dtype = next(saved.original_module.parameters()).dtype
         model.set_submodule(name, saved.trained_module.to(dtype).requires_grad_(False))
@@ -245,17 +249,48 @@ def _parts_tied_weights(wrapped: WrappedModel) -> bool:
     """Whether weights that the configuration ties must part because one of them is changed."""
     if not getattr(getattr(wrapped.model, "config", None), "tie_word_embeddings", False):
         return False
-    changed = [f"{module}." for module in (*wrapped.adapters, *wrapped.saved_modules)]
+    together = {name for group in _trained_together(wrapped) for name in group}
+    changed = [
+        f"{module}."
+        for module in (*wrapped.adapters, *wrapped.saved_modules)
+        if module not in together
+    ]
     return any(name.startswith(tuple(changed)) for name in shared_names(wrapped.model))
 
 
+def _trained_together(wrapped: WrappedModel) -> list[list[str]]:
+    """Groups of adapted layers that train one weight in place of the one they shared."""
+    groups: dict[int, list[str]] = {}
+    for name, adapter in wrapped.adapters.items():
+        if "weight" in (own := adapter.trained_parameters()):
+            groups.setdefault(own["weight"].data_ptr(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def trained_values(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer that was trained in full, by its name in the plain model."""
+    values: dict[str, torch.Tensor] = {}
+    for name, adapter in wrapped.adapters.items():
+        own = adapter.trained_parameters()
+        values |= {f"{name}.{key}": value for key, value in own.items()}
+    for name, saved in wrapped.saved_modules.items():
+        own = saved.trained_module.state_dict()
+        values |= {f"{name}.{key}": value.detach() for key, value in own.items()}
+    return values
+
+
 def adapter_state(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
-    """Every tensor of every adapter and saved module, frozen ones too, in PEFT's key names."""
-    state: dict[str, torch.Tensor] = {}
+    """Every tensor of every adapter and saved module, frozen ones too, in PEFT's key names.
+
+    One that several layers train together is there once, under the first one's name.
+    """
+    named: dict[torch.Tensor, str] = {}
     for name, adapter in wrapped.adapters.items():
         for suffix, tensor in adapter.peft_tensors().items():
-            state[f"base_model.model.{name}.{suffix}"] = tensor.detach()
-        state.update({key: tensor.detach() for key, tensor in adapter.shared_tensors().items()})
+            named.setdefault(tensor, f"base_model.model.{name}.{suffix}")
+        for key, tensor in adapter.shared_tensors().items():
+            named.setdefault(tensor, key)
+    state = {key: tensor.detach() for tensor, key in named.items()}
     for name, saved in wrapped.saved_modules.items():
         for suffix, tensor in saved.trained_module.state_dict().items():
             state[f"base_model.model.{name}.{suffix}"] = tensor.detach()

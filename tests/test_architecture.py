@@ -120,6 +120,12 @@ SAID_ELSEWHERE = {
         "config/convert.py", "config/recipes/defaults.py",  # examples in messages
     },
     "vera": {"cli/commands/recipes.py"},  # an example
+    "full": {  # the English word: trained in full, a full name, a full disk
+        "adapter_files/embeddings.py", "adapter_files/forms.py", "adapter_files/peft_targets.py",
+        "config/recipes/defaults.py", "counting/parameters.py", "data/spans.py", "files.py",
+        "merging/plan.py", "plan/workload.py", "surgery.py", "targets/errors.py",
+        "verify/merged.py",
+    },
     "init": {"training/trackers.py"},  # wandb.init
     "lr_ratio": {  # what a comparison's files call the setting searched beside the rate
         "compare/result.py", "compare/assemble.py", "compare/plan.py", "compare/workbench.py",

@@ -163,7 +163,8 @@ def peft_config(
 
 def peft_notices(wrapped: WrappedModel) -> list[str]:
     """What to say before training, where PEFT will not read the adapter as it is meant."""
-    problem = peft_targets(wrapped, wrapped.config.to_peft()).problem
+    config = wrapped.config
+    problem = config.why_not_in_peft() or peft_targets(wrapped, config.to_peft()).problem
     if not problem:
         return []
     return [f"PEFT cannot use this adapter: {problem}; loratune evaluates, merges and exports it"]

@@ -62,8 +62,8 @@ class Adapter(nn.Module, ABC):
         self.scaling = config.scaling(plan.rank, plan.alpha)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.enabled = True
-        # In a tuple, since a module would register a bare parameter as its own.
-        self._unmerged: tuple[nn.Parameter, ...] = ()
+        # In a mapping, since a module would register a bare parameter as its own.
+        self._unmerged: dict[str, nn.Parameter] = {}
 
     @classmethod
     def build(cls, plans: Sequence[LayerPlan], config: AdapterConfig) -> list[Self]:
@@ -115,6 +115,14 @@ class Adapter(nn.Module, ABC):
     @abstractmethod
     def adapter_tensors(self) -> dict[str, Tensor]:
         """This layer's own tensors under their names in PEFT's file (shared ones excluded)."""
+
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """The layer's own parameters after training, by name, where they are trained themselves.
+
+        Empty for a correction.  They are written into a merged model as they are: a sum of W and
+        ΔW could miss them by a bit.
+        """
+        return {}
 
     def shared_tensors(self) -> dict[str, Tensor]:
         """Tensors shared by all layers, under their full names in PEFT's file."""
@@ -191,6 +199,10 @@ class Adapter(nn.Module, ABC):
             )
         return total
 
+    def merged_parameters(self) -> dict[str, Tensor]:
+        """The base layer's parameters that merging changes, as they are then."""
+        return {"weight": self.merged_weight()}
+
     @torch.no_grad()
     def merge(self) -> None:
         """Put the correction into the base layer's weight; the old one is kept for ``unmerge``.
@@ -202,21 +214,24 @@ class Adapter(nn.Module, ABC):
             ModelError: if the result is not finite; the base is left as it was.
         """
         if not self.merged:
-            merged, unmerged = self.merged_weight(), self.weight
-            assert isinstance(unmerged, nn.Parameter)
-            self._unmerged = (unmerged,)
-            self.base_layer.weight = nn.Parameter(merged, requires_grad=False)
+            merged = self.merged_parameters()
+            self._unmerged = {name: self.base_layer.get_parameter(name) for name in merged}
+            self._exchange(merged)
+
+    def _exchange(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.base_layer.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def unmerge(self) -> None:
         """Put the kept base weight back: the very tensor, shared again where it was shared."""
-        if self._unmerged:
-            (self.base_layer.weight,) = self._unmerged
-            self._unmerged = ()
+        for name, parameter in self._unmerged.items():
+            self.base_layer.register_parameter(name, parameter)
+        self._unmerged = {}
 
     def merged_layer(self) -> nn.Module:
         """The plain layer with the correction in its weight (a tied weight gets its own copy)."""
         self.unmerge()
-        self.base_layer.weight = nn.Parameter(self.merged_weight(), requires_grad=False)
+        self._exchange(self.merged_parameters())
         return self.base_layer
 
     # -- training --------------------------------------------------------------------------

@@ -46,6 +46,8 @@ class LayerShape:
     out_features: int
     parameters: int = 0
     """Numbers the base layer itself holds (weight and bias); 0 where nobody asked."""
+    tied_to: str = ""
+    """An earlier layer whose weight this one shares (a tied head's embedding), if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,14 @@ class AdapterConfig(ABC):
 
     def why_not_redrawn(self) -> str:
         """Why frozen tensors cannot be drawn again from their seed, or an empty string."""
+        return ""
+
+    def trains_whole_model(self) -> bool:
+        """Whether every parameter of the model trains, whatever the targets name."""
+        return False
+
+    def why_not_in_peft(self) -> str:
+        """Why PEFT has no adapter that computes the same, or an empty string."""
         return ""
 
     def leaves_shared_to_seed(self) -> bool:

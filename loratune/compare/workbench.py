@@ -17,7 +17,7 @@ from loratune.compare.scores import UnitScores, score_units
 from loratune.compare.search import Point
 from loratune.config.schema import RunConfig, TrainerConfig
 from loratune.counting.activations import measure_activations
-from loratune.counting.parameters import count_variant, saved_modules
+from loratune.counting.parameters import count_in
 from loratune.data.arrangement import arrange
 from loratune.data.bounds import check_positions
 from loratune.data.encoded_rows import EncodedRow
@@ -157,8 +157,8 @@ class Workbench:
 
     def costs(self, config: AdapterConfig) -> Costs:
         """What a setting costs: closed forms, and one block's activations."""
-        saved = saved_modules(self.architecture, self.config.targets.modules_to_save)
-        count = count_variant(self.architecture.base_parameters, self.layers, config, saved)
+        saved = self.config.targets.modules_to_save
+        count = count_in(self.architecture, self.layers, config, saved)
         added, base = self._activations(config)
         return Costs(
             rank=config.rank,

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from loratune.adapters.config import AdapterConfig, AdapterCount, LayerShape
+from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError, did_you_mean
 from loratune.models.architectures import Architecture
-from loratune.targets.find import rank_for
+from loratune.targets.find import find_targets, rank_for, targets_of
 
 FP32_BYTES = 4
 ADAMW_BYTES = 2 * FP32_BYTES
@@ -100,14 +101,33 @@ def count_variants(
     Raises:
         ModelError: if a module to save does not exist.
     """
-    saved = saved_modules(architecture, modules_to_save)
     variants = tuple(
-        count_variant(architecture.base_parameters, matched, config, saved, bytes_per_number)
+        count_in(architecture, matched, config, modules_to_save, bytes_per_number)
         for config in configs
     )
     return ParameterReport(
         architecture.family, architecture.base_parameters, len(matched), bytes_per_number, variants
     )
+
+
+def count_in(
+    architecture: Architecture,
+    matched: Sequence[LayerShape],
+    config: AdapterConfig,
+    modules_to_save: Sequence[str] = (),
+    bytes_per_number: int = FP32_BYTES,
+) -> VariantCount:
+    """Count what one variant adds to a model; one that trains all of it needs no targets.
+
+    Raises:
+        ModelError: if a module to save does not exist.
+    """
+    if config.trains_whole_model():
+        everything = targets_of(config, TargetsConfig(), architecture)
+        matched = find_targets(architecture.layers, everything).shapes
+        modules_to_save = everything.modules_to_save
+    saved = saved_modules(architecture, modules_to_save)
+    return count_variant(architecture.base_parameters, matched, config, saved, bytes_per_number)
 
 
 def count_variant(

@@ -83,11 +83,14 @@ def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) ->
 def layer_shapes(model: nn.Module) -> list[LayerShape]:
     """Every layer of the model that an adapter can wrap, in ``named_modules`` order."""
     shapes = []
+    owners: dict[int, str] = {}
     for name, module in model.named_modules():
         kind_and_size = _kind_and_size(module)
         if kind_and_size is not None:
             parameters = sum(p.numel() for p in module.parameters(recurse=False))
-            shapes.append(LayerShape(name, *kind_and_size, parameters))
+            owner = owners.setdefault(id(module.weight), name)
+            tied_to = "" if owner == name else owner
+            shapes.append(LayerShape(name, *kind_and_size, parameters, tied_to))
     return shapes
 
 

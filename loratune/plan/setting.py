@@ -11,7 +11,7 @@ import torch
 import loratune.pipeline.run  # noqa: F401
 from loratune.config.schema import RunConfig
 from loratune.counting.activations import ActivationReport, measure_activations
-from loratune.counting.parameters import VariantCount, count_variant, saved_modules
+from loratune.counting.parameters import VariantCount, count_in
 from loratune.errors import ConfigError, LoratuneError
 from loratune.models.architectures import Architecture
 from loratune.models.devices import resolve_device, resolve_dtype
@@ -84,7 +84,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
     """
     architecture = find_architecture(config.model)
     matched = match_targets(config, architecture)
-    saved = saved_modules(architecture, config.targets.modules_to_save)
+    saved = config.targets.modules_to_save
     stored = _stored_dtype(config)
     device, dtype, is_here = _device_and_dtype(config, stored)
     measured = measure_activations(
@@ -93,7 +93,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
     gc.collect()
     return Setting(
         architecture=architecture,
-        count=count_variant(architecture.base_parameters, matched.shapes, config.adapter, saved),
+        count=count_in(architecture, matched.shapes, config.adapter, saved),
         adapted_blocks=len({block_of(shape.name) for shape in matched.shapes} - {None}),
         activations=measured,
         dtype=dtype,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
-from loratune.models.architectures import STACKED_EXPERTS, names_module
+from loratune.models.architectures import STACKED_EXPERTS, Architecture, names_module
 from loratune.targets.errors import left_out, unmatched, unsupported
 from loratune.targets.patterns import (
     Pattern,
@@ -81,6 +81,26 @@ def find_targets(
     return TargetMatch(tuple(matched), counts, tuple(notices))
 
 
+def targets_of(
+    config: AdapterConfig, targets: TargetsConfig, architecture: Architecture
+) -> TargetsConfig:
+    """What a variant adapts and trains: the targets, or all of the model where it trains that.
+
+    Raises:
+        ConfigError: if the targets leave out a part of what the variant trains.
+    """
+    if not config.trains_whole_model():
+        return targets
+    for name in ("exclude", "layers"):
+        if getattr(targets, name):
+            raise ConfigError(
+                "nothing can be left out where every parameter trains",
+                where=f"targets.{name}",
+                fix=f"remove it, or let adapter={config.variant} train the targets only",
+            )
+    return replace(targets, modules=".*", modules_to_save=list(architecture.outer_modules))
+
+
 def _matched(
     shapes: Sequence[LayerShape], patterns: Sequence[Pattern], targets: TargetsConfig
 ) -> tuple[list[LayerShape], dict[str, int]]:
@@ -92,7 +112,8 @@ def _matched(
             matched.append(shape)
             for text in hits:
                 counts[text] += 1
-    return matched, counts
+    names = {shape.name for shape in matched}
+    return [s if s.tied_to in names else replace(s, tied_to="") for s in matched], counts
 
 
 def rank_for(name: str, config: AdapterConfig) -> int:

@@ -19,6 +19,7 @@ from loratune.verify.checks import Base, Check, file_checks, sealed, unfit_names
 from loratune.verify.merged import check_merged
 
 _ADAPTER = "adapter.safetensors"
+_ADAPTER_FILES = "adapter*.safetensors"
 _TRIES = 10
 
 
@@ -43,7 +44,7 @@ def check_checkpoint(folder: Path, base: Base | None = None) -> list[Check]:
     checks += file_checks(folder, manifest["files"], MANIFEST, CheckpointError)
     if any(check.problem for check in checks):
         return checks
-    names = unfit_names(folder / _ADAPTER) if (folder / _ADAPTER).exists() else []
+    names = [name for part in folder.glob(_ADAPTER_FILES) for name in unfit_names(part)]
     problem = f"'{names[0]}' is not" if names else ""
     checks.append(Check(_ADAPTER, "finite, not empty", problem, error=CheckpointError))
     if base is not None:
