@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,12 +13,17 @@ from torch import nn
 from loratune.adapters.base import Adapter, LayerPlan
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.registry import adapter_class
+from loratune.adapters.token_rows import TokenRows
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
 from loratune.models.measure import layer_shapes, measure_model, stacked_experts
 from loratune.models.stored_names import shared_names
+from loratune.models.vocabulary import embedding_names
 from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for, targets_of
+
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
+"""What PEFT calls the rows of trained tokens; they are the rows, not differences."""
 
 
 class SavedModule(nn.Module):
@@ -82,6 +87,7 @@ class WrappedModel:
         model: the model, changed in place.
         adapters: module name to adapter, in the model's order.
         saved_modules: module name to module trained in full.
+        token_rows: name of an embedding to the rows of it that train.
         config: the adapter's settings.
         match: which patterns matched what.
     """
@@ -91,6 +97,7 @@ class WrappedModel:
     saved_modules: Mapping[str, SavedModule]
     config: AdapterConfig
     match: TargetMatch
+    token_rows: Mapping[str, TokenRows] = field(default_factory=dict)
 
 
 def wrap_model(
@@ -102,6 +109,7 @@ def wrap_model(
     family: str | None = None,
     strict: bool = True,
     will_be_loaded: bool = False,
+    tokens: Sequence[int] = (),
 ) -> WrappedModel:
     """Freeze the model and swap its target layers for adapters, in place.
 
@@ -113,6 +121,7 @@ def wrap_model(
         family: architecture that the role words resolve for, by default ``model.config``'s.
         strict: every listed pattern must match; else one match in all is enough.
         will_be_loaded: skip a costly start that loading an adapter will overwrite.
+        tokens: ids whose rows of both embeddings train.
 
     Raises:
         ModelError: if a pattern matches nothing, or a layer cannot be adapted.
@@ -131,6 +140,7 @@ def wrap_model(
         strict=strict,
     )
     _check_overlap(match, targets)
+    ends = _ends_with_tokens(model, match, targets) if tokens else []
     model.requires_grad_(False)
     if seed is not None:
         torch.manual_seed(seed)
@@ -143,7 +153,7 @@ def wrap_model(
         model.set_submodule(plan.shape.name, adapter)
     saved = {name: _save_module(model, name) for name in _saved_names(model, targets)}
     named = {adapter.shape.name: adapter for adapter in adapters}
-    return WrappedModel(model, named, saved, config, match)
+    return WrappedModel(model, named, saved, config, match, _put_rows(model, ends, tokens))
 
 
 def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPlan:
@@ -160,6 +170,43 @@ def _check_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
                     where=shape.name,
                     fix="remove it from targets.modules or from targets.modules_to_save",
                 )
+
+
+def _ends_with_tokens(model: nn.Module, match: TargetMatch, targets: TargetsConfig) -> list[str]:
+    """The embeddings that the rows of trained tokens belong to.
+
+    Raises:
+        ModelError: if the model has none, or one of them is adapted or trained in full.
+    """
+    ends = embedding_names(model)
+    if not ends:
+        cause = "the model does not say which module its input embedding is"
+        raise ModelError(cause, where="targets.tokens", fix="remove it")
+    for name in ends:
+        if name in {shape.name for shape in match.shapes} or any(
+            names_module(wanted, name) for wanted in targets.modules_to_save
+        ):
+            raise ModelError(
+                f"'{name}' is trained otherwise already: single tokens of it cannot be",
+                where="targets.tokens",
+                fix="remove it, or leave that layer out of the targets",
+            )
+    return ends
+
+
+def _put_rows(model: nn.Module, ends: Sequence[str], tokens: Sequence[int]) -> dict[str, TokenRows]:
+    """Put modules with trained rows in the embeddings' places; tied ones train the same rows."""
+    modules = {name: model.get_submodule(name) for name in ends}
+    rows: dict[int, nn.Parameter] = {}
+    placed: dict[str, TokenRows] = {}
+    for name, module in modules.items():
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        ids = torch.tensor(list(tokens), device=weight.device)
+        placed[name] = TokenRows(module, ids, rows.get(id(weight)))
+        rows[id(weight)] = placed[name].rows
+        model.set_submodule(name, placed[name])
+    return placed
 
 
 def _saved_names(model: nn.Module, targets: TargetsConfig) -> list[str]:
@@ -186,7 +233,9 @@ def _save_module(model: nn.Module, name: str) -> SavedModule:
 @contextmanager
 def disabled(wrapped: WrappedModel) -> Iterator[None]:
     """Inside the block the model behaves as its base; on exit the earlier state is back."""
-    layers: list[Any] = [*wrapped.adapters.values(), *wrapped.saved_modules.values()]
+    layers: list[Any] = [
+        *wrapped.adapters.values(), *wrapped.saved_modules.values(), *wrapped.token_rows.values()
+    ]  # fmt: skip
     before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
@@ -205,6 +254,8 @@ def unwrap_model(wrapped: WrappedModel) -> nn.Module:
         model.set_submodule(name, adapter.base_layer)
     for name, saved in wrapped.saved_modules.items():
         model.set_submodule(name, saved.original_module)
+    for name, rows in wrapped.token_rows.items():
+        model.set_submodule(name, rows.original_module)
     return model
 
 
@@ -218,6 +269,8 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     parts, together = _parts_tied_weights(wrapped), _trained_together(wrapped)
     for name, adapter in wrapped.adapters.items():
         model.set_submodule(name, adapter.merged_layer())
+    for name, rows in wrapped.token_rows.items():
+        model.set_submodule(name, rows.merged_module())
     for first, *others in together:
         for other in others:
             model.get_submodule(other).weight = model.get_submodule(first).weight
@@ -252,18 +305,20 @@ def _parts_tied_weights(wrapped: WrappedModel) -> bool:
     together = {name for group in _trained_together(wrapped) for name in group}
     changed = [
         f"{module}."
-        for module in (*wrapped.adapters, *wrapped.saved_modules)
+        for module in (*wrapped.adapters, *wrapped.saved_modules, *wrapped.token_rows)
         if module not in together
     ]
     return any(name.startswith(tuple(changed)) for name in shared_names(wrapped.model))
 
 
 def _trained_together(wrapped: WrappedModel) -> list[list[str]]:
-    """Groups of adapted layers that train one weight in place of the one they shared."""
+    """Groups of layers that train one weight, or rows, in place of what they shared."""
     groups: dict[int, list[str]] = {}
     for name, adapter in wrapped.adapters.items():
         if "weight" in (own := adapter.trained_parameters()):
             groups.setdefault(own["weight"].data_ptr(), []).append(name)
+    for name, rows in wrapped.token_rows.items():
+        groups.setdefault(rows.rows.data_ptr(), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -276,6 +331,8 @@ def trained_values(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
     for name, saved in wrapped.saved_modules.items():
         own = saved.trained_module.state_dict()
         values |= {f"{name}.{key}": value.detach() for key, value in own.items()}
+    for name, rows in wrapped.token_rows.items():
+        values[f"{name}.weight"] = rows.whole_weight()
     return values
 
 
@@ -290,6 +347,8 @@ def adapter_state(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
             named.setdefault(tensor, f"base_model.model.{name}.{suffix}")
         for key, tensor in adapter.shared_tensors().items():
             named.setdefault(tensor, key)
+    for name, rows in wrapped.token_rows.items():
+        named.setdefault(rows.rows, f"base_model.model.{name}.{TOKEN_ROWS}")
     state = {key: tensor.detach() for tensor, key in named.items()}
     for name, saved in wrapped.saved_modules.items():
         for suffix, tensor in saved.trained_module.state_dict().items():

@@ -15,7 +15,7 @@ from loratune.compare.result import Costs, SeedRun, Trial
 from loratune.compare.rows import ComparisonRows, prepare_comparison, units
 from loratune.compare.scores import UnitScores, score_units
 from loratune.compare.search import Point
-from loratune.config.schema import RunConfig, TrainerConfig
+from loratune.config.schema import RunConfig, TrainerConfig, trained_tokens
 from loratune.counting.activations import measure_activations
 from loratune.counting.parameters import count_in
 from loratune.data.arrangement import arrange
@@ -25,9 +25,9 @@ from loratune.data.training_set import TrainingSet
 from loratune.errors import Interrupted, LoratuneError, Preempted, TrainingError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.merging.weight import merged_weight
-from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder, read_model_config
+from loratune.models.vocabulary import token_ids, tokenizer_and_rows
 from loratune.stages.evaluate import answer_prompts, evaluation_loss
 from loratune.stages.load import load
 from loratune.surgery import WrappedModel, unwrap_model, wrap_model
@@ -77,12 +77,12 @@ class Workbench:
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
         folder = model_folder(config.model.path, config.model.revision)
-        tokenizer = load_tokenizer(folder)
         numbers = read_model_config(folder)
-        self._vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
+        tokenizer, self._vocabulary = tokenizer_and_rows(folder, config.model.add_tokens)
         rows = prepare_comparison(config, tokenizer, self._vocabulary)
         self.base = load(config.model, config.trainer.precision, tokenizer)
         self._take(rows)
+        self._tokens = token_ids(tokenizer, trained_tokens(config))
         self.architecture = measure_model(self.base.model, numbers)
         self.layers = find_targets(
             self.architecture.layers, config.targets, config.adapter, self.architecture.family
@@ -158,7 +158,7 @@ class Workbench:
     def costs(self, config: AdapterConfig) -> Costs:
         """What a setting costs: closed forms, and one block's activations."""
         saved = self.config.targets.modules_to_save
-        count = count_in(self.architecture, self.layers, config, saved)
+        count = count_in(self.architecture, self.layers, config, saved, tokens=len(self._tokens))
         added, base = self._activations(config)
         return Costs(
             rank=config.rank,
@@ -178,7 +178,9 @@ class Workbench:
         self, config: AdapterConfig, seed: int
     ) -> Iterator[tuple[WrappedModel, LanguageModelHead]]:
         """The base with fresh adapters; without them again afterwards, whatever happens."""
-        wrapped = wrap_model(self.base.model, config, self.config.targets, seed=seed)
+        wrapped = wrap_model(
+            self.base.model, config, self.config.targets, seed=seed, tokens=self._tokens
+        )
         try:
             yield wrapped, LanguageModelHead(wrapped.model)
         finally:

@@ -28,6 +28,7 @@ from loratune.files import BUILTIN
 from loratune.generation import Sampling, generate_answers, stop_ids
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.merging.folder import replaced_tokenizer
+from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder, read_model_config
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
@@ -93,7 +94,8 @@ def merge_adapters(
     """
     adapters = [_adapter_to_merge(folder) for folder in folders]
     base_folder = _base_folder(adapters[0], config, base_named)
-    merge_and_show(adapters, base_folder, load_tokenizer(base_folder), out, config)
+    tokenizer = tokenizer_fingerprint(load_tokenizer(base_folder))
+    merge_and_show(adapters, base_folder, tokenizer, out, config)
 
 
 def export_adapter(
@@ -201,7 +203,7 @@ def _load_adapted(
 ) -> tuple[AdapterFolder, BaseModel, WrappedModel]:
     adapter = read_adapter(folder)
     model = base_model(adapter, config.model, named=base_named)
-    base = load(model, config.trainer.precision)
+    base = load(replace(model, add_tokens=[]), config.trainer.precision)  # the adapter's own come
     check_base(base, adapter, config.allow_drift)
     rows = base.vocab_size
     wrapped = wrap(base.model, config, adapter)

@@ -9,7 +9,7 @@ import torch
 
 # Training's own imports: a plan runs in a process like training's, whose memory it counts.
 import loratune.pipeline.run  # noqa: F401
-from loratune.config.schema import RunConfig
+from loratune.config.schema import RunConfig, trained_tokens
 from loratune.counting.activations import ActivationReport, measure_activations
 from loratune.counting.parameters import VariantCount, count_in
 from loratune.errors import ConfigError, LoratuneError
@@ -84,7 +84,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
     """
     architecture = find_architecture(config.model)
     matched = match_targets(config, architecture)
-    saved = config.targets.modules_to_save
+    saved, rows = config.targets.modules_to_save, len(trained_tokens(config))
     stored = _stored_dtype(config)
     device, dtype, is_here = _device_and_dtype(config, stored)
     measured = measure_activations(
@@ -93,7 +93,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
     gc.collect()
     return Setting(
         architecture=architecture,
-        count=count_in(architecture, matched.shapes, config.adapter, saved),
+        count=count_in(architecture, matched.shapes, config.adapter, saved, tokens=rows),
         adapted_blocks=len({block_of(shape.name) for shape in matched.shapes} - {None}),
         activations=measured,
         dtype=dtype,

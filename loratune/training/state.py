@@ -62,6 +62,8 @@ def adapter_tensors(wrapped: WrappedModel) -> dict[str, Tensor]:
         own = {f"{name}.{key}": value for key, value in adapter.adapter_tensors().items()}
         for key, value in (own | adapter.shared_tensors()).items():
             named.setdefault(value, key)
+    for name, rows in wrapped.token_rows.items():
+        named.setdefault(rows.rows, f"{name}.rows")
     tensors = {key: value.detach() for value, key in named.items()}
     for name, saved in wrapped.saved_modules.items():
         for key, value in saved.trained_module.state_dict().items():
