@@ -33,6 +33,7 @@ from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder, read_model_config
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
 from loratune.pipeline.loading import check_base, evaluation_only
+from loratune.stages.combine import combine
 from loratune.stages.load import BaseModel, load
 from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel, disabled
@@ -111,6 +112,33 @@ def export_adapter(
         return
     adapter = _adapter_to_merge(folder)
     export_and_show(adapter, _base_folder(adapter, config, base_named), out, form, config)
+
+
+def combine_adapters(
+    config: RunConfig,
+    folders: Sequence[Path],
+    weights: Sequence[float],
+    out: Path,
+    *,
+    base_named: bool,
+) -> None:
+    """Write the weighted sum of adapters as one, and print what was proved.
+
+    Raises:
+        LoratuneError: what stands against it; nothing is published then.
+    """
+    adapters = [_adapter_to_merge(folder) for folder in folders]
+    base_folder = _base_folder(adapters[0], config, base_named)
+    tokenizer = tokenizer_fingerprint(load_tokenizer(base_folder))
+    certificate = combine(
+        adapters, weights, base_folder, out, tokenizer=tokenizer, allow_drift=config.allow_drift
+    )
+    proof = certificate["proof"]
+    terms = " + ".join(f"{w:g} · {folder}" for w, folder in zip(weights, folders, strict=True))
+    say(
+        f"combined {terms}: rank {certificate['rank']}, ΔW differs from the sum by "
+        f"{proof['worst_relative_difference']:.1e} of its largest term at most: {out}"
+    )
 
 
 def generate(

@@ -12,8 +12,7 @@ from loratune.adapter_files.peft_format import TENSORS
 from loratune.errors import CheckpointError, LoratuneError
 from loratune.models.fingerprint import file_fingerprint
 from loratune.runs.checkpoint import MANIFEST, published_checkpoints, read_manifest
-from loratune.runs.run_dir import MERGE_REPORT, SUMMARY, RunDir
-from loratune.stages.export import CERTIFICATE
+from loratune.runs.run_dir import CERTIFICATE, MERGE_REPORT, SUMMARY, RunDir
 from loratune.verify.adapter import base_checks, check_adapter, check_export
 from loratune.verify.checks import Base, Check, file_checks, sealed, unfit_names
 from loratune.verify.merged import check_merged

@@ -8,6 +8,8 @@ import json
 
 import pytest
 
+from loratune.adapters.registry import variant_names
+
 PRINTED = {"opt_125m": 589_824, "opt_350m": 1_572_864, "opt_1_3b": 3_145_728}
 
 
@@ -47,7 +49,8 @@ def test_a_narrow_terminal_gets_every_number_with_variants_as_columns(cli, monke
 
     console.cache_clear()
     monkeypatch.setenv("COLUMNS", "85")
-    _, out, _ = cli("count-params", "model=llama_3_8b", "rank=64")
+    four = "variants=[lora,lora_fa,lora_plus,vera]"
+    _, out, _ = cli("count-params", "model=llama_3_8b", "rank=64", four)
     console.cache_clear()
     assert "lora_plus" in out and "% of base + adapter" in out
     assert "1,342,177,280" in out
@@ -57,7 +60,7 @@ def test_a_narrow_terminal_gets_every_number_with_variants_as_columns(cli, monke
 def test_csv_is_a_table_a_program_reads(cli):
     _, out, _ = cli("count-params", "model=gpt2", "rank=4", "format=csv")
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert {row["variant"] for row in rows} == {"lora", "lora_fa", "lora_plus", "vera"}
+    assert {row["variant"] for row in rows} == set(variant_names())
     assert all(int(row["stored bytes"]) == 4 * int(row["stored"]) for row in rows)
 
 
@@ -79,7 +82,8 @@ def test_modules_sum_to_the_variants_total(cli):
 def test_a_rank_set_for_the_chosen_variant_counts_for_those_of_the_same_usual_rank(cli):
     rows = counted(cli, "model=gpt2", "adapter.rank=6")["variants"]
     ranks = {row["variant"]: row["rank"] for row in rows}
-    assert ranks == {"lora": 6, "lora_fa": 6, "lora_plus": 6, "vera": 256}
+    expected = {"lora": 6, "lora_fa": 6, "lora_plus": 6, "vera": 256}
+    assert {name: ranks[name] for name in expected} == expected
 
 
 def test_a_budget_gives_the_highest_rank_that_keeps_it(cli):
@@ -88,7 +92,9 @@ def test_a_budget_gives_the_highest_rank_that_keeps_it(cli):
     ranks = {match["variant"]: match["rank"] for match in report["matches"]}
     assert (ranks["lora"], ranks["lora_fa"]) == (16, 32)
     for row, match in zip(report["variants"], report["matches"], strict=True):
-        assert row["trainable"] == match["reached"] <= 589_824
+        assert row["trainable"] == match["reached"]
+        assert (match["reached"] <= 589_824) is (match["rank"] is not None)
+    assert [match["variant"] for match in report["matches"] if match["rank"] is None] == ["full"]
 
 
 def test_a_recipe_is_counted_with_its_own_model_and_without_its_data(cli):
