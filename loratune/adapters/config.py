@@ -114,6 +114,10 @@ class AdapterConfig(ABC):
             )
         check_learning_rate(self.lr, "adapter.lr")
 
+    def without_effect(self) -> list[str]:
+        """Names of settings that are set and change nothing here: a recipe may not set them."""
+        return []
+
     def warnings(self) -> list[str]:
         """What is allowed but likely to go wrong, one sentence each."""
         return []

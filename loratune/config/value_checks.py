@@ -23,7 +23,15 @@ def check_values(config: RunConfig) -> list[ConfigError]:
         for key, (is_allowed, advice) in _RANGES.items()
         if (value := attrgetter(key)(config)) is not None and not is_allowed(value)
     ]
-    return [*out_of_range, *_contradictions(config)]
+    without_effect = [
+        ConfigError(
+            f"it has no effect with {config.adapter.variant}",
+            where=f"adapter.{name}",
+            fix="remove it",
+        )
+        for name in config.adapter.without_effect()
+    ]
+    return [*out_of_range, *without_effect, *_contradictions(config)]
 
 
 def _at_least(least: float, advice: str = "") -> Check:

@@ -226,11 +226,15 @@ def test_a_part_cannot_be_left_out_of_the_whole_model() -> None:
     assert caught.value.where == "targets.exclude"
 
 
-def test_it_says_that_peft_cannot_read_it_and_what_has_no_effect() -> None:
+def test_it_says_that_peft_cannot_read_it() -> None:
     (notice,) = peft_notices(wrap_model(tiny_opt(), FullConfig(), TargetsConfig(modules=["fc1"])))
     assert "PEFT cannot use this adapter" in notice and "format=merged" in notice
-    assert [line for line in FullConfig(alpha=4.0).warnings() if "adapter.alpha" in line]
-    assert not FullConfig().warnings()
+
+
+@pytest.mark.parametrize("word", ["adapter.alpha=4", "adapter.kernel=fused"])
+def test_a_setting_without_effect_is_refused(cli: Any, word: str) -> None:
+    outcome = cli("train", "recipe=smoke", "adapter=full", word, "out=run")
+    assert outcome.code == 2 and "has no effect with full" in outcome.err
 
 
 def test_the_whole_model_lives_through_every_command(cli: Any, tmp_path: Path) -> None:

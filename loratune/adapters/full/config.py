@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from loratune.adapters.config import AdapterConfig, AdapterCount, LayerShape
+from loratune.adapters.config import AdapterConfig, AdapterCount, Kernel, LayerShape
 
 
 @dataclass(kw_only=True)
@@ -20,17 +20,14 @@ class FullConfig(AdapterConfig):
     every_parameter: bool = False
     """Train biases, norms and embeddings too, and every layer; ``targets`` is then not used."""
 
-    def warnings(self) -> list[str]:
+    def without_effect(self) -> list[str]:
         unused = {
             "alpha": self.alpha is not None,
+            "kernel": self.kernel is not Kernel.auto,
             "rank_pattern": bool(self.rank_pattern),
             "alpha_pattern": bool(self.alpha_pattern),
         }
-        return [
-            f"adapter.{name} has no effect: weights are trained in full"
-            for name, is_set in unused.items()
-            if is_set
-        ]
+        return [name for name, is_set in unused.items() if is_set]
 
     def scaling(self, rank: int, alpha: float | None) -> float:
         """1: the weights themselves train."""
