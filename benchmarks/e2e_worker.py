@@ -46,7 +46,9 @@ def run_loratune(job: dict[str, Any], gate: Gate) -> None:
 
     class Waiting:
         def log(self, step: int, values: dict[str, float]) -> None:
-            gate.wait(loss=values["train/loss"], **counts.popleft())
+            step_counts = counts.popleft()
+            computed = round(step_counts["tokens"] / values["train/fill_rate"])
+            gate.wait(loss=values["train/loss"], **{**step_counts, "padded": computed})
 
         def close(self) -> None: ...
 

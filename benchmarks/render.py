@@ -46,7 +46,7 @@ def render(template: str, results: Results) -> str:
 
 def common_names() -> set[str]:
     """Benchmarks that may not have run."""
-    return {"step", "e2e", "scaling", "merge", "startup", "cuda"}
+    return {"step", "e2e", "real", "scaling", "merge", "startup", "cuda"}
 
 
 def write_page() -> Path:
@@ -164,23 +164,34 @@ def saved(results: Results) -> str:
     return table(head, lines)
 
 
-def e2e_table(group: str) -> Callable[[Results], str]:
+RATES = ("", "rows/s", "tokens/s", "s a step", "tokens / computed", "peak MiB")
+
+
+def rows_table(benchmark: str, group: str) -> Callable[[Results], str]:
     """Training on rows, one group of contenders."""
 
     def place(results: Results) -> str:
-        rows = results["e2e"]["groups"].get(group)
+        rows = results[benchmark]["groups"].get(group)
         if not rows:
             return NONE
         own = rows[0]["rows_per_second"]
         return table(
-            ["", "rows/s", "tokens/s", "s a step", "fill", "peak MiB", f"{rows[0]['name']} is"],
+            [
+                "",
+                "rows/s",
+                "tokens/s",
+                "s a step",
+                "tokens / computed",
+                "peak MiB",
+                f"{rows[0]['name']} is",
+            ],
             [
                 [
                     row["name"],
                     number(row["rows_per_second"]),
                     f"{row['tokens_per_second']:,.0f}",
                     spread(row["step_seconds"]),
-                    f"{row['fill']:.0%}",
+                    number(row["fill"]),
                     mib(row["peak_bytes"]),
                     f"{own / row['rows_per_second']:.2f} ×",
                 ]
@@ -312,6 +323,12 @@ def rate_ratio(group: str, own: str, other: str) -> Callable[[Results], str]:
     return place
 
 
+def real_settings(results: Results) -> str:
+    """Batch, rank and steps of the runs on the real model."""
+    values = results["real"]["settings"]
+    return "{batch} rows a step, rank {rank} on all linear layers, {steps} steps".format(**values)
+
+
 def rows_source(results: Results) -> str:
     """Which rows were trained on."""
     return str(results["e2e"]["settings"]["rows"])
@@ -325,8 +342,13 @@ PLACES: dict[str, Callable[[Results], str]] = {
     "step_half": step_table("half"),
     "step_long": step_table("long"),
     "saved": saved,
-    "e2e_fp32": e2e_table("fp32"),
-    "e2e_bf16": e2e_table("bf16"),
+    "e2e_fp32": rows_table("e2e", "fp32"),
+    "e2e_bf16": rows_table("e2e", "bf16"),
+    "real_banking77_fp32": rows_table("real", "banking77_fp32"),
+    "real_banking77_bf16": rows_table("real", "banking77_bf16"),
+    "real_e2e_fp32": rows_table("real", "e2e_fp32"),
+    "real_e2e_bf16": rows_table("real", "e2e_bf16"),
+    "real_settings": real_settings,
     "losses": losses,
     "scaling": scaling,
     "merging": merging,

@@ -62,11 +62,17 @@ def builders(plan: Plan) -> dict[str, Build]:
         "loratune LoRA-FA": loratune("lora_fa", plan.rank),
         "loratune LoRA+": loratune("lora_plus", plan.rank),
         "loratune VeRA": loratune("vera", plan.vera_rank),
+        "loratune DoRA": loratune("dora", plan.rank),
+        "loratune IA3": loratune("ia3", plan.rank),
+        "loratune OFT": loratune("oft", plan.rank),
         "loratune LoRA, reference kernel": loratune("lora", plan.rank, Kernel.reference),
         "loratune LoRA-FA, reference kernel": loratune("lora_fa", plan.rank, Kernel.reference),
         "loratune VeRA, reference kernel": loratune("vera", plan.vera_rank, Kernel.reference),
         "PEFT LoRA": peft_lora(False),
         "PEFT LoRA, A frozen": peft_lora(True),
+        "PEFT DoRA": lambda base, dropout=0.0: models.peft_lora(
+            base, plan.rank, frozen_A=False, lora_dropout=dropout, use_dora=True
+        ),
         "PEFT VeRA": lambda base, dropout=0.0: models.peft_vera(
             base, plan.vera_rank, vera_dropout=dropout
         ),

@@ -13,6 +13,7 @@ from torch import nn
 from loratune.adapters.base import Adapter, LayerPlan
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.registry import adapter_class
+from loratune.adapters.stacked import StackedWeight, put_adapter, put_parameter
 from loratune.adapters.token_rows import TokenRows
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
@@ -107,6 +108,7 @@ def wrap_model(
     *,
     seed: int | None = 0,
     family: str | None = None,
+    unusable: Mapping[str, str] | None = None,
     strict: bool = True,
     will_be_loaded: bool = False,
     tokens: Sequence[int] = (),
@@ -119,6 +121,7 @@ def wrap_model(
         targets: which layers.
         seed: of the adapters' random start; ``None`` draws from torch's current state.
         family: architecture that the role words resolve for, by default ``model.config``'s.
+        unusable: layer to why an adapter can do nothing for it, where that was looked at.
         strict: every listed pattern must match; else one match in all is enough.
         will_be_loaded: skip a costly start that loading an adapter will overwrite.
         tokens: ids whose rows of both embeddings train.
@@ -137,6 +140,8 @@ def wrap_model(
         family,
         others=others,
         stacked=stacked_experts(model),
+        unusable=unusable,
+        base_parameters=sum(parameter.numel() for parameter in model.parameters()),
         strict=strict,
     )
     _check_overlap(match, targets)
@@ -150,7 +155,7 @@ def wrap_model(
     for plan, adapter in zip(plans, adapters, strict=True):
         adapter.config = config
         adapter.train(plan.base_layer.training)
-        model.set_submodule(plan.shape.name, adapter)
+        _put(model, plan.shape, adapter)
     saved = {name: _save_module(model, name) for name in _saved_names(model, targets)}
     named = {adapter.shape.name: adapter for adapter in adapters}
     return WrappedModel(model, named, saved, config, match, _put_rows(model, ends, tokens))
@@ -158,7 +163,24 @@ def wrap_model(
 
 def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPlan:
     rank, alpha = rank_for(shape.name, config), alpha_for(shape.name, config)
-    return LayerPlan(model.get_submodule(shape.name), shape, rank, alpha)
+    layer = (
+        StackedWeight(model.get_parameter(shape.name))
+        if shape.is_stacked
+        else model.get_submodule(shape.name)
+    )
+    return LayerPlan(layer, shape, rank, alpha)
+
+
+def _put(model: nn.Module, shape: LayerShape, new: nn.Module) -> None:
+    """Put an adapter in the place of a layer, or a layer back in its adapter's."""
+    if not shape.is_stacked:
+        model.set_submodule(shape.name, new)
+        return
+    owner, _, key = shape.name.rpartition(".")
+    if isinstance(new, Adapter):
+        put_adapter(model.get_submodule(owner), key, new)
+    else:
+        put_parameter(model.get_submodule(owner), key, new)
 
 
 def _check_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
@@ -249,9 +271,9 @@ def disabled(wrapped: WrappedModel) -> Iterator[None]:
 def unwrap_model(wrapped: WrappedModel) -> nn.Module:
     """Put the original layers back, bit for bit, and return the frozen base model."""
     model = wrapped.model
-    for name, adapter in wrapped.adapters.items():
+    for adapter in wrapped.adapters.values():
         adapter.unmerge()
-        model.set_submodule(name, adapter.base_layer)
+        _put(model, adapter.shape, adapter.base_layer)
     for name, saved in wrapped.saved_modules.items():
         model.set_submodule(name, saved.original_module)
     for name, rows in wrapped.token_rows.items():
@@ -267,13 +289,16 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     """
     model = wrapped.model
     parts, together = _parts_tied_weights(wrapped), _trained_together(wrapped)
-    for name, adapter in wrapped.adapters.items():
-        model.set_submodule(name, adapter.merged_layer())
+    for adapter in wrapped.adapters.values():
+        _put(model, adapter.shape, adapter.merged_layer())
     for name, rows in wrapped.token_rows.items():
         model.set_submodule(name, rows.merged_module())
     for first, *others in together:
         for other in others:
             model.get_submodule(other).weight = model.get_submodule(first).weight
+    parts = _parts_tied_weights(wrapped)
+    for adapter in wrapped.adapters.values():
+        _put(model, adapter.shape, adapter.merged_layer())
     for name, saved in wrapped.saved_modules.items():
         dtype = next(saved.original_module.parameters()).dtype
         model.set_submodule(name, saved.trained_module.to(dtype).requires_grad_(False))
@@ -342,9 +367,10 @@ def adapter_state(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
     One that several layers train together is there once, under the first one's name.
     """
     named: dict[torch.Tensor, str] = {}
+    names = peft_names(wrapped)
     for name, adapter in wrapped.adapters.items():
         for suffix, tensor in adapter.peft_tensors().items():
-            named.setdefault(tensor, f"base_model.model.{name}.{suffix}")
+            named.setdefault(tensor, f"base_model.model.{names[name]}.{suffix}")
         for key, tensor in adapter.shared_tensors().items():
             named.setdefault(tensor, key)
     for name, rows in wrapped.token_rows.items():
@@ -354,3 +380,21 @@ def adapter_state(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
         for suffix, tensor in saved.trained_module.state_dict().items():
             state[f"base_model.model.{name}.{suffix}"] = tensor.detach()
     return state
+
+
+def peft_names(wrapped: WrappedModel) -> dict[str, str]:
+    """Name of every adapted layer to its name in PEFT's file.
+
+    PEFT wraps the module that has an adapted parameter, once more for each further parameter of
+    it: the first one's adapter is the innermost.
+    """
+    names = {}
+    outer: dict[str, int] = {}
+    for name in reversed(list(wrapped.adapters)):
+        if wrapped.adapters[name].shape.is_stacked:
+            owner = name.rpartition(".")[0]
+            names[name] = owner + ".base_layer" * outer.get(owner, 0)
+            outer[owner] = outer.get(owner, 0) + 1
+        else:
+            names[name] = name
+    return names

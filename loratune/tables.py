@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 Cell = str | int | float | None
+_PARTED_ROWS = 12
+"""Rows of the longest table that is cut into parts to lie on its side."""
 _LINE = 110
 _NUMBER = re.compile(r"[<±+\-−]?\s?\d")
 
@@ -152,11 +154,28 @@ def facts(pairs: Sequence[tuple[str, str]]) -> Table:
 
 
 def show(table: Table) -> None:
-    """Print a table; on its side where the terminal is too narrow for it and that helps."""
+    """Print a table; on its side, in parts if need be, where the terminal is too narrow for it."""
     room = console().options.update_width(1000)  # measuring never answers more than that
     upright, on_its_side = table.to_rich(), table.transposed().to_rich()
     wide, narrow = (console().measure(t, options=room).minimum for t in (upright, on_its_side))
-    console().print(on_its_side if narrow <= console().width < wide else upright)
+    if narrow > console().width and wide > console().width and 1 < len(table.rows) <= _PARTED_ROWS:
+        for part in _halves(table):
+            show(part)
+    else:
+        console().print(on_its_side if narrow <= console().width < wide else upright)
+
+
+def _halves(table: Table) -> tuple[Table, Table]:
+    """The first and the last rows of a table, each as one."""
+    half = (len(table.rows) + 1) // 2
+    marked = frozenset(number - half for number in table.marked if number >= half)
+    first = replace(
+        table,
+        rows=table.rows[:half],
+        caption="",
+        marked=frozenset(number for number in table.marked if number < half),
+    )
+    return first, replace(table, title="", rows=table.rows[half:], marked=marked)
 
 
 def markdown_text(text: str) -> str:

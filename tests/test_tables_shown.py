@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from loratune.console import console
@@ -38,6 +40,23 @@ def test_a_table_lies_on_its_side_where_that_makes_it_fit(
     head = capsys.readouterr().out
     assert head.index(first) < head.index("73,728")
     assert ("variant" in head) == (width == 200)
+
+
+def test_a_table_that_fits_neither_way_comes_in_parts_with_every_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console(), "width", 60)
+    names = ("lora", "vera", "lora_fa", "lora_plus", "other")
+    many = replace(
+        COUNTS,
+        rows=tuple((name, 8, *(10**9 + place,) * 4) for place, name in enumerate(names)),
+        marked=frozenset({0, 4}),
+    )
+    show(many)
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(lines)
+    assert all(f"{10**9 + place:,}" in text and name in text for place, name in enumerate(names))
+    assert max(map(len, lines)) <= 60 and text.count("trainable") > 1
 
 
 def test_many_rows_stay_upright_on_a_narrow_terminal(

@@ -16,7 +16,7 @@ from loratune.config.schema import ExportFormat
 from loratune.errors import ModelError
 from loratune.models.build import meta_base
 from loratune.models.fingerprint import tensors_fingerprint
-from loratune.surgery import adapter_state, wrap_model
+from loratune.surgery import adapter_state, peft_names, wrap_model
 
 Form = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
 """adapter_config.json, tensors, loratune.json."""
@@ -73,11 +73,12 @@ def _without_frozen(offline: MetaAdapter) -> tuple[dict[str, Tensor], dict[str, 
         ModelError: if nothing is frozen, or the recorded seed does not give the same matrices.
     """
     tensors = _all_tensors(offline)
+    names = peft_names(offline.wrapped)
     frozen = {
-        f"{PREFIX}{name}.{suffix}"
+        f"{PREFIX}{names[name]}.{suffix}"
         for name, layer in offline.wrapped.adapters.items()
         for suffix, tensor in layer.adapter_tensors().items()
-        if not tensor.requires_grad
+        if not tensor.requires_grad and f"{PREFIX}{name}.{suffix}" in tensors
     }
     if not frozen:
         raise ModelError(

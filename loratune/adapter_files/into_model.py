@@ -19,7 +19,7 @@ from loratune.adapter_files.peft_format import (
 )
 from loratune.errors import ConfigError, ModelError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
-from loratune.surgery import WrappedModel, adapter_state, wrap_model
+from loratune.surgery import WrappedModel, adapter_state, peft_names, wrap_model
 
 
 def wrap_for_loading(
@@ -106,8 +106,9 @@ def _base_copies(wrapped: WrappedModel, folder: AdapterFolder, where: str) -> se
 
 @torch.no_grad()
 def _copy_in(wrapped: WrappedModel, tensors: Mapping[str, Tensor]) -> None:
+    names = peft_names(wrapped)
     for name, adapter in wrapped.adapters.items():
-        start = f"{PREFIX}{name}."
+        start = f"{PREFIX}{names[name]}."
         own = adapter.peft_tensors()
         adapter.load_peft_tensors({s: tensors.get(start + s, value) for s, value in own.items()})
         for key, tensor in adapter.shared_tensors().items():

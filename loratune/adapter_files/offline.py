@@ -78,7 +78,7 @@ def has_no_effect(adapter: MetaAdapter) -> bool:
     """Whether every correction is exactly zero, and no module was trained in full."""
 
     def is_zero(module: str, layer: Adapter) -> bool:
-        weight = adapter.names.read(f"{module}.weight") if layer.reads_base else layer.weight
+        weight = adapter.names.read(layer.shape.parameter) if layer.reads_base else layer.weight
         return not bool(layer.delta_weight(weight).any())
 
     layers = adapter.wrapped.adapters.items()

@@ -33,7 +33,7 @@ from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError, SecurityError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.models.weights import inside, read_all
-from loratune.surgery import WrappedModel, adapter_state
+from loratune.surgery import WrappedModel, adapter_state, peft_names
 
 TENSORS = "adapter_model.safetensors"
 FACTS = "loratune.json"
@@ -133,7 +133,8 @@ def read_back(folder: Path, wrapped: WrappedModel) -> None:
     wrong = [
         key
         for key, tensor in saved.tensors.items()
-        if key.startswith(f"{PREFIX}{first}.") and not torch.equal(tensor, state[key].cpu())
+        if key.startswith(f"{PREFIX}{peft_names(wrapped)[first]}.")
+        and not torch.equal(tensor, state[key].cpu())
     ]
     if saved.config.to_peft() != wrapped.config.to_peft() or wrong:
         what = f"'{wrong[0]}'" if wrong else CONFIG
@@ -154,7 +155,6 @@ def peft_config(
     """
     config = {
         "base_model_name_or_path": base_name,
-        "bias": "none",
         "inference_mode": True,
         "modules_to_save": list(wrapped.saved_modules) or None,
         "task_type": "CAUSAL_LM",
@@ -175,8 +175,7 @@ def _token_settings(wrapped: WrappedModel) -> dict[str, Any]:
 
 def peft_notices(wrapped: WrappedModel) -> list[str]:
     """What to say before training, where PEFT will not read the adapter as it is meant."""
-    config = wrapped.config
-    problem = config.why_not_in_peft() or peft_targets(wrapped, config.to_peft()).problem
+    problem = peft_targets(wrapped, wrapped.config.to_peft()).problem
     if not problem:
         return []
     return [f"PEFT cannot use this adapter: {problem}; loratune evaluates, merges and exports it"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loratune.adapters.config import LayerKind
-from loratune.surgery import WrappedModel
+from loratune.surgery import WrappedModel, peft_names
 from loratune.targets.patterns import fitting_keys
 
 _WEIGHT = ".weight"
@@ -53,21 +53,27 @@ def peft_targets(wrapped: WrappedModel, config: Mapping[str, Any]) -> PeftTarget
         wrapped: the model.
         config: the other settings of ``adapter_config.json``.
     """
+    refused = (wrapped.config.why_not_in_peft(one.shape) for one in wrapped.adapters.values())
+    problem = next(filter(None, refused), "")
     if config.get("peft_type") != "LORA":
         modules, _ = _module_names(wrapped, list(wrapped.adapters))
-        return PeftTargets({"target_modules": modules})
+        return PeftTargets({"target_modules": modules}, problem)
     misread = _taken_for_experts(wrapped)
+    stacked = [name for name, layer in wrapped.adapters.items() if layer.shape.is_stacked]
     modules, is_exact = _module_names(
-        wrapped, [name for name in wrapped.adapters if name not in misread]
+        wrapped, [name for name in wrapped.adapters if name not in {*misread, *stacked}]
     )
     settings: dict[str, Any] = {"target_modules": modules}
-    if misread:
+    if misread or stacked:
         settings |= {
-            "target_parameters": [name + _WEIGHT for name in misread],
+            "target_parameters": [*(name + _WEIGHT for name in misread), *stacked],
             "lora_dropout": 0.0,  # PEFT has no dropout in front of a parameter
             **{key: _with_parameters(config, key, misread) for key in _PATTERNS},
         }
-    return PeftTargets(settings, _problem(wrapped, misread, modules, is_exact=is_exact))
+    problem = problem or _problem(wrapped, misread, modules, is_exact=is_exact)
+    for switch in sorted(wrapped.config.peft_switches) if misread else ():
+        problem = problem or f"it has no {switch} for '{misread[0]}', which it takes for experts"
+    return PeftTargets(settings, problem)
 
 
 def as_modules(peft: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def as_modules(peft: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
     parameters = peft.get("target_parameters")
     if not isinstance(parameters, list) or not parameters:
         return dict(peft)
-    if not all(isinstance(name, str) and name.endswith(_WEIGHT) for name in parameters):
+    if not all(isinstance(name, str) for name in parameters):
         return dict(peft)
     names = [name.removesuffix(_WEIGHT) for name in parameters]
     modules = peft.get("target_modules") or []
@@ -94,7 +100,8 @@ def as_modules(peft: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
 
 
 def _any_of(expression: str, names: Iterable[str]) -> str:
-    return rf"(?:{expression})|(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
+    named = "|".join(map(re.escape, names))
+    return rf"(?:{expression})|(?:.*\.)?(?:{named})(?:{re.escape(_WEIGHT)})?"
 
 
 def _module_names(wrapped: WrappedModel, adapted: Sequence[str]) -> tuple[list[str] | str, bool]:
@@ -126,7 +133,11 @@ def _taken_for_experts(wrapped: WrappedModel) -> list[str]:
 
     families: Mapping[str, str] = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
     taken = _TAKEN_FOR_EXPERTS.get(families.get(_model_type(wrapped), ""), frozenset())
-    return [name for name in wrapped.adapters if name.rsplit(".", 1)[-1] in taken]
+    return [
+        name
+        for name, layer in wrapped.adapters.items()
+        if name.rsplit(".", 1)[-1] in taken and not layer.shape.is_stacked
+    ]
 
 
 def _with_parameters(
@@ -178,8 +189,8 @@ def _renamed_on_loading(wrapped: WrappedModel) -> str | None:
         return None
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    for name in wrapped.adapters:
-        key = f"{name}.lora_A{_WEIGHT}"
+    for name, written in peft_names(wrapped).items():
+        key = f"{written}.lora_A{_WEIGHT}"
         if not key.endswith(rename_source_key(key, renamings, [])[0]):
             return name
     return None

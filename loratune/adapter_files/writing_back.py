@@ -47,7 +47,8 @@ def require_places(base_folder: Path, names: StoredNames, wrapped: WrappedModel)
 
 def changed_parameters(wrapped: WrappedModel) -> list[str]:
     """Names, in the plain model, of the parameters and buffers that a merge gives new values."""
-    weights = [f"{module}.weight" for module in wrapped.adapters]
+    weights = [layer.shape.parameter for layer in wrapped.adapters.values()]
+    weights += [f"{name}.bias" for name, layer in wrapped.adapters.items() if layer.corrects_bias]
     return list(dict.fromkeys([*weights, *trained_values(wrapped)]))
 
 

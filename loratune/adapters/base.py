@@ -36,9 +36,10 @@ class LayerPlan:
 class Adapter(nn.Module, ABC):
     """A frozen layer plus a correction: ``y + delta(x, y)`` with ``y = base_layer(x)``.
 
-    The correction is linear in x, so that it is also a matrix: ``delta(x, y) = x ΔWᵀ``.  ΔW may
-    depend on the weight W.  The base may lie on the meta device, without data: an adapter built
-    there starts with any numbers of the right shape, since its own are about to be loaded.
+    The correction is linear in x, so that it is also a matrix: ``delta(x, y) = x ΔWᵀ``, plus
+    ``delta_bias`` where it changes the base's bias too.  ΔW may depend on the weight W.  The base
+    may lie on the meta device, without data: an adapter built there starts with any numbers of the
+    right shape, since its own are about to be loaded.
 
     Attributes:
         base_layer: the layer that was there before; its parameters are frozen.
@@ -77,7 +78,8 @@ class Adapter(nn.Module, ABC):
         """What is added to the base layer's output.
 
         Args:
-            x: (..., in); token ids (...) for an embedding.
+            x: (..., in); token ids (...) for an embedding; (experts, ..., in) for stacked experts,
+                each of which has inputs of its own.
             y: ``base_layer(x)``, (..., out), bias included: a variant that scales W takes
                 ``self.bias`` away first.
 
@@ -85,19 +87,33 @@ class Adapter(nn.Module, ABC):
             (..., out).
         """
 
+    def output(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y + delta(x, y)``; override it where PEFT takes other steps to the same result."""
+        return y + self.delta(x, y)
+
     @abstractmethod
     def delta_rows(self, weight: Tensor, rows: slice) -> Tensor:
         """Rows of ΔW in the layout in which the layer stores its weight.
 
         Args:
             weight: the whole W as stored, in its own dtype: (out, in), (in, out) for Conv1D,
-                (vocabulary, width) for an embedding.  It may lie in a mapped file, and need not
+                (vocabulary, width) for an embedding; for stacked experts a matrix as well, with
+                the rows of one after those of another.  It may lie in a mapped file, and need not
                 be ``self.weight``, which has no data where the base is on the meta device.
             rows: which, as indices into ``weight``; ``start`` and ``stop`` are set.
 
         Returns:
             (rows, columns of ``weight``) in the adapter's dtype.
         """
+
+    @property
+    def corrects_bias(self) -> bool:
+        """Whether ``delta`` has a part that is not linear in x: what it makes of the bias."""
+        return False
+
+    def delta_bias(self, bias: Tensor) -> Tensor:
+        """What is added to the base's bias, where ``corrects_bias`` says so; (out,)."""
+        raise NotImplementedError
 
     def row_writer(self, weight: Tensor) -> RowWriter:
         """``delta_rows`` for many blocks of one weight; override it to share work among them."""
@@ -110,7 +126,8 @@ class Adapter(nn.Module, ABC):
     def delta_weight(self, weight: Tensor | None = None) -> Tensor:
         """The whole ΔW, in the weight's own layout and the adapter's dtype."""
         weight = self.weight if weight is None else weight
-        return self.delta_rows(weight, slice(0, weight.shape[0]))
+        matrix = weight.reshape(-1, weight.shape[-1])
+        return self.delta_rows(matrix, slice(0, matrix.shape[0])).view(weight.shape)
 
     @abstractmethod
     def adapter_tensors(self) -> dict[str, Tensor]:
@@ -132,11 +149,20 @@ class Adapter(nn.Module, ABC):
         """The whole layer by a fused kernel, or ``None`` where none applies."""
         return None
 
+    def adapted_weight(self) -> Tensor:
+        """W + ΔW of stacked experts, or W where the adapter is merged or off."""
+        weight = self.weight
+        if self.merged or not self.enabled:
+            return weight
+        return (weight.float() + self.delta_weight()).to(weight.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.merged and self.training:
             raise ModelError(
                 "an adapter that is merged cannot train", where=self.shape.name, fix="unmerge first"
             )
+        if self.shape.is_stacked:
+            return self.adapted_weight()
         if self.merged or not self.enabled:
             return self._base(x)
         if self.config.kernel is not Kernel.reference:
@@ -144,7 +170,7 @@ class Adapter(nn.Module, ABC):
             if y is not None:
                 return y
         y = self._base(x)
-        return (y + self.delta(x, y)).to(y.dtype)
+        return self.output(x, y).to(y.dtype)
 
     def _base_is_plain(self) -> bool:
         """Whether the base layer's output is just x Wᵀ + bias, with nothing hooked in."""
@@ -199,9 +225,14 @@ class Adapter(nn.Module, ABC):
             )
         return total
 
+    @torch.no_grad()
     def merged_parameters(self) -> dict[str, Tensor]:
         """The base layer's parameters that merging changes, as they are then."""
-        return {"weight": self.merged_weight()}
+        merged = {"weight": self.merged_weight()}
+        if self.corrects_bias and self.bias is not None:
+            total = self.bias.float() + self.delta_bias(self.bias).float()
+            merged["bias"] = total.to(self.bias.dtype)
+        return merged
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -253,7 +284,7 @@ class Adapter(nn.Module, ABC):
     # -- state -----------------------------------------------------------------------------
 
     def peft_tensors(self) -> dict[str, Tensor]:
-        """What the adapter file holds for this layer; differs from the state only in scale."""
+        """What the adapter file holds for this layer: the state, in the form that PEFT reads."""
         return self.adapter_tensors()
 
     @torch.no_grad()
@@ -272,3 +303,13 @@ class Adapter(nn.Module, ABC):
 def data_device(weight: Tensor) -> torch.device:
     """Where an adapter's tensors live: with the base weight, or on the CPU if it has no data."""
     return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def pieces_of(rows: slice, height: int) -> list[tuple[int, slice]]:
+    """Rows of a stack of matrices of ``height`` rows: number of the matrix, and its own rows."""
+    pieces = []
+    for number in range(rows.start // height, -(-rows.stop // height)):
+        start = number * height
+        part = slice(max(rows.start - start, 0), min(rows.stop - start, height))
+        pieces.append((number, part))
+    return pieces

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -26,11 +26,27 @@ class Kernel(StrEnum):
 
 
 class LayerKind(StrEnum):
-    """How a layer stores its weight: ``(out, in)``, ``(in, out)``, or one row per token."""
+    """How a layer stores its weight: ``(out, in)``, ``(in, out)``, or one row per token.
+
+    Those of all experts may be stacked in one tensor, each of them ``(out, in)`` or ``(in, out)``.
+    """
 
     linear = "linear"
     conv1d = "conv1d"
     embedding = "embedding"
+    experts = "experts"
+    experts_conv1d = "experts_conv1d"
+
+
+class LayerPlace(StrEnum):
+    """Which part of the model holds a layer: the text model, its output head, or a tower.
+
+    A tower is a model inside the model that reads images or sound, and no text.
+    """
+
+    text = "text"
+    head = "head"
+    tower = "tower"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +62,21 @@ class LayerShape:
     out_features: int
     parameters: int = 0
     """Numbers the base layer itself holds (weight and bias); 0 where nobody asked."""
+    place: LayerPlace = LayerPlace.text
+    experts: int = 1
+    """How many layers are stacked in the tensor; each has ``in_features`` and ``out_features``."""
     tied_to: str = ""
     """An earlier layer whose weight this one shares (a tied head's embedding), if there is one."""
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether it is a parameter that stacks the layers of all experts, and not a module."""
+        return self.kind in (LayerKind.experts, LayerKind.experts_conv1d)
+
+    @property
+    def parameter(self) -> str:
+        """Full name of its weight in the model."""
+        return self.name if self.is_stacked else f"{self.name}.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +107,9 @@ class AdapterConfig(ABC):
     """
     peft_switches: ClassVar[frozenset[str]] = frozenset()
     """Settings that, switched on in a file of ``peft_type``, make it this variant's."""
+
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    """Settings of every variant that this one has no use for: a recipe may not change them."""
 
     variant: str = ""
     """Set by the variant's own class; names its folder under ``loratune/adapters``."""
@@ -114,9 +146,9 @@ class AdapterConfig(ABC):
             )
         check_learning_rate(self.lr, "adapter.lr")
 
-    def without_effect(self) -> list[str]:
-        """Names of settings that are set and change nothing here: a recipe may not set them."""
-        return []
+    def with_rank(self, rank: int) -> Self:
+        """The same settings at another rank, where the variant has one."""
+        return self if "rank" in self.without_effect else replace(self, rank=rank)
 
     def warnings(self) -> list[str]:
         """What is allowed but likely to go wrong, one sentence each."""
@@ -128,6 +160,12 @@ class AdapterConfig(ABC):
 
     def check_layer(self, shape: LayerShape) -> str:
         """Why this variant cannot adapt ``shape``, or an empty string."""
+        if shape.is_stacked:
+            return f"{self.variant} cannot adapt experts that are stacked in one tensor"
+        return ""
+
+    def why_not_in_peft(self, shape: LayerShape) -> str:
+        """Why PEFT cannot adapt a layer that this variant can, or an empty string."""
         return ""
 
     def without_costly_init(self) -> Self:
@@ -141,10 +179,6 @@ class AdapterConfig(ABC):
     def trains_whole_model(self) -> bool:
         """Whether every parameter of the model trains, whatever the targets name."""
         return False
-
-    def why_not_in_peft(self) -> str:
-        """Why PEFT has no adapter that computes the same, or an empty string."""
-        return ""
 
     def leaves_shared_to_seed(self) -> bool:
         """Whether the adapter file leaves the shared tensors out, to be drawn again."""

@@ -188,7 +188,7 @@ def match_ranks(
     if quantity == "own":
         return list(settings)
     if quantity == "rank":
-        return [replace(s, config=replace(s.config, rank=chosen.rank)) for s in settings]
+        return [replace(s, config=s.config.with_rank(chosen.rank)) for s in settings]
     if budget is None:
         count = count_in(architecture, layers, chosen, modules_to_save)
         budget = Budget(quantity, Budget(quantity, 0).spent(count))
@@ -209,7 +209,7 @@ def match_ranks(
     return [
         replace(
             setting,
-            config=replace(setting.config, rank=one.rank or 1),
+            config=setting.config.with_rank(one.rank or 1),
             notes=(*setting.notes, one.note) if one.note else setting.notes,
         )
         for setting, one in pairs

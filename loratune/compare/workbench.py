@@ -26,6 +26,7 @@ from loratune.errors import Interrupted, LoratuneError, Preempted, TrainingError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.merging.weight import merged_weight
 from loratune.models.measure import measure_model
+from loratune.models.probes.layers import unusable_layers
 from loratune.models.source import model_folder, read_model_config
 from loratune.models.vocabulary import token_ids, tokenizer_and_rows
 from loratune.stages.evaluate import answer_prompts, evaluation_loss
@@ -70,6 +71,7 @@ class Workbench:
         rows: what to train on, to choose by, and to measure on.
         architecture: the base's layers and parameters.
         layers: those that the recipe's targets name.
+        unusable: those that no adapter can do anything for, and why.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -84,8 +86,13 @@ class Workbench:
         self._take(rows)
         self._tokens = token_ids(tokenizer, trained_tokens(config))
         self.architecture = measure_model(self.base.model, numbers)
+        self.unusable = unusable_layers(self.base.model)
         self.layers = find_targets(
-            self.architecture.layers, config.targets, config.adapter, self.architecture.family
+            self.architecture.layers,
+            config.targets,
+            config.adapter,
+            self.architecture.family,
+            unusable=self.unusable,
         ).shapes
         self.arrangement, _ = arrange(config, self.base.model, rows.pad_id, rows.every)
         if config.trainer.gradient_checkpointing:
@@ -179,10 +186,16 @@ class Workbench:
     ) -> Iterator[tuple[WrappedModel, LanguageModelHead]]:
         """The base with fresh adapters; without them again afterwards, whatever happens."""
         wrapped = wrap_model(
-            self.base.model, config, self.config.targets, seed=seed, tokens=self._tokens
+            self.base.model,
+            config,
+            self.config.targets,
+            seed=seed,
+            unusable=self.unusable,
+            tokens=self._tokens,
         )
         try:
-            yield wrapped, LanguageModelHead(wrapped.model)
+            routers = self.config.trainer.router_loss
+            yield wrapped, LanguageModelHead(wrapped.model, router_loss=routers)
         finally:
             unwrap_model(wrapped)
             self.base.model.eval()

@@ -150,7 +150,8 @@ class TargetsConfig:
     """Which layers get an adapter."""
 
     modules: Any = "attention_qv"
-    """attention_qv, attention, mlp, all_linear; a list of names; or a regular expression."""
+    """attention_qv, attention, mlp, all_linear, experts, all_linear_and_experts; a list of names;
+    or a regular expression."""
     exclude: list[str] = field(default_factory=list)
     """Names or suffixes to leave out."""
     layers: list[int] | None = None
@@ -226,6 +227,8 @@ class DataConfig:
     """Use only the first N evaluation rows, of each source."""
     group_by_length: bool = True
     """Rows of like length share a batch, so that little is spent on padding."""
+    group_by_prefix: bool = False
+    """Rows of one beginning share a batch instead, so that more of them is computed once."""
     packing: bool = False
     """Several rows share one sequence, without seeing each other."""
     share_prefixes: Any = "auto"
@@ -274,6 +277,8 @@ class TrainerConfig:
     """auto, fp32 or bf16; auto takes bf16 on CUDA and on CPUs that compute it natively."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    router_loss: bool = False
+    """Mixtures of experts: also train on the model's own load-balancing loss for its routers."""
     compile: bool = False
     """torch.compile the model."""
     deterministic: bool = True

@@ -1,6 +1,6 @@
-"""What autograd keeps for an adapter's backward pass, measured on one block of a model.
+"""What autograd keeps for an adapter's backward pass, measured on one block of each kind.
 
-The block has the model's real widths and random weights.  Gradients flow through the frozen base
+The blocks have the model's real widths and random weights.  Gradients flow through the frozen base
 in either case, so what the base itself keeps is subtracted.  torch is imported only here.
 """
 
@@ -21,18 +21,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-_BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-# Rows of the vocabulary that no adapter touches only cost memory here.
-_SMALL_VOCABULARY = 512
-
 
 @dataclass(frozen=True, slots=True)
 class ActivationReport:
     """Bytes per token that autograd keeps for one block's backward pass, fp32.
 
     Attributes:
-        base: kept by the frozen base, gradients flowing through it.
-        added: kept beyond that because of the adapters.
+        base: kept by the frozen base, gradients flowing through it; the mean of the kinds.
+        added: kept beyond that because of the adapters; the mean of the kinds that have any.
         modules: layer to what its adapter was the first to keep (an input that several adapters
             share counts for the first of them).
         tokens: how many tokens were run.
@@ -78,10 +74,10 @@ def measure_activations(
     tokens: int = 64,
     dtype: torch.dtype | None = None,
 ) -> ActivationReport:
-    """Run one block forward with and without adapters and compare what autograd keeps.
+    """Run a block of each kind with and without adapters and compare what autograd keeps.
 
     Args:
-        architecture: the model; its numbers build the block.
+        architecture: the model; its numbers build the blocks.
         targets: which layers; a selection of blocks is ignored.
         config: the variant, dropout included.
         tokens: length of the one sequence.
@@ -92,38 +88,41 @@ def measure_activations(
     """
     import torch
 
+    from loratune.models.probes.layers import unusable_layers
     from loratune.surgery import wrap_model
 
     cut = replace(targets, layers=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = one_block(architecture, cut).to(dtype or torch.float32)
+        model = few_blocks(architecture)
+        fitting, unusable = without_other_blocks(model, cut, config), unusable_layers(model)
+        blocks = block_count(model)
+        model = model.to(dtype or torch.float32)
         base = _keep(model, {}, tokens)
-        fitting = without_other_blocks(model, cut, config)
-        wrapped = wrap_model(model, fitting, cut, seed=0, strict=False)
+        wrapped = wrap_model(model, fitting, cut, seed=0, unusable=unusable, strict=False)
         for adapter in wrapped.adapters.values():
             adapter.train()
         kept = _keep(model, wrapped.adapters, tokens)
     modules = {name: kept.by_owner.get(name, 0) / tokens for name in wrapped.adapters}
-    added = (kept.total - base.total) / tokens
-    return ActivationReport(
-        config.variant, config.rank, base.total / tokens, added, modules, tokens
-    )
+    adapted = len({block_of(name) for name in modules} - {None}) or blocks
+    added = (kept.total - base.total) / adapted / tokens
+    each = base.total / blocks / tokens
+    return ActivationReport(config.variant, config.rank, each, added, modules, tokens)
 
 
-def one_block(architecture: Architecture, targets: TargetsConfig) -> nn.Module:
-    """The model with its first block only, frozen, in evaluation mode (no dropout of its own)."""
-    from loratune.models.build import build_model
+def few_blocks(architecture: Architecture) -> nn.Module:
+    """The model with one block of each kind, frozen, in evaluation mode, with random weights."""
+    from loratune.models.build import outline
+    from loratune.models.probes.shortened import shortened
 
-    numbers = {k: v for k, v in architecture.numbers.items() if k != "layer_types"}
-    numbers |= {key: 1 for key in _BLOCK_COUNTS if key in numbers}
-    matched = find_targets(
-        architecture.layers, targets, family=architecture.family, strict=False
-    ).shapes
-    if all(block_of(shape.name) is not None for shape in matched):
-        numbers["vocab_size"] = min(numbers["vocab_size"], _SMALL_VOCABULARY)
-        numbers |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-    return build_model(numbers).eval().requires_grad_(False)
+    return shortened(outline(architecture.numbers))
+
+
+def block_count(model: nn.Module) -> int:
+    """Blocks of a model that have layers, at least 1."""
+    from loratune.models.measure import layer_shapes
+
+    return max(1, len({block_of(shape.name) for shape in layer_shapes(model)} - {None}))
 
 
 def without_other_blocks(
@@ -131,9 +130,12 @@ def without_other_blocks(
 ) -> AdapterConfig:
     """``config`` without the rank and alpha patterns of other blocks."""
     from loratune.models.measure import layer_shapes
+    from loratune.models.probes.layers import unusable_layers
 
     family = str(getattr(getattr(model, "config", None), "model_type", ""))
-    matched = find_targets(layer_shapes(model), targets, family=family, strict=False).shapes
+    unusable = unusable_layers(model)
+    shapes = layer_shapes(model)
+    matched = find_targets(shapes, targets, family=family, unusable=unusable, strict=False).shapes
     names = [shape.name for shape in matched]
 
     def used(patterns: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,9 +164,9 @@ def _keep(model: nn.Module, owners: Mapping[str, nn.Module], tokens: int) -> _Ke
 def _gradient_from_the_input(model: nn.Module) -> Iterator[None]:
     """Let gradients flow through the whole block, as they do in the middle of a model."""
 
-    def require(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if not output.requires_grad:
-            output.requires_grad_()
+    def require(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        # A clone, since a model may change its states in place, and a leaf forbids that.
+        return output if output.requires_grad else output.requires_grad_().clone()
 
     find: Callable[[], nn.Module] = model.get_input_embeddings  # type: ignore[assignment]
     handle = find().register_forward_hook(require)
@@ -183,8 +185,11 @@ def _owned(kept: _Kept, owners: Mapping[str, nn.Module]) -> Iterator[None]:
         def enter(module: nn.Module, inputs: object, name: str = name) -> None:
             kept.owners.append(name)
 
-        def leave(module: nn.Module, inputs: object, output: object) -> None:
+        def leave(module: Any, inputs: object, output: Tensor) -> None:
             kept.owners.pop()
+            if module.shape.is_stacked:  # W + ΔW: as large as W, however many tokens there are
+                kept.ignored.add(output.untyped_storage().data_ptr())
+                kept.tensors.append(output)
 
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from loratune.adapters.config import AdapterConfig, LayerShape
@@ -13,6 +13,7 @@ from loratune.models.architectures import Architecture
 from loratune.units import parse_bytes, parse_count
 
 _HIGHEST_RANK = 1 << 24
+_NO_RANK = "its size does not depend on the rank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +81,18 @@ def match_budget(
     """
 
     def spent(config: AdapterConfig, rank: int) -> int:
-        resized = replace(config, rank=rank)
+        resized = config.with_rank(rank)
         return budget.spent(count_in(architecture, matched, resized, modules_to_save))
 
     matches = []
     for config in configs:
+        has_rank = "rank" not in config.without_effect
         rank = _highest_rank(partial(spent, config), budget.limit)
+        if rank is not None and not has_rank:
+            rank = config.rank
         reached = spent(config, rank or 1)
-        difference, note = reached - budget.limit, _note(rank, matched)
+        difference = reached - budget.limit
+        note = _note(rank, matched) if has_rank or rank is None else _NO_RANK
         quantity, limit = budget.quantity, budget.limit
         matches.append(
             BudgetMatch(config.variant, quantity, limit, rank, reached, difference, note)

@@ -82,6 +82,8 @@ def count_table(
         family=architecture.family,
         others=architecture.other_types,
         stacked=architecture.stacked_experts,
+        unusable=architecture.unusable,
+        base_parameters=architecture.base_parameters,
     )
     configs = variant_configs(config.adapter, names, rank, folders)
     fitting, left_out = _fitting(configs, matched, strict=names is not None)
@@ -92,7 +94,7 @@ def count_table(
         budget = parse_budget(match)
         matches = match_budget(architecture, matched.shapes, fitting, budget, modules_to_save=saved)
         ranks = [match.rank or 1 for match in matches]
-        fitting = [replace(c, rank=rank) for c, rank in zip(fitting, ranks, strict=True)]
+        fitting = [c.with_rank(rank) for c, rank in zip(fitting, ranks, strict=True)]
     tokens = len(trained_tokens(config))
     report = count_variants(
         architecture, matched.shapes, fitting, modules_to_save=saved, tokens=tokens
@@ -131,7 +133,7 @@ def variant_configs(
         own = chosen if name == chosen.variant else variant_settings(name, folders)
         if own is not chosen and own.rank == usual:
             own = replace(own, rank=chosen.rank, rank_pattern=dict(chosen.rank_pattern))
-        configs.append(own if rank is None else replace(own, rank=rank))
+        configs.append(own if rank is None else own.with_rank(rank))
     return configs
 
 

@@ -14,7 +14,8 @@ from loratune.data.collate import Batch, collate, collate_together
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.packing import Bins, pack, pack_trees
 from loratune.data.prefix_tree import common_length, tree_order
-from loratune.errors import ConfigError
+from loratune.errors import ConfigError, ModelError
+from loratune.models.probes.rows_alone import probe_rows_alone
 from loratune.models.probes.rows_together import RowsTogether, probe_rows_together
 
 TREE_TOKENS = 1024
@@ -135,19 +136,64 @@ def arrange(
         rows: the rows to train or evaluate on.
 
     Raises:
-        ConfigError: packing or sharing that this model would compute wrongly.
+        ModelError: a model that sees later tokens.
+        ConfigError: packing, sharing or padding that this model would compute wrongly.
     """
     data = config.data
-    sample = rows[:_LOOKED_AT]
-    auto = data.share_prefixes == "auto" and _may_save(sample)
-    if not rows or not (data.packing or data.share_prefixes is True or auto):
+    if not rows:
         return Arrangement(pad_id), []
+    sample, longest = rows[:_LOOKED_AT], max(map(len, rows))
     tokens = sorted({token for row in sample for token in row.input_ids})
-    probe = probe_rows_together(model, max(map(len, rows)), tokens)
+    check_single_rows(config, model, longest, tokens)
+    if config.trainer.router_loss:
+        _check_rows_alone(config)
+        return Arrangement(pad_id), []
+    auto = data.share_prefixes == "auto" and _may_save(sample)
+    if not (data.packing or data.share_prefixes is True or auto):
+        return Arrangement(pad_id), []
+    probe = probe_rows_together(model, longest, tokens)
     _require_exact(config, probe)
     packed = data.max_length if data.packing else 0
     share, note = _sharing(config, probe)
     return Arrangement(pad_id, packed, share, probe.first_position), note
+
+
+def check_single_rows(
+    config: RunConfig, model: nn.Module, longest: int, tokens: Sequence[int]
+) -> None:
+    """Check that a row's loss depends on nothing behind the token that it predicts.
+
+    Args:
+        config: the recipe.
+        model: the model that will compute the rows; it stays as it is.
+        longest: tokens of the longest row.
+        tokens: ids that occur in them.
+
+    Raises:
+        ModelError: a model that sees later tokens.
+        ConfigError: batches to be filled up, which this model would compute wrongly.
+    """
+    probe = probe_rows_alone(model, longest, tokens)
+    if not probe.is_causal:
+        raise ModelError(
+            "the model is not causal: later tokens change what it makes of earlier ones "
+            f"({_off(probe.later_tokens)}), so it sees the tokens that it should predict",
+            where=f"model.path={config.model.path}",
+            fix="choose a causal model, or the setting of its config.json that makes it one "
+            "(is_decoder=true, causal=true)",
+        )
+    sizes = {
+        "trainer.batch_size": config.trainer.batch_size,
+        "evaluate.batch_size": config.evaluate.batch_size,
+    }
+    if not probe.pads and (padded := [key for key, size in sizes.items() if size > 1]):
+        raise ConfigError(
+            "this model computes a row that is filled up on the right otherwise than alone "
+            f"({_off(probe.padding)})",
+            where=", ".join(padded),
+            fix=f"set {' '.join(f'{key}=1' for key in padded)}; trainer.grad_accum_steps makes "
+            "larger batches of single rows",
+        )
 
 
 def assumed_arrangement(config: RunConfig, pad_id: int = 0) -> Arrangement:
@@ -163,6 +209,18 @@ _LOOKED_AT = 2048
 def _may_save(rows: Sequence[EncodedRow]) -> bool:
     """Whether all rows together, and so the rows of a batch, could share enough."""
     return tree_tokens(rows, tree_order(rows)) <= WORTH * sum(map(len, rows))
+
+
+def _check_rows_alone(config: RunConfig) -> None:
+    """Check that every token lies in a batch once and is masked by its place alone."""
+    data = config.data
+    for key, asked in (("packing", data.packing), ("share_prefixes", data.share_prefixes is True)):
+        if asked:
+            raise ConfigError(
+                "the load-balancing loss of routers is computed for single rows only",
+                where=f"data.{key}=true",
+                fix=f"data.{key}=false, or trainer.router_loss=false",
+            )
 
 
 def _require_exact(config: RunConfig, probe: RowsTogether) -> None:

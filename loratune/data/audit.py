@@ -6,7 +6,6 @@ to judge; a note is only worth knowing.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -14,8 +13,10 @@ from typing import Any
 
 from loratune.config.schema import DataConfig, RowFormat, SpecialTokens
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.not_supervised import all_masked, unmask
 from loratune.data.prepare import PreparedData
 from loratune.data.report import SplitReport
+from loratune.data.rows import left_out_words
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import SPACE_MARKS, RowTokenizer, Tokenizer
 from loratune.errors import DataError, raise_together
@@ -152,6 +153,7 @@ def _of_part(part: _Part, rows: RowTokenizer, config: DataConfig) -> Iterator[Fi
     """What is found in the rows of one part, under its name."""
     found = [
         *_unsupervised(part.train_report),
+        *_masked(part.train_report),
         *_doubled_start(part.train, rows),
         *_endings(part.train, rows, config.max_length),
         *_cut("training", part.train_report, config.max_length),
@@ -179,6 +181,16 @@ def _unsupervised(report: SplitReport | None) -> Iterator[Finding]:
             "data.max_length",
             f"raise it: {_curve(report)}",
             lost,
+        )
+
+
+def _masked(report: SplitReport | None) -> Iterator[Finding]:
+    lost = report.dropped.get("masked", 0) if report else 0
+    if report and lost:
+        severity = Severity.error if lost > report.kept else Severity.warning
+        cause = all_masked(lost, report.rows, report.masked_by)
+        yield Finding(
+            severity, "masked", cause, report.first_masked, unmask(report.masked_by), lost
         )
 
 
@@ -217,23 +229,34 @@ def _doubled_start(rows: Sequence[EncodedRow], tokenizer: RowTokenizer) -> Itera
 def _endings(
     rows: Sequence[EncodedRow], tokenizer: RowTokenizer, max_length: int
 ) -> Iterator[Finding]:
-    """Rows that do not end as generation stops; those that may have been cut do not count."""
+    """Rows whose last supervised part does not end as generation stops.
+
+    Those that may have been cut do not count.
+    """
     whole = [row for row in rows if len(row) < max_length]
     special = {tokenizer.end_id, *tokenizer.special_ids()}
-    open_ended = [row for row in whole if row.input_ids[-1] not in special or not _ends(row)]
-    others = [row for row in whole if row.input_ids[-1] != tokenizer.end_id]
+    open_ended = [row for row in whole if _last_learnt(row) not in special]
+    others = [row for row in whole if _last_learnt(row) != tokenizer.end_id]
     if open_ended:
         severity = Severity.error if 2 * len(open_ended) > len(whole) else Severity.warning
-        yield Finding(
-            severity,
-            "no_end",
-            f"{len(open_ended):,} of {len(whole):,} rows do not teach the model to stop",
-            open_ended[0].source,
-            "close the assistant's turn with the end token in the chat template",
-            len(open_ended),
-        )
+        masked = [row for row in open_ended if _answer_masked(row) and row.input_ids[-1] in special]
+        template = [row for row in open_ended if row not in masked]
+        for concerned, because, fix in (
+            (masked, _masked_end(masked), unmask(masked[0].unsupervised) if masked else ""),
+            (template, "", "close the assistant's turn with the end token in the chat template"),
+        ):
+            if concerned:
+                yield Finding(
+                    severity,
+                    "no_end",
+                    f"{len(concerned):,} of {len(whole):,} rows do not teach the model to stop"
+                    f"{because}",
+                    concerned[0].source,
+                    fix,
+                    len(concerned),
+                )
     elif others:
-        [token] = tokenizer.tokenizer.convert_ids_to_tokens([others[0].input_ids[-1]])
+        [token] = tokenizer.tokenizer.convert_ids_to_tokens([_last_learnt(others[0])])
         [end] = tokenizer.tokenizer.convert_ids_to_tokens([tokenizer.end_id])
         yield Finding(
             Severity.warning,
@@ -245,8 +268,20 @@ def _endings(
         )
 
 
-def _ends(row: EncodedRow) -> bool:
-    return bool(row.spans) and row.spans[-1][1] == len(row)
+def _last_learnt(row: EncodedRow) -> int:
+    """The last token with loss."""
+    return row.input_ids[row.spans[-1][1] - 1]
+
+
+def _answer_masked(row: EncodedRow) -> bool:
+    """Whether nothing is learnt of the last answer."""
+    return bool(row.unsupervised) and row.spans[-1][1] <= row.prompt_length
+
+
+def _masked_end(rows: Sequence[EncodedRow]) -> str:
+    """Why rows do not teach it although the chat template ends them."""
+    why = ", ".join(dict.fromkeys(why for row in rows for why in row.unsupervised))
+    return f": the turn that ends them is not supervised ({why})"
 
 
 def _glued(rows: Sequence[EncodedRow], tokenizer: Tokenizer) -> Iterator[Finding]:
@@ -365,10 +400,10 @@ def _shared(data: PreparedData) -> Iterator[Finding]:
 
 
 def _empty(report: SplitReport | None) -> Iterator[Finding]:
-    blank = Counter(report.dropped if report else {})["empty"]
-    if report and blank:
-        message = f"{blank:,} of {report.rows:,} rows are blank and left out"
-        yield Finding(Severity.note, "empty", message, rows=blank)
+    if report and report.empty:
+        rows = sum(report.empty.values())
+        message = f"{rows:,} of {report.rows:,} rows are {left_out_words(report.empty)}"
+        yield Finding(Severity.note, "empty", message, report.first_empty, rows=rows)
 
 
 def _key(ids: Sequence[int]) -> int:

@@ -70,13 +70,20 @@ class BatchPlan:
         trainer: TrainerConfig,
         mixture: Mixture | None = None,
     ) -> BatchPlan:
-        """The plan of a recipe; packing fills sequences best with rows of unlike length."""
+        """The plan of a recipe; packing fills sequences best with rows of unlike length.
+
+        Args:
+            lengths: of the rows, or other numbers that are near each other for like rows.
+            data: how rows are grouped.
+            trainer: how many make a step.
+            mixture: the shares of several sources.
+        """
         return cls(
             lengths,
             batch_size=trainer.batch_size,
             grad_accum_steps=trainer.grad_accum_steps,
             seed=trainer.seed,
-            group_by_length=data.group_by_length and not data.packing,
+            group_by_length=data.group_by_prefix or (data.group_by_length and not data.packing),
             steps=trainer.steps,
             epochs=trainer.epochs,
             mixture=mixture,

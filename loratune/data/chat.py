@@ -9,7 +9,9 @@ from typing import Any
 
 from loratune.config.schema import Learn, Reasoning, SpecialTokens
 from loratune.data.conversations import NAMES
+from loratune.data.conversations import REASONING as REASONING_KEYS
 from loratune.data.marks import has_marks, marked_spans
+from loratune.data.not_supervised import LEARN, REASONING
 from loratune.data.numbers import json_text
 from loratune.data.probes import header_opens_reasoning, wants_written_arguments
 from loratune.data.reasoning import fit_reasoning, reasoning_key
@@ -90,8 +92,16 @@ class ChatRenderer:
         ended = rendering.text.endswith(tuple(self._stops), 0, end)
         left_out = len({word.turn for word in rendering.left_out})
         unused = tuple(key for key in NAMES if not self._writes(key, turns, tools, rendering))
-        unanswered = len(turns) - 1 - spans[-1].turn
-        return RowText((*before, *answer), len(before), ended, left_out, unanswered, unused)
+        return RowText(
+            (*before, *answer),
+            len(before),
+            ended,
+            left_out,
+            unanswered=len(turns) - 1 - spans[-1].turn,
+            unused_keys=unused,
+            unsupervised=self._unsupervised(rendering, spans, messages),
+            dropped_reasoning=self._dropped_reasoning(messages, turns),
+        )
 
     def prompt(
         self, messages: Sequence[Message], source: str, tools: Sequence[Any] | None = None
@@ -169,6 +179,33 @@ class ChatRenderer:
         if self._reasoning is Reasoning.context:
             chosen = [replace(span, start=_behind_reasoning(rendering, span)) for span in chosen]
         return [(span.start, span.end) for span in chosen]
+
+    def _unsupervised(
+        self, rendering: Rendering, spans: Sequence[TurnSpan], messages: Sequence[Message]
+    ) -> tuple[str, ...]:
+        """Why, for each of the assistant's turns without loss."""
+        reasons = []
+        for turn in dict.fromkeys(span.turn for span in spans):
+            own = [span for span in spans if span.turn == turn]
+            if not messages[turn].supervised:
+                reasons.append(messages[turn].masked_by)
+            elif self._learn is Learn.last and turn != spans[-1].turn:
+                reasons.append(LEARN)
+            elif self._reasoning is Reasoning.context and all(
+                _behind_reasoning(rendering, span) >= span.end for span in own
+            ):
+                reasons.append(REASONING)
+        return tuple(reasons)
+
+    def _dropped_reasoning(self, messages: Sequence[Message], turns: Sequence[Turn]) -> int:
+        """Turns whose reasoning ``data.reasoning=drop`` has removed."""
+        if self._reasoning is not Reasoning.drop:
+            return 0
+        return sum(
+            message.content != turn["content"]
+            or any(key in message.fields for key in REASONING_KEYS)
+            for message, turn in zip(messages, turns, strict=True)
+        )
 
     def _segments(
         self, rendering: Rendering, supervised: Sequence[Range], start: int, end: int

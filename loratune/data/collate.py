@@ -28,6 +28,7 @@ class Batch:
         subtree_ends: there too, for each token the end of the tokens that see it.
         sources: mixtures only: for each of the targets the number of its row's source.
         source_tokens: mixtures only: supervised tokens of every source.
+        lengths: tokens of every sequence, padding left out.
     """
 
     input_ids: Tensor
@@ -38,6 +39,13 @@ class Batch:
     subtree_ends: Tensor | None = None
     sources: Tensor | None = None
     source_tokens: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def not_padding(self) -> Tensor:
+        """(sequences, length) whether a token is not padding, on the batch's device."""
+        places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        return places < torch.tensor(self.lengths, device=places.device)[:, None]
 
     @property
     def supervised(self) -> int:
@@ -87,6 +95,7 @@ def collate(
         targets=causal_targets(_padded([row.labels for row in rows], IGNORED)),
         row_ids=tuple(row_ids),
         tokens=sum(map(len, rows)),
+        lengths=tuple(map(len, rows)),
         sources=_sources(rows, sources),
         source_tokens=_source_tokens(rows, sources),
     )
@@ -125,6 +134,7 @@ def collate_together(
         tokens=sum(map(len, rows)),
         position_ids=_padded([layout.positions for layout in layouts], 0) + first_position,
         subtree_ends=_padded(ends, 0),
+        lengths=tuple(len(layout.ids) for layout in layouts),
         sources=_sources([rows[place] for places in bins for place in places], sources),
         source_tokens=_source_tokens(rows, sources),
     )

@@ -6,10 +6,11 @@ messages in ``prompt`` and ``completion``.  Every key of a turn is used, or refu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loratune.data.json_rows import parse_json
+from loratune.data.not_supervised import TRAIN, WEIGHT
 from loratune.data.rows import Message, listed, shown
 from loratune.data.templates import as_text, is_blank
 from loratune.errors import DataError, did_you_mean
@@ -19,8 +20,10 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys under which chat templates look for what the assistant thinks."""
 _SHAREGPT_ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
-    "observation": "tool", "function_response": "tool",
+    "observation": "tool", "function_response": "tool", "function_call": "assistant",
 }  # fmt: skip
+_CALLS = "function_call"
+"""The role of ShareGPT's turns that are calls of tools, written as JSON."""
 _CHOICE = ("weight", "train")
 NAMES = ("name", "tool_call_id")
 """Keys of a turn that a template may write, or do without."""
@@ -37,7 +40,8 @@ def read_turns(turns: object, column: str) -> tuple[Message, ...]:
     """
     if not isinstance(turns, list):
         cause = f"`{column}` is a {type(turns).__name__}, not a list of turns"
-        raise DataError(cause, fix='write [{"role": "user", "content": ...}, ...]')
+        role = "assistant" if column == "completion" else "user"
+        raise DataError(cause, fix=f'write [{{"role": "{role}", "content": ...}}, ...]')
     return tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
 
 
@@ -61,20 +65,25 @@ def is_turns(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
+def says_nothing(turns: object) -> bool:
+    """Whether turns have an assistant's among them, and none of these has text or a call."""
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        return False
+    roles = [turn.get("role", turn.get("from")) for turn in turns]
+    own = [
+        turn
+        for role, turn in zip(roles, turns, strict=True)
+        if isinstance(role, str) and _SHAREGPT_ROLES.get(role, role) == "assistant"
+    ]
+    keys = ("content", "value", "tool_calls", *REASONING)
+    return bool(own) and all(
+        is_blank(turn.get(key)) or turn.get(key) == [] for turn in own for key in keys
+    )
+
+
 def _turn(number: int, turn: object) -> Message:
-    if isinstance(turn, dict) and {"from", "value"} <= turn.keys():
-        if {"role", "content"} & turn.keys():
-            cause = f"turn {number} has `from` and `value`, and `role` or `content` as well"
-            raise DataError(cause, fix="keep one of the two ways to write a turn")
-        turn = {("role" if k == "from" else "content" if k == "value" else k): v
-                for k, v in turn.items()}  # fmt: skip
-        turn["role"] = _SHAREGPT_ROLES.get(str(turn["role"]), turn["role"])
-    if not isinstance(turn, dict) or "role" not in turn:
-        raise DataError(f"turn {number} needs `role` and `content`, is {shown(turn)}")
+    turn = _with_role(number, turn)
     role = turn["role"]
-    if role not in ROLES:
-        fix = did_you_mean(str(role), ROLES) or f"use {', '.join(ROLES)}"
-        raise DataError(f"turn {number} has the unknown role {shown(role)}", fix=fix)
     _check_keys(number, turn)
     _check_reasoning(number, turn)
     held = {key: turn.get(key) for key in _PASSED_ON}
@@ -88,7 +97,50 @@ def _turn(number: int, turn: object) -> Message:
     content = _content(number, turn.get("content"))
     if is_blank(content) and "tool_calls" not in fields and role in ("user", "assistant"):
         raise DataError(f"turn {number} ({role}) is empty", fix="give it text or remove it")
-    return Message(role, content, fields, _is_supervised(number, turn))
+    masked_by = WEIGHT if turn.get("weight") is not None else TRAIN
+    return Message(role, content, fields, _is_supervised(number, turn), masked_by)
+
+
+def _with_role(number: int, turn: object) -> Mapping[str, Any]:
+    """The turn under ``role`` and ``content``, its role one of ours."""
+    if isinstance(turn, dict) and {"from", "value"} <= turn.keys():
+        return _from_sharegpt(number, turn)
+    if not isinstance(turn, dict) or "role" not in turn:
+        lacks = ""
+        if isinstance(turn, dict):
+            lacking = "value" if "from" in turn else "from" if "value" in turn else "role"
+            lacks = f", lacks `{lacking}`"
+        cause = f"turn {number} needs `role` and `content`{lacks}: is {shown(turn)}"
+        raise DataError(cause, fix="ShareGPT has `from` and `value`")
+    _check_role(number, turn["role"], ROLES)
+    return turn
+
+
+def _from_sharegpt(number: int, turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    if {"role", "content"} & turn.keys():
+        cause = f"turn {number} has `from` and `value`, and `role` or `content` as well"
+        raise DataError(cause, fix="keep one of the two ways to write a turn")
+    said, value = turn["from"], turn["value"]
+    _check_role(number, said, (*_SHAREGPT_ROLES, *ROLES))
+    rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
+    if said != _CALLS:
+        return {**rest, "role": _SHAREGPT_ROLES.get(said, said), "content": value}
+    if "tool_calls" in rest:
+        cause = f"turn {number} ({_CALLS}) has `tool_calls` as well"
+        raise DataError(cause, fix="keep one of them")
+    calls = _parsed(value) if isinstance(value, str) else value
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, dict) for call in calls):
+        cause = f"turn {number} ({_CALLS}) is {shown(value)}, not a call"
+        raise DataError(cause, fix='write {"name": ..., "arguments": {...}}')
+    wrapped = [{"type": "function", "function": call} for call in calls]
+    return {**rest, "role": "assistant", "content": "", "tool_calls": wrapped}
+
+
+def _check_role(number: int, role: object, roles: Sequence[str]) -> None:
+    if not isinstance(role, str) or role not in roles:
+        fix = f"{did_you_mean(str(role), roles)} use {', '.join(roles)}".strip()
+        raise DataError(f"turn {number} has the unknown role {shown(role)}", fix=fix)
 
 
 def _check_keys(number: int, turn: Mapping[str, Any]) -> None:
@@ -135,16 +187,16 @@ def _is_supervised(number: int, turn: Mapping[str, Any]) -> bool:
 def _content(number: int, content: object) -> str:
     """Text, or a list of text parts joined."""
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if any(
-            isinstance(part, dict) and (part.get("type", "text") != "text" or "text" not in part)
-            for part in content
-        ):
+        bare = [part for part in content if not isinstance(part, dict)]
+        if bare:
+            cause = f"content of turn {number} is a list with {shown(bare[0])} in it, not text"
+            raise DataError(cause, fix="write one text, or {type: text, text: ...} parts")
+        if any(part.get("type", "text") != "text" or "text" not in part for part in content):
             raise DataError(
                 f"content of turn {number} has a part that is not text",
                 fix="only {type: text, text: ...} parts can be used: remove the others",
             )
-        return "".join(as_text(part, f"content of turn {number}") for part in parts)
+        return "".join(as_text(part["text"], f"content of turn {number}") for part in content)
     return as_text(content, f"content of turn {number}")
 
 

@@ -22,6 +22,7 @@ from loratune.data.encoded_rows import (
     length_to_keep,
     truncate,
 )
+from loratune.data.not_supervised import IN_HISTORY, all_masked, unmask
 from loratune.data.rows import ERRORS_SHOWN, Example, raise_first
 from loratune.data.segments import RowText, Segment, SpellingFinder, cut
 from loratune.data.templates import PromptFormat
@@ -66,6 +67,10 @@ class Encoder:
         for number, row in enumerate(whole):
             if len(row) > max_length and overlong is Overlong.drop:
                 result.dropped["overlong"] += 1
+                continue
+            if not row.spans:
+                result.dropped["masked"] += 1
+                result.first_masked = result.first_masked or row
                 continue
             fitted = truncate(row, max_length)
             result.lost_target_tokens += row.supervised - fitted.supervised
@@ -138,12 +143,13 @@ class Encoder:
             answer = cut(
                 example.answer, [(0, len(example.answer))], self._spellings.ranges(example.answer)
             )
-            row = RowText((*prompt, *answer), len(prompt))
+            earlier = (IN_HISTORY,) * example.history_answers
+            row = RowText((*prompt, *answer), len(prompt), unsupervised=earlier)
         if self._special is SpecialTokens.error:
             _check_no_special_token(row, example.source)
         if row.segments and row.segments[0].is_text:
-            empty = Segment("", False)
-            row = RowText((empty, *row.segments), row.prompt_segments + 1, row.ended)
+            segments = (Segment("", False), *row.segments)
+            row = replace(row, segments=segments, prompt_segments=row.prompt_segments + 1)
         return row
 
     def _check_structures(self, example: Example) -> None:
@@ -173,12 +179,15 @@ class Encoder:
     ) -> EncodedRow:
         input_ids: list[int] = []
         spans: list[tuple[int, int]] = []
+        spelt: list[tuple[int, int]] = []
         prompt_length = 0
         for number, (segment, part) in enumerate(zip(segments, ids, strict=True)):
             if number == text.prompt_segments:
                 prompt_length = len(input_ids)
             if segment.supervised and part:
                 spans.append((len(input_ids), len(input_ids) + len(part)))
+            if self._is_text(segment):
+                spelt.append((len(input_ids), len(input_ids) + len(part)))
             input_ids += part
         ends_supervised = segments[-1].supervised
         if not text.ended and input_ids[-1:] != [self.tokenizer.end_id]:
@@ -194,6 +203,9 @@ class Encoder:
             text.left_out,
             unanswered=text.unanswered,
             unused_keys=text.unused_keys,
+            unsupervised=text.unsupervised,
+            dropped_reasoning=text.dropped_reasoning,
+            spelt_text=tuple(spelt),
         )
 
     def _unpredicted(self, ids: Sequence[list[int]]) -> int:
@@ -247,10 +259,10 @@ def _check_overlong(rows: Sequence[EncodedRow], max_length: int) -> None:
 
 
 def _nothing_left(result: EncodedRows, max_length: int) -> DataError:
-    total = len(result.lengths)
-    if max(result.lengths) <= max_length:
-        cause = f"{total} rows have no supervised token: every turn that would be is masked"
-        return DataError(cause, where="data", fix="set data.learn=all, or remove weight: 0")
+    total, masked = len(result.lengths), result.first_masked
+    if masked is not None and not result.dropped["no_target"]:
+        cause = all_masked(result.dropped["masked"], total, masked.unsupervised)
+        return DataError(cause, where=masked.source, fix=unmask(masked.unsupervised))
     keep = ", ".join(
         f"{length_to_keep(result.lengths, share)} keeps {share:.0%}" for share in (0.95, 0.99, 1.0)
     )

@@ -28,6 +28,10 @@ class EncodedRow:
         origin: name of its source in ``data.sources``; empty without sources.
         unanswered: turns behind the assistant's last, of which nothing is encoded.
         unused_keys: keys of turns that the chat template does not write.
+        unsupervised: why, one for each assistant turn without loss.
+        dropped_reasoning: turns whose reasoning was removed.
+        spelt_text: positions that spell special tokens and are text, ``[start, end)`` each;
+            truncation leaves them as they are.
     """
 
     input_ids: list[int]
@@ -39,6 +43,9 @@ class EncodedRow:
     origin: str = ""
     unanswered: int = 0
     unused_keys: tuple[str, ...] = ()
+    unsupervised: tuple[str, ...] = ()
+    dropped_reasoning: int = 0
+    spelt_text: tuple[tuple[int, int], ...] = ()
 
     @property
     def labels(self) -> list[int]:
@@ -64,7 +71,9 @@ class EncodedRows:
     Attributes:
         rows: rows with at least one supervised token, in order.
         kept: for each of ``rows`` its position among the examples.
-        dropped: reason to count: ``overlong``, ``no_target``.
+        dropped: reason to count: ``overlong``, ``no_target`` (truncation leaves no supervised
+            token), ``masked`` (there is none).
+        first_masked: the first row dropped as ``masked``.
         truncated: rows kept without their end.
         lost_target_tokens: supervised tokens that truncation cut off, over all rows.
         lengths: every row's whole length in tokens, before truncation.
@@ -73,6 +82,7 @@ class EncodedRows:
     rows: list[EncodedRow] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    first_masked: EncodedRow | None = None
     truncated: int = 0
     lost_target_tokens: int = 0
     lengths: list[int] = field(default_factory=list)
@@ -85,6 +95,7 @@ class EncodedRows:
             whole.kept += [len(whole.lengths) + place for place in part.kept]
             whole.rows += part.rows
             whole.dropped += part.dropped
+            whole.first_masked = whole.first_masked or part.first_masked
             whole.truncated += part.truncated
             whole.lost_target_tokens += part.lost_target_tokens
             whole.lengths += part.lengths

@@ -23,8 +23,17 @@ from loratune.data.columns import (
     formats_in,
     used_columns,
 )
-from loratune.data.conversations import is_turns, read_tools, read_turns
-from loratune.data.rows import ERRORS_SHOWN, Example, Message, Row, listed, raise_first
+from loratune.data.conversations import is_turns, read_tools, read_turns, says_nothing
+from loratune.data.not_supervised import IN_PROMPT
+from loratune.data.rows import (
+    ERRORS_SHOWN,
+    Example,
+    LeftOut,
+    Message,
+    Row,
+    listed,
+    raise_first,
+)
 from loratune.data.templates import (
     EXCHANGE_TEMPLATE,
     INSTRUCTION_TEMPLATE,
@@ -36,6 +45,7 @@ from loratune.data.templates import (
     check_placeholder,
     is_blank,
     placeholders,
+    read_history,
 )
 from loratune.errors import ConfigError, DataError, LoratuneError, did_you_mean
 
@@ -147,19 +157,20 @@ def _missing(column: str, row: Row, *, known: bool = True) -> DataError:
     return DataError(f"no known columns, found {found}", where=row.source, fix=fix)
 
 
-def parse_rows(rows: Sequence[Row], prompt_format: PromptFormat) -> tuple[list[Example], int]:
-    """Every row checked and its prompt written out; blank rows left out.
+def parse_rows(
+    rows: Sequence[Row], prompt_format: PromptFormat
+) -> tuple[list[Example], list[LeftOut]]:
+    """Every row checked and its prompt written out; rows without a prompt or an answer left out.
 
     Returns:
-        The examples in order, and how many rows were blank: null, without a prompt, or without
-        an answer.
+        The examples in order, and the rows left out.
 
     Raises:
         DataError: the rows that lack a column, hold no text, or are not a conversation.
     """
     examples: list[Example] = []
     problems: list[LoratuneError] = []
-    empty = 0
+    left_out: list[LeftOut] = []
     for row in rows:
         try:
             example = parse_row(row, prompt_format)
@@ -168,22 +179,22 @@ def parse_rows(rows: Sequence[Row], prompt_format: PromptFormat) -> tuple[list[E
                 problem.where = ", ".join(filter(None, (row.source, problem.where)))
             problems.append(problem)
             continue
-        if example is None:
-            empty += 1
+        if isinstance(example, LeftOut):
+            left_out.append(example)
         else:
             examples.append(example)
     raise_first(problems[:ERRORS_SHOWN], total=len(problems))
-    return examples, empty
+    return examples, left_out
 
 
-def parse_row(row: Row, prompt_format: PromptFormat) -> Example | None:
-    """One row as an example, or None if it is blank.
+def parse_row(row: Row, prompt_format: PromptFormat) -> Example | LeftOut:
+    """One row as an example, or what of it is empty.
 
     Raises:
         DataError: as for ``parse_rows``.
     """
     if _is_empty(row):
-        return None
+        return LeftOut(row.source, "the row is blank")
     named = prompt_format.named(row.columns)
     check_meaning(row, prompt_format, named)
     if prompt_format.format is RowFormat.messages:
@@ -191,7 +202,7 @@ def parse_row(row: Row, prompt_format: PromptFormat) -> Example | None:
     if prompt_format.answer not in named:
         raise _missing(prompt_format.answer, row)
     if is_blank(named[prompt_format.answer]):
-        return None
+        return _left_out(row, prompt_format, [prompt_format.answer])
     answer = as_text(named[prompt_format.answer], prompt_format.answer)
     if prompt_format.format is RowFormat.text:
         return Example(row.source, answer=answer)
@@ -200,8 +211,14 @@ def parse_row(row: Row, prompt_format: PromptFormat) -> Example | None:
         if name not in named:
             raise _missing(name, row)
     if names and all(is_blank(named[name]) for name in names):
-        return None
+        return _left_out(row, prompt_format, names)
     return _asked(row, prompt_format, answer)
+
+
+def _left_out(row: Row, prompt_format: PromptFormat, ours: Sequence[str]) -> LeftOut:
+    """The row without what these columns should hold, which the user may call otherwise."""
+    names = " and ".join(f"`{prompt_format.columns.get(name, name)}`" for name in ours)
+    return LeftOut(row.source, f"{names} {'is' if len(ours) == 1 else 'are'} empty")
 
 
 def parse_question(row: Row, prompt_format: PromptFormat) -> Example:
@@ -213,7 +230,8 @@ def parse_question(row: Row, prompt_format: PromptFormat) -> Example:
     named = prompt_format.named(row.columns)
     check_meaning(row, prompt_format, named)
     if prompt_format.format is RowFormat.messages:
-        example = _conversation(row, named, answered=False)
+        conversation = _conversation(row, named, answered=False)
+        example = conversation if isinstance(conversation, Example) else Example(row.source)
     elif prompt_format.format is RowFormat.text:
         column = "prompt" if "prompt" in named else "text"
         example = Example(row.source, as_text(named.get(column), column))
@@ -222,7 +240,7 @@ def parse_question(row: Row, prompt_format: PromptFormat) -> Example:
             if name not in named:
                 raise _missing(name, row)
         example = _asked(row, prompt_format, "")
-    if example is None or not (example.messages or example.prompt.strip()):
+    if not (example.messages or example.prompt.strip()):
         raise DataError("the row asks nothing", where=row.source, fix="give it a prompt")
     return example
 
@@ -267,28 +285,46 @@ def _is_empty(row: Row) -> bool:
 
 def _asked(row: Row, prompt_format: PromptFormat, answer: str) -> Example:
     prompt, values = prompt_format.prompt(row.columns)
-    return Example(row.source, prompt, answer, prompt_values=values)
+    earlier = 0
+    if prompt_format.exchange_template:
+        earlier = len(read_history(prompt_format.named(row.columns).get("history")))
+    return Example(row.source, prompt, answer, prompt_values=values, history_answers=earlier)
 
 
-def _conversation(row: Row, named: Mapping[str, Any], *, answered: bool = True) -> Example | None:
+def _conversation(
+    row: Row, named: Mapping[str, Any], *, answered: bool = True
+) -> Example | LeftOut:
     """The turns of a row under its system text, with their tools."""
+    column = next((name for name in (*TURNS, "completion") if name in named), "prompt")
+    if answered and says_nothing(named[column]):
+        return LeftOut(row.source, f"every assistant turn of `{column}` is empty")
     messages = _turns(row, named, answered=answered)
     if not messages:
-        return None
+        return LeftOut(row.source, f"`{column}` is empty")
     system = as_text(named.get("system"), "system")
     if not is_blank(system):
         if messages[0].role in ("system", "developer"):
             fix = "keep one of them; data.columns.system= leaves the column out"
             raise DataError("a `system` column beside a system turn", where=row.source, fix=fix)
         messages = (Message("system", system), *messages)
-    if answered and not any(m.role == "assistant" and m.supervised for m in messages):
-        cause = "no assistant turn to learn from: all are masked, or there is none"
-        raise DataError(cause, fix="unmask one (weight: 1), or remove the row")
+    if answered:
+        _check_supervised(messages)
     while not answered and messages and messages[-1].role == "assistant":
         messages = messages[:-1]
     example = Example(row.source, messages=messages, tools=read_tools(named.get("tools")))
     _check_utf8(example)
     return example
+
+
+def _check_supervised(messages: Sequence[Message]) -> None:
+    own = [message for message in messages if message.role == "assistant"]
+    if not own:
+        fix = "add the assistant's answer, or remove the row"
+        raise DataError("no assistant turn to learn from", fix=fix)
+    if not any(message.supervised for message in own):
+        masks = list(dict.fromkeys(message.masked_by for message in own))
+        cause = f"no assistant turn to learn from, since all are masked ({', '.join(masks)})"
+        raise DataError(cause, fix="unmask one (weight: 1, train: true), or remove the row")
 
 
 def _turns(row: Row, named: Mapping[str, Any], *, answered: bool) -> tuple[Message, ...]:
@@ -305,7 +341,8 @@ def _turns(row: Row, named: Mapping[str, Any], *, answered: bool) -> tuple[Messa
         return ()
     context = read_turns(prompt or [], "prompt")
     answers = read_turns(completion or [], "completion") if answered else ()
-    return (*(replace(turn, supervised=False) for turn in context), *answers)
+    seen = (replace(turn, supervised=False, masked_by=IN_PROMPT) for turn in context)
+    return (*seen, *answers)
 
 
 def _check_utf8(example: Example) -> None:

@@ -64,6 +64,14 @@ def common_length(one: list[int], other: list[int]) -> int:
     return next(place for place in range(shorter) if one[place] != other[place])
 
 
+def prefix_ranks(rows: Sequence[EncodedRow]) -> list[int]:
+    """For each row its place in the order in which rows of one beginning stand together."""
+    ranks = [0] * len(rows)
+    for rank, place in enumerate(tree_order(rows)):
+        ranks[place] = rank
+    return ranks
+
+
 def tree_order(rows: Sequence[EncodedRow]) -> list[int]:
     """Places of the rows in the order in which those of one beginning stand together."""
     return sorted(range(len(rows)), key=lambda place: rows[place].input_ids)

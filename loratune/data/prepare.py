@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,7 @@ from loratune.data.formats import choose_format, parse_rows
 from loratune.data.mixture import Mixture
 from loratune.data.parts import Part, in_parts, read_parts
 from loratune.data.report import DataReport, SourceReport, SplitReport, turn_notes, warnings_of
-from loratune.data.rows import Example, Row, data_fingerprint
+from loratune.data.rows import Example, LeftOut, Row, data_fingerprint, left_out_words
 from loratune.data.split import split_examples
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer, Tokenizer
@@ -96,11 +97,11 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class _Side:
-    """Examples of one side and how many rows they came from."""
+    """Examples of one side, how many rows they came from, and those left out."""
 
     examples: list[Example]
     rows: int
-    empty: int
+    left_out: Sequence[LeftOut] = ()
 
 
 @dataclass(frozen=True)
@@ -205,16 +206,18 @@ def _sides(part: Part, prompt_format: PromptFormat, seed: int) -> tuple[_Side, _
         train.examples, config.eval_fraction, seed=seed, by=config.split_by
     )
     held_out = held_out[: config.eval_limit]
-    rows = len(kept) + train.empty
-    return _Side(kept, rows, train.empty), _Side(held_out, len(held_out), 0)
+    rows = len(kept) + len(train.left_out)
+    return _Side(kept, rows, train.left_out), _Side(held_out, len(held_out))
 
 
 def _parsed(rows: Sequence[Row], prompt_format: PromptFormat) -> _Side:
-    examples, empty = parse_rows(rows, prompt_format)
+    examples, left_out = parse_rows(rows, prompt_format)
     if rows and not examples:
-        cause = f"all {len(rows)} rows are empty (null, or only white space)"
-        raise DataError(cause, where=rows[0].source)
-    return _Side(examples, len(rows), empty)
+        why = left_out_words(Counter(row.why for row in left_out))
+        number = f"all {len(rows):,} rows are" if len(rows) > 1 else "the only row is"
+        fix = "use rows with something to learn"
+        raise DataError(f"{number} {why}", where=rows[0].source, fix=fix)
+    return _Side(examples, len(rows), left_out)
 
 
 def _encode(encoder: Encoder, config: DataConfig, side: _Side) -> EncodedRows:
@@ -263,8 +266,9 @@ def _report(
 
 
 def _split_report(encoded: EncodedRows, sides: Sequence[_Side]) -> SplitReport | None:
-    rows, empty = sum(side.rows for side in sides), sum(side.empty for side in sides)
-    return SplitReport.of(encoded, rows=rows, empty=empty) if rows else None
+    rows = sum(side.rows for side in sides)
+    left_out = [row for side in sides for row in side.left_out]
+    return SplitReport.of(encoded, rows=rows, left_out=left_out) if rows else None
 
 
 def _source_reports(

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from loratune.data.encoded_rows import EncodedRow, EncodedRows, length_to_keep
+from loratune.data.not_supervised import unsupervised_turns
+from loratune.data.rows import LeftOut
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class SplitReport:
     Attributes:
         rows: rows read.
         kept: rows used.
-        dropped: reason (``empty``, ``overlong``, ``no_target``) to rows left out for it.
+        dropped: reason (``empty``, ``overlong``, ``no_target``, ``masked``) to rows left out for
+            it.
         truncated: rows used without their end.
         lost_target_tokens: supervised tokens that truncation cut off.
         tokens: tokens of the rows used.
@@ -26,6 +29,10 @@ class SplitReport:
             so long that only its beginning was tokenized).
         max_length_to_keep: share of rows (``95%``, ``99%``, ``100%``) to the ``data.max_length``
             that keeps them whole.
+        empty: what is empty in the rows dropped as such, to how many.
+        first_empty: ``file:line`` of the first of them.
+        first_masked: likewise of those whose every turn is masked.
+        masked_by: why the turns of that row are, one for each.
     """
 
     rows: int
@@ -37,11 +44,16 @@ class SplitReport:
     supervised_tokens: int
     longest: int
     max_length_to_keep: dict[str, int]
+    empty: dict[str, int] = field(default_factory=dict)
+    first_empty: str = ""
+    first_masked: str = ""
+    masked_by: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, encoded: EncodedRows, *, rows: int, empty: int) -> SplitReport:
-        """Count ``encoded``; ``rows`` were read, ``empty`` of them blank."""
-        dropped = {"empty": empty, **encoded.dropped}
+    def of(cls, encoded: EncodedRows, *, rows: int, left_out: Sequence[LeftOut]) -> SplitReport:
+        """Count ``encoded``; ``rows`` were read, those ``left_out`` among them."""
+        dropped = {"empty": len(left_out), **encoded.dropped}
+        masked = encoded.first_masked
         shares = (0.95, 0.99, 1.0) if encoded.lengths else ()
         return cls(
             rows=rows,
@@ -53,6 +65,10 @@ class SplitReport:
             supervised_tokens=sum(row.supervised for row in encoded.rows),
             longest=max(encoded.lengths, default=0),
             max_length_to_keep={f"{s:.0%}": length_to_keep(encoded.lengths, s) for s in shares},
+            empty=dict(Counter(row.why for row in left_out)),
+            first_empty=left_out[0].source if left_out else "",
+            first_masked=masked.source if masked else "",
+            masked_by=masked.unsupervised if masked else (),
         )
 
 
@@ -138,13 +154,22 @@ class DataReport:
 
 
 def turn_notes(rows: Sequence[EncodedRow]) -> tuple[str, ...]:
-    """What of conversations is not used, one sentence each."""
+    """What of conversations is not used or not learnt, one sentence each."""
     notes = []
     if cut := [row for row in rows if row.unanswered]:
         turns = sum(row.unanswered for row in cut)
         notes.append(
             f"turns not used: {turns:,} in {len(cut):,} of {len(rows):,} rows stand behind the "
             f"assistant's last turn, where nothing is learnt ({cut[0].source})"
+        )
+    if masked := [row for row in rows if row.unsupervised]:
+        unlearnt = unsupervised_turns(why for row in masked for why in row.unsupervised)
+        notes.append(f"{unlearnt}, in {len(masked):,} of {len(rows):,} rows ({masked[0].source})")
+    if bare := [row for row in rows if row.dropped_reasoning]:
+        count = sum(row.dropped_reasoning for row in bare)
+        notes.append(
+            f"reasoning removed (data.reasoning=drop) from {count:,} turn{'s' if count > 1 else ''}"
+            f" in {len(bare):,} of {len(rows):,} rows ({bare[0].source})"
         )
     keys = Counter(key for row in rows for key in row.unused_keys)
     if keys:

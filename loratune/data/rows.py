@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from loratune.data.not_supervised import WEIGHT
 from loratune.errors import DataError, LoratuneError, raise_together
 
 ERRORS_SHOWN = 5
@@ -46,6 +47,24 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A row that asks or answers nothing.
+
+    Attributes:
+        source: ``file:line``.
+        why: what of it is empty.
+    """
+
+    source: str
+    why: str
+
+
+def left_out_words(reasons: Mapping[str, int]) -> str:
+    """``left out: `completion` is empty (2), the row is blank (1)``."""
+    return "left out: " + ", ".join(f"{why} ({count:,})" for why, count in reasons.items())
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation.
 
@@ -54,12 +73,14 @@ class Message:
         content: the text.
         fields: what else the template is given: ``reasoning_content``, ``tool_calls``, ``name``.
         supervised: whether the row wants an assistant turn learnt.
+        masked_by: what in the row keeps it out of the loss, where something does.
     """
 
     role: str
     content: str
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
     supervised: bool = True
+    masked_by: str = field(default=WEIGHT, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +90,7 @@ class Example:
     Attributes:
         source: ``file:line``.
         prompt: the text before the answer; empty for text rows and conversations.
+        history_answers: answers that the prompt shows of earlier exchanges.
         prompt_values: where in ``prompt`` the row's own words stand; the rest is the template's.
         answer: the text to learn; empty for conversations.
         messages: the turns of a conversation, else empty.
@@ -80,6 +102,7 @@ class Example:
     answer: str = ""
     prompt_values: tuple[tuple[int, int], ...] = ()
     messages: tuple[Message, ...] = field(default=())
+    history_answers: int = 0
     tools: Sequence[Any] | None = field(default=None, hash=False)
 
     @property

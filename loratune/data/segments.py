@@ -53,6 +53,8 @@ class RowText:
         left_out: turns whose reasoning the template leaves out.
         unanswered: turns behind the assistant's last, which are not part of the row's text.
         unused_keys: keys of turns that the template does not write.
+        unsupervised: why, one for each assistant turn without loss.
+        dropped_reasoning: turns whose reasoning was removed.
     """
 
     segments: tuple[Segment, ...]
@@ -61,6 +63,8 @@ class RowText:
     left_out: int = 0
     unanswered: int = 0
     unused_keys: tuple[str, ...] = ()
+    unsupervised: tuple[str, ...] = ()
+    dropped_reasoning: int = 0
 
     @property
     def spelt(self) -> tuple[str, ...]:

@@ -181,7 +181,11 @@ def read_history(history: object) -> list[dict[str, Any]]:
         DataError: if it is anything else.
     """
     if isinstance(history, str) and history.strip().startswith("["):
-        history = parse_json(history)
+        try:
+            history = parse_json(history)
+        except DataError as error:
+            fix = "write [[question, answer], ...] as JSON"
+            raise DataError(f"`history`: {error.cause}", fix=fix) from error
     if is_blank(history):
         return []
     exchanges = []

@@ -12,6 +12,7 @@ from loratune.data.batches import BatchPlan, shard
 from loratune.data.collate import Batch
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.mixture import Mixture
+from loratune.data.prefix_tree import prefix_ranks
 from loratune.runs import processes
 
 
@@ -39,7 +40,8 @@ class TrainingSet:
     ) -> TrainingSet:
         """Rows in a recipe's order and batches."""
         mixture = Mixture.of(rows, source_weights(data))
-        plan = BatchPlan.from_config([len(row) for row in rows], data, trainer, mixture)
+        likeness = prefix_ranks(rows) if data.group_by_prefix else [len(row) for row in rows]
+        plan = BatchPlan.from_config(likeness, data, trainer, mixture)
         return cls(rows, plan, arrangement)
 
     def micro_batches(self, step: int) -> list[Batch]:

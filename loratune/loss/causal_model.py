@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loratune.errors import ConfigError
+from loratune.loss.routers import RouterLoss, router_loss
 from loratune.loss.supervised import Targets, TokenLoss, logits_loss, supervised_loss
 
 
@@ -17,16 +19,25 @@ class LanguageModelHead(nn.Module):
 
     Where the model's logits are its head applied to its backbone's hidden states, the head runs
     on the supervised rows alone.  Where they are not (soft-capped or scaled logits), the model
-    computes its full logits.  Auxiliary losses of a model (a router's) are left out.
+    computes its full logits.  A model's loss for its routers is added only where it is asked for.
 
     Attributes:
         model: the whole model.
         split: backbone and head, or ``None`` where the model cannot be taken apart.
         chunk_size: rows of the head at a time; ``None`` chooses by the vocabulary.
+        routers: the loss of the model's routers, where it is trained on as well.
     """
 
-    def __init__(self, model: nn.Module, chunk_size: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, chunk_size: int | None = None, *, router_loss: bool = False
+    ) -> None:
+        """Take the model apart where that is exact.
+
+        Raises:
+            ConfigError: if a loss of its routers is asked for that the model does not have.
+        """
         super().__init__()
+        self.routers = require_router_loss(model) if router_loss else None
         self.model = model
         self.chunk_size = chunk_size
         # In a tuple, so that the parts are not registered a second time.
@@ -43,33 +54,58 @@ class LanguageModelHead(nn.Module):
         *,
         count_correct: bool = False,
         keep_each: bool = False,
+        computed: Tensor | None = None,
         **inputs: Any,
     ) -> TokenLoss:
-        """Sum of the token losses.
+        """Sum of the token losses, and the routers' loss where gradients are wanted of it.
 
         Args:
             input_ids: (B, T).
             targets: what is predicted where.
             count_correct: also count tokens that the model ranks first.
             keep_each: also keep every target's own loss.
+            computed: (B, T) which tokens are not padding, for the routers' loss.
             **inputs: what else the model takes: ``attention_mask``, ``position_ids``.
         """
         rows, tokens = targets
-        if self.split is None:
-            logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
-            return logits_loss(
-                _rows(logits, rows), tokens, count_correct=count_correct, keep_each=keep_each
+        routers = self.routers if computed is not None and torch.is_grad_enabled() else None
+        if routers is not None:
+            inputs["output_router_logits"] = True
+        run, head = self.split or (self.model, None)
+        output = run(input_ids=input_ids, use_cache=False, **inputs)
+        if head is None:
+            loss = logits_loss(
+                _rows(output.logits, rows), tokens, count_correct=count_correct, keep_each=keep_each
             )
-        backbone, head = self.split
-        hidden = hidden_states(backbone(input_ids=input_ids, use_cache=False, **inputs))
-        return supervised_loss(
-            _rows(hidden, rows),
-            head,
-            tokens,
-            chunk_size=self.chunk_size,
-            count_correct=count_correct,
-            keep_each=keep_each,
+        else:
+            loss = supervised_loss(
+                _rows(hidden_states(output), rows),
+                head,
+                tokens,
+                chunk_size=self.chunk_size,
+                count_correct=count_correct,
+                keep_each=keep_each,
+            )
+        if routers is None or computed is None:
+            return loss
+        return loss._replace(routers=routers(output.router_logits, computed))
+
+
+def require_router_loss(model: nn.Module) -> RouterLoss:
+    """The loss of the model's routers.
+
+    Raises:
+        ConfigError: if it has none, or computes it in another way.
+    """
+    with _evaluating(model):
+        loss = router_loss(model)
+    if loss is None:
+        raise ConfigError(
+            "the model has no load-balancing loss for routers, or computes it in another way",
+            where="trainer.router_loss=true",
+            fix="trainer.router_loss=false",
         )
+    return loss
 
 
 def backbone_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:

@@ -32,12 +32,14 @@ class TokenLoss(NamedTuple):
     """Sum of token losses in nats (at least fp32), how many tokens, how many predicted right.
 
     ``each`` has the loss of every token, without a gradient, where the caller asked for it.
+    ``routers`` is the load-balancing loss, a mean, with its coefficient; it is not in ``total``.
     """
 
     total: Tensor
     tokens: int
     correct: Tensor | None = None
     each: Tensor | None = None
+    routers: Tensor | None = None
 
 
 def causal_targets(labels: Tensor) -> Targets:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from loratune.adapters.base import Adapter
+from loratune.adapters.base import Adapter, pieces_of
 from loratune.adapters.config import LayerKind
 
 PROBES = 8
@@ -33,7 +33,10 @@ class DeltaBlocks:
         self.shape, self.dtype, self.device = adapter.weight.shape, own.dtype, own.device
         self._write = adapter.row_writer(weight)
         self._inputs = _probe_inputs(adapter).to(self.device)
-        self._base = self._inputs.new_zeros(PROBES, adapter.out_features, dtype=torch.float32)
+        outputs = (*self._inputs.shape[:-1], adapter.out_features)
+        if adapter.shape.kind is LayerKind.embedding:
+            outputs = PROBES, adapter.out_features
+        self._base = self._inputs.new_zeros(outputs, dtype=torch.float32)
         self._corrections = torch.zeros_like(self._base)
 
     def block(self, rows: slice, base: Tensor, out: Tensor) -> None:
@@ -46,13 +49,26 @@ class DeltaBlocks:
     def _multiply(self, rows: slice, block: Tensor, outputs: Tensor) -> None:
         """Put what ``rows`` of a matrix do to the probe inputs into ``outputs``."""
         x, block = self._inputs, block.float()
-        if self._adapter.shape.kind is LayerKind.linear:
+        if self._adapter.shape.is_stacked:
+            self._multiply_experts(rows, block, outputs)
+        elif self._adapter.shape.kind is LayerKind.linear:
             outputs[:, rows] = nn.functional.linear(x, block)
         elif self._adapter.shape.kind is LayerKind.conv1d:
             outputs += x[:, rows] @ block
         else:
             here = (x >= rows.start) & (x < rows.stop)
             outputs[here] = block[x[here] - rows.start]
+
+    def _multiply_experts(self, rows: slice, block: Tensor, outputs: Tensor) -> None:
+        done = 0
+        for expert, part in pieces_of(rows, self.shape[1]):
+            own = block[done : done + part.stop - part.start]
+            done += part.stop - part.start
+            x = self._inputs[expert]
+            if self._adapter.shape.kind is LayerKind.experts:
+                outputs[expert, :, part] = nn.functional.linear(x, own)
+            else:
+                outputs[expert] += x[:, part] @ own
 
     def probe_error(self) -> float:
         """After the last block: largest difference between the two outputs, relative to them."""
@@ -92,4 +108,5 @@ def _probe_inputs(adapter: Adapter) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     if adapter.shape.kind is LayerKind.embedding:
         return torch.randint(0, adapter.shape.in_features, (PROBES,), generator=generator)
-    return torch.randn(PROBES, adapter.shape.in_features, generator=generator)
+    experts = [adapter.shape.experts] if adapter.shape.is_stacked else []
+    return torch.randn(*experts, PROBES, adapter.shape.in_features, generator=generator)

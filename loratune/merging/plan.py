@@ -60,6 +60,7 @@ class MergePlan:
         for offline in self.offline:
             self._add_layers(offline)
             self._add_trained(offline)
+            self._add_biases(offline)
         self._check_overlap()
 
     def _sources(self) -> dict[str, TensorEntry]:
@@ -96,10 +97,10 @@ class MergePlan:
         return name, known
 
     def _add_layers(self, offline: MetaAdapter) -> None:
-        for module, layer in offline.wrapped.adapters.items():
-            if layer.trained_parameters() or self._is_added_already(offline, f"{module}.weight"):
+        for layer in offline.wrapped.adapters.values():
+            if layer.trained_parameters() or self._is_added_already(offline, layer.shape.parameter):
                 continue
-            output = self._output(f"{module}.weight")
+            output = self._output(layer.shape.parameter)
             if isinstance(output, str):
                 self.layers.setdefault(output, []).append(layer)
             else:
@@ -108,7 +109,7 @@ class MergePlan:
 
     def _is_added_already(self, offline: MetaAdapter, parameter: str) -> bool:
         """Whether another name of the same tensor, corrected alike, comes before this one."""
-        adapted = {f"{module}.weight" for module in offline.wrapped.adapters}
+        adapted = {layer.shape.parameter for layer in offline.wrapped.adapters.values()}
         shared = [one for one in self._names.shared.get(parameter, ()) if one in adapted]
         return parameter not in self.parted and bool(shared) and shared[0] != parameter
 
@@ -133,6 +134,23 @@ class MergePlan:
             both |= group.trained.keys() & group.layers.keys()
         for name in sorted(both):
             raise MergeError("one adapter trained it in full, another corrects it", where=name)
+
+    @torch.no_grad()
+    def _add_biases(self, offline: MetaAdapter) -> None:
+        for module, layer in offline.wrapped.adapters.items():
+            if not layer.corrects_bias:
+                continue
+            output = self._output(f"{module}.bias")
+            name, values = (
+                (output, self.trained)
+                if isinstance(output, str)
+                else (output[0], output[1].trained)
+            )
+            if name in values:
+                raise MergeError("two adapters both change this bias", where=module)
+            self._parameters.setdefault(name, f"{module}.bias")
+            bias = self._names.read(f"{module}.bias")
+            values[name] = bias.float() + layer.delta_bias(bias).float()
 
     def _trained_values(self) -> list[Tensor]:
         groups = self.converted.values()

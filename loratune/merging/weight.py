@@ -124,6 +124,7 @@ def _walk(
                 f"the base weight is {list(weight.shape)}, the correction {list(correction.shape)}",
                 where=name,
             )
+    weight, merged = (one.view(-1, one.shape[-1]) for one in (weight, merged))
     scratch = _Scratch(weight, corrections)
     parts = []
     for rows in row_slices(weight.shape[0], weight.shape[1], scratch.elements):

@@ -88,6 +88,46 @@ def meta_model(config: Any, where: str) -> nn.Module:
     return model
 
 
+def outline(numbers: Mapping[str, Any]) -> nn.Module:
+    """The model of a ``config.json``'s numbers without its weights (on the meta device).
+
+    Raises:
+        ModelError: if transformers cannot build it.
+    """
+    import torch
+
+    try:
+        with _parameters_without_data():
+            return build_model(numbers)
+    except ModelError:  # a single tensor may be larger than the memory
+        with torch.device("meta"):
+            return build_model(numbers)
+
+
+@contextlib.contextmanager
+def _parameters_without_data() -> Iterator[None]:
+    """Modules made in the block hold parameters on the meta device, and real buffers.
+
+    Under ``torch.device("meta")`` masks and frequencies would lose their values too.
+    """
+    import torch
+    from torch import nn
+
+    register = nn.Module.register_parameter
+
+    def register_empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
 def meta_base(folder: Path) -> nn.Module:
     """The model of a folder on the meta device.
 
@@ -100,9 +140,12 @@ def meta_base(folder: Path) -> nn.Module:
 
 @contextlib.contextmanager
 def _build_errors(where: str) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
+
+    kinds = (ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError)
     try:
         yield
-    except (ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError) as error:
+    except (*kinds, StrictDataclassError) as error:
         raise ModelError(
             f"transformers cannot build this model: {first_line(error)}",
             where=where,

@@ -6,12 +6,15 @@ Building happens on torch's meta device: real names and shapes, no memory, no fi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratune.adapters.config import LayerKind, LayerShape
+from loratune.adapters.config import LayerKind, LayerPlace, LayerShape
 from loratune.config.schema import ModelConfig
+from loratune.errors import ModelError
 from loratune.models.architectures import (
     STACKED_EXPERTS,
     Architecture,
@@ -19,7 +22,7 @@ from loratune.models.architectures import (
     architecture_from_numbers,
     is_known_family,
 )
-from loratune.models.build import build_model, meta_model, read_transformers_config
+from loratune.models.build import meta_model, outline, read_transformers_config
 from loratune.models.source import local_folder, read_config
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def measure_source(source: Path | str, revision: str | None = None) -> Architect
         ModelError: if transformers cannot build it.
     """
     config = read_transformers_config(source, revision)
-    return measure_model(meta_model(config, str(source)), config.to_dict())
+    return _probed(measure_model(meta_model(config, str(source)), config.to_dict()))
 
 
 def measure_numbers(numbers: Mapping[str, Any]) -> Architecture:
@@ -65,10 +68,17 @@ def measure_numbers(numbers: Mapping[str, Any]) -> Architecture:
     Raises:
         ModelError: if transformers cannot build it.
     """
-    import torch
+    return _probed(measure_model(outline(numbers), numbers))
 
-    with torch.device("meta"):
-        return measure_model(build_model(numbers), numbers)
+
+def _probed(architecture: Architecture) -> Architecture:
+    """With the layers that no adapter can do anything for."""
+    from loratune.models.probes.layers import unusable_layers
+
+    unusable: Mapping[str, str] = {}
+    with contextlib.suppress(ModelError):  # what cannot be trained can still be counted
+        unusable = unusable_layers(outline(architecture.numbers))
+    return replace(architecture, unusable=unusable)
 
 
 def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) -> Architecture:
@@ -84,14 +94,50 @@ def layer_shapes(model: nn.Module) -> list[LayerShape]:
     """Every layer of the model that an adapter can wrap, in ``named_modules`` order."""
     shapes = []
     owners: dict[int, str] = {}
+    head, towers = _output_head(model), _towers(model)
     for name, module in model.named_modules():
+        place = LayerPlace.tower if f"{name}.".startswith(towers) else LayerPlace.text
         kind_and_size = _kind_and_size(module)
-        if kind_and_size is not None:
-            parameters = sum(p.numel() for p in module.parameters(recurse=False))
-            owner = owners.setdefault(id(module.weight), name)
-            tied_to = "" if owner == name else owner
-            shapes.append(LayerShape(name, *kind_and_size, parameters, tied_to))
+        if kind_and_size is None:
+            shapes += _stacked_shapes(name, module, place)
+            continue
+        parameters = sum(p.numel() for p in module.parameters(recurse=False))
+        place = LayerPlace.head if module is head else place
+        owner = owners.setdefault(id(module.weight), name)
+        tied_to = "" if owner == name else owner
+        shapes.append(LayerShape(name, *kind_and_size, parameters, place, tied_to=tied_to))
     return shapes
+
+
+def _stacked_shapes(name: str, module: nn.Module, place: LayerPlace) -> list[LayerShape]:
+    """The layers of experts that a module stacks; it says itself if they are (in, out), as in PEFT.
+
+    A tensor of two dimensions does not say where one expert ends, and is left out.
+    """
+    shapes = []
+    for key, tensor in expert_tensors(name, module).items():
+        if tensor.dim() != 3:
+            continue
+        experts, rows, columns = tensor.shape
+        kind, sizes = LayerKind.experts, (columns, rows)
+        if getattr(module, "is_transposed", False):
+            kind, sizes = LayerKind.experts_conv1d, (rows, columns)
+        shapes.append(LayerShape(f"{name}.{key}", kind, *sizes, tensor.numel(), place, experts))
+    return shapes
+
+
+def _output_head(model: nn.Module) -> object:
+    """The model's own output head, whatever its name; a plain module has none."""
+    find = getattr(model, "get_output_embeddings", None)
+    return find() if callable(find) else None
+
+
+def _towers(model: nn.Module) -> tuple[str, ...]:
+    """Names, dot at the end, of the models inside the model that read no text."""
+    modalities = {
+        name: getattr(module, "input_modalities", "text") for name, module in model.named_modules()
+    }
+    return tuple(f"{name}." for name, reads in modalities.items() if name and "text" not in reads)
 
 
 def stacked_experts(model: nn.Module) -> dict[str, int]:
@@ -102,18 +148,24 @@ def stacked_experts(model: nn.Module) -> dict[str, int]:
     return {
         f"{name}.{key}": tensor.numel()
         for name, module in model.named_modules()
-        for key, tensor in expert_tensors(module).items()
+        if _kind_and_size(module) is None
+        for key, tensor in expert_tensors(name, module).items()
     }
 
 
-def expert_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters of more than two dimensions; a convolution's are its kernel."""
-    from torch import nn
+def expert_tensors(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters that stack what every expert has: weights, and their biases.
 
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return {}
-    own = module.named_parameters(recurse=False)
-    return {key: tensor for key, tensor in own if tensor.dim() > 2}
+    The module says so: it lies in one called ``experts``, or has a number of experts that is the
+    tensor's first dimension.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    if "experts" in name.split("."):
+        return {key: tensor for key, tensor in own.items() if tensor.dim() > 1}
+    counts = [value for key, value in vars(module).items() if "expert" in key]
+    return {
+        key: tensor for key, tensor in own.items() if tensor.dim() == 3 and len(tensor) in counts
+    }
 
 
 def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
@@ -132,14 +184,16 @@ def _kind_and_size(module: nn.Module) -> tuple[LayerKind, int, int] | None:
 
 
 def other_modules(model: nn.Module, layer_names: set[str]) -> tuple[OtherModule, ...]:
-    """Modules with parameters of their own that are not layers, and every stacked expert tensor."""
+    """What has parameters and is not a layer: modules, and stacked tensors that stay frozen."""
     others = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if name in layer_names or not own:
             continue
-        experts = expert_tensors(module)
+        experts = expert_tensors(name, module)
         for key, tensor in experts.items():
+            if f"{name}.{key}" in layer_names:
+                continue
             others.append(OtherModule(f"{name}.{key}", STACKED_EXPERTS, tensor.numel()))
         rest = sum(tensor.numel() for key, tensor in own.items() if key not in experts)
         if rest:

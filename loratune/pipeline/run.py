@@ -53,7 +53,7 @@ def run(config: RunConfig) -> None:
         checkpoint, saved = find_checkpoint(config, run_dir), adapter_to_continue(config)
         data, base = load_data_and_base(config, recorded_clock(checkpoint))
         wrapped, parameters, drift = wrap_base(base, config, saved)
-        head = LanguageModelHead(wrapped.model)
+        head = LanguageModelHead(wrapped.model, router_loss=config.trainer.router_loss)
 
         final = final_rows(config, data, base)
         facts = run_facts(config, base, data, wrapped, drift)

@@ -8,6 +8,7 @@ from loratune.data.arrangement import Arrangement, arrange
 from loratune.data.prepare import PreparedData
 from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
+from loratune.loss.routers import router_coefficient
 from loratune.pipeline.records import Records
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint
@@ -37,7 +38,7 @@ def train_adapter(
     """
     config = records.config
     arrangement, notes = arrange(config, wrapped.model, data.pad_id, [*data.train, *data.eval])
-    processes.say_once(*notes)
+    processes.say_once(*notes, *_router_notes(wrapped, head))
     rows = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
     warning = warmup_warning(rows.plan.total_steps, config.trainer)
     processes.say_once(*([f"warning: {warning}"] if warning else []))
@@ -75,6 +76,17 @@ def _unseen_tokens(config: RunConfig, wrapped: WrappedModel, data: PreparedData)
     named = zip(trained_tokens(config), trained.token_ids.tolist(), strict=True)
     unseen = [f"'{text}'" for text, token in named if token not in seen]
     return [f"warning: no training row has the token {', '.join(unseen)}"] if unseen else []
+
+
+def _router_notes(wrapped: WrappedModel, head: LanguageModelHead) -> list[str]:
+    """What becomes of a loss that the model has for its routers."""
+    coefficient = router_coefficient(wrapped.model)
+    if not coefficient:
+        return []
+    what = f"note: the load-balancing loss of the model's routers (coefficient {coefficient:g}) is "
+    if head.routers is not None:
+        return [what + "trained on as well; the losses shown are the supervised tokens' alone"]
+    return [what + "left out; trainer.router_loss=true trains on it as well"]
 
 
 def _evaluation(

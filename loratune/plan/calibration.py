@@ -1,4 +1,4 @@
-"""How fast this machine is on the recipe's own layers: one block, random weights, a few seconds."""
+"""How fast this machine is on the recipe's own layers: a few blocks, random weights, seconds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from loratune.config.schema import RunConfig
-from loratune.counting.activations import one_block, without_other_blocks
+from loratune.counting.activations import block_count, few_blocks, without_other_blocks
 from loratune.loss.supervised import supervised_loss
 from loratune.models.architectures import Architecture
+from loratune.models.probes.layers import unusable_layers
 from loratune.plan.memory import hidden_size, vocabulary
 from loratune.plan.workload import MicroBatch
 from loratune.surgery import wrap_model
@@ -28,7 +29,7 @@ class Speed:
     """Seconds on this machine.
 
     Attributes:
-        block: forward and backward of one block, per token.
+        block: forward and backward of one block, per token; the mean of the kinds.
         head: loss and its gradient, per supervised token, over the whole vocabulary.
         tokens: how many tokens were run at once.
     """
@@ -45,7 +46,7 @@ def calibrate(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Speed:
-    """Time one adapted block and a slice of the head.
+    """Time one adapted block of each kind and a slice of the head.
 
     Args:
         architecture: the base model.
@@ -58,11 +59,13 @@ def calibrate(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         cut = replace(config.targets, layers=None)
-        model = one_block(architecture, cut).to(dtype)
-        variant = without_other_blocks(model, cut, config.adapter)
-        wrap_model(model, variant, cut, seed=0, strict=False)
+        model = few_blocks(architecture)
+        variant, unusable = without_other_blocks(model, cut, config.adapter), unusable_layers(model)
+        model = model.to(dtype)
+        blocks = block_count(model)
+        wrap_model(model, variant, cut, seed=0, unusable=unusable, strict=False)
         model = model.to(device)
-        words = min(vocabulary(architecture), int(model.config.vocab_size))  # type: ignore[union-attr, arg-type]
+        words = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         ids = torch.randint(4, max(5, words), (sequences, length), device=device)
         backbone = model.base_model
         assert isinstance(backbone, torch.nn.Module)
@@ -75,7 +78,7 @@ def calibrate(
         seconds, head_seconds = _timed(block, device), _timed(head, device)
     scale = vocabulary(architecture) / min(vocabulary(architecture), _SMALL_HEAD)
     tokens = sequences * length
-    return Speed(seconds / tokens, head_seconds / _ROWS * scale, tokens)
+    return Speed(seconds / blocks / tokens, head_seconds / _ROWS * scale, tokens)
 
 
 def _head_step(

@@ -10,9 +10,11 @@ from loratune.config.schema import Dtype, RunConfig, Stage
 from loratune.counting.parameters import FP32_BYTES
 from loratune.data.audit import Severity
 from loratune.models.dtypes import ITEM_BYTES, safetensors_name
+from loratune.models.measure import find_architecture
 from loratune.plan.calibration import calibrate
 from loratune.plan.fit import fitted
 from loratune.plan.memory import ERROR_BAR, Memory, available_bytes, block_count
+from loratune.plan.model_checks import check_model
 from loratune.plan.plan import Disk, Plan, Time
 from loratune.plan.setting import Setting, find_setting
 from loratune.plan.sources import SourcedValue
@@ -40,16 +42,18 @@ def make_plan(
         LoratuneError: a recipe that cannot run; a budget that nothing fits.
     """
     rows = read_workload_rows(config)
-    work = workload(config, rows)
-    setting = find_setting(config, tokens=min(work.largest.rows_alone[1], 256))
+    architecture = find_architecture(config.model)
+    model = check_model(config, architecture, rows)
+    work = workload(config, rows, model.arrangement)
+    setting = find_setting(config, architecture, tokens=min(work.largest.rows_alone[1], 256))
     overrides: tuple[str, ...] = ()
     if fit is not None:
-        config, rows, work, overrides = fitted(config, rows, work, setting, fit)
+        config, rows, work, overrides = fitted(config, rows, work, setting, model, fit)
     memory, disk = setting.memory(config, work), _disk(config, setting)
     time = _time(config, setting, work) if timed and setting.is_here else None
     doubts = tuple(_warnings(config, rows, work, setting, memory, disk))
     estimate = (setting, work, memory, disk, time)
-    notes = tuple(_notes(work, setting))
+    notes = (*_notes(work, setting), *model.notes)
     return Plan(config.name, tuple(values), *estimate, doubts, overrides, fit, notes)
 
 
@@ -95,7 +99,7 @@ def _warnings(
     if work.assumed:
         warnings.append(work.assumed)
     if work.audit is not None:
-        warnings += [one.line for one in work.audit.findings if one.severity is not Severity.note]
+        warnings += [one.line for one in work.audit.of(Severity.warning)]
     warnings += _capacity(memory, setting, disk)
     trainer = config.trainer
     warnings += filter(None, [warmup_warning(work.steps, trainer)])

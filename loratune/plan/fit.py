@@ -14,6 +14,7 @@ from loratune.plan.workload import Rows, Workload, divided, read_workload_rows, 
 from loratune.units import byte_size, parse_bytes
 
 if TYPE_CHECKING:
+    from loratune.plan.model_checks import CheckedModel
     from loratune.plan.setting import Setting
 
 _SHARES = ("99%", "95%")
@@ -34,7 +35,12 @@ def parse_size(text: str) -> int:
 
 
 def fitted(
-    config: RunConfig, rows: Rows, work: Workload, setting: Setting, limit: int
+    config: RunConfig,
+    rows: Rows,
+    work: Workload,
+    setting: Setting,
+    model: CheckedModel,
+    limit: int,
 ) -> tuple[RunConfig, Rows, Workload, tuple[str, ...]]:
     """The recipe changed as little as fits, with the overrides that change it so.
 
@@ -46,15 +52,16 @@ def fitted(
         rows: its rows.
         work: its batches.
         setting: what decides its memory.
+        model: what its model allows.
         limit: bytes, the error bar included.
 
     Raises:
         ConfigError: if nothing fits.
     """
     memories = []
-    for candidate in _candidates(config, work):
+    for candidate in _candidates(config, work, recomputes=model.recomputes):
         read = rows if candidate.data == config.data else read_workload_rows(candidate)
-        candidate_work = workload(candidate, read)
+        candidate_work = workload(candidate, read, model.arrangement)
         memory = setting.memory(candidate, candidate_work)
         if memory.peak * (1 + ERROR_BAR) <= limit:
             return candidate, read, candidate_work, _overrides(config, candidate)
@@ -68,11 +75,11 @@ def fitted(
     raise ConfigError(cause, where="fit", fix=fix)
 
 
-def _candidates(config: RunConfig, work: Workload) -> Iterator[RunConfig]:
+def _candidates(config: RunConfig, work: Workload, *, recomputes: bool) -> Iterator[RunConfig]:
     """Recipes with the same rows per step, the least changed first."""
     for length in _lengths(config, work):
         data = replace(config.data, max_length=length)
-        for recompute in sorted({config.trainer.gradient_checkpointing, True}):
+        for recompute in sorted({config.trainer.gradient_checkpointing, recomputes}):
             for size, accumulation in divided(config.trainer):
                 trainer = replace(
                     config.trainer,

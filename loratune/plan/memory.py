@@ -8,11 +8,14 @@ chunks in which the loss runs.
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from loratune.adapters.config import LayerShape
 from loratune.counting.activations import ActivationReport
 from loratune.counting.parameters import FP32_BYTES, VariantCount
 from loratune.loss.constants import CHUNK_LOGITS
@@ -90,6 +93,7 @@ def predict(
     *,
     bytes_per_weight: int,
     adapted_blocks: int | None = None,
+    adapted_experts: Sequence[LayerShape] = (),
     gradient_checkpointing: bool = False,
     process: int = 0,
 ) -> Memory:
@@ -102,6 +106,7 @@ def predict(
         batch: the largest micro-batch.
         bytes_per_weight: of the base as it is loaded.
         adapted_blocks: blocks that have adapters; by default all.
+        adapted_experts: stacked layers that have adapters.
         gradient_checkpointing: blocks keep their input only, and one is recomputed at a time.
         process: bytes of the process itself.
     """
@@ -118,12 +123,22 @@ def predict(
         adapters=(count.trainable + count.frozen) * FP32_BYTES,
         gradients=count.trainable * FP32_BYTES,
         optimizer=count.optimizer_bytes,
-        activations=round(batch.tokens * (per_token + state)),
+        activations=round(batch.tokens * (per_token + state))
+        + _adapted_weights(adapted_experts, gradient_checkpointing) * bytes_per_weight,
         working=max(
             _head(architecture, batch, bytes_per_weight),
-            _temporaries(architecture, batch, bytes_per_weight),
+            _temporaries(architecture, batch, bytes_per_weight)
+            + 2 * max((x.parameters for x in adapted_experts), default=0) * bytes_per_weight,
         ),
     )
+
+
+def _adapted_weights(experts: Sequence[LayerShape], gradient_checkpointing: bool) -> int:
+    """Numbers of W + ΔW that autograd keeps: of all stacked layers, or of one block's at a time."""
+    blocks = Counter[int | None]()
+    for shape in experts:
+        blocks[block_of(shape.name)] += shape.parameters
+    return max(blocks.values(), default=0) if gradient_checkpointing else blocks.total()
 
 
 def _head(architecture: Architecture, batch: MicroBatch, bytes_per_weight: int) -> int:

@@ -20,4 +20,6 @@ def match_targets(config: RunConfig, architecture: Architecture) -> TargetMatch:
         family=architecture.family,
         others=architecture.other_types,
         stacked=architecture.stacked_experts,
+        unusable=architecture.unusable,
+        base_parameters=architecture.base_parameters,
     )

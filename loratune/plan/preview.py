@@ -18,10 +18,11 @@ from rich.text import Text
 from loratune.config.schema import RunConfig
 from loratune.console import console, escaped, printable, say
 from loratune.data.arrangement import assumed_arrangement, sharing_line
-from loratune.data.audit import Audit, Finding, audit
+from loratune.data.audit import Audit, Finding, Severity, audit
 from loratune.data.bounds import position_findings
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.mixture import seen_line
+from loratune.data.not_supervised import unsupervised_turns
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.report import DataReport
 from loratune.data.tokenizing import RowTokenizer
@@ -44,7 +45,16 @@ _STYLES = {
 _PIECE = "\ufffd"
 """What stands for bytes that are not a whole character."""
 _MOST_PIECES = 8
-_VISIBLE = str.maketrans({" ": "·", "\t": "⇥", "\r": "␍"})
+_MARKS = "⟦⟧⟪⟫⟨⟩·↵⇥␍"
+"""What this page is written with, and a row's own text is therefore not."""
+_VISIBLE = str.maketrans(
+    {mark: escaped(mark) for mark in _MARKS} | {"\\": "\\\\", " ": "·", "\t": "⇥", "\r": "␍"}
+)
+_LEGEND = (
+    "⟦ ⟧ supervised (green), context plain, ⟪ ⟫ start token, ⟨ ⟩ text that spells a special token\n"
+    "· space, ↵ line break, ⇥ tab, \\\\ backslash, \\u27e6 a character by its number: one that is "
+    "invisible, or one of these marks in the row's text"
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +65,13 @@ class ShownToken:
         text: as decoded, white space and control characters as they are; a character of several
             tokens belongs to the first of them.
         kind: supervised, context, start, end (a supervised end token) or padding.
+        spelt_text: whether it is part of a text that spells a special token.
     """
 
     id: int
     text: str
     kind: str
+    spelt_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,9 @@ class ShownRow:
         origin: name of its source in a mixture.
         unanswered: turns behind the assistant's last, which are not used.
         unused_keys: keys of turns that the chat template does not use.
+        unsupervised: why, one for each assistant turn without loss.
+        dropped_reasoning: turns whose reasoning was removed.
+        spelt_as_text: whether ``spelt`` are text, and not the tokens.
     """
 
     source: str
@@ -83,6 +98,9 @@ class ShownRow:
     origin: str = ""
     unanswered: int = 0
     unused_keys: tuple[str, ...] = ()
+    unsupervised: tuple[str, ...] = ()
+    dropped_reasoning: int = 0
+    spelt_as_text: bool = False
 
     def count(self, *kinds: str) -> int:
         """Tokens of these kinds."""
@@ -94,6 +112,7 @@ class Preview:
     """What ``preview`` shows.
 
     Attributes:
+        max_length: ``data.max_length``.
         sharing: what batches save, in words.
         times_seen: mixtures only: how often the run sees a row of each source, on average.
     """
@@ -101,6 +120,7 @@ class Preview:
     rows: tuple[ShownRow, ...]
     report: DataReport
     audit: Audit
+    max_length: int
     sharing: str = ""
     times_seen: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -138,6 +158,7 @@ def make_preview(config: RunConfig, rows: int) -> Preview:
         tuple(_shown(row, tokenizer, data.pad_id, width) for row in first),
         data.report,
         audit(data, tokenizer, config.data, read.findings),
+        config.data.max_length,
         _sharing(config, data),
         _times_seen(config, data),
         _target_notes(config, read.model),
@@ -218,6 +239,7 @@ def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow
     rows = RowTokenizer(tokenizer)
     supervised = {place for start, end in row.spans for place in range(start, end)}
     last = {end - 1 for _, end in row.spans}
+    spelt = {place for start, end in row.spelt_text for place in range(start, end)}
     special = rows.special_ids()
     starts = len(rows.start_ids) if row.input_ids[: len(rows.start_ids)] == rows.start_ids else 0
     texts = _texts(row.input_ids, tokenizer)
@@ -226,12 +248,23 @@ def _shown(row: EncodedRow, tokenizer: Any, pad_id: int, width: int) -> ShownRow
         kind = "supervised" if place in supervised else "start" if place < starts else "context"
         if kind == "supervised" and (token == rows.end_id or (place in last and token in special)):
             kind = "end"
-        tokens.append(ShownToken(token, texts[place], kind))
+        tokens.append(ShownToken(token, texts[place], kind, place in spelt))
     padding = ShownToken(pad_id, _text(pad_id, tokenizer), "padding")
     ends = tuple(tokens[end - 1].text for _, end in row.spans)
     filled = (*tokens, *[padding] * (width - len(row)))
-    said = (row.left_out, row.spelt, row.origin, row.unanswered, row.unused_keys)
-    return ShownRow(row.source, filled, ends, *said)
+    return ShownRow(
+        row.source,
+        filled,
+        ends,
+        left_out=row.left_out,
+        spelt=row.spelt,
+        origin=row.origin,
+        unanswered=row.unanswered,
+        unused_keys=row.unused_keys,
+        unsupervised=row.unsupervised,
+        dropped_reasoning=row.dropped_reasoning,
+        spelt_as_text=bool(row.spelt_text),
+    )
 
 
 def _texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
@@ -260,7 +293,7 @@ def _text(token: int, tokenizer: Any) -> str:
 
 def show_preview(preview: Preview) -> None:
     """Print rows and findings."""
-    say("⟦ ⟧ supervised (green), context plain, ⟪ ⟫ start token; · space, ↵ line break")
+    say(_LEGEND)
     for number, row in enumerate(preview.rows, start=1):
         supervised, padding = row.count("supervised", "end"), row.count("padding")
         filled = f", {padding} padding" if padding else ""
@@ -287,41 +320,62 @@ def parts_line(row: ShownRow) -> str:
         "1 supervised part ends" if len(row.ends) == 1 else f"{len(row.ends)} supervised parts end"
     )
     line = f"{parts} in {ends}"
+    if row.unsupervised:
+        line += f"; {unsupervised_turns(row.unsupervised)}"
     if row.left_out:
-        turns = "1 turn" if row.left_out == 1 else f"{row.left_out} turns"
-        line += f"; the chat template leaves out the reasoning of {turns}"
+        line += f"; the chat template leaves out the reasoning of {_turns(row.left_out)}"
+    if row.dropped_reasoning:
+        line += f"; reasoning of {_turns(row.dropped_reasoning)} removed"
     if row.spelt:
-        line += f"; words spell {', '.join(map(repr, row.spelt))}"
+        became = "text, in ⟨ ⟩" if row.spelt_as_text else "tokens"
+        line += f"; words spell {', '.join(map(repr, row.spelt))} (as {became})"
     if row.unanswered:
-        turns = "1 turn" if row.unanswered == 1 else f"{row.unanswered} turns"
-        line += f"; {turns} behind the assistant's last not used"
+        line += f"; {_turns(row.unanswered)} behind the assistant's last not used"
     if row.unused_keys:
         line += f"; not used by the chat template: {', '.join(row.unused_keys)}"
     return line
 
 
+def _turns(count: int) -> str:
+    return "1 turn" if count == 1 else f"{count} turns"
+
+
 def row_text(row: ShownRow) -> Text:
-    """A row with every token in the style of its kind and supervised stretches in brackets."""
+    """A row with every token in the style of its kind, its stretches in brackets.
+
+    Supervised stretches, and within or outside of them texts that spell special tokens.
+    """
     text = Text()
-    inside = False
+    inside = spelling = False
     for number, token in enumerate(row.tokens):
         supervised = token.kind in ("supervised", "end")
+        if spelling and (not token.spelt_text or supervised != inside):
+            text.append("⟩", "bold")
+            spelling = False
         if supervised != inside:
             text.append("⟦" if supervised else "⟧", "bold green")
             inside = supervised
+        if token.spelt_text and not spelling:
+            text.append("⟨", "bold")
+            spelling = True
         if token.kind == "padding":
             text.append(f" [padding × {row.count('padding')}]", "dim")
             break
         visible = _visible(token.text)
         visible = f"⟪{visible}⟫" if token.kind == "start" else visible
         text.append(visible, _STYLES[token.kind][number % 2])
+    if spelling:
+        text.append("⟩", "bold")
     if inside:
         text.append("⟧", "bold green")
     return text
 
 
 def audit_lines(preview: Preview) -> Iterator[str]:
-    """Counts, the truncation curve, the longest rows and every finding."""
+    """Counts, the truncation curve, the longest rows, and every finding that is not an error.
+
+    Errors are raised once all of this is printed.
+    """
     yield from preview.report.lines()
     if preview.times_seen:
         yield seen_line(preview.times_seen)
@@ -329,7 +383,7 @@ def audit_lines(preview: Preview) -> Iterator[str]:
     if train is not None and train.max_length_to_keep:
         pairs = train.max_length_to_keep.items()
         curve = ", ".join(f"{length} keeps {share}" for share, length in pairs)
-        yield f"data.max_length that keeps rows whole: {curve}"
+        yield f"data.max_length={preview.max_length}; to keep rows whole: {curve}"
     longest = ", ".join(f"{source} ({tokens})" for source, tokens in preview.audit.longest)
     yield f"longest rows as trained on: {longest}"
     if preview.sharing:
@@ -337,6 +391,7 @@ def audit_lines(preview: Preview) -> Iterator[str]:
     for note in preview.notes:
         yield f"note: {note}"
     for finding in preview.audit.findings:
-        yield finding.line
+        if finding.severity is not Severity.error:
+            yield finding.line
     if not preview.audit.findings:
         yield "audit: nothing found"

@@ -9,6 +9,7 @@ import torch
 
 # Training's own imports: a plan runs in a process like training's, whose memory it counts.
 import loratune.pipeline.run  # noqa: F401
+from loratune.adapters.config import LayerShape
 from loratune.config.schema import RunConfig, trained_tokens
 from loratune.counting.activations import ActivationReport, measure_activations
 from loratune.counting.parameters import VariantCount, count_in
@@ -16,7 +17,6 @@ from loratune.errors import ConfigError, LoratuneError
 from loratune.models.architectures import Architecture
 from loratune.models.devices import resolve_device, resolve_dtype
 from loratune.models.dtypes import torch_dtype
-from loratune.models.measure import find_architecture
 from loratune.models.source import is_hub_id, model_folder
 from loratune.models.weights import stored_dtype, tensor_entries
 from loratune.plan.memory import Memory, predict, resident_bytes
@@ -33,6 +33,7 @@ class Setting:
         architecture: the base model.
         count: what the adapter adds.
         adapted_blocks: blocks that have adapters.
+        adapted_experts: stacked layers of experts that have adapters.
         activations: what autograd keeps per token.
         dtype: of the base as it is loaded.
         device: where the recipe would run.
@@ -45,6 +46,7 @@ class Setting:
     architecture: Architecture
     count: VariantCount
     adapted_blocks: int
+    adapted_experts: tuple[LayerShape, ...]
     activations: ActivationReport
     dtype: torch.dtype
     device: torch.device
@@ -67,22 +69,23 @@ class Setting:
             work.largest,
             bytes_per_weight=self.bytes_per_weight,
             adapted_blocks=self.adapted_blocks,
+            adapted_experts=self.adapted_experts,
             gradient_checkpointing=config.trainer.gradient_checkpointing,
             process=self.process,
         )
 
 
-def find_setting(config: RunConfig, tokens: int) -> Setting:
-    """What decides the recipe's memory; builds one block with random weights.
+def find_setting(config: RunConfig, architecture: Architecture, tokens: int) -> Setting:
+    """What decides the recipe's memory; builds one block of each kind with random weights.
 
     Args:
         config: the recipe.
+        architecture: the base model.
         tokens: length of the sequence that activations are measured on.
 
     Raises:
-        LoratuneError: an unknown model, or targets that match nothing.
+        LoratuneError: targets that match nothing, or a device that is not there.
     """
-    architecture = find_architecture(config.model)
     matched = match_targets(config, architecture)
     saved, rows = config.targets.modules_to_save, len(trained_tokens(config))
     stored = _stored_dtype(config)
@@ -95,6 +98,7 @@ def find_setting(config: RunConfig, tokens: int) -> Setting:
         architecture=architecture,
         count=count_in(architecture, matched.shapes, config.adapter, saved, tokens=rows),
         adapted_blocks=len({block_of(shape.name) for shape in matched.shapes} - {None}),
+        adapted_experts=tuple(shape for shape in matched.shapes if shape.is_stacked),
         activations=measured,
         dtype=dtype,
         device=device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loratune.config.mixture import training_paths
@@ -108,8 +108,13 @@ def read_workload_rows(config: RunConfig) -> Rows:
     return Rows(read.data, read.tokenizer, read.findings)
 
 
-def workload(config: RunConfig, rows: Rows) -> Workload:
+def workload(config: RunConfig, rows: Rows, arrangement: Arrangement | None = None) -> Workload:
     """Lay out the batches as training would, or assume rows of ``data.max_length`` tokens.
+
+    Args:
+        config: the recipe.
+        rows: its rows.
+        arrangement: how the model takes them; by default any layout is exact.
 
     Raises:
         DataError: if the recipe makes no step.
@@ -117,7 +122,8 @@ def workload(config: RunConfig, rows: Rows) -> Workload:
     if rows.data is None:
         return _assumed(config, rows.reason)
     data = rows.data
-    arrangement = assumed_arrangement(config)
+    packed = config.data.max_length if config.data.packing else 0
+    arrangement = replace(arrangement or assumed_arrangement(config), packed=packed)
     plan = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer).plan
     looked_at = min(plan.total_steps, STEPS_LOOKED_AT)
     batches = [

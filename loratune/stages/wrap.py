@@ -9,6 +9,7 @@ from torch import nn
 from loratune.adapter_files.into_model import wrap_for_loading
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import RunConfig, trained_tokens
+from loratune.models.probes.layers import unusable_layers
 from loratune.models.vocabulary import token_ids
 from loratune.surgery import WrappedModel, wrap_model
 
@@ -35,4 +36,11 @@ def wrap(
         return wrap_for_loading(model, saved)
     tokens = trained_tokens(config)
     ids = token_ids(tokenizer, tokens) if tokens else []
-    return wrap_model(model, config.adapter, config.targets, seed=config.trainer.seed, tokens=ids)
+    return wrap_model(
+        model,
+        config.adapter,
+        config.targets,
+        seed=config.trainer.seed,
+        unusable=unusable_layers(model),
+        tokens=ids,
+    )

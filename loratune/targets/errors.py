@@ -66,6 +66,15 @@ def no_roles(word: str, family: str | None, shapes: Sequence[LayerShape]) -> Mod
     )
 
 
+def no_experts(shapes: Sequence[LayerShape]) -> ModelError:
+    """The word for experts, for a model that has none or keeps them in another form."""
+    return ModelError(
+        "the model has no experts that are stacked in one tensor of three dimensions",
+        where="targets.modules",
+        fix=f"use all_linear or a list of names; {_everything(shapes)}",
+    )
+
+
 def closest(pattern: str, shapes: Sequence[LayerShape]) -> list[str]:
     """Up to three existing names like ``pattern``, nearest first, with shapes and how many."""
     labels = _labels(shapes)

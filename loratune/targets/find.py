@@ -9,15 +9,19 @@ from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
 from loratune.models.architectures import STACKED_EXPERTS, Architecture, names_module
-from loratune.targets.errors import left_out, unmatched, unsupported
+from loratune.targets.errors import left_out, no_experts, unmatched, unsupported
 from loratune.targets.patterns import (
+    ALL_LINEAR,
+    EXPERTS,
     Pattern,
     block_of,
     fitting_keys,
-    frozen_experts,
+    is_word,
     read_patterns,
     resolve_pattern,
 )
+from loratune.targets.roles import ROLE_WORDS
+from loratune.targets.unusable import left_out_notes, unusable_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,13 @@ def find_targets(
     *,
     others: Mapping[str, str] | None = None,
     stacked: Mapping[str, int] | None = None,
+    unusable: Mapping[str, str] | None = None,
+    base_parameters: int = 0,
     strict: bool = True,
 ) -> TargetMatch:
     """Find the layers that ``targets`` names.
+
+    Of the layers for which an adapter can do nothing, a word such as ``all_linear`` means none.
 
     Args:
         shapes: every layer that can be adapted, in the model's order.
@@ -54,21 +62,40 @@ def find_targets(
         family: ``model_type`` that role words resolve for.
         others: name to type of modules that cannot be adapted, named if a pattern means them.
         stacked: name to numbers of the tensors that hold a layer of every expert.
+        unusable: layer to why an adapter can do nothing for it.
+        base_parameters: numbers in the whole model, for shares of it; 0 where nobody asked.
         strict: every listed pattern must match; else one match in all is enough, as in PEFT.
 
     Raises:
         ConfigError: if the patterns are malformed, or a rank or alpha pattern fits no target.
-        ModelError: for each pattern that matches nothing, and each layer the variant refuses.
+        ModelError: for each pattern that matches nothing, each layer the variant refuses, and
+            layers named one by one that are unusable.
         SecurityError: if a regular expression takes longer than a second.
     """
-    patterns, notices = read_patterns(shapes, targets.modules, family)
-    stacked = stacked or {}
-    others = {n: kind for n, kind in _without(others or {}, shapes).items() if n not in stacked}
+    every, unusable, stacked = shapes, unusable or {}, stacked or {}
+    by_word = is_word(targets.modules)
+    if by_word:
+        shapes = [shape for shape in every if shape.name not in unusable]
+    # A role is read off the whole structure; what no adapter can help is left out of it later.
+    is_role = by_word and targets.modules in ROLE_WORDS
+    patterns, notices = read_patterns(every if is_role else shapes, targets.modules, family)
+    others = {n: kind for n, kind in _without(others or {}, every).items() if n not in stacked}
     matched, counts = _matched(shapes, patterns, targets)
-    notices += frozen_experts(patterns, counts, stacked)
-    errors = _pattern_errors(patterns, counts, shapes, others, stacked, strict=strict)
+    adapted, layers = {shape.name for shape in matched}, {shape.name for shape in every}
+    frozen = {name: numbers for name, numbers in stacked.items() if name not in adapted}
+    if strict and frozen:
+        notices.append(frozen_experts(targets.modules, frozen, base_parameters))
+    fixed = {name: numbers for name, numbers in stacked.items() if name not in layers}
+    errors = _pattern_errors(patterns, counts, shapes, others, fixed, strict=strict)
+    if by_word:
+        notices += left_out_notes(
+            str(targets.modules), _useless(every, targets, family, unusable), unusable, every
+        )
+    else:
+        useless = [shape.name for shape in matched if shape.name in unusable]
+        errors += unusable_targets(useless, unusable, every)
     if strict:
-        errors += _selection_errors(shapes, targets)
+        errors += _selection_errors(every, targets)
     if config is not None and not errors:
         errors += _variant_errors(matched, config)
         for where, key in dead_patterns(matched, config):
@@ -101,19 +128,57 @@ def targets_of(
     return replace(targets, modules=".*", modules_to_save=list(architecture.outer_modules))
 
 
+def frozen_experts(
+    modules: str | Sequence[str], stacked: Mapping[str, int], base_parameters: int
+) -> str:
+    """What to say where a model's experts are out of reach of the targets."""
+    names, frozen = list(stacked), sum(stacked.values())
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    share = f", {frozen / base_parameters:.1%} of the base" if base_parameters else ""
+    word = modules if isinstance(modules, str) else ", ".join(modules)
+    line = (
+        f"{word} leaves {frozen:,} parameters of experts frozen{share}: {names[0]}{more}, stacked "
+        "in one tensor each"
+    )
+    if modules in ALL_LINEAR:
+        line += (
+            "; PEFT's all-linear adapts the experts and the router of models that it converts "
+            "from another layout (here: all_linear_and_experts)"
+        )
+    return line
+
+
 def _matched(
     shapes: Sequence[LayerShape], patterns: Sequence[Pattern], targets: TargetsConfig
 ) -> tuple[list[LayerShape], dict[str, int]]:
-    """The layers that a pattern names and no setting leaves out, and how many each names."""
-    matched, counts = [], {pattern.text: 0 for pattern in patterns}
-    for shape in shapes:
-        hits = [pattern.text for pattern in patterns if pattern.matches(shape.name)]
-        if hits and not _is_left_out(shape.name, targets):
-            matched.append(shape)
-            for text in hits:
-                counts[text] += 1
-    names = {shape.name for shape in matched}
-    return [s if s.tied_to in names else replace(s, tied_to="") for s in matched], counts
+    """The layers that a pattern names and no setting leaves out, and how many each names.
+
+    A name of modules, as PEFT's, means stacked experts of that name only where it has no other
+    meaning.
+    """
+    matched, counts = set(), {}
+    for pattern in patterns:
+        named = [shape for shape in shapes if pattern.matches(shape.name)]
+        named = [shape for shape in named if not shape.is_stacked] or named
+        chosen = {shape.name for shape in named if not _is_left_out(shape.name, targets)}
+        counts[pattern.text] = len(chosen)
+        matched |= chosen
+    layers = [shape for shape in shapes if shape.name in matched]
+    return [s if s.tied_to in matched else replace(s, tied_to="") for s in layers], counts
+
+
+def _useless(
+    shapes: Sequence[LayerShape],
+    targets: TargetsConfig,
+    family: str | None,
+    unusable: Mapping[str, str],
+) -> list[str]:
+    """The layers that a word would mean if an adapter could do something for them."""
+    if not unusable:
+        return []
+    patterns, _ = read_patterns(shapes, targets.modules, family)
+    meant, _ = _matched(shapes, patterns, targets)
+    return [shape.name for shape in meant if shape.name in unusable]
 
 
 def rank_for(name: str, config: AdapterConfig) -> int:
@@ -159,12 +224,15 @@ def _pattern_errors(
     missing: list[LoratuneError] = []
     for pattern in patterns:
         named = _meant(pattern, shapes, others)
-        if named and (counts[pattern.text] == 0 or not pattern.is_expression):
-            errors.append(unsupported(pattern.text, named, others))
-        elif counts[pattern.text] == 0 and (experts := _meant(pattern, shapes, stacked)):
+        experts = _meant(pattern, shapes, stacked) if counts[pattern.text] == 0 else []
+        if experts:
             missing.append(
                 unsupported(pattern.text, experts, dict.fromkeys(stacked, STACKED_EXPERTS))
             )
+        elif pattern.text == EXPERTS and not any(shape.is_stacked for shape in shapes):
+            missing.append(no_experts(shapes))
+        elif named and (counts[pattern.text] == 0 or not pattern.is_expression):
+            errors.append(unsupported(pattern.text, named, others))
         elif counts[pattern.text] == 0:
             named = [shape.name for shape in shapes if pattern.matches(shape.name)]
             missing.append(

@@ -10,16 +10,18 @@ from typing import Any, TypeVar
 
 import regex
 
-from loratune.adapters.config import LayerKind, LayerShape
+from loratune.adapters.config import LayerKind, LayerPlace, LayerShape
 from loratune.errors import ConfigError, SecurityError
-from loratune.models.architectures import ROLE_WORDS, is_known_family, names_module, roles_of
+from loratune.models.architectures import is_known_family, names_module
 from loratune.targets.errors import no_roles
+from loratune.targets.roles import ROLE_WORDS, RoleLayers, find_role_layers
 
 _SECONDS = 1.0
 _LONGEST = 2000
 _Value = TypeVar("_Value")
 ALL_LINEAR = ("all_linear", "all-linear")
-_OUTPUT_HEADS = ("lm_head", "embed_out")
+EXPERTS = "experts"
+ALL_LINEAR_AND_EXPERTS = "all_linear_and_experts"
 # The first numbered segment is the block's index, as in PEFT (experts are numbered further down).
 _BLOCK = re.compile(r".*?\.[^.]*\.(\d+)\.")
 
@@ -102,6 +104,12 @@ def block_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def is_word(modules: Any) -> bool:
+    """Whether ``modules`` leaves it to the model which layers it means."""
+    words = (*ALL_LINEAR, EXPERTS, ALL_LINEAR_AND_EXPERTS, *ROLE_WORDS)
+    return isinstance(modules, str) and modules in words
+
+
 def read_patterns(
     shapes: Sequence[LayerShape], modules: Any, family: str | None
 ) -> tuple[list[Pattern], list[str]]:
@@ -113,6 +121,11 @@ def read_patterns(
     """
     if isinstance(modules, str) and modules in ALL_LINEAR:
         return _all_linear(shapes, modules)
+    if modules == EXPERTS:
+        return [_experts(shapes)], []
+    if modules == ALL_LINEAR_AND_EXPERTS:
+        patterns, notices = _all_linear(shapes, ALL_LINEAR[0])
+        return [*patterns, _experts(shapes)], notices
     if isinstance(modules, str) and modules in ROLE_WORDS:
         return _role_patterns(shapes, modules, family)
     if isinstance(modules, str) and modules:
@@ -124,12 +137,18 @@ def read_patterns(
         and all(isinstance(name, str) and name for name in modules)
     ):
         return [_suffix(name) for name in dict.fromkeys(modules)], []
-    fix = f"use {', '.join(ROLE_WORDS)}, all_linear, a list of names, or a regular expression"
+    words = ", ".join((*ROLE_WORDS, "all_linear", EXPERTS, ALL_LINEAR_AND_EXPERTS))
+    fix = f"use {words}, a list of names, or a regular expression"
     raise ConfigError(f"{modules!r} names no modules", where="targets.modules", fix=fix)
 
 
 def _suffix(name: str) -> Pattern:
-    return Pattern(name, lambda module: names_module(name, module))
+    """A name, or its end; stacked experts that are a module's ``weight`` answer to the module's."""
+
+    def matches(layer: str) -> bool:
+        return names_module(name, layer) or names_module(name, layer.removesuffix(".weight"))
+
+    return Pattern(name, matches)
 
 
 def _all_linear(shapes: Sequence[LayerShape], word: str) -> tuple[list[Pattern], list[str]]:
@@ -137,45 +156,45 @@ def _all_linear(shapes: Sequence[LayerShape], word: str) -> tuple[list[Pattern],
     names = [
         shape.name
         for shape in shapes
-        if shape.kind is not LayerKind.embedding
-        and not any(names_module(head, shape.name) for head in _OUTPUT_HEADS)
+        if shape.kind in (LayerKind.linear, LayerKind.conv1d) and shape.place is not LayerPlace.head
     ]
     outside = ", ".join(name for name in names if block_of(name) is None)
     notice = f"all_linear includes {outside}, outside the blocks, as PEFT's does"
     return [Pattern(word, set(names).__contains__)], [notice] if outside else []
 
 
-def frozen_experts(
-    patterns: Sequence[Pattern], counts: Mapping[str, int], stacked: Mapping[str, int]
-) -> list[str]:
-    """What to say where patterns that match layers would mean the layers of experts too."""
-    lines = []
-    for pattern in patterns:
-        everything = pattern.text in ALL_LINEAR
-        names = [name for name in stacked if everything or pattern.matches(name)]
-        if names and counts[pattern.text]:
-            frozen = sum(stacked[name] for name in names)
-            lines.append(
-                f"{pattern.text} leaves {frozen:,} parameters of experts frozen: {names[0]}"
-                f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}, stacked in one tensor "
-                "each, cannot be adapted"
-            )
-    return lines
+def _experts(shapes: Sequence[LayerShape]) -> Pattern:
+    """The layers of experts that are stacked in one tensor."""
+    names = {shape.name for shape in shapes if shape.is_stacked}
+    return Pattern(EXPERTS, names.__contains__)
 
 
 def _role_patterns(
     shapes: Sequence[LayerShape], word: str, family: str | None
 ) -> tuple[list[Pattern], list[str]]:
-    wanted = ROLE_WORDS[word]
-    roles = roles_of(family, shapes, wanted)
+    roles = find_role_layers(shapes, word)
     if roles is None:
         raise no_roles(word, family, shapes)
-    suffixes = dict.fromkeys(roles[role] for role in wanted if role in roles)
+    patterns = [Pattern(path, set(names).__contains__) for path, names in roles.names.items()]
     notices = []
     if not is_known_family({"model_type": family}):
-        notices.append(f"{word} is taken to mean {', '.join(suffixes)}")
-    for suffix in suffixes:
-        extra = [role for role, name in roles.items() if name == suffix and role not in wanted]
-        if extra:
-            notices.append(f"{word} adapts {suffix}, which holds {' and '.join(extra)} as well")
-    return [_suffix(suffix) for suffix in suffixes], notices
+        notices.append(f"{word} is taken to mean {', '.join(roles.names)}")
+    return patterns, notices + _role_notices(word, roles)
+
+
+def _role_notices(word: str, roles: RoleLayers) -> list[str]:
+    """What the layers hold beside what was asked for, and where there are none."""
+    lines = [
+        f"{word} adapts {path}, which holds {' and '.join(extra)} as well"
+        for path, extra in roles.extra.items()
+    ]
+    lines += [
+        f"{word}: {count} of {roles.blocks} blocks have {'none' if role == word else f'no {role}'}"
+        for role, count in roles.missing.items()
+    ]
+    if roles.towers:
+        lines.append(
+            f"{word} means the text model; {', '.join(roles.towers)}, which reads no text, is left "
+            "as it is"
+        )
+    return lines

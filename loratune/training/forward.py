@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from loratune.data.collate import Batch
+from loratune.errors import ConfigError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.loss.supervised import TokenLoss
+from loratune.models.build import first_line
 from loratune.models.row_masks import rows_apart
 
 
@@ -21,7 +23,12 @@ def batch_loss(head: LanguageModelHead, batch: Batch, *, count_correct: bool = F
     sees its own row alone.
     """
     loss: TokenLoss
-    wanted = {"count_correct": count_correct, "keep_each": batch.sources is not None}
+    wanted: dict[str, Any] = {
+        "count_correct": count_correct,
+        "keep_each": batch.sources is not None,
+    }
+    if head.routers is not None:
+        wanted["computed"] = batch.not_padding
     if batch.position_ids is None or batch.subtree_ends is None:
         loss = head(batch.input_ids, batch.targets, **wanted)
         return loss
@@ -46,9 +53,19 @@ def checkpoint_activations(model: Any) -> None:
 
     The non-reentrant form: it needs no input that requires a gradient, so adapters in the first
     block get theirs.
+
+    Raises:
+        ConfigError: for a model that cannot.
     """
     options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.2x
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.2x
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    except ValueError as error:
+        raise ConfigError(
+            f"this model cannot recompute its activations: {first_line(error)}",
+            where="trainer.gradient_checkpointing=true",
+            fix="set it to false, and trainer.batch_size lower if memory is short",
+        ) from error

@@ -90,9 +90,11 @@ def train_step(
         if batch.supervised:
             loss = batch_loss(head, batch)
             summed: Any = loss.total
+            if loss.routers is not None:  # a mean already: weighted by the batch's share of tokens
+                summed = summed + loss.routers * batch.supervised
             with repeatable_kernels(device) if deterministic else nullcontext():
                 (summed / supervised).backward()
-            sums[0] += summed.detach()
+            sums[0] += loss.total.detach()
             if sources:
                 sums[1:] += source_sums(loss, batch)
     # ---- sum over processes, look, clip, apply ----

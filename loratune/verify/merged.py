@@ -91,7 +91,7 @@ def _norm_checks(
     problem = f"'{bad[0]}' moved by another amount ({bad[1]:.1%})" if bad else ""
     changed = [n for n in merged if n in entries and hashes[n] != base.hashes[n]]
     same_dtype = all(merged[n].dtype == entries[n].dtype for n in merged if n in entries)
-    groups = (names.own(_parameter(module, names)) for module in proofs)
+    groups = (names.own(_weight_of(module, names)) for module in proofs)
     certified = {name for group in groups if group is not None for name in group.stored}
     stray = [name for name in changed if name not in certified]
     unchanged = Check(".", f"{len(entries) - len(changed)} other tensors as in the base")
@@ -109,7 +109,7 @@ def _moved_otherwise(
     """The module whose change is furthest from its certificate, and by how much; or None."""
     errors: dict[str, float] = {}
     for module, proof in proofs.items():
-        weight = _parameter(module, names)
+        weight = _weight_of(module, names)
         group = names.own(weight)
         if group is None:
             continue  # it shared a tensor in the base, and has one of its own now
@@ -122,9 +122,9 @@ def _moved_otherwise(
     return max(errors.items(), key=lambda item: item[1], default=None)
 
 
-def _parameter(proved: str, names: StoredNames) -> str:
-    """The parameter that a proof is of: a module's weight, unless it names another one."""
-    return proved if names.own(proved) is not None else f"{proved}.weight"
+def _weight_of(module: str, names: StoredNames) -> str:
+    """Name of a certified module's weight: stacked experts are a parameter themselves."""
+    return module if names.own(module) is not None else f"{module}.weight"
 
 
 def _values_of(group: StoredGroup, entries: Mapping[str, TensorEntry]) -> dict[str, Tensor]:

@@ -89,6 +89,10 @@ def test_weights_of_layers_are_read_as_the_layers(modules: list[str] | str) -> N
     assert peft_targets.as_modules(peft, {})["lora_dropout"] == 0.0
 
 
-def test_parameters_that_are_not_a_layers_weight_stay_as_they_are() -> None:
+def test_parameters_that_are_not_a_layers_weight_are_read_under_their_own_name() -> None:
     peft = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj"]}
-    assert peft_targets.as_modules(peft, {}) == peft
+    read = peft_targets.as_modules(peft, {})
+    assert read["target_modules"] == ["q_proj", "experts.gate_up_proj"]
+    assert read["target_parameters"] is None
+    unlisted = {"target_modules": ["q_proj"], "target_parameters": [1]}
+    assert peft_targets.as_modules(unlisted, {}) == unlisted

@@ -112,7 +112,8 @@ class TestEveryVariant:
             weight = adapter.delta_weight()
             oriented = weight if adapter.shape.kind is LayerKind.linear else weight.T
             delta = adapter.delta(x, adapter.base_layer(x))
-            expected = nn.functional.linear(x, oriented)
+            bias = adapter.delta_bias(adapter.bias) if adapter.corrects_bias else None
+            expected = nn.functional.linear(x, oriented, bias)
             torch.testing.assert_close(delta, expected, atol=1e-5, rtol=1e-4)
             if isinstance(adapter, LowRank):
                 A, B = adapter.low_rank_factors()

@@ -321,3 +321,15 @@ def test_a_shared_product_dies_with_its_input() -> None:
     assert product() is not None
     del x, y
     assert product() is None
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_model_may_change_a_layers_output_in_place(shape: tuple[int, ...]) -> None:
+    x, weight, A, B = draw(*shape), draw(OUT, IN, grad=False), draw(RANK, IN), draw(OUT, RANK)
+    d, b = draw(RANK), draw(OUT)
+    lora = fused_lora_linear(x, weight, None, A, B, 0.5)
+    vera = fused_vera_linear(x, weight, None, A.detach(), B.detach(), d, b, 0.5)
+    expected = lora_reference(x, weight, None, A, B, 0.5, None, False) * 2 + 1
+    assert_same_gradients(lora.mul_(2).add_(1), expected, [x, A, B], 1e-10)
+    expected = vera_reference(x, weight, None, A.detach(), B.detach(), d, b, 0.5, None, False)
+    assert_same_gradients(vera.mul_(2).add_(1), expected * 2 + 1, [x, d, b], 1e-10)

@@ -47,7 +47,7 @@ def test_the_users_recipes_are_completed_too(monkeypatch, capsys):
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text("# @package _global_\nname: mine\n", encoding="utf-8")
     assert "recipe=mine" in answers("loratune train recipe=", monkeypatch, capsys)
-    assert answers("loratune recipes show mi", monkeypatch, capsys) == ["mine"]
+    assert answers("loratune recipes show min", monkeypatch, capsys) == ["mine"]
 
 
 def test_a_broken_recipe_does_not_write_into_the_line_being_typed(monkeypatch, capsys):

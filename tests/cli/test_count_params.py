@@ -40,7 +40,7 @@ def test_the_table_names_its_denominators_and_counts_shared_matrices_once(cli):
     assert "trainable / 125,239,296 (base parameters" in out
     assert "vera: 24,576 frozen numbers are random matrices that all 24 layers share" in out
     assert "vera at rank 16: its own recipe uses 256" in out
-    for variant in ("lora", "lora_fa", "lora_plus", "vera"):
+    for variant in variant_names():
         assert f"│ {variant} " in out
 
 
@@ -82,8 +82,7 @@ def test_modules_sum_to_the_variants_total(cli):
 def test_a_rank_set_for_the_chosen_variant_counts_for_those_of_the_same_usual_rank(cli):
     rows = counted(cli, "model=gpt2", "adapter.rank=6")["variants"]
     ranks = {row["variant"]: row["rank"] for row in rows}
-    expected = {"lora": 6, "lora_fa": 6, "lora_plus": 6, "vera": 256}
-    assert {name: ranks[name] for name in expected} == expected
+    assert {**ranks, "lora": 6, "lora_fa": 6, "lora_plus": 6, "dora": 6, "vera": 256} == ranks
 
 
 def test_a_budget_gives_the_highest_rank_that_keeps_it(cli):

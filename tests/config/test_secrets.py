@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+import loratune
 from loratune.config.secrets import is_secret_key, redact, redact_text
 
 
@@ -53,3 +58,34 @@ def test_text_is_redacted_by_assignment(monkeypatch: pytest.MonkeyPatch) -> None
 def test_short_environment_values_do_not_hide_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "true")
     assert redact_text("this is true") == "this is true"
+
+
+def test_no_message_of_ours_is_taken_for_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text of the package, whatever stands in its places, but those about secrets."""
+    monkeypatch.setattr("os.environ", {})
+    package = Path(loratune.__file__).parent
+    hidden = [
+        f"{path.relative_to(package)}: {text}"
+        for path in sorted(package.rglob("*.py"))
+        for text in _texts_of(ast.parse(path.read_text(encoding="utf-8")))
+        if redact_text(text) != text
+    ]
+    assert not hidden, hidden
+
+
+def _texts_of(tree: ast.AST) -> Iterator[str]:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    comments = {
+        id(part.value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented)
+        for part in node.body
+        if isinstance(part, ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                part.value if isinstance(part, ast.Constant) else "X" for part in node.values
+            )
+        elif isinstance(node, ast.Constant) and id(node) not in comments:
+            yield str(node.value)

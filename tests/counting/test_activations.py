@@ -12,6 +12,7 @@ from loratune.config.schema import TargetsConfig
 from loratune.counting.activations import ActivationReport, measure_activations
 from loratune.errors import ModelError
 from loratune.models.architectures import architecture_from_numbers
+from loratune.models.measure import measure_numbers
 
 WIDTH, OUT, INNER, RANK, FP32 = 32, 16, 48, 4, 4
 NUMBERS: dict[str, Any] = {
@@ -101,3 +102,56 @@ def test_measuring_leaves_torchs_random_state_alone() -> None:
     before = torch.random.get_rng_state()
     measure("vera")
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+HYBRID: dict[str, Any] = {
+    "model_type": "lfm2",
+    "vocab_size": 300,
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": 6,
+    "layer_types": ["conv", "conv", "full_attention"] * 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+NESTED: dict[str, Any] = {
+    "model_type": "gemma3",
+    "text_config": {
+        **{key: NUMBERS[key] for key in NUMBERS if key != "model_type"},
+        "head_dim": 8,
+        "layer_types": ["sliding_attention"] * 4 + ["full_attention"],
+    },
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    },
+    "mm_tokens_per_image": 4,
+}
+
+
+@pytest.mark.parametrize("numbers", [HYBRID, NESTED], ids=["hybrid", "nested"])
+def test_blocks_of_several_kinds_and_nested_configs_are_measured(numbers: dict[str, Any]) -> None:
+    config = config_class("lora")(rank=RANK, kernel=Kernel.reference)
+    targets = TargetsConfig(modules=["self_attn.q_proj"])
+    if numbers is NESTED:
+        targets = TargetsConfig(modules="attention_qv")
+    report = measure_activations(measure_numbers(numbers), targets, config, tokens=24)
+    adapted = 2 if numbers is NESTED else 1  # one block of each kind that has the layer
+    assert len({name.partition(".self_attn")[0] for name in report.modules}) == adapted
+    assert report.added == FP32 * (WIDTH + (2 if numbers is NESTED else 1) * RANK)
+
+
+def test_a_model_that_changes_its_embeddings_in_place_is_measured() -> None:
+    """CTRL scales them so."""
+    numbers = {
+        "model_type": "ctrl", "vocab_size": 300, "n_embd": WIDTH, "dff": INNER, "n_layer": 2,
+        "n_head": 4, "n_positions": 64,
+    }  # fmt: skip
+    targets = TargetsConfig(modules=["Wq"])
+    config = config_class("lora")(rank=RANK, kernel=Kernel.reference)
+    report = measure_activations(measure_numbers(numbers), targets, config, tokens=24)
+    assert report.added == FP32 * (WIDTH + RANK)

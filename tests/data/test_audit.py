@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loratune.config.schema import DataConfig, SpecialTokens
+from loratune.config.schema import DataConfig, Learn, Reasoning, SpecialTokens
 from loratune.data.audit import Severity, audit
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.errors import DataError
@@ -127,6 +127,74 @@ def test_a_prompt_that_runs_into_its_answer_is_noted(tokenizer):
 def test_blank_rows_are_noted(tokenizer):
     data, config = prepared(tokenizer, rows=[*ROWS, {"prompt": "", "completion": ""}])
     assert names(data, tokenizer, config) == {"empty": Severity.note}
+
+
+def test_rows_left_out_say_what_of_them_is_empty_and_where_the_first_is(tokenizer):
+    bare = [{"prompt": "a", "completion": ""}, {"prompt": "", "completion": "b"}]
+    data, config = prepared(tokenizer, rows=[*ROWS, *bare, bare[0]])
+    [found] = audit(data, tokenizer, config).findings
+    assert found.message == (
+        "3 of 23 rows are left out: `completion` is empty (2), `prompt` is empty (1)"
+    )
+    assert found.where == "train.jsonl:21"
+
+
+CLOSED = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+CLOSED_AT_LAST = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '</s>' if loop.last else '\n' }}"
+    "{% endfor %}"
+)
+
+
+def talks(count: int, **last) -> list[dict]:
+    def turns(n: int) -> list[dict]:
+        said = [("user", f"a{n}"), ("assistant", f"b{n}"), ("user", "c"), ("assistant", f"d{n}")]
+        return [{"role": role, "content": content} for role, content in said]
+
+    return [{"messages": [*turns(n)[:3], {**turns(n)[3], **last}]} for n in range(count)]
+
+
+def test_an_earlier_turn_teaches_to_stop_where_the_last_is_masked(tokenizer):
+    tokenizer.chat_template = CLOSED
+    rows = talks(6, weight=0)
+    data, config = prepared(tokenizer, rows=rows[:5], others=rows[5:])
+    assert "no_end" not in names(data, tokenizer, config)
+    assert [row.unsupervised for row in data.train] == [("weight: 0",)] * 5
+
+
+def test_where_nothing_teaches_to_stop_the_masked_turn_is_the_cause(tokenizer):
+    tokenizer.chat_template = CLOSED_AT_LAST
+    rows = talks(6, train=False)
+    data, config = prepared(tokenizer, rows=rows[:5], others=rows[5:])
+    [found] = [one for one in audit(data, tokenizer, config).findings if one.name == "no_end"]
+    assert found.severity is Severity.error and found.where == "train.jsonl:1"
+    assert found.message.endswith("the turn that ends them is not supervised (train: false)")
+    assert "train: true" in found.fix and "chat template" not in found.fix
+
+
+def test_rows_whose_last_turn_is_masked_are_not_blamed_on_their_length(tokenizer):
+    tokenizer.chat_template = CLOSED
+    rows = [*talks(4), *talks(2, weight=0)]
+    data, config = prepared(tokenizer, rows=rows[:5], others=talks(1), learn=Learn.last)
+    found = {one.name: one for one in audit(data, tokenizer, config).findings}
+    assert "no_labels" not in found
+    assert (found["masked"].rows, found["masked"].where) == (1, "train.jsonl:5")
+    assert "data.learn=last, weight: 0" in found["masked"].message
+    assert "data.learn=all" in found["masked"].fix
+    assert "masked=1" in data.report.lines()[0]
+    assert any("5 assistant turns not supervised (data.learn=last)" in n for n in data.report.notes)
+
+
+def test_reasoning_that_is_dropped_is_counted(tokenizer):
+    tokenizer.chat_template = CLOSED
+    rows = [*talks(3, reasoning_content="why"), *talks(3, content="<think>\nhm\n</think>\nd")]
+    data, _ = prepared(
+        tokenizer, rows=[*rows, *talks(2)], others=talks(1), reasoning=Reasoning.drop
+    )
+    assert (
+        "reasoning removed (data.reasoning=drop) from 6 turns in 6 of 9 rows (train.jsonl:1)"
+        in data.report.notes
+    )
 
 
 def test_conversations_without_a_chat_template_are_refused(tokenizer):

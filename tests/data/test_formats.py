@@ -11,6 +11,11 @@ from loratune.data.rows import Example, Row
 from loratune.data.templates import PromptFormat, placeholders, substitute
 from loratune.errors import ConfigError, DataError, LoratuneError
 
+USER, ASSISTANT = (
+    {"role": "user", "content": "Name a tree."},
+    {"role": "assistant", "content": "Alder."},
+)
+
 
 def rows_of(*columns: dict[str, Any]) -> list[Row]:
     return [Row(row, f"train.jsonl:{n}") for n, row in enumerate(columns, start=1)]
@@ -18,7 +23,14 @@ def rows_of(*columns: dict[str, Any]) -> list[Row]:
 
 def parsed(*columns: dict[str, Any], **config: Any) -> tuple[list[Example], int]:
     rows = rows_of(*columns)
-    return parse_rows(rows, choose_format(DataConfig(**config), rows))
+    examples, left_out = parse_rows(rows, choose_format(DataConfig(**config), rows))
+    return examples, len(left_out)
+
+
+def left_out(*columns: dict[str, Any], **config: Any) -> list[tuple[str, str]]:
+    rows = rows_of(*columns)
+    _, rows_left_out = parse_rows(rows, choose_format(DataConfig(**config), rows))
+    return [(row.source, row.why) for row in rows_left_out]
 
 
 def error_of(*columns: dict[str, Any], **config: Any) -> LoratuneError:
@@ -108,7 +120,18 @@ def test_control_characters_in_column_names_do_not_reach_the_message() -> None:
     ("turns", "reason"),
     [
         ([{"role": "usr", "content": "a"}], "unknown role 'usr'"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "is empty"),
+        ([USER, {"role": "assistant", "content": " "}, USER, ASSISTANT], "is empty"),
+        ([USER, ASSISTANT, USER, {"role": "assistant", "content": ""}], "is empty"),
+        ([USER, {**ASSISTANT, "weight": 0}], "all are masked (weight: 0)"),
+        ([USER, {**ASSISTANT, "train": False}], "all are masked (train: false)"),
+        ([{"content": "a"}], "lacks `role`"),
+        ([{"from": "human"}], "lacks `value`"),
+        ([{"value": "a"}], "lacks `from`"),
+        ([{"from": "robot", "value": "a"}], "use human, gpt,"),
+        ([{"from": "human", "value": ["a", "b"]}], "a list with 'a' in it, not text"),
+        ([{"role": "user", "content": ["a"]}], "a list with 'a' in it, not text"),
+        ([{"from": "function_call", "value": "look it up"}], "is not JSON"),
+        ([{"from": "function_call", "value": "7"}], "'7', not a call"),
         ([{"role": "user", "content": "a"}], "no assistant turn"),
         ([{"from": "user", "valeu": "a"}], "needs `role` and `content`"),
         ([7], "needs `role` and `content`"),
@@ -199,10 +222,6 @@ def test_a_damaged_format_is_a_configuration_error() -> None:
 
 
 HUMAN, GPT = {"from": "human", "value": "Name a tree."}, {"from": "gpt", "value": "Alder."}
-USER, ASSISTANT = (
-    {"role": "user", "content": "Name a tree."},
-    {"role": "assistant", "content": "Alder."},
-)
 
 
 @pytest.mark.parametrize(
@@ -396,3 +415,67 @@ def test_a_system_text_is_asked_where_the_format_has_a_place_for_it() -> None:
     for row in ({"prompt": "a", "completion": "b"}, {"text": "a"}):
         with pytest.raises(ConfigError, match="no place for a system text"):
             question(row, "c", "Rhyme.")
+
+
+EMPTY_ANSWERS = {
+    "`completion` is empty": {"prompt": "a", "completion": " "},
+    "`prompt` is empty": {"prompt": "", "completion": "b"},
+    "`output` is empty": {"instruction": "a", "input": "", "output": None},
+    "every assistant turn of `messages` is empty": {
+        "messages": [USER, {"role": "assistant", "content": " "}]
+    },
+    "every assistant turn of `conversations` is empty": {
+        "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": ""}]
+    },
+    "`messages` is empty": {"messages": []},
+    "the row is blank": {"text": None},
+}
+
+
+@pytest.mark.parametrize("why", EMPTY_ANSWERS)
+def test_a_row_that_answers_nothing_is_left_out_by_name_in_every_format(why: str) -> None:
+    assert left_out(EMPTY_ANSWERS[why], format=_format_of(EMPTY_ANSWERS[why])) == [
+        ("train.jsonl:1", why)
+    ]
+
+
+def _format_of(row: dict[str, Any]) -> RowFormat:
+    names = {"prompt": RowFormat.prompt, "instruction": RowFormat.instruction}
+    return next((names[name] for name in names if name in row), RowFormat.auto)
+
+
+def test_the_users_own_name_of_an_empty_column_is_said() -> None:
+    row = {"question": "q", "reply": ""}
+    columns = {"prompt": "question", "completion": "reply"}
+    assert left_out(row, columns=columns) == [("train.jsonl:1", "`reply` is empty")]
+
+
+def test_an_answer_with_a_call_or_reasoning_alone_is_not_empty() -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    (found,), empty = parsed({"messages": [USER, call]})
+    assert empty == 0 and found.messages[1].fields["tool_calls"]
+
+
+def test_parts_that_are_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    (found,), _ = parsed({"messages": [{"role": "user", "content": parts}, ASSISTANT]})
+    assert found.messages[0].content == "a b"
+
+
+def test_sharegpts_function_call_is_a_turn_that_calls() -> None:
+    called = {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1.50}}'}
+    (found,), _ = parsed({"conversations": [{"from": "human", "value": "q"}, called]})
+    [call] = found.messages[1].fields["tool_calls"]
+    assert found.messages[1].role == "assistant" and call["function"]["name"] == "f"
+    assert str(call["function"]["arguments"]["x"]) == "1.50"
+
+
+def test_a_completion_that_is_text_beside_message_lists_is_told_its_form() -> None:
+    error = error_of({"prompt": [USER], "completion": "a"})
+    assert 'write [{"role": "assistant", "content": ...}, ...]' in error.fix
+
+
+def test_a_history_that_is_not_json_is_named() -> None:
+    row = {"instruction": "i", "output": "o", "history": "[['a', 'b']]"}
+    assert str(error_of(row)).startswith("error[3] `history`: ")
+    assert "train.jsonl:1" in str(error_of(row))

@@ -6,10 +6,12 @@ import random
 
 import pytest
 
+from loratune.config.schema import DataConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement, tree_tokens
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.packing import pack_trees
 from loratune.data.prefix_tree import Layout, tree_order
+from loratune.data.training_set import TrainingSet
 
 
 def row(ids: list[int], first: int = 1, last: int | None = None) -> EncodedRow:
@@ -112,3 +114,26 @@ def test_evaluation_visits_every_row_once_in_the_order_that_computes_least() -> 
         return sum(arrangement.batch([rows[n] for n in batch]).computed for batch in batches)
 
     assert computed(batches) < computed(by_length) / 2
+
+
+def test_grouped_by_prefix_every_row_comes_once_and_less_is_computed() -> None:
+    draw = random.Random(5)
+    starts = [[n * 50 + k for k in range(30)] for n in range(12)]
+    rows = [row([*draw.choice(starts), *draw.choices(range(900, 990), k=4)]) for _ in range(240)]
+    trainer = TrainerConfig(epochs=2, batch_size=8, seed=3)
+    sets = {
+        grouped: TrainingSet.from_config(
+            rows, Arrangement(0, share="auto"), DataConfig(group_by_prefix=grouped), trainer
+        )
+        for grouped in (False, True)
+    }
+    computed = {
+        grouped: sum(batch.computed for step in range(30) for batch in one.micro_batches(step))
+        for grouped, one in sets.items()
+    }
+    assert computed[True] < computed[False] / 2
+    for epoch in range(2):
+        steps = range(30 * epoch, 30 * epoch + 30)
+        assert sorted(n for s in steps for n in sets[True].plan.step_rows(s)) == list(range(240))
+    orders = [[sets[True].plan.step_rows(s) for s in range(30 * e, 30 * e + 30)] for e in (0, 1)]
+    assert orders[0] != orders[1]

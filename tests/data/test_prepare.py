@@ -68,7 +68,7 @@ def test_earlier_exchanges_are_seen_and_not_supervised(
 def test_rows_that_are_all_blank_are_an_error(
     opt_like: Any, write_rows: Callable[..., Path]
 ) -> None:
-    with pytest.raises(DataError, match="all 5 rows are empty"):
+    with pytest.raises(DataError, match=r"all 5 rows are left out: `completion` is empty \(5\); "):
         prepared(opt_like, path=write_rows([{"prompt": "a", "completion": " "}] * 5))
 
 

@@ -96,6 +96,7 @@ MUTATIONS: dict[str, Mutation] = {
     "data.limit": m("data.limit=9"),
     "data.eval_limit": m("data.eval_limit=2", within=EVALUATED),
     "data.group_by_length": m("data.group_by_length=false"),
+    "data.group_by_prefix": m("data.group_by_prefix=true"),
     "data.packing": m("data.packing=true"),
     "trainer.steps": m("trainer.steps=5"),
     "trainer.epochs": m("trainer.epochs=2", within=("trainer.steps=null", "trainer.epochs=1")),
@@ -122,6 +123,7 @@ MUTATIONS: dict[str, Mutation] = {
         "trainer.gradient_checkpointing=true",
         calls="loratune.pipeline.training.checkpoint_activations",
     ),
+    "trainer.router_loss": m("trainer.router_loss=true"),
     "trainer.compile": m("trainer.compile=true", calls="torch.compile"),
     "trainer.deterministic": m(
         "trainer.deterministic=false", calls="loratune.training.step.repeatable_kernels"
@@ -155,13 +157,15 @@ MUTATIONS: dict[str, Mutation] = {
     "adapter.alpha": m("adapter.alpha=7"),
     "adapter.dropout": m("adapter.dropout=0.5"),
     "adapter.lr": m("adapter.lr=0.05", within=("trainer.lr=null",)),
-    "adapter.kernel": m(
-        "adapter.kernel=reference", calls="loratune.adapters.KERNEL.module.fused_KERNEL_linear"
-    ),
+    "adapter.kernel": m("adapter.kernel=reference", calls="loratune.adapters.KERNEL"),
     "adapter.rank_pattern": m("+adapter.rank_pattern.q_proj=4"),
     "adapter.alpha_pattern": m("+adapter.alpha_pattern.q_proj=9"),
     "adapter.init": m("adapter.init=gaussian"),
     "adapter.rslora": m("adapter.rslora=true"),
+    "adapter.block_size": m("adapter.block_size=4"),
+    "adapter.cayley_terms": m("adapter.cayley_terms=0"),
+    "adapter.feedforward_layers": m("adapter.feedforward_layers=[q_proj]"),
+    "adapter.exact_gradient": m("adapter.exact_gradient=true"),
     "adapter.projected": m("adapter.projected=true"),
     "adapter.lr_ratio": m("adapter.lr_ratio=4"),
     "adapter.embedding_lr": m(
@@ -182,6 +186,13 @@ TURNS = [
     {"role": "user", "content": "c?"},
     {"role": "assistant", "reasoning_content": "so", "content": "d"},
 ]
+KERNELS = {
+    "vera": "vera.module.fused_vera_linear",
+    "dora": "dora.module.fused_lora_linear",
+    "ia3": "ia3.module.IA3.fused_forward",
+    "oft": "oft.module.OFT.fused_forward",
+}
+"""What kernel=reference does not call, where that is not LoRA's."""
 ELSEWHERE = {
     "model.architecture": "count-params without the model",
     "data.split": "sources with several splits, which come from the hub",
@@ -205,6 +216,13 @@ def mutation_of(leaf: str) -> tuple[str, Mutation]:
     if key == "variant" and variant == "lora_fa":
         mutation = m("adapter=lora")
     return variant, mutation
+
+
+def what_the_bench_may_not_set(variant: str) -> tuple[str, ...]:
+    """Words that put back what the bench sets and the variant has no use for."""
+    config = config_class(variant)()
+    names = {"rank", "dropout"} & set(config.without_effect)
+    return tuple(f"adapter.{name}={getattr(config, name)}" for name in sorted(names))
 
 
 def test_every_key_of_the_schema_has_a_mutation_here() -> None:
@@ -289,11 +307,13 @@ def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> 
         within = tuple(word.format(**places) for word in mutation.within)
         words = tuple(word.format(**places) for word in mutation.words)
         first = words[0].partition("=")[0]
-        within = (*(() if first == "adapter" else (f"adapter={variant}",)), *within)
+        fitting = what_the_bench_may_not_set(variant)
+        within = (*(() if first == "adapter" else (f"adapter={variant}",)), *fitting, *within)
         changed = {word.lstrip("+").partition("=")[0] for word in words}
         kept = tuple(word for word in within if word.partition("=")[0] not in changed)
         reference = within if first != "adapter" else (f"adapter={variant}", *within)
-        calls = mutation.calls.replace("KERNEL", "vera" if variant == "vera" else "lora")
+        kernel = KERNELS.get(variant, "lora.module.fused_lora_linear")
+        calls = mutation.calls.replace("KERNEL", kernel)
         plain, before = live.unchanged(reference, calls)
         if plain.code != 0:
             dead.append(f"{leaf}: the plain run failed: {plain.last}")

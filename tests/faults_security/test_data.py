@@ -96,12 +96,19 @@ def test_a_conversation_trains(world: World) -> None:
     assert outcome.code == 0, outcome.err
 
 
+def test_a_conversation_that_answers_nothing_is_left_out_by_name(world: World) -> None:
+    outcome = chat(world, [ASK, {**ANSWER, "content": None}])
+    assert outcome.code == 0, outcome.err
+    assert "1 of 2 rows are left out: every assistant turn of `messages` is empty" in outcome.out
+    assert "rows.jsonl:2" in outcome.out
+
+
 @pytest.mark.parametrize(
     ("turns", "named"),
     [
         pytest.param([{"role": "wizard", "content": "x"}, ANSWER], "wizard", id="role"),
         pytest.param([ASK], "assistant", id="no-answer"),
-        pytest.param([ASK, {"role": "assistant", "content": None}], "empty", id="null"),
+        pytest.param([ASK, {**ANSWER, "content": None}, ASK, ANSWER], "empty", id="null"),
         pytest.param("hello", "list of turns", id="text"),
         pytest.param(["x"], "role", id="turn"),
         pytest.param([{"content": "x"}], "role", id="no-role"),

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from support.command_line import CommandLine
-from support.peft_oracle import lora_config, peft_model, peft_parameters, vera_config
+from support.peft_oracle import (
+    ia3_config,
+    lora_config,
+    oft_config,
+    peft_model,
+    peft_parameters,
+    vera_config,
+)
 from support.tiny_models import ATTENTION, EMBEDDING, UNEQUAL, load_plain
 from torch import Tensor
 
@@ -51,6 +58,18 @@ def peft_configs(family: str) -> dict[str, Any]:
         "modules_to_save": lora_config(
             r=4, lora_alpha=8, target_modules=attention, modules_to_save=["lm_head"], **flip
         ),
+        "dora": lora_config(r=4, lora_alpha=8, target_modules=several, use_dora=True, **flip),
+        "dora, embedding": lora_config(
+            r=4, lora_alpha=6, target_modules=[embedding, *attention], use_dora=True, **flip
+        ),
+        "ia3": ia3_config(
+            target_modules=several, feedforward_modules=[several[-1]],
+            fan_in_fan_out=family == "gpt2",
+        ),
+        "oft": oft_config(target_modules=several, oft_block_size=8),
+        "oft, exact": oft_config(
+            target_modules=several, oft_block_size=4, use_cayley_neumann=False
+        ),
         "vera": vera_config(r=8, target_modules=several, projection_prng_key=3, **flip),
         "vera, projections not saved": vera_config(
             r=8, target_modules=several, projection_prng_key=3, save_projection=False, **flip
@@ -60,7 +79,7 @@ def peft_configs(family: str) -> dict[str, Any]:
 
 KINDS = (
     "lora", "rslora", "patterns", "one block", "excluded", "expression", "embedding",
-    "modules_to_save", "vera", "vera, projections not saved",
+    "modules_to_save", "dora", "dora, embedding", "ia3", "vera", "vera, projections not saved",
 )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ OURS = {
     "lora_plus": ["adapter=lora_plus", "adapter.rank=4", "targets=all_linear", "adapter.alpha=6"],
     "rslora": ["adapter=lora", "adapter.rank=4", "adapter.rslora=true", "targets=mlp"],
     "saved head": ["adapter=lora", "adapter.rank=4", "targets.modules_to_save=[lm_head]"],
+    "dora": ["adapter=dora", "adapter.rank=4", "targets=all_linear", "adapter.alpha=6"],
+    "ia3": ["adapter=ia3", "targets=all_linear"],
     "vera": ["adapter=vera", "adapter.rank=8", "targets=all_linear"],
 }
 # What only one family can express.
@@ -34,6 +36,9 @@ SOME = {
     ("gpt2", "patterns of the rank alone"): [
         "adapter=lora", "adapter.rank=4", "adapter.rank_pattern={c_fc: 2}", "targets=all_linear",
     ],
+    ("opt", "oft"): ["adapter=oft", "adapter.block_size=8", "targets=all_linear"],
+    ("llama", "oft, exact"): ["adapter=oft", "adapter.block_size=8", "adapter.cayley_terms=0"],
+    ("opt", "dora, embedding"): ["adapter=dora", "targets.modules=[embed_tokens,fc1]"],
     ("opt", "embedding"): ["adapter=lora", "adapter.rank=4", "targets.modules=[embed_tokens,fc1]"],
     ("gpt2", "head"): ["adapter=lora", "adapter.rank=4", "targets.modules=[lm_head,c_attn]"],
     ("llama", "one block"): ["adapter=lora", "adapter.rank=4", "targets.layers=[1]"],

@@ -23,12 +23,16 @@ from interchange.adapters import (
     write_with_peft,
 )
 
-families = pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+NOT_OF_CONV1D = ("oft", "oft, exact")
+"""What PEFT has for linear layers alone."""
 
 
 @pytest.mark.case(67, T0)
-@families
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [(family, kind) for family in ("opt", "gpt2", "llama") for kind in KINDS]
+    + [(family, kind) for family in ("opt", "llama") for kind in NOT_OF_CONV1D],
+)
 def test_what_peft_wrote_gives_pefts_logits(
     bases: dict[str, Path], tmp_path: Path, family: str, kind: str
 ) -> None:
@@ -42,7 +46,14 @@ def test_what_peft_wrote_gives_pefts_logits(
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [("opt", kind) for kind in KINDS] + [("gpt2", "embedding"), ("llama", "vera")],
+    [("opt", kind) for kind in KINDS]
+    + [
+        ("gpt2", "embedding"),
+        ("llama", "vera"),
+        ("gpt2", "dora, embedding"),
+        ("gpt2", "ia3"),
+        ("llama", "oft"),
+    ],
 )
 def test_what_peft_wrote_is_evaluated_trained_further_merged_and_exported(
     cli: CommandLine, bases: dict[str, Path], rows: Path, tmp_path: Path, family: str, kind: str
@@ -59,7 +70,9 @@ def test_what_peft_wrote_is_evaluated_trained_further_merged_and_exported(
     measured = json.loads(scores.out[scores.out.index("{") :])
     assert measured["adapted"]["loss"] != measured["base"]["loss"]
 
-    variant = "vera" if kind.startswith("vera") else "lora"
+    variant = next(
+        (name for name in ("vera", "dora", "ia3", "oft") if kind.startswith(name)), "lora"
+    )
     further = [f"adapter={variant}", f"adapter_path={folder}", "trainer.lr=0.001"]
     cli.succeeds(*train_words(base, rows, "run", *further))
     before, after = tensors_of(folder), tensors_of(tmp_path / "run" / "adapter")
@@ -90,7 +103,7 @@ def test_trained_biases_are_refused_with_the_setting_named(
 @pytest.mark.case(12, T0)
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("lora_bias", True), ("use_dora", True), ("target_parameters", ["x"]), ("r", 0)],
+    [("lora_bias", True), ("use_qalora", True), ("target_parameters", [3]), ("r", 0)],
 )
 def test_what_changes_the_mathematics_and_is_not_here_is_refused_by_name(
     cli: CommandLine, bases: dict[str, Path], tmp_path: Path, setting: str, value: object

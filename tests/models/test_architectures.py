@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,14 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from loratune.adapters.config import LayerKind
 from loratune.config.schema import ModelConfig
 from loratune.errors import ConfigError, ModelError
-from loratune.models.architectures import STACKED_EXPERTS, architecture_from_numbers, roles_of
+from loratune.models.architectures import (
+    STACKED_EXPERTS,
+    architecture_from_numbers,
+    is_known_family,
+)
 from loratune.models.architectures.families import FAMILIES
 from loratune.models.measure import (
     find_architecture,
@@ -100,8 +106,15 @@ def assert_equals_transformers(numbers: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("path", MODEL_RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_model_has_the_layers_that_transformers_builds(path: Path) -> None:
-    assert_equals_transformers(recipe_numbers(path))
+def test_a_recipe_model_has_the_layers_and_parameters_that_transformers_builds(path: Path) -> None:
+    numbers = recipe_numbers(path)
+    if is_known_family(numbers):
+        assert_equals_transformers(numbers)
+    model = transformers_model(numbers)
+    counted = find_architecture(ModelConfig(path="not/here", architecture=numbers))
+    assert counted.base_parameters == sum(parameter.numel() for parameter in model.parameters())
+    said = re.search(r"with ([\d,]+) parameters", path.read_text())
+    assert path.stem == "demo" or (said and said[1] == f"{counted.base_parameters:,}")
 
 
 @pytest.mark.parametrize("numbers", NUMBERS.values(), ids=NUMBERS.keys())
@@ -136,17 +149,8 @@ def test_the_demo_recipe_has_the_numbers_of_the_embedded_model() -> None:
     assert architecture_from_numbers(numbers).base_parameters == embedded.base_parameters
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_role_of_a_family_names_layers_in_every_block(family: str) -> None:
-    layers = architecture_from_numbers(NUMBERS[family]).layers
-    for suffix in FAMILIES[family].roles.values():
-        assert sum(layer.name.endswith("." + suffix) for layer in layers) == 2
-
-
-def test_an_unknown_family_borrows_the_roles_of_one_that_fits_its_layers() -> None:
-    layers = architecture_from_numbers(NUMBERS["qwen2"]).layers
-    assert roles_of("something-new", layers, ["output"]) == FAMILIES["qwen2"].roles
-    assert roles_of("something-new", layers[:1], ["output"]) is None
+def test_the_numbers_above_cover_every_family() -> None:
+    assert {numbers["model_type"] for numbers in NUMBERS.values()} == set(FAMILIES)
 
 
 def test_a_saved_config_gives_the_same_architecture_as_its_numbers(tmp_path: Path) -> None:
@@ -176,10 +180,16 @@ def test_another_family_is_measured_on_the_meta_device(tmp_path: Path) -> None:
     assert "model.layers.1.self_attn.dense" in [layer.name for layer in found.layers]
 
 
-def test_fused_expert_tensors_are_listed_by_name() -> None:
-    numbers = {"model_type": "mixtral", **LLAMA_LIKE, "num_key_value_heads": 2}
+def test_stacked_expert_tensors_are_layers_and_their_biases_are_not() -> None:
+    numbers = {"model_type": "gpt_oss", **LLAMA_LIKE, "num_key_value_heads": 2}
     found = measure_numbers(numbers | {"num_local_experts": 4})
-    assert found.other_types["model.layers.0.mlp.experts.gate_up_proj"] == STACKED_EXPERTS
+    experts = {shape.name: shape for shape in found.layers if shape.is_stacked}
+    down = experts["model.layers.0.mlp.experts.down_proj"]
+    assert (down.kind, down.experts) == (LayerKind.experts_conv1d, 4)
+    assert found.other_types["model.layers.0.mlp.experts.down_proj_bias"] == STACKED_EXPERTS
+    assert found.stacked_experts.keys() > experts.keys()
+    counted = sum(part.parameters for part in found.parts)
+    assert counted == found.base_parameters
 
 
 @pytest.mark.parametrize(

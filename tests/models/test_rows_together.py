@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from support.tiny_models import FAMILIES, VOCABULARY, tiny_llama, tiny_opt
-from torch import nn
+from support.tiny_models import FAMILIES, VOCABULARY, small_model, tiny_llama, tiny_opt
 
 from loratune.models.probes.rows_together import probe_rows_together
 from loratune.models.probes.shortened import shortened
@@ -15,31 +12,18 @@ from loratune.models.probes.shortened import shortened
 TOKENS = range(3, VOCABULARY)
 
 
-def small(name: str, **settings: Any) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    common = dict(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=128,
-        initializer_range=0.2, pad_token_id=1, bos_token_id=0, eos_token_id=2,
-    )  # fmt: skip
-    config = AutoConfig.for_model(name, **(common | settings))
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
 WINDOWED = {
-    "mistral": lambda: small("mistral", sliding_window=8),
-    "gemma2": lambda: small("gemma2", sliding_window=8),
-    "gpt_oss": lambda: small(
+    "mistral": lambda: small_model("mistral", sliding_window=8),
+    "gemma2": lambda: small_model("gemma2", sliding_window=8),
+    "gpt_oss": lambda: small_model(
         "gpt_oss", sliding_window=8, num_local_experts=4, num_experts_per_tok=2
     ),
-    "roberta": lambda: small("roberta", is_decoder=True),
+    "roberta": lambda: small_model("roberta", is_decoder=True),
 }
-BLOOM = {"bloom": lambda: small("bloom", n_layer=2, n_head=2)}
+BLOOM = {"bloom": lambda: small_model("bloom", n_layer=2, n_head=2)}
 RECURRENT = {
-    "mamba2": lambda: small("mamba2", num_heads=4, n_groups=1, chunk_size=8, state_size=8),
-    "rwkv": lambda: small("rwkv", attention_hidden_size=32),
+    "mamba2": lambda: small_model("mamba2", num_heads=4, n_groups=1, chunk_size=8, state_size=8),
+    "rwkv": lambda: small_model("rwkv", attention_hidden_size=32),
 }  # fmt: skip
 
 
@@ -70,7 +54,7 @@ def test_dropout_shows_as_random_and_the_model_stays_as_it_is() -> None:
 def test_a_short_copy_has_one_block_of_each_kind() -> None:
     assert len(shortened(tiny_llama(num_hidden_layers=6)).model.layers) == 1
     layers = ["sliding_attention", "sliding_attention", "full_attention"] * 2
-    gemma = small("gemma3_text", num_hidden_layers=6, layer_types=layers, sliding_window=8)
+    gemma = small_model("gemma3_text", num_hidden_layers=6, layer_types=layers, sliding_window=8)
     short = shortened(gemma.to(torch.bfloat16))
     assert len(short.model.layers) == 2
     assert short.config.layer_types == ["sliding_attention", "full_attention"]

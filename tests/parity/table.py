@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from support.peft_oracle import (
+    ia3_config,
     lora_config,
+    oft_config,
     our_optimizer,
     our_parameters,
     peft_parameters,
@@ -23,6 +25,8 @@ from support.tolerance import largest
 from parity.side_by_side import STEPS, both_models, one_backward
 
 RATE, DECAY = 1e-2, 0.01
+NOT_IN_PEFT = ("OFT", "gpt2")
+"""Its OFT has no Conv1D."""
 
 
 def adamw(model: Any) -> torch.optim.Optimizer:
@@ -51,8 +55,15 @@ def freeze_a(model: Any) -> torch.optim.Optimizer:
     return adamw(model)
 
 
+PEFT_CONFIGS: dict[str, Callable[..., Any]] = {
+    "vera": vera_config,
+    "ia3": ia3_config,
+    "oft": oft_config,
+}
+LORA_SIZE = {"r": 4, "lora_alpha": 8}
+PEFT_SIZES: dict[str, dict[str, Any]] = {"vera": {"r": 8}, "ia3": {}, "oft": {}}
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8.0}
-# label: variant, our settings, PEFT's settings (None: VeRA), PEFT's optimizer
+# label: variant, our settings, PEFT's settings, PEFT's optimizer
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], Callable[[Any], Any]]] = {
     "LoRA": ("lora", LORA, {}, adamw),
     "LoRA, dropout 0.3": ("lora", {**LORA, "dropout": 0.3}, {"lora_dropout": 0.3}, adamw),
@@ -60,6 +71,15 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], Callable[[Any], Any]]
     "LoRA+": ("lora_plus", LORA, {}, lora_plus),
     "LoRA-FA, plain": ("lora_fa", LORA, {}, freeze_a),
     "LoRA-FA, projected": ("lora_fa", {**LORA, "projected": True}, {}, lora_fa),
+    "DoRA": ("dora", LORA, {"use_dora": True}, adamw),
+    "DoRA, dropout 0.3": (
+        "dora",
+        {**LORA, "dropout": 0.3},
+        {"use_dora": True, "lora_dropout": 0.3},
+        adamw,
+    ),
+    "IA3": ("ia3", {"feedforward_layers": []}, {"feedforward_modules": []}, adamw),
+    "OFT": ("oft", {"block_size": 8}, {"oft_block_size": 8}, adamw),
     "VeRA": ("vera", {"rank": 8}, {}, adamw),
 }
 
@@ -67,9 +87,9 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], Callable[[Any], Any]]
 def measure(family: str, label: str) -> tuple[float, float, float]:
     """Largest difference of losses, gradients and weights."""
     variant, settings, peft_settings, make = RUNS[label]
-    config: Any = vera_config(r=8, target_modules=UNEQUAL[family])
-    if variant != "vera":
-        config = lora_config(r=4, lora_alpha=8, target_modules=UNEQUAL[family], **peft_settings)
+    config = PEFT_CONFIGS.get(variant, lora_config)(
+        target_modules=UNEQUAL[family], **PEFT_SIZES.get(variant, LORA_SIZE), **peft_settings
+    )
     theirs, ours = both_models(
         FAMILIES[family](), config, variant, UNEQUAL[family], check=False, **settings
     )
@@ -95,7 +115,12 @@ def table() -> str:
     names = {"opt": "OPT", "gpt2": "GPT-2", "llama": "Llama (grouped queries)"}
     rows = [f"| | {' | '.join(names.values())} |", "|---|" + "---|" * len(names)]
     for label in RUNS:
-        cells = [" · ".join(f"{value:g}" for value in measure(family, label)) for family in names]
+        cells = [
+            "PEFT has none"
+            if (label, family) == NOT_IN_PEFT
+            else " · ".join(f"{value:g}" for value in measure(family, label))
+            for family in names
+        ]
         rows.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 

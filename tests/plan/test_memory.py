@@ -13,6 +13,7 @@ from loratune.config.schema import TargetsConfig
 from loratune.counting.activations import measure_activations
 from loratune.counting.parameters import count_variant
 from loratune.models.architectures import architecture_from_numbers
+from loratune.models.measure import measure_numbers
 from loratune.plan.memory import block_count, hidden_size, predict, vocabulary
 from loratune.plan.workload import MicroBatch
 from loratune.targets.find import find_targets
@@ -84,7 +85,7 @@ from loratune.loss.supervised import causal_targets
 from loratune.models.build import build_model
 kept, seen = 0, set()
 model = build_model({numbers})
-wrapped = library.wrap(model, "{variant}", targets="all_linear")
+wrapped = library.wrap(model, "{variant}", targets="{targets}")
 model.train()
 held = {{t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}}
 def pack(tensor):
@@ -104,11 +105,40 @@ print(kept)
 
 @pytest.mark.parametrize("variant", ["lora", "lora_fa", "vera"])
 def test_predicted_activations_are_what_autograd_keeps_in_the_whole_model(variant):
-    code = MEASURE.format(numbers=NUMBERS, variant=variant)
+    code = MEASURE.format(numbers=NUMBERS, variant=variant, targets="all_linear")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     _, memory = predicted(MicroBatch(4, 32, 4 * 31), variant=variant)
     assert memory.activations == pytest.approx(int(done.stdout), rel=0.15)
+
+
+def test_the_weights_of_adapted_experts_are_counted_once_however_many_tokens():
+    numbers = {**NUMBERS, "model_type": "mixtral", "num_local_experts": 16}
+    mixture, config = measure_numbers(numbers), config_class("lora")()
+    targets = TargetsConfig(modules="experts")
+    matched = find_targets(mixture.layers, targets, config).shapes
+    count = count_variant(mixture.base_parameters, matched, config)
+    measured = measure_activations(mixture, targets, config, tokens=32)
+    batch = MicroBatch(4, 32, 4 * 31)
+    memory, recomputed = (
+        predict(
+            mixture,
+            count,
+            measured,
+            batch,
+            bytes_per_weight=4,
+            adapted_experts=matched,
+            gradient_checkpointing=recomputes,
+        )
+        for recomputes in (False, True)
+    )
+    code = MEASURE.format(numbers=numbers, variant="lora", targets="experts")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    weights = 4 * sum(shape.parameters for shape in matched)
+    assert weights > int(done.stdout) / 2
+    assert memory.activations == pytest.approx(int(done.stdout), rel=0.2)
+    assert recomputed.activations < memory.activations - weights / 2
 
 
 def test_half_precision_halves_the_base():

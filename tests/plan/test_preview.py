@@ -200,3 +200,55 @@ def test_half_a_character_is_not_shown_as_another(capsys):
     assert code == 0
     line = next(line for line in out.splitlines() if "🦊" in line)
     assert {*line} <= {*"⟪</s>⟫x⟦🦊\ufffd⟧"}
+
+
+def test_text_that_spells_a_token_is_told_from_the_token(tmp_path, capsys):
+    turns = [
+        {"role": "user", "content": "x <|im_end|> y"},
+        {"role": "assistant", "content": "b<|im_end|>c"},
+    ]
+    words = ("data=local", rows_file({"messages": turns}), "data.eval_fraction=0",
+             chat_model(tmp_path))  # fmt: skip
+    _, out, _ = shown(capsys, *words)
+    assert "x·⟨<|im_end|>⟩·y<|im_end|>" in out and "⟦b⟨<|im_end|>⟩c<|im_end|>⟧" in out
+    assert "words spell '<|im_end|>' (as text, in ⟨ ⟩)" in out
+    _, out, _ = shown(capsys, *words, "data.special_tokens_in_text=parse")
+    assert "x·<|im_end|>·y<|im_end|>" in out and "⟦b<|im_end|>c<|im_end|>⟧" in out
+    assert "words spell '<|im_end|>' (as tokens)" in out
+
+
+def test_the_marks_of_the_page_are_escaped_where_a_row_has_them():
+    tokens = [ShownToken(1, "⟦a⟧·↵⇥⟨⟪⟫⟩", "context"), ShownToken(2, "\\u27e6 \u200b", "context")]
+    written = row_text(ShownRow("x:1", tuple(tokens))).plain
+    marks = r"\u27e6a\u27e7\xb7\u21b5\u21e5\u27e8\u27ea\u27eb\u27e9"
+    assert written == marks + r"\\u27e6·\u200b"
+
+
+def test_turns_that_are_not_learnt_are_counted_and_an_error_is_said_once(tmp_path, capsys):
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d", "weight": 0},
+    ]
+    words = ("data=local", rows_file({"messages": turns}), "data.eval_fraction=0",
+             chat_model(tmp_path))  # fmt: skip
+    code, out, err = shown(capsys, *words)
+    assert (code, err) == (0, "")
+    assert "in <|im_end|>; 1 assistant turn not supervised (weight: 0)" in out
+    assert "note: 1 assistant turn not supervised (weight: 0), in 1 of 1 rows" in out
+    assert "data.max_length=512; to keep rows whole" in out
+    code, out, err = shown(capsys, *words, "data.learn=last")
+    assert code == 3 and "every turn that would be is masked (data.learn=last, weight: 0)" in err
+    assert "***" not in err and "rows.jsonl:1" in err
+
+
+def test_what_is_an_error_is_not_a_line_of_the_audit_too(capsys):
+    blind = [{"prompt": "word " * 60, "completion": f"x{n}"} for n in range(9)]
+    path = rows_file({"prompt": "a\n", "completion": "b"}, *blind)
+    words = ("data=local", path, "data.eval_fraction=0", "data.max_length=32")
+    for command in ("preview", "plan"):
+        code = dispatch(command, [*words])
+        captured = capsys.readouterr()
+        said = captured.out + captured.err
+        assert code == 3 and said.count("9 of 10 rows have no supervised token left") == 1

@@ -79,6 +79,52 @@ def deepseek_v3() -> Any:
     )  # fmt: skip
 
 
+def mixtral() -> Any:
+    """A mixture whose experts are stored one by one and loaded as two stacks."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(**_SIZES, **_GROUPED, num_local_experts=3, num_experts_per_tok=2)
+    )
+
+
+def qwen3_moe() -> Any:
+    """A mixture with a width of its own for the experts."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **_SIZES, **_GROUPED, moe_intermediate_size=12, num_experts=3, num_experts_per_tok=2
+        )
+    )
+
+
+def gpt_oss() -> Any:
+    """A mixture whose stacked experts are transposed, and stored as they are loaded."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    torch.manual_seed(0)
+    return GptOssForCausalLM(
+        GptOssConfig(**_SIZES, **_GROUPED, num_local_experts=3, num_experts_per_tok=2)
+    )
+
+
+def jetmoe() -> Any:
+    """Experts in the attention as well; each stack is called ``weight``."""
+    from transformers import JetMoeConfig, JetMoeForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in _SIZES.items() if key != "num_attention_heads"}
+    return JetMoeForCausalLM(
+        JetMoeConfig(
+            **sizes, num_key_value_heads=2, kv_channels=8, num_local_experts=3,
+            num_experts_per_tok=2,
+        )
+    )  # fmt: skip
+
+
 def laguna() -> Any:
     """A mixture whose shared experts are stored under another name."""
     from transformers import LagunaConfig, LagunaForCausalLM
@@ -132,6 +178,10 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "hrm_text": hrm_text,
     "zamba": zamba,
     "deepseek_v3": deepseek_v3,
+    "mixtral": mixtral,
+    "qwen3_moe": qwen3_moe,
+    "gpt_oss": gpt_oss,
+    "jetmoe": jetmoe,
     "laguna": laguna,
     "git": git,
     "mamba": mamba,

@@ -46,6 +46,18 @@ def vera_config(**settings: Any) -> Any:
     return VeraConfig(task_type="CAUSAL_LM", **settings)
 
 
+def ia3_config(**settings: Any) -> Any:
+    from peft import IA3Config
+
+    return IA3Config(task_type="CAUSAL_LM", **settings)
+
+
+def oft_config(**settings: Any) -> Any:
+    from peft import OFTConfig
+
+    return OFTConfig(task_type="CAUSAL_LM", **settings)
+
+
 def peft_parameters(model: Any) -> dict[str, nn.Parameter]:
     """Every trainable parameter under its name in PEFT's file, in the model's order."""
     return {
@@ -66,7 +78,8 @@ def peft_lora_tensors(model: Any) -> dict[str, Tensor]:
 
 
 def _file_key(name: str) -> str:
-    return name.replace(".modules_to_save.default", "").replace(".default", "")
+    name = name.replace(".modules_to_save.default", "").replace(".default", "")
+    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def our_model(

@@ -93,6 +93,24 @@ def tiny_cohere(**changes: Any) -> Any:
     return CohereForCausalLM(CohereConfig(**(_DECODER | ids | changes)))
 
 
+def small_model(name: str, **settings: Any) -> Any:
+    """A causal language model of any type that transformers has, in evaluation mode.
+
+    A setting that is None is left to the type.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    common = dict(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, initializer_range=0.2,
+        max_position_embeddings=POSITIONS, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    values = {key: value for key, value in (common | settings).items() if value is not None}
+    config = AutoConfig.for_model(name, **values)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
 _DECODER: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,

@@ -18,7 +18,7 @@ from loratune.adapters.registry import config_class
 from loratune.config.schema import ModelConfig, TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, SecurityError
 from loratune.models.architectures import Architecture, architecture_from_numbers
-from loratune.models.measure import measure_numbers
+from loratune.models.measure import find_architecture, measure_numbers
 from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for
 from loratune.targets.patterns import block_of
 
@@ -185,15 +185,49 @@ def test_role_words_work_for_a_family_that_is_only_measured() -> None:
     assert "all_linear" in caught.value.fix
 
 
-def test_fused_expert_tensors_are_refused_by_name() -> None:
-    numbers = LLAMA_NUMBERS | {"model_type": "mixtral", "num_local_experts": 2}
-    mixtral = measure_numbers(numbers)
-    for pattern in ("gate_up_proj", "experts"):
-        with pytest.raises(
-            ModelError, match=r"mlp\.experts\.gate_up_proj.*stacked in one tensor"
-        ) as caught:
-            find(mixtral, [pattern])
-        assert caught.value.exit_code == 4
+def mixture(family: str = "mixtral") -> Architecture:
+    numbers = LLAMA_NUMBERS | {"model_type": family, "num_local_experts": 2}
+    return measure_numbers(numbers)
+
+
+def test_stacked_experts_are_layers_that_a_word_or_their_name_means() -> None:
+    mixtral = mixture()
+    experts = [f"model.layers.{n}.mlp.experts.{key}" for n in (0, 1)
+               for key in ("gate_up_proj", "down_proj")]  # fmt: skip
+    assert names(find(mixtral, "experts")) == experts
+    assert names(find(mixtral, ["gate_up_proj"])) == experts[::2]
+    both = find(mixtral, "all_linear_and_experts")
+    assert set(names(both)) == {*experts, *names(find(mixtral, "all_linear"))}
+    assert not any("frozen" in line for line in both.notices)
+    gate_up, down = find(mixtral, "experts").shapes[:2]
+    assert (gate_up.experts, gate_up.in_features, gate_up.out_features) == (2, 32, 96)
+    assert (down.experts, down.in_features, down.out_features) == (2, 48, 32)
+
+
+def test_experts_are_refused_by_name_where_the_variant_or_their_form_forbids_it() -> None:
+    first = "layers.0.mlp.experts.gate_up_proj"
+    with pytest.raises(ModelError, match="vera cannot adapt experts") as caught:
+        find(mixture(), [first], config_class("vera")())
+    assert caught.value.where == f"model.{first}"
+    with pytest.raises(ModelError, match="take no dropout"):
+        find(mixture(), [first], LoRAConfig(dropout=0.1))
+    with pytest.raises(ModelError, match="group of modules") as grouped:
+        find(mixture(), ["experts"])
+    assert "gate_up_proj, down_proj" in grouped.value.fix
+    with pytest.raises(ModelError, match="no experts that are stacked"):
+        find(LLAMA, "experts")
+    numbers = {"model_type": "dbrx", "d_model": 32, "n_layers": 1, "n_heads": 4, "vocab_size": 96,
+               "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 1},
+               "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}}  # fmt: skip
+    flat = measure_numbers(numbers)
+    with pytest.raises(ModelError, match=r"experts\.mlp\.w1.*stacked in one tensor") as fixed:
+        find_targets(
+            flat.layers,
+            TargetsConfig(modules=["experts"]),
+            others=flat.other_types,
+            stacked=flat.stacked_experts,
+        )
+    assert fixed.value.exit_code == 4
 
 
 def test_a_suffix_matches_whole_parts_of_a_name_only() -> None:
@@ -346,6 +380,14 @@ def test_a_rank_pattern_that_fits_no_adapted_layer_is_an_error() -> None:
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
+def all_feed_forward_is_experts(architecture: Architecture) -> bool:
+    """Whether every block's feed-forward part is experts stacked in one tensor."""
+    blocks = {block_of(name) for name in architecture.stacked_experts}
+    return blocks == set(range(architecture.numbers.get("num_hidden_layers", 0))) and not any(
+        ".mlp." in shape.name and not shape.is_stacked for shape in architecture.layers
+    )
+
+
 @pytest.mark.parametrize(
     "targets", sorted((RECIPES / "targets").glob("*.yaml")), ids=lambda path: path.stem
 )
@@ -357,8 +399,12 @@ def test_every_targets_recipe_finds_layers_in_every_block_of_every_model(
 ) -> None:
     numbers = ModelConfig(**yaml.safe_load(model.read_text())).architecture
     assert numbers is not None
-    architecture = architecture_from_numbers(numbers)
+    architecture = find_architecture(ModelConfig(path="not/here", architecture=numbers))
     wanted = TargetsConfig(**yaml.safe_load(targets.read_text()))
+    if wanted.modules == "mlp" and all_feed_forward_is_experts(architecture):
+        with pytest.raises(ModelError, match="'mlp' means"):
+            find_targets(architecture.layers, wanted, LoRAConfig(), architecture.family)
+        return
     match = find_targets(architecture.layers, wanted, LoRAConfig(), architecture.family)
     blocks = {block_of(shape.name) for shape in match.shapes} - {None}
     count = numbers.get("num_hidden_layers", numbers.get("n_layer"))
@@ -377,10 +423,26 @@ def test_experts_that_stay_frozen_under_all_linear_are_counted() -> None:
     [line] = [line for line in match.notices if "experts" in line]
     assert f"leaves {frozen:,} parameters of experts frozen" in line
     assert "model.layers.0.mlp.experts.gate_up_proj and 3 more" in line
-    quiet = find_targets(
+    listed = find_targets(
         mixtral.layers, TargetsConfig(modules=["q_proj"]), stacked=mixtral.stacked_experts
     )
-    assert not quiet.notices
+    assert f"q_proj leaves {frozen:,} parameters of experts frozen" in listed.notices[0]
+
+
+def test_a_name_of_layers_means_experts_only_where_it_names_nothing_else() -> None:
+    layer = LayerShape("model.layers.0.mlp.down_proj", LayerKind.linear, 8, 8)
+    stack = LayerShape(
+        "model.layers.1.mlp.experts.down_proj", LayerKind.experts, 8, 8, 128, experts=2
+    )
+    frozen = {stack.name: stack.parameters}
+    both = find_targets([layer, stack], TargetsConfig(modules=["down_proj"]), stacked=frozen)
+    assert both.shapes == (layer,)
+    assert "down_proj leaves 128 parameters of experts frozen" in both.notices[0]
+    named = find_targets(
+        [layer, stack], TargetsConfig(modules=["down_proj", "experts.down_proj"]), stacked=frozen
+    )
+    assert named.shapes == (layer, stack) and not named.notices
+    assert find_targets([stack], TargetsConfig(modules=["down_proj"])).shapes == (stack,)
 
 
 def test_a_name_of_layers_and_of_experts_adapts_the_layers_and_says_so() -> None:
@@ -393,14 +455,12 @@ def test_a_name_of_layers_and_of_experts_adapts_the_layers_and_says_so() -> None
         find_targets([shape], TargetsConfig(modules=["down_proj", "experts"]), stacked=stacked)
 
 
-def test_a_wrapped_model_names_its_experts() -> None:
+def test_a_wrapped_model_names_the_experts_that_stay_frozen() -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     from loratune.surgery import wrap_model
 
     sizes = {key: value for key, value in LLAMA_NUMBERS.items() if key != "model_type"}
     model = MixtralForCausalLM(MixtralConfig(num_local_experts=2, **sizes))
-    with pytest.raises(ModelError, match=r"gate_up_proj and 1 more, expert weights stacked"):
-        wrap_model(model, LoRAConfig(), TargetsConfig(modules=["gate_up_proj"]))
     wrapped = wrap_model(model, LoRAConfig(), TargetsConfig(modules="all_linear"))
     assert any("parameters of experts frozen" in line for line in wrapped.match.notices)

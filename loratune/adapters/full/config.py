@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from loratune.adapters.config import AdapterConfig, AdapterCount, Kernel, LayerShape
+from loratune.adapters.config import AdapterConfig, AdapterCount, LayerShape
 
 
 @dataclass(kw_only=True)
@@ -14,20 +14,14 @@ class FullConfig(AdapterConfig):
     """W' in place of W, trained as it is: of the layers that are named, or of the whole model."""
 
     peft_type: ClassVar[str] = "FULL"
+    without_effect: ClassVar[tuple[str, ...]] = (
+        "rank", "alpha", "kernel", "rank_pattern", "alpha_pattern",
+    )  # fmt: skip
 
     variant: str = "full"
     lr: float = 2e-5
     every_parameter: bool = False
     """Train biases, norms and embeddings too, and every layer; ``targets`` is then not used."""
-
-    def without_effect(self) -> list[str]:
-        unused = {
-            "alpha": self.alpha is not None,
-            "kernel": self.kernel is not Kernel.auto,
-            "rank_pattern": bool(self.rank_pattern),
-            "alpha_pattern": bool(self.alpha_pattern),
-        }
-        return [name for name, is_set in unused.items() if is_set]
 
     def scaling(self, rank: int, alpha: float | None) -> float:
         """1: the weights themselves train."""
@@ -36,7 +30,7 @@ class FullConfig(AdapterConfig):
     def trains_whole_model(self) -> bool:
         return self.every_parameter
 
-    def why_not_in_peft(self) -> str:
+    def why_not_in_peft(self, shape: LayerShape) -> str:
         return "it has none that trains whole weights (export format=merged gives a plain model)"
 
     def to_peft(self) -> dict[str, Any]:

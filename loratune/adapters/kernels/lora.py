@@ -45,7 +45,8 @@ def fused_lora_linear(
     call = Call.begin(x, Frozen(weight, bias), scaling, transposed, dropout_p)
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = _LoRALinear.apply(x, weight, bias, lora_A, lora_B, call)  # type: ignore[no-untyped-call]
-    return y
+    # Outside the node: autograd lets nobody change a view in place that was made inside one.
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class _LoRALinear(torch.autograd.Function):
@@ -68,7 +69,7 @@ class _LoRALinear(torch.autograd.Function):
         ctx.save_for_backward(
             x if trains_A else None, weight, h if keeps_h else None, lora_A, lora_B
         )
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y
 
     @staticmethod
     @once_differentiable

@@ -53,7 +53,8 @@ def fused_vera_linear(
         y: Tensor = _VeRALinear.apply(  # type: ignore[no-untyped-call]
             x, weight, bias, vera_A, vera_B, lambda_d, lambda_b, call, products
         )
-    return y
+    # Outside the node: autograd lets nobody change a view in place that was made inside one.
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class _VeRALinear(torch.autograd.Function):
@@ -82,7 +83,7 @@ class _VeRALinear(torch.autograd.Function):
         ctx.call = call
         ctx.input = (x.shape, x.dtype)
         ctx.save_for_backward(weight, u if keeps_u else None, vera_A, vera_B, lambda_d, lambda_b)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y
 
     @staticmethod
     @once_differentiable

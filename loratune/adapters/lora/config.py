@@ -8,11 +8,16 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
-from loratune.adapters.config import AdapterConfig, AdapterCount, LayerShape, choice
+from loratune.adapters.config import AdapterConfig, AdapterCount, LayerKind, LayerShape, choice
+from loratune.errors import ConfigError
 
 
 class Init(StrEnum):
-    """How A starts; B starts at zero and the base weight stays as it is in all but ``random``."""
+    """How the factors start; the base weight always stays as it is.
+
+    A is chosen and B starts at zero, except where both do otherwise: those ``is_subtracted`` start
+    from the base's own numbers A₀ and B₀ and train s(B A − B₀A₀), which is zero at first too.
+    """
 
     kaiming = "kaiming"
     """Uniform on ±1/√in, so that E[AAᵀ] = I/3: the default of PEFT and of ``nn.Linear``."""
@@ -22,8 +27,19 @@ class Init(StrEnum):
     """Random orthonormal rows: AAᵀ = I."""
     svd = "svd"
     """The top right-singular vectors of the base weight: AAᵀ = I."""
+    pissa = "pissa"
+    """B₀A₀ is the top of the base weight's singular value decomposition (arXiv:2404.02948)."""
+    olora = "olora"
+    """B₀A₀ is the beginning of the base weight's QR decomposition (arXiv:2406.01775)."""
+    subtracted = "subtracted"
+    """Any numbers in the place of A₀ and B₀, for an adapter that is about to be loaded."""
     random = "random"
     """A and B both random: the adapter changes the model at once; for tests only."""
+
+    @property
+    def is_subtracted(self) -> bool:
+        """Whether what the factors start with is taken away again."""
+        return self in (Init.pissa, Init.olora, Init.subtracted)
 
 
 @dataclass(kw_only=True)
@@ -34,7 +50,7 @@ class LoRAConfig(AdapterConfig):
 
     variant: str = "lora"
     init: Init = Init.kaiming
-    """How A starts: kaiming, gaussian, orthonormal, svd (random is for tests)."""
+    """How the factors start: kaiming, gaussian, orthonormal, svd; pissa, olora."""
     rslora: bool = False
     """Divide alpha by √rank, not by rank, so that a high rank keeps its strength."""
 
@@ -47,15 +63,42 @@ class LoRAConfig(AdapterConfig):
         resolved = float(rank) if alpha is None else alpha
         return resolved / math.sqrt(rank) if self.rslora else resolved / rank
 
+    def check_layer(self, shape: LayerShape) -> str:
+        if shape.is_stacked and self.dropout:
+            return "experts stacked in one tensor take no dropout: adapter.dropout=0"
+        is_costly = self.init in (Init.orthonormal, Init.svd) or self.init.is_subtracted
+        if shape.is_stacked and is_costly:
+            return f"init={self.init} does not apply to experts stacked in one tensor"
+        if self.init.is_subtracted and shape.kind is LayerKind.embedding:
+            return f"init={self.init} cannot start an embedding"
+        return ""
+
     def without_costly_init(self) -> Self:
-        return replace(self, init=Init.kaiming)
+        return replace(self, init=Init.subtracted if self.init.is_subtracted else Init.kaiming)
 
     def why_not_redrawn(self) -> str:
-        if self.init is Init.svd:
-            return "init=svd starts from the base's own numbers"
+        if self.init is Init.svd or self.init.is_subtracted:
+            return f"init={self.init} starts from the base's own numbers"
         return ""
 
     def to_peft(self) -> dict[str, Any]:
+        """A subtracted start is stored with the trained factors, as plain LoRA of twice the rank.
+
+        So does PEFT convert such adapters: A and A₀ in one matrix, B and −B₀ in the other.
+        """
+        peft = self._to_peft()
+        if not self.init.is_subtracted:
+            return peft
+        louder = math.sqrt(2) if self.rslora else 2.0  # alpha that gives the same scaling
+        return {
+            **peft,
+            "r": 2 * peft["r"],
+            "lora_alpha": _plain(louder * peft["lora_alpha"]),
+            "rank_pattern": {key: 2 * rank for key, rank in peft["rank_pattern"].items()},
+            "alpha_pattern": {key: louder * a for key, a in peft["alpha_pattern"].items()},
+        }
+
+    def _to_peft(self) -> dict[str, Any]:
         alpha_pattern = dict(self.alpha_pattern)
         if self.alpha is None:  # alpha follows each layer's own rank; PEFT's does not
             own = {key: float(rank) for key, rank in self.rank_pattern.items()}
@@ -65,6 +108,7 @@ class LoRAConfig(AdapterConfig):
             }
         return {
             "peft_type": self.peft_type,
+            "bias": "none",
             "r": self.rank,
             "lora_alpha": self.rank if self.alpha is None else _plain(self.alpha),
             "lora_dropout": self.dropout,
@@ -81,6 +125,8 @@ class LoRAConfig(AdapterConfig):
         gaussian = peft.get("init_lora_weights") == "gaussian"
         extra: dict[str, Any] = {"init": Init.gaussian if gaussian else Init.kaiming}
         extra |= cls.training_only(training, *known)
+        if choice(Init, extra["init"], "adapter.init").is_subtracted:
+            return cls._from_twice_the_rank(peft, training)
         return cls(
             rank=int(peft["r"]),
             alpha=float(peft["lora_alpha"]),
@@ -91,9 +137,39 @@ class LoRAConfig(AdapterConfig):
             **extra,
         )
 
+    @classmethod
+    def _from_twice_the_rank(cls, peft: Mapping[str, Any], training: Mapping[str, Any]) -> Self:
+        """The recorded settings, if the file's are what they are stored as.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        config = cls(**{**cls.training_only(training), "dropout": float(peft["lora_dropout"])})
+        for key, value in config.to_peft().items():
+            if key in peft and key != "fan_in_fan_out" and peft[key] != value:
+                raise ValueError(f"{key} is {peft[key]}, and {value} with init={config.init}")
+        return config
+
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
-        """r·(in + out), all trained."""
-        return AdapterCount(trainable=rank * (shape.in_features + shape.out_features), frozen=0)
+        """r·(in + out), all trained; a subtracted start is as many numbers again, frozen.
+
+        Of stacked experts for each.
+        """
+        numbers = shape.experts * rank * (shape.in_features + shape.out_features)
+        return AdapterCount(trainable=numbers, frozen=numbers if self.init.is_subtracted else 0)
+
+    def check_start_is_zero(self) -> None:
+        """Check that B starts at zero, for a variant that cannot take a start away again.
+
+        Raises:
+            ConfigError: if it does not.
+        """
+        if self.init.is_subtracted:
+            raise ConfigError(
+                f"{self.variant} cannot start with init={self.init}",
+                where="adapter.init",
+                fix="use kaiming, gaussian, orthonormal or svd",
+            )
 
 
 def _plain(alpha: float) -> float:

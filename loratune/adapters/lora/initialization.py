@@ -11,8 +11,41 @@ import math
 import torch
 from torch import Tensor, nn
 
+from loratune.adapters.base import LayerPlan, data_device
+from loratune.adapters.config import LayerKind
 from loratune.adapters.lora.config import Init
 from loratune.errors import ModelError
+
+
+def initial_parameters(
+    plan: LayerPlan, init: Init, scaling: float
+) -> tuple[nn.Parameter, nn.Parameter]:
+    """A (rank, in) and B (out, rank) for a layer, trainable, in fp32 and where its weight is.
+
+    Args:
+        plan: the layer, its rank.
+        init: how to start.
+        scaling: factor s on B A.
+
+    Raises:
+        ModelError: if the layer is too narrow for this start.
+    """
+    weight = plan.base_layer.weight
+    assert isinstance(weight, Tensor)
+    if plan.shape.kind is LayerKind.embedding:
+        vocabulary, width = weight.shape
+        factors = initial_embedding_factors((vocabulary, width), plan.rank, init)
+    elif plan.shape.is_stacked:
+        sizes = plan.shape.experts, plan.shape.out_features, plan.shape.in_features
+        factors = initial_expert_factors(sizes, plan.rank, init)
+    else:
+        oriented = weight if plan.shape.kind is LayerKind.linear else weight.T
+        factors = initial_factors(oriented, plan.rank, init, plan.shape.name)
+        if init in (Init.pissa, Init.olora):
+            _check_rank(plan.rank, oriented, init, plan.shape.name)
+            factors = _leading_factors(oriented, plan.rank, init, scaling)
+    lora_A, lora_B = (nn.Parameter(factor.to(data_device(weight))) for factor in factors)
+    return lora_A, lora_B
 
 
 @torch.no_grad()
@@ -29,7 +62,7 @@ def initial_factors(base_weight: Tensor, rank: int, init: Init, name: str) -> tu
     nn.init.kaiming_uniform_(lora_B, a=math.sqrt(5))
     if init is Init.random:
         return lora_A, lora_B
-    if init is Init.kaiming:
+    if init is Init.kaiming or init.is_subtracted:
         nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))
     elif init is Init.gaussian:
         nn.init.normal_(lora_A, std=1 / rank)
@@ -40,6 +73,23 @@ def initial_factors(base_weight: Tensor, rank: int, init: Init, name: str) -> tu
         else:
             lora_A.copy_(_right_singular_vectors(base_weight, rank))
     return lora_A, lora_B.zero_()
+
+
+@torch.no_grad()
+def initial_expert_factors(
+    shape: tuple[int, int, int], rank: int, init: Init
+) -> tuple[Tensor, Tensor]:
+    """A (experts · rank, in) and B (out, rank · experts) in fp32, drawn as PEFT draws them.
+
+    Args:
+        shape: experts, out and in.
+        rank: of each expert.
+        init: of A; orthonormal rows and singular vectors are refused before.
+    """
+    experts, out_features, in_features = shape
+    empty = torch.empty(out_features, in_features, device="meta")
+    lora_A, lora_B = initial_factors(empty, experts * rank, init, "")
+    return (lora_A.mul_(experts) if init is Init.gaussian else lora_A), lora_B
 
 
 def _check_rank(rank: int, base_weight: Tensor, init: Init, name: str) -> None:
@@ -63,6 +113,24 @@ def _right_singular_vectors(weight: Tensor, rank: int) -> Tensor:
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     signed: Tensor = rows * largest.sign()
     return signed
+
+
+@torch.no_grad()
+def _leading_factors(
+    weight: Tensor, rank: int, init: Init, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """A₀ and B₀ from a decomposition of ``weight`` (out, in), in fp32 on its device.
+
+    PiSSA: U√(S/s) and √(S/s)Vᵀ of the largest singular values, so that s·B₀A₀ is their part of W.
+    OLoRA: the first columns of Q and rows of R.
+    """
+    weight = weight.float()
+    if init is Init.olora:
+        Q, R = torch.linalg.qr(weight)
+        return R[:rank].contiguous(), Q[:, :rank].contiguous()
+    U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+    roots = torch.diag(torch.sqrt(S[:rank] / scaling))
+    return roots @ Vh[:rank], U[:, :rank] @ roots
 
 
 @torch.no_grad()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loratune.adapters.base import LayerPlan, data_device
+from loratune.adapters.base import LayerPlan
 from loratune.adapters.config import LayerKind
 from loratune.adapters.kernels.lora import fused_lora_linear
 from loratune.adapters.lora.config import LoRAConfig
-from loratune.adapters.lora.initialization import initial_embedding_factors, initial_factors
+from loratune.adapters.lora.initialization import initial_parameters
 from loratune.adapters.low_rank import LowRank
 
 
@@ -17,39 +20,43 @@ class LoRA(LowRank):
     """y = W x + s·B A drop(x), with A (r, in) and B (out, r).
 
     The order of operations is PEFT's, so that the reference kernel is bit-equal to it in fp32 on
-    a CPU.  For an embedding A is (r, vocabulary) and B (width, r): y = E[ids] + s·A[:, ids]ᵀ Bᵀ.
+    a CPU.  With a subtracted start B A − B₀A₀ takes the place of B A.  For an embedding A is
+    (r, vocabulary) and B (width, r): y = E[ids] + s·A[:, ids]ᵀ Bᵀ.
+    For stacked experts both hold every expert's, as in PEFT's file: A (experts · r, in) expert by
+    expert, B (out, r · experts) with the experts of a column side by side.
     """
+
+    start_A: Tensor | None
+    start_B: Tensor | None
 
     def __init__(self, plan: LayerPlan, config: LoRAConfig) -> None:
         super().__init__(plan, config)
-        weight = self.weight
-        if plan.shape.kind is LayerKind.embedding:
-            vocabulary, width = weight.shape
-            factors = initial_embedding_factors((vocabulary, width), plan.rank, config.init)
-        else:
-            oriented = weight if plan.shape.kind is LayerKind.linear else weight.T
-            factors = initial_factors(oriented, plan.rank, config.init, plan.shape.name)
-        lora_A, lora_B = (factor.to(data_device(weight)) for factor in factors)
-        self.lora_A = nn.Parameter(lora_A)
-        self.lora_B = nn.Parameter(lora_B)
+        self.lora_A, self.lora_B = initial_parameters(plan, config.init, self.scaling)
+        is_subtracted = config.init.is_subtracted
+        for name, factor in (("start_A", self.lora_A), ("start_B", self.lora_B)):
+            self.register_buffer(name, factor.detach().clone() if is_subtracted else None)
+
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        """A and B, or two factors of B A − B₀A₀ = (B − B₀)A + B₀(A − A₀).
+
+        The differences are taken in fp32: nothing large cancels later, and half precision does not
+        round away what was learnt.
+        """
+        if self.start_A is None or self.start_B is None:
+            return self.lora_A, self.lora_B
+        return (
+            torch.cat([self.lora_A, self.lora_A - self.start_A]),
+            torch.cat([self.lora_B - self.start_B, self.start_B], dim=1),
+        )
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
         if self.shape.kind is LayerKind.embedding:
-            return self._embedding_delta(x)
-        x = self.dropout(x.to(self.lora_A.dtype))
-        return F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scaling
-
-    def _embedding_delta(self, ids: Tensor) -> Tensor:
-        base = self.base_layer
-        assert isinstance(base, nn.Embedding)
-        after_A = F.embedding(
-            ids, self.lora_A.T, base.padding_idx, base.max_norm, base.norm_type,
-            base.scale_grad_by_freq, base.sparse,
-        )  # fmt: skip
-        delta = (after_A @ self.lora_B.T) * self.scaling
-        # Some models multiply by a constant inside their embedding (Gemma): so must we.
-        embed_scale = getattr(base, "embed_scale", None)
-        return delta if embed_scale is None else delta * embed_scale.to(delta.dtype)
+            return embedding_product(self.base_layer, x, self.lora_A, self.lora_B, self.scaling)
+        if self.shape.is_stacked:
+            A, B, scale = self.stacked_factors()
+            return torch.bmm(torch.bmm(x.to(A.dtype), A.transpose(1, 2)), B.transpose(1, 2)) * scale
+        x, (A, B) = self.dropout(x.to(self.lora_A.dtype)), self._pair()
+        return F.linear(F.linear(x, A), B) * self.scaling
 
     def fused_forward(self, x: Tensor) -> Tensor | None:
         if self.shape.kind is LayerKind.embedding or not self._base_is_plain():
@@ -58,17 +65,71 @@ class LoRA(LowRank):
             x,
             self.weight,
             self.bias,
-            self.lora_A,
-            self.lora_B,
+            *self._pair(),
             self.scaling,
             self.config.dropout if self.training else 0.0,
             transposed=self.shape.kind is LayerKind.conv1d,
         )
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
-        return self.lora_A, self.lora_B, self.scaling
+        return *self._pair(), self.scaling
+
+    def stacked_factors(self) -> tuple[Tensor, Tensor, float]:
+        experts, out = self.shape.experts, self.shape.out_features
+        A = self.lora_A.view(experts, self.rank, -1)
+        B = self.lora_B.view(out, self.rank, experts).permute(2, 0, 1)
+        return A, B, self.scaling
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         if self.shape.kind is LayerKind.embedding:
             return {"lora_embedding_A": self.lora_A, "lora_embedding_B": self.lora_B}
-        return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
+        own: dict[str, Tensor] = {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
+        if self.start_A is None or self.start_B is None:
+            return own
+        return {**own, "start_A": self.start_A, "start_B": self.start_B}
+
+    def peft_tensors(self) -> dict[str, Tensor]:
+        """With a subtracted start, plain LoRA of twice the rank: A over A₀, and B beside −B₀."""
+        if self.start_A is None or self.start_B is None:
+            return self.adapter_tensors()
+        return {
+            "lora_A.weight": torch.cat([self.lora_A, self.start_A]),
+            "lora_B.weight": torch.cat([self.lora_B, -self.start_B], dim=1),
+        }
+
+    def load_peft_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.start_A is None:
+            self.load_adapter_tensors(tensors)
+            return
+        A, start_A = tensors["lora_A.weight"].chunk(2)
+        B, minus_start_B = tensors["lora_B.weight"].chunk(2, dim=1)
+        factors = {"lora_A.weight": A, "lora_B.weight": B}
+        self.load_adapter_tensors({**factors, "start_A": start_A, "start_B": -minus_start_B})
+
+
+def embedding_product(
+    base: nn.Module, ids: Tensor, lora_A: Tensor, lora_B: Tensor, *factors: Tensor | float
+) -> Tensor:
+    """A[:, ids]ᵀ Bᵀ, looked up as the embedding ``base`` looks up its own rows.
+
+    Args:
+        base: the embedding.
+        ids: (...).
+        lora_A: (rank, vocabulary).
+        lora_B: (width, rank).
+        factors: what the result is multiplied by, in this order.
+
+    Returns:
+        (..., width).
+    """
+    assert isinstance(base, nn.Embedding)
+    after_A = F.embedding(
+        ids, lora_A.T, base.padding_idx, base.max_norm, base.norm_type,
+        base.scale_grad_by_freq, base.sparse,
+    )  # fmt: skip
+    product = after_A @ lora_B.T
+    for factor in factors:
+        product = factor * product
+    # Some models multiply by a constant inside their embedding (Gemma): so must we.
+    embed_scale = getattr(base, "embed_scale", None)
+    return product if embed_scale is None else product * embed_scale.to(product.dtype)

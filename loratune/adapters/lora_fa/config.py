@@ -17,11 +17,18 @@ class LoRAFAConfig(LoRAConfig):
     projected: bool = False
     """Replace B's gradient by its closed form (1/s²)·g·(AAᵀ)⁻¹ (version 2 of the paper)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_start_is_zero()
+
     def check_layer(self, shape: LayerShape) -> str:
         if shape.kind is LayerKind.embedding:
             return "LoRA-FA cannot adapt an embedding: its frozen factor would start at zero"
-        return ""
+        if shape.is_stacked and self.projected:
+            return "projected=true does not apply to experts stacked in one tensor"
+        return super().check_layer(shape)
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
-        """r·out trained, r·in frozen and stored."""
-        return AdapterCount(trainable=rank * shape.out_features, frozen=rank * shape.in_features)
+        """r·out trained, r·in frozen and stored; of stacked experts for each."""
+        ranks = shape.experts * rank
+        return AdapterCount(trainable=ranks * shape.out_features, frozen=ranks * shape.in_features)

@@ -51,12 +51,13 @@ class VeRAConfig(AdapterConfig):
     def check_layer(self, shape: LayerShape) -> str:
         if shape.kind is LayerKind.embedding:
             return "VeRA cannot adapt an embedding"
-        return ""
+        return super().check_layer(shape)
 
     def to_peft(self) -> dict[str, Any]:
         """PEFT's VeRA has no alpha: our tensors are written with the scaling folded in."""
         return {
             "peft_type": self.peft_type,
+            "bias": "none",
             "r": self.rank,
             "vera_dropout": self.dropout,
             "d_initial": self.d_initial,

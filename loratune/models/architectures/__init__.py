@@ -5,25 +5,19 @@ from loratune.models.architectures.base import (
     Architecture,
     Numbers,
     OtherModule,
-    Roles,
     names_module,
 )
 from loratune.models.architectures.families import (
-    ROLE_WORDS,
     architecture_from_numbers,
     is_known_family,
-    roles_of,
 )
 
 __all__ = [
-    "ROLE_WORDS",
     "STACKED_EXPERTS",
     "Architecture",
     "Numbers",
     "OtherModule",
-    "Roles",
     "architecture_from_numbers",
     "is_known_family",
     "names_module",
-    "roles_of",
 ]

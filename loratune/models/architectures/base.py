@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loratune.adapters.config import LayerKind, LayerShape
+from loratune.adapters.config import LayerKind, LayerPlace, LayerShape
 from loratune.errors import ConfigError
-
-Roles = Mapping[str, str]
-"""Role (query, key, value, output, up, gate, down) to the dotted suffix that plays it."""
-
 
 STACKED_EXPERTS = "expert weights stacked in one tensor"
 """Type of an ``OtherModule`` that is one tensor for all experts of a block."""
@@ -35,10 +31,12 @@ class Architecture:
 
     Attributes:
         family: ``model_type`` of ``config.json``.
-        layers: linear, Conv1D and embedding layers, in ``named_modules()`` order.
+        layers: linear, Conv1D and embedding layers and stacked experts, in ``named_modules()``
+            order.
         others: the other modules that hold parameters.
         base_parameters: numbers in the whole model, tied weights counted once.
         numbers: what the architecture was built from.
+        unusable: layer to why an adapter can do nothing for it.
     """
 
     family: str
@@ -46,6 +44,7 @@ class Architecture:
     others: tuple[OtherModule, ...]
     base_parameters: int
     numbers: Mapping[str, Any]
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -59,8 +58,10 @@ class Architecture:
 
     @property
     def stacked_experts(self) -> dict[str, int]:
-        """Name to numbers of the tensors that hold a layer of every expert."""
-        return {m.name: m.parameters for m in self.others if m.type_name == STACKED_EXPERTS}
+        """Name to numbers of the tensors that hold what every expert has, adaptable or not."""
+        layers = {shape.name: shape.parameters for shape in self.layers if shape.is_stacked}
+        others = {m.name: m.parameters for m in self.others if m.type_name == STACKED_EXPERTS}
+        return layers | others
 
     @property
     def outer_modules(self) -> tuple[str, ...]:
@@ -141,17 +142,22 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How a model type builds its modules, and which of them play which role."""
+    """How a model type builds its modules, and whether its embeddings are tied by default."""
 
     parts: Callable[[Numbers], Iterator[Part]]
     tied_by_default: bool
-    roles: Roles
 
 
 def linear(name: str, in_features: int, out_features: int, bias: bool) -> LayerShape:
     """A linear layer: weight (out, in)."""
     parameters = in_features * out_features + bias * out_features
     return LayerShape(name, LayerKind.linear, in_features, out_features, parameters)
+
+
+def output_head(in_features: int, out_features: int) -> LayerShape:
+    """The linear layer without a bias, ``lm_head``, that gives the logits."""
+    shape = linear("lm_head", in_features, out_features, bias=False)
+    return replace(shape, place=LayerPlace.head)
 
 
 def conv1d(name: str, in_features: int, out_features: int) -> LayerShape:

@@ -1,8 +1,8 @@
-"""The families of models: their layers from the numbers of a ``config.json``, and their roles."""
+"""The families of models: their layers from the numbers of a ``config.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,6 @@ from loratune.models.architectures.base import (
     Family,
     Numbers,
     OtherModule,
-    Roles,
-    names_module,
 )
 from loratune.models.architectures.gpt2 import GPT2
 from loratune.models.architectures.llama import GEMMA, LLAMA, MISTRAL, QWEN2, QWEN3
@@ -81,29 +79,3 @@ def _check_block_count(numbers: Mapping[str, Any], where: str) -> None:
             raise ModelError(
                 f"'{key}' is {count}: no such model exists", where=where, fix="check the number"
             )
-
-
-ROLE_WORDS: dict[str, tuple[str, ...]] = {
-    "attention_qv": ("query", "value"),
-    "attention": ("query", "key", "value", "output"),
-    "mlp": ("gate", "up", "down"),
-}
-"""Word of ``targets.modules`` to the roles it stands for (``all_linear`` goes by type)."""
-
-
-def roles_of(
-    family: str | None, layers: Sequence[LayerShape], wanted: Sequence[str] = ()
-) -> Roles | None:
-    """The roles of a family, or those of the first known family that fits these layers.
-
-    A family fits if it names layers here for all of its roles that are ``wanted``.
-    """
-    if family in FAMILIES:
-        return FAMILIES[family].roles
-    for candidate in FAMILIES.values():
-        suffixes = [candidate.roles[role] for role in wanted if role in candidate.roles]
-        if suffixes and all(
-            any(names_module(end, layer.name) for layer in layers) for end in suffixes
-        ):
-            return candidate.roles
-    return None

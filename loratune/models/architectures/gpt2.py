@@ -11,7 +11,7 @@ from loratune.models.architectures.base import (
     conv1d,
     embedding,
     layer_norm,
-    linear,
+    output_head,
 )
 
 
@@ -30,18 +30,10 @@ def _parts(numbers: Numbers) -> Iterator[Part]:
         yield conv1d(f"{prefix}.mlp.c_fc", width, inner)
         yield conv1d(f"{prefix}.mlp.c_proj", inner, width)
     yield from layer_norm("transformer.ln_f", width)
-    yield linear("lm_head", width, vocabulary, bias=False)
+    yield output_head(width, vocabulary)
 
 
 GPT2 = Family(
     parts=_parts,
     tied_by_default=True,
-    roles={
-        "query": "attn.c_attn",
-        "key": "attn.c_attn",
-        "value": "attn.c_attn",
-        "output": "attn.c_proj",
-        "up": "mlp.c_fc",
-        "down": "mlp.c_proj",
-    },
 )

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from loratune.models.architectures.base import Family, Numbers, OtherModule, Part, embedding, linear
-
-_ROLES = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
+from loratune.models.architectures.base import (
+    Family,
+    Numbers,
+    OtherModule,
+    Part,
+    embedding,
+    linear,
+    output_head,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ def _parts_of(differences: _Differences) -> Callable[[Numbers], Iterator[Part]]:
             yield OtherModule(f"{prefix}.input_layernorm", differences.norm, width)
             yield OtherModule(f"{prefix}.post_attention_layernorm", differences.norm, width)
         yield OtherModule("model.norm", differences.norm, width)
-        yield linear("lm_head", width, vocabulary, bias=False)
+        yield output_head(width, vocabulary)
 
     return parts
 
@@ -85,7 +83,7 @@ def _mlp(prefix: str, numbers: Numbers, width: int, differences: _Differences) -
 
 
 def _family(differences: _Differences, tied_by_default: bool = False) -> Family:
-    return Family(_parts_of(differences), tied_by_default, _ROLES)
+    return Family(_parts_of(differences), tied_by_default)
 
 
 LLAMA = _family(_Differences("LlamaRMSNorm", reads_mlp_bias=True))

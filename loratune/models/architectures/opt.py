@@ -12,6 +12,7 @@ from loratune.models.architectures.base import (
     embedding,
     layer_norm,
     linear,
+    output_head,
 )
 
 # OPT's position table starts with two rows that no position uses.
@@ -35,7 +36,7 @@ def _parts(numbers: Numbers) -> Iterator[Part]:
         yield from layer_norm("model.decoder.final_layer_norm", width, affine)
     for block in range(numbers.size("num_hidden_layers")):
         yield from _block(f"model.decoder.layers.{block}", numbers, width, affine)
-    yield linear("lm_head", embedded, vocabulary, bias=False)
+    yield output_head(embedded, vocabulary)
 
 
 def _block(prefix: str, numbers: Numbers, width: int, affine: bool) -> Iterator[Part]:
@@ -51,12 +52,4 @@ def _block(prefix: str, numbers: Numbers, width: int, affine: bool) -> Iterator[
 OPT = Family(
     parts=_parts,
     tied_by_default=True,
-    roles={
-        "query": "self_attn.q_proj",
-        "key": "self_attn.k_proj",
-        "value": "self_attn.v_proj",
-        "output": "self_attn.out_proj",
-        "up": "fc1",
-        "down": "fc2",
-    },
 )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from loratune.models.positions import positions
-from loratune.models.probes.rows_together import FAILURES, TOLERANCE
-from loratune.models.probes.shortened import shortened
+from loratune.models.probes.shortened import FAILURES, shortened
+from loratune.models.probes.states import TOLERANCE, ids_of
 from loratune.models.prompt_cache import batch_inputs, encoded_prefix
 
 _NEW_TOKENS = 3
@@ -58,7 +58,7 @@ def _probe(model: nn.Module, longest: int, tokens: Sequence[int]) -> BatchedGene
     small: Any = shortened(model)
     room = (positions(model) or longest + _NEW_TOKENS) - _NEW_TOKENS
     whole = max(8, min(longest, room))
-    pool = torch.tensor(tokens)
+    pool = ids_of(small, tokens)
     draw = torch.Generator().manual_seed(0)
     ids = pool[torch.randint(len(pool), (whole + 1,), generator=draw)].tolist()
     common = whole // 2

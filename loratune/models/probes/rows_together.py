@@ -8,14 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from loratune.loss.causal_model import backbone_and_head, hidden_states
-from loratune.models.probes.shortened import shortened
+from loratune.models.probes.shortened import FAILURES, shortened
+from loratune.models.probes.states import TOLERANCE, ids_of, last_states
 from loratune.models.row_masks import rows_apart
-
-TOLERANCE = 1e-4
-"""Largest relative difference between two ways of computing the same in fp32."""
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
-"""What a model raises that cannot take such inputs at all."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +52,9 @@ def probe_rows_together(model: nn.Module, longest: int, tokens: Sequence[int]) -
         tokens: ids to draw the rows from.
     """
     small = shortened(model)
-    rows = _Rows.drawn(max(longest, 8), tokens, next(small.parameters()).device)
-    split = backbone_and_head(small)
-
-    def run(ids: Tensor, **inputs: Tensor) -> Tensor:
-        output = (split[0] if split else small)(input_ids=ids[None], use_cache=False, **inputs)
-        states: Tensor = hidden_states(output) if split else output.logits
-        return states[0]
-
+    pool, device = ids_of(small, tokens), next(small.parameters()).device
+    rows = _Rows.drawn(max(longest, 8), pool, device)
+    run = last_states(small)
     alone = torch.cat([run(row) for row in rows.alone])
     scale = float(alone.abs().max())
 
@@ -109,12 +99,11 @@ class _Rows:
     shared: _Layout
 
     @classmethod
-    def drawn(cls, longest: int, tokens: Sequence[int], device: torch.device) -> _Rows:
+    def drawn(cls, longest: int, pool: Tensor, device: torch.device) -> _Rows:
         """Rows of ``longest``, three quarters and a quarter of it; half is shared."""
         common, whole = longest // 2, longest
         second, third = common + max(1, common // 2), max(2, longest // 4)
         draw = torch.Generator().manual_seed(0)
-        pool = torch.tensor(tokens)
         picks = torch.randint(len(pool), (whole + second - common + third,), generator=draw)
         ids = pool[picks].to(device)
         count = torch.arange(len(ids), device=device)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,30 +13,137 @@ from torch import nn
 
 _MOST_KINDS = 8
 """Blocks of a copy: models repeat a pattern of fewer kinds."""
+_MOST_WORDS = 1024
+"""Words of a copy: the tables of words are the largest part of many models."""
+_MOST_NUMBERS = 1_000_000_000
+"""Parameters of a block beyond the first kind that is made up with random ones."""
+_SPREAD = 0.02
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+"""What a model raises that cannot take such inputs at all."""
+
+
+@dataclass(frozen=True)
+class ShortCopy:
+    """A small copy of a model.
+
+    Attributes:
+        model: the copy.
+        prefix: what the names of the blocks' modules begin with; empty if all were copied.
+        places: for every block of the model the place of the copy's that stands for it.
+    """
+
+    model: nn.Module
+    prefix: str = ""
+    places: tuple[int, ...] = ()
+
+    def name_of(self, name: str) -> str:
+        """The name of the module that stands for the model's module ``name``."""
+        if not self.prefix or not name.startswith(self.prefix):
+            return name
+        number, dot, rest = name.removeprefix(self.prefix).partition(".")
+        return f"{self.prefix}{self.places[int(number)]}{dot}{rest}"
+
+
+def shortened(model: nn.Module) -> nn.Module:
+    """The model of ``short_copy``."""
+    return short_copy(model).model
 
 
 @torch.no_grad()
-def shortened(model: nn.Module) -> nn.Module:
+def short_copy(model: nn.Module) -> ShortCopy:
     """A frozen fp32 copy in evaluation mode with one block of each kind, on the same device.
 
+    The copy of a model without data (on the meta device) lies on the CPU and has random weights.
     Two blocks are of one kind if their modules have the same types, shapes and settings but for
     the block's own number.  Lists of the model's config with an entry for every block are cut
-    alike.
+    alike, and so are tables of words.  A model that does not run so is copied with all blocks, or
+    all words, or whole.
     """
     blocks = _blocks(model)
-    if blocks is None:
-        return _frozen(copy.deepcopy(model))
-    chosen = _one_of_each_kind(blocks)
-    with _only(blocks, chosen):
-        small = copy.deepcopy(model)
+    stand_ins = [] if blocks is None else _stand_ins(blocks)
+    chosen = sorted(set(stand_ins))
+    for words in (_few_words(model), {}):
+        if blocks is not None:
+            with _only(blocks, chosen):
+                small = _copied(model, words)
+            for module in small.modules():
+                if hasattr(config := getattr(module, "config", None), "__dict__"):
+                    _cut_lists(config, len(blocks), chosen)
+            if _runs(small := _frozen(small)):
+                prefix = next(f"{name}." for name, m in model.named_modules() if m is blocks)
+                return ShortCopy(small, prefix, tuple(map(chosen.index, stand_ins)))
+        if words and _runs(small := _frozen(_copied(model, words))):
+            return ShortCopy(small)
+    return ShortCopy(_frozen(_copied(model, {})))
+
+
+def _few_words(model: nn.Module) -> dict[int, torch.Tensor]:
+    """The beginning of every tensor with an entry for each word, by the tensor's ``id``."""
+    find: Any = getattr(model, "get_input_embeddings", None)
+    words = len(find().weight) if find is not None else 0
+    cut: dict[int, torch.Tensor] = {}
+    for tensor in [*model.parameters(), *model.buffers()] if words > _MOST_WORDS else []:
+        if words in tensor.shape:
+            few = tensor.detach().narrow(tensor.shape.index(words), 0, _MOST_WORDS).clone()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            cut[id(tensor)] = nn.Parameter(few, requires_grad=False) if is_parameter else few
+    return cut
+
+
+def _copied(model: nn.Module, others: dict[int, torch.Tensor]) -> nn.Module:
+    """A copy that holds ``others`` in the place of tensors, by their ``id``."""
+    # Some models keep states of their last pass, which autograd would not let us copy.
+    states = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    ]
+    small = copy.deepcopy(model, {**others, **{id(state): state.detach() for state in states}})
     for module in small.modules():
-        if hasattr(config := getattr(module, "config", None), "__dict__"):
-            _cut_lists(config, len(blocks), chosen)
-    return _frozen(small)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            fits = module.padding_idx < len(module.weight)
+            module.padding_idx = module.padding_idx if fits else None
+    return small
+
+
+def _runs(model: nn.Module) -> bool:
+    device = next(model.parameters()).device
+    try:
+        model(input_ids=torch.arange(1, 4, device=device)[None], use_cache=False)
+    except FAILURES:
+        return False
+    return True
 
 
 def _frozen(model: nn.Module) -> nn.Module:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model = _with_random_weights(model)
     return model.float().eval().requires_grad_(False)
+
+
+def _with_random_weights(model: nn.Module) -> nn.Module:
+    """A model without data with its own kind of start, and nothing that is zero throughout."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        filled: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay tied
+        for module in model.modules():
+            for key, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta:
+                    setattr(module, key, torch.zeros(buffer.shape, dtype=buffer.dtype))
+            vars(module).pop("_is_hf_initialized", None)  # it was, when it had no data
+            for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                if parameter not in filled:
+                    zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                    filled[parameter] = nn.Parameter(zeros)
+                module.register_parameter(key, filled[parameter])
+        if callable(start := getattr(model, "init_weights", None)):
+            with suppress(AttributeError):  # last it ties weights, of blocks that are not there too
+                start()
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=_SPREAD)
+    return model
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList | None:
@@ -45,16 +153,30 @@ def _blocks(model: nn.Module) -> nn.ModuleList | None:
     return lists[sizes.index(max(sizes))] if lists else None
 
 
-def _one_of_each_kind(blocks: nn.ModuleList) -> list[int]:
+def _stand_ins(blocks: nn.ModuleList) -> list[int]:
+    """For every block the number of the first of its kind, or of the last kind that is copied."""
     kinds: dict[Hashable, int] = {}
     settings = [_settings(block) for block in blocks]
-    numbered = {
-        key for key in settings[0] if all(one.get(key) == n for n, one in enumerate(settings))
+    numbered = {key for one in settings for key in one} - {
+        key
+        for number, one in enumerate(settings)
+        for key, value in one.items()
+        if type(value) is not int or value != number
     }
+    stand_ins = []
     for number, values in enumerate(settings):
         kind = tuple((key, value) for key, value in values.items() if key not in numbered)
-        kinds.setdefault(kind, number)
-    return sorted(kinds.values())[:_MOST_KINDS]
+        is_too_many = len(kinds) == _MOST_KINDS or (kinds and _is_too_large(blocks[number]))
+        if kind not in kinds and is_too_many:
+            number = max(kinds.values())
+        stand_ins.append(kinds.setdefault(kind, number))
+    return stand_ins
+
+
+def _is_too_large(block: nn.Module) -> bool:
+    """Whether a block without data would take too much memory with some."""
+    parameters = list(block.parameters())
+    return all(p.is_meta for p in parameters) and sum(p.numel() for p in parameters) > _MOST_NUMBERS
 
 
 def _settings(block: nn.Module) -> dict[tuple[str, str], Hashable]:

@@ -1,0 +1,1 @@
+"""DoRA, LoRA with a trained length for every output."""

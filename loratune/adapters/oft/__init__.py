@@ -1,0 +1,1 @@
+"""OFT, a layer's inputs rotated block by block."""
