@@ -296,9 +296,6 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     for first, *others in together:
         for other in others:
             model.get_submodule(other).weight = model.get_submodule(first).weight
-    parts = _parts_tied_weights(wrapped)
-    for adapter in wrapped.adapters.values():
-        _put(model, adapter.shape, adapter.merged_layer())
     for name, saved in wrapped.saved_modules.items():
         dtype = next(saved.original_module.parameters()).dtype
         model.set_submodule(name, saved.trained_module.to(dtype).requires_grad_(False))
