@@ -125,8 +125,8 @@ SAID_ELSEWHERE = {
         "adapter_files/embeddings.py", "adapter_files/peft_targets.py",
         "adapter_files/plain_lora.py",
         "config/recipes/defaults.py", "counting/parameters.py", "data/spans.py", "files.py",
-        "merging/plan.py", "plan/workload.py", "surgery.py", "targets/errors.py",
-        "verify/merged.py",
+        "merging/plan.py", "models/probes/layers.py", "plan/workload.py", "surgery.py",
+        "targets/errors.py", "targets/roles.py", "verify/merged.py",
     },
     "init": {"training/trackers.py"},  # wandb.init
     "lr_ratio": {  # what a comparison's files call the setting searched beside the rate
