@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,12 +14,17 @@ from loratune.adapters.base import Adapter, LayerPlan
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.registry import adapter_class
 from loratune.adapters.stacked import StackedWeight, put_adapter, put_parameter
+from loratune.adapters.token_rows import TokenRows
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
-from loratune.models.measure import layer_shapes, stacked_experts
+from loratune.models.measure import layer_shapes, measure_model, stacked_experts
 from loratune.models.stored_names import shared_names
-from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for
+from loratune.models.vocabulary import embedding_names
+from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for, targets_of
+
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
+"""What PEFT calls the rows of trained tokens; they are the rows, not differences."""
 
 
 class SavedModule(nn.Module):
@@ -83,6 +88,7 @@ class WrappedModel:
         model: the model, changed in place.
         adapters: module name to adapter, in the model's order.
         saved_modules: module name to module trained in full.
+        token_rows: name of an embedding to the rows of it that train.
         config: the adapter's settings.
         match: which patterns matched what.
     """
@@ -92,6 +98,7 @@ class WrappedModel:
     saved_modules: Mapping[str, SavedModule]
     config: AdapterConfig
     match: TargetMatch
+    token_rows: Mapping[str, TokenRows] = field(default_factory=dict)
 
 
 def wrap_model(
@@ -104,6 +111,7 @@ def wrap_model(
     unusable: Mapping[str, str] | None = None,
     strict: bool = True,
     will_be_loaded: bool = False,
+    tokens: Sequence[int] = (),
 ) -> WrappedModel:
     """Freeze the model and swap its target layers for adapters, in place.
 
@@ -116,12 +124,14 @@ def wrap_model(
         unusable: layer to why an adapter can do nothing for it, where that was looked at.
         strict: every listed pattern must match; else one match in all is enough.
         will_be_loaded: skip a costly start that loading an adapter will overwrite.
+        tokens: ids whose rows of both embeddings train.
 
     Raises:
         ModelError: if a pattern matches nothing, or a layer cannot be adapted.
     """
     if family is None:
         family = getattr(getattr(model, "config", None), "model_type", None)
+    targets = targets_of(config, targets, measure_model(model))
     others = {name: type(module).__name__ for name, module in model.named_modules() if name}
     match = find_targets(
         layer_shapes(model),
@@ -135,6 +145,7 @@ def wrap_model(
         strict=strict,
     )
     _check_overlap(match, targets)
+    ends = _ends_with_tokens(model, match, targets) if tokens else []
     model.requires_grad_(False)
     if seed is not None:
         torch.manual_seed(seed)
@@ -147,7 +158,7 @@ def wrap_model(
         _put(model, plan.shape, adapter)
     saved = {name: _save_module(model, name) for name in _saved_names(model, targets)}
     named = {adapter.shape.name: adapter for adapter in adapters}
-    return WrappedModel(model, named, saved, config, match)
+    return WrappedModel(model, named, saved, config, match, _put_rows(model, ends, tokens))
 
 
 def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPlan:
@@ -183,6 +194,43 @@ def _check_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
                 )
 
 
+def _ends_with_tokens(model: nn.Module, match: TargetMatch, targets: TargetsConfig) -> list[str]:
+    """The embeddings that the rows of trained tokens belong to.
+
+    Raises:
+        ModelError: if the model has none, or one of them is adapted or trained in full.
+    """
+    ends = embedding_names(model)
+    if not ends:
+        cause = "the model does not say which module its input embedding is"
+        raise ModelError(cause, where="targets.tokens", fix="remove it")
+    for name in ends:
+        if name in {shape.name for shape in match.shapes} or any(
+            names_module(wanted, name) for wanted in targets.modules_to_save
+        ):
+            raise ModelError(
+                f"'{name}' is trained otherwise already: single tokens of it cannot be",
+                where="targets.tokens",
+                fix="remove it, or leave that layer out of the targets",
+            )
+    return ends
+
+
+def _put_rows(model: nn.Module, ends: Sequence[str], tokens: Sequence[int]) -> dict[str, TokenRows]:
+    """Put modules with trained rows in the embeddings' places; tied ones train the same rows."""
+    modules = {name: model.get_submodule(name) for name in ends}
+    rows: dict[int, nn.Parameter] = {}
+    placed: dict[str, TokenRows] = {}
+    for name, module in modules.items():
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        ids = torch.tensor(list(tokens), device=weight.device)
+        placed[name] = TokenRows(module, ids, rows.get(id(weight)))
+        rows[id(weight)] = placed[name].rows
+        model.set_submodule(name, placed[name])
+    return placed
+
+
 def _saved_names(model: nn.Module, targets: TargetsConfig) -> list[str]:
     names = [name for name, _ in model.named_modules() if name]
     saved: list[str] = []
@@ -207,7 +255,9 @@ def _save_module(model: nn.Module, name: str) -> SavedModule:
 @contextmanager
 def disabled(wrapped: WrappedModel) -> Iterator[None]:
     """Inside the block the model behaves as its base; on exit the earlier state is back."""
-    layers: list[Any] = [*wrapped.adapters.values(), *wrapped.saved_modules.values()]
+    layers: list[Any] = [
+        *wrapped.adapters.values(), *wrapped.saved_modules.values(), *wrapped.token_rows.values()
+    ]  # fmt: skip
     before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
@@ -226,6 +276,8 @@ def unwrap_model(wrapped: WrappedModel) -> nn.Module:
         _put(model, adapter.shape, adapter.base_layer)
     for name, saved in wrapped.saved_modules.items():
         model.set_submodule(name, saved.original_module)
+    for name, rows in wrapped.token_rows.items():
+        model.set_submodule(name, rows.original_module)
     return model
 
 
@@ -236,9 +288,14 @@ def merge_model(wrapped: WrappedModel) -> nn.Module:
     an adapter changes one of the two, never silently both.
     """
     model = wrapped.model
-    parts = _parts_tied_weights(wrapped)
+    parts, together = _parts_tied_weights(wrapped), _trained_together(wrapped)
     for adapter in wrapped.adapters.values():
         _put(model, adapter.shape, adapter.merged_layer())
+    for name, rows in wrapped.token_rows.items():
+        model.set_submodule(name, rows.merged_module())
+    for first, *others in together:
+        for other in others:
+            model.get_submodule(other).weight = model.get_submodule(first).weight
     for name, saved in wrapped.saved_modules.items():
         dtype = next(saved.original_module.parameters()).dtype
         model.set_submodule(name, saved.trained_module.to(dtype).requires_grad_(False))
@@ -267,18 +324,55 @@ def _parts_tied_weights(wrapped: WrappedModel) -> bool:
     """Whether weights that the configuration ties must part because one of them is changed."""
     if not getattr(getattr(wrapped.model, "config", None), "tie_word_embeddings", False):
         return False
-    changed = [f"{module}." for module in (*wrapped.adapters, *wrapped.saved_modules)]
+    together = {name for group in _trained_together(wrapped) for name in group}
+    changed = [
+        f"{module}."
+        for module in (*wrapped.adapters, *wrapped.saved_modules, *wrapped.token_rows)
+        if module not in together
+    ]
     return any(name.startswith(tuple(changed)) for name in shared_names(wrapped.model))
 
 
+def _trained_together(wrapped: WrappedModel) -> list[list[str]]:
+    """Groups of layers that train one weight, or rows, in place of what they shared."""
+    groups: dict[int, list[str]] = {}
+    for name, adapter in wrapped.adapters.items():
+        if "weight" in (own := adapter.trained_parameters()):
+            groups.setdefault(own["weight"].data_ptr(), []).append(name)
+    for name, rows in wrapped.token_rows.items():
+        groups.setdefault(rows.rows.data_ptr(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def trained_values(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer that was trained in full, by its name in the plain model."""
+    values: dict[str, torch.Tensor] = {}
+    for name, adapter in wrapped.adapters.items():
+        own = adapter.trained_parameters()
+        values |= {f"{name}.{key}": value for key, value in own.items()}
+    for name, saved in wrapped.saved_modules.items():
+        own = saved.trained_module.state_dict()
+        values |= {f"{name}.{key}": value.detach() for key, value in own.items()}
+    for name, rows in wrapped.token_rows.items():
+        values[f"{name}.weight"] = rows.whole_weight()
+    return values
+
+
 def adapter_state(wrapped: WrappedModel) -> dict[str, torch.Tensor]:
-    """Every tensor of every adapter and saved module, frozen ones too, in PEFT's key names."""
-    state: dict[str, torch.Tensor] = {}
+    """Every tensor of every adapter and saved module, frozen ones too, in PEFT's key names.
+
+    One that several layers train together is there once, under the first one's name.
+    """
+    named: dict[torch.Tensor, str] = {}
     names = peft_names(wrapped)
     for name, adapter in wrapped.adapters.items():
         for suffix, tensor in adapter.peft_tensors().items():
-            state[f"base_model.model.{names[name]}.{suffix}"] = tensor.detach()
-        state.update({key: tensor.detach() for key, tensor in adapter.shared_tensors().items()})
+            named.setdefault(tensor, f"base_model.model.{names[name]}.{suffix}")
+        for key, tensor in adapter.shared_tensors().items():
+            named.setdefault(tensor, key)
+    for name, rows in wrapped.token_rows.items():
+        named.setdefault(rows.rows, f"base_model.model.{name}.{TOKEN_ROWS}")
+    state = {key: tensor.detach() for tensor, key in named.items()}
     for name, saved in wrapped.saved_modules.items():
         for suffix, tensor in saved.trained_module.state_dict().items():
             state[f"base_model.model.{name}.{suffix}"] = tensor.detach()

@@ -117,9 +117,17 @@ SAID_ELSEWHERE = {
     "lora": {
         "__init__.py", "library.py", "doctor/training.py",  # the variant where none is asked for
         "config/schema.py", "adapter_files/forms.py", "cli/__init__.py",  # the format of exports
+        "adapter_files/plain_lora.py",  # the variant of such an export
         "config/convert.py", "config/recipes/defaults.py",  # examples in messages
     },
     "vera": {"cli/commands/recipes.py"},  # an example
+    "full": {  # the English word: trained in full, a full name, a full disk
+        "adapter_files/embeddings.py", "adapter_files/peft_targets.py",
+        "adapter_files/plain_lora.py",
+        "config/recipes/defaults.py", "counting/parameters.py", "data/spans.py", "files.py",
+        "merging/plan.py", "models/probes/layers.py", "plan/workload.py", "surgery.py",
+        "targets/errors.py", "targets/roles.py", "verify/merged.py",
+    },
     "init": {"training/trackers.py"},  # wandb.init
     "lr_ratio": {  # what a comparison's files call the setting searched beside the rate
         "compare/result.py", "compare/assemble.py", "compare/plan.py", "compare/workbench.py",

@@ -20,6 +20,7 @@ from loratune.adapter_files.peft_config import PREFIX
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
+from loratune.models.vocabulary import embedding_names, grow
 from loratune.surgery import WrappedModel
 
 _ROWS = ".token_adapter.trainable_tokens_delta"
@@ -64,7 +65,8 @@ def with_embeddings(model: Any, folder: AdapterFolder, read: ReadTensor) -> Adap
             raise ModelError(
                 f"trained tokens of '{name}', which is not an embedding of the base", where=where
             )
-        weights[name] = _with_rows(read(f"{name}.weight"), value, folder.peft, name, where)
+        base = _grown(read(f"{name}.weight"), folder.facts.get("vocabulary"))
+        weights[name] = _with_rows(base, value, folder.peft, name, where)
     _tie(weights, model, ends, folder.peft, bool(rows))
     _resize(model, weights, ends, where)
     dropped = {*rows, *(keys[name] for name in copies)}
@@ -77,13 +79,6 @@ def with_embeddings(model: Any, folder: AdapterFolder, read: ReadTensor) -> Adap
         targets=targets,
         tensors={**tensors, **{keys[name]: weight for name, weight in weights.items()}},
     )
-
-
-def embedding_names(model: Any) -> list[str]:
-    """Names of the input embedding and the output head, as far as the model has them."""
-    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
-    names = [next((n for n, m in model.named_modules() if m is end), "") for end in ends if end]
-    return [name for name in names if name]
 
 
 def _with_both_ends(model: Any, folder: AdapterFolder, ends: list[str]) -> AdapterFolder:
@@ -142,6 +137,15 @@ def _is_declared(name: str, declared: list[str]) -> bool:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.to(other.dtype), other.cpu())
+
+
+def _grown(base: Tensor, rows: Any) -> Tensor:
+    """A weight with as many rows as our own record says that it had in training."""
+    missing = rows - base.shape[0] if isinstance(rows, int) else 0
+    if missing <= 0:
+        return base
+    mean = base.float().mean(0, keepdim=True).to(base.dtype)
+    return torch.cat([base, mean.expand(missing, -1)])
 
 
 def _with_rows(
@@ -206,11 +210,7 @@ def _resize(model: Any, weights: Mapping[str, Tensor], ends: list[str], where: s
             fix=_RESIZE,
         )
     (rows,) = sizes
-    with torch.no_grad():
-        model.resize_token_embeddings(rows, mean_resizing=False)
-        for end in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if end is not None and rows > base and not end.weight.is_meta:
-                end.weight[base:] = end.weight[:base].float().mean(0).to(end.weight.dtype)
+    grow(model, rows)
 
 
 def _beside_weights(

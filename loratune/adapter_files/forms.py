@@ -10,16 +10,8 @@ from torch import Tensor
 
 from loratune.adapter_files.offline import MetaAdapter
 from loratune.adapter_files.peft_config import PREFIX
-from loratune.adapter_files.peft_format import (
-    peft_config,
-    shared_fingerprint,
-    shared_keys,
-    stores_input_first,
-)
-from loratune.adapter_files.peft_targets import peft_targets
-from loratune.adapters.base import Adapter
-from loratune.adapters.config import LayerKind
-from loratune.adapters.low_rank import LowRank
+from loratune.adapter_files.peft_format import peft_config, shared_fingerprint, shared_keys
+from loratune.adapter_files.plain_lora import plain_facts, plain_lora
 from loratune.config.schema import ExportFormat
 from loratune.errors import ModelError
 from loratune.models.build import meta_base
@@ -49,44 +41,12 @@ def as_peft(offline: MetaAdapter) -> Form:
 def as_plain_lora(offline: MetaAdapter) -> Form:
     """Plain LoRA of one rank: scaling folded into B, short ranks padded with zeros.
 
-    For servers that read only the global rank and alpha.
-
     Raises:
         ModelError: if a correction is not a product of two factors, or a module was trained in
             full.
     """
-    if offline.wrapped.saved_modules:
-        raise ModelError(
-            "modules trained in full have no place in a plain LoRA file",
-            where=", ".join(offline.wrapped.saved_modules),
-            fix="export format=merged",
-        )
-    factors = {name: _low_rank(layer) for name, layer in offline.wrapped.adapters.items()}
-    rank = max(A.shape[0] for A, _ in factors.values())
-    tensors: dict[str, Tensor] = {}
-    for name, (A, B) in factors.items():
-        layer = offline.wrapped.adapters[name]
-        A, B = _padded(A, B, rank)
-        keys = ("lora_A.weight", "lora_B.weight")
-        if layer.shape.kind is LayerKind.embedding:
-            keys = ("lora_embedding_A", "lora_embedding_B")
-        tensors.update({f"{PREFIX}{name}.{keys[0]}": A, f"{PREFIX}{name}.{keys[1]}": B})
-    config = {
-        "base_model_name_or_path": _base_name(offline),
-        "bias": "none",
-        "inference_mode": True,
-        "task_type": "CAUSAL_LM",
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "fan_in_fan_out": stores_input_first(offline.wrapped),
-        "init_lora_weights": True,
-    }
-    config |= peft_targets(offline.wrapped, config).settings
-    kept = ("base", "tokenizer", "prompt_format", "base_path")
-    facts = {key: offline.folder.facts[key] for key in kept if key in offline.folder.facts}
-    return config, tensors, {**facts, "variant": "lora", "adapter": {}}
+    config, tensors = plain_lora([offline], [1.0])
+    return config, tensors, plain_facts([offline])
 
 
 def as_compact(offline: MetaAdapter) -> Form:
@@ -163,30 +123,6 @@ def _own_facts(offline: MetaAdapter) -> dict[str, Any]:
 
 def _all_tensors(offline: MetaAdapter) -> dict[str, Tensor]:
     return {name: tensor.cpu() for name, tensor in adapter_state(offline.wrapped).items()}
-
-
-def _low_rank(layer: Adapter) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r) with ΔW = B A exactly, every factor folded in."""
-    if layer.shape.is_stacked:
-        raise ModelError(
-            "adapted experts have no place in a plain LoRA file",
-            where=layer.shape.name,
-            fix="export format=peft or format=merged",
-        )
-    if not isinstance(layer, LowRank):
-        raise ModelError(
-            f"{layer.config.variant} is not a product of two factors: plain LoRA cannot hold it",
-            where=layer.shape.name,
-            fix="export format=peft or format=merged",
-        )
-    A, B = layer.low_rank_factors()
-    return A.detach().float().cpu(), B.detach().float().cpu()
-
-
-def _padded(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    short = rank - A.shape[0]
-    padded_A = torch.cat([A, A.new_zeros(short, A.shape[1])])
-    return padded_A.contiguous(), torch.cat([B, B.new_zeros(B.shape[0], short)], dim=1).contiguous()
 
 
 FORMS: dict[ExportFormat, Callable[[MetaAdapter], Form]] = {

@@ -87,12 +87,15 @@ def write_adapter(
 def write_adapter_files(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Write the three files of an adapter folder, after checking every tensor."""
+    """Write the three files of an adapter folder, after checking every tensor.
+
+    What lies there already, a tokenizer, is recorded with them.
+    """
     raise_together(unfit_tensors(tensors, str(folder / TENSORS)))
     plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, folder / TENSORS, metadata={"format": "pt"})
     files.write_json(folder / CONFIG, dict(config))
-    hashes = {name: files.sha256_file(folder / name) for name in (CONFIG, TENSORS)}
+    hashes = {path.name: files.sha256_file(path) for path in sorted(folder.iterdir())}
     files.write_sealed_json(folder / FACTS, {**facts, "format": files.FORMAT, "files": hashes})
 
 
@@ -155,10 +158,19 @@ def peft_config(
         "inference_mode": True,
         "modules_to_save": list(wrapped.saved_modules) or None,
         "task_type": "CAUSAL_LM",
+        **_token_settings(wrapped),
         **(settings or wrapped.config).to_peft(),
         "fan_in_fan_out": stores_input_first(wrapped),
     }
     return {**config, **peft_targets(wrapped, config).settings}
+
+
+def _token_settings(wrapped: WrappedModel) -> dict[str, Any]:
+    """Whose rows train, by embedding; a tied head is PEFT's own affair."""
+    own: dict[int, tuple[str, list[int]]] = {}
+    for name, rows in wrapped.token_rows.items():
+        own.setdefault(id(rows.rows), (name, rows.token_ids.tolist()))
+    return {"trainable_token_indices": dict(own.values())} if own else {}
 
 
 def peft_notices(wrapped: WrappedModel) -> list[str]:

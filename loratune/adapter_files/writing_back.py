@@ -12,7 +12,7 @@ from loratune.adapters.low_rank import LowRank
 from loratune.errors import ModelError
 from loratune.models.build import meta_model, read_transformers_config
 from loratune.models.stored_names import StoredNames, shared_names
-from loratune.surgery import WrappedModel
+from loratune.surgery import WrappedModel, trained_values
 
 _LISTED = 3
 
@@ -49,12 +49,7 @@ def changed_parameters(wrapped: WrappedModel) -> list[str]:
     """Names, in the plain model, of the parameters and buffers that a merge gives new values."""
     weights = [layer.shape.parameter for layer in wrapped.adapters.values()]
     weights += [f"{name}.bias" for name, layer in wrapped.adapters.items() if layer.corrects_bias]
-    saved = [
-        f"{module}.{key}"
-        for module, layer in wrapped.saved_modules.items()
-        for key in layer.trained_module.state_dict()
-    ]
-    return [*weights, *saved]
+    return list(dict.fromkeys([*weights, *trained_values(wrapped)]))
 
 
 def parted_names(base_folder: Path, names: StoredNames, wrapped: WrappedModel) -> frozenset[str]:
@@ -87,12 +82,12 @@ def parted_names(base_folder: Path, names: StoredNames, wrapped: WrappedModel) -
 
 def _stay_equal(wrapped: WrappedModel, shared: tuple[str, ...]) -> bool:
     """Whether all parameters of one tensor are trained in full, or corrected, alike."""
+    trained = trained_values(wrapped)
     values: list[tuple[Tensor, ...]] = []
     for name in shared:
-        module, _, key = name.rpartition(".")
-        saved, adapter = wrapped.saved_modules.get(module), wrapped.adapters.get(module)
-        if saved is not None:
-            values.append((saved.trained_module.state_dict()[key],))
+        adapter = wrapped.adapters.get(name.rpartition(".")[0])
+        if name in trained:
+            values.append((trained[name],))
         elif isinstance(adapter, LowRank):
             values.append(tuple(map(torch.as_tensor, adapter.products())))
         else:

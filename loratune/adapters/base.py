@@ -133,6 +133,14 @@ class Adapter(nn.Module, ABC):
     def adapter_tensors(self) -> dict[str, Tensor]:
         """This layer's own tensors under their names in PEFT's file (shared ones excluded)."""
 
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """The layer's own parameters after training, by name, where they are trained themselves.
+
+        Empty for a correction.  They are written into a merged model as they are: a sum of W and
+        ΔW could miss them by a bit.
+        """
+        return {}
+
     def shared_tensors(self) -> dict[str, Tensor]:
         """Tensors shared by all layers, under their full names in PEFT's file."""
         return {}

@@ -65,6 +65,8 @@ class LayerShape:
     place: LayerPlace = LayerPlace.text
     experts: int = 1
     """How many layers are stacked in the tensor; each has ``in_features`` and ``out_features``."""
+    tied_to: str = ""
+    """An earlier layer whose weight this one shares (a tied head's embedding), if there is one."""
 
     @property
     def is_stacked(self) -> bool:
@@ -173,6 +175,10 @@ class AdapterConfig(ABC):
     def why_not_redrawn(self) -> str:
         """Why frozen tensors cannot be drawn again from their seed, or an empty string."""
         return ""
+
+    def trains_whole_model(self) -> bool:
+        """Whether every parameter of the model trains, whatever the targets name."""
+        return False
 
     def leaves_shared_to_seed(self) -> bool:
         """Whether the adapter file leaves the shared tensors out, to be drawn again."""

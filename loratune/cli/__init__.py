@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "answer a prompt or a file of rows, base beside adapted",
     "merge": "write base + adapter as one plain model, with proof",
     "export": "write an adapter for other tools: peft, merged, portable, lora, compact",
+    "combine": "add, average or scale adapters: one plain LoRA, with proof",
     "recipes": "list, show and copy recipe files: ls, show NAME, copy NAME",
     "preview": "the first rows as the model sees them, and an audit of all of them",
     "plan": "steps, memory, disk and time of a recipe before any weight is read; fit=24GB",

@@ -14,7 +14,7 @@ from loratune.compare.search import search_axis
 from loratune.config.composition import to_typed
 from loratune.config.recipes.variant_settings import variant_settings
 from loratune.counting.budget import Budget, match_budget, parse_budget
-from loratune.counting.parameters import count_variant, saved_modules
+from loratune.counting.parameters import count_in
 from loratune.errors import ConfigError, did_you_mean, raise_together
 from loratune.models.architectures import Architecture
 
@@ -190,8 +190,7 @@ def match_ranks(
     if quantity == "rank":
         return [replace(s, config=s.config.with_rank(chosen.rank)) for s in settings]
     if budget is None:
-        saved = saved_modules(architecture, modules_to_save)
-        count = count_variant(architecture.base_parameters, layers, chosen, saved)
+        count = count_in(architecture, layers, chosen, modules_to_save)
         budget = Budget(quantity, Budget(quantity, 0).spent(count))
     configs = [setting.config for setting in settings]
     matches = match_budget(architecture, layers, configs, budget, modules_to_save=modules_to_save)

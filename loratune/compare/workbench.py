@@ -15,9 +15,9 @@ from loratune.compare.result import Costs, SeedRun, Trial
 from loratune.compare.rows import ComparisonRows, prepare_comparison, units
 from loratune.compare.scores import UnitScores, score_units
 from loratune.compare.search import Point
-from loratune.config.schema import RunConfig, TrainerConfig
+from loratune.config.schema import RunConfig, TrainerConfig, trained_tokens
 from loratune.counting.activations import measure_activations
-from loratune.counting.parameters import count_variant, saved_modules
+from loratune.counting.parameters import count_in
 from loratune.data.arrangement import arrange
 from loratune.data.bounds import check_positions
 from loratune.data.encoded_rows import EncodedRow
@@ -25,10 +25,10 @@ from loratune.data.training_set import TrainingSet
 from loratune.errors import Interrupted, LoratuneError, Preempted, TrainingError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.merging.weight import merged_weight
-from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
 from loratune.models.probes.layers import unusable_layers
 from loratune.models.source import model_folder, read_model_config
+from loratune.models.vocabulary import token_ids, tokenizer_and_rows
 from loratune.stages.evaluate import answer_prompts, evaluation_loss
 from loratune.stages.load import load
 from loratune.surgery import WrappedModel, unwrap_model, wrap_model
@@ -79,12 +79,12 @@ class Workbench:
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
         folder = model_folder(config.model.path, config.model.revision)
-        tokenizer = load_tokenizer(folder)
         numbers = read_model_config(folder)
-        self._vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
+        tokenizer, self._vocabulary = tokenizer_and_rows(folder, config.model.add_tokens)
         rows = prepare_comparison(config, tokenizer, self._vocabulary)
         self.base = load(config.model, config.trainer.precision, tokenizer)
         self._take(rows)
+        self._tokens = token_ids(tokenizer, trained_tokens(config))
         self.architecture = measure_model(self.base.model, numbers)
         self.unusable = unusable_layers(self.base.model)
         self.layers = find_targets(
@@ -164,8 +164,8 @@ class Workbench:
 
     def costs(self, config: AdapterConfig) -> Costs:
         """What a setting costs: closed forms, and one block's activations."""
-        saved = saved_modules(self.architecture, self.config.targets.modules_to_save)
-        count = count_variant(self.architecture.base_parameters, self.layers, config, saved)
+        saved = self.config.targets.modules_to_save
+        count = count_in(self.architecture, self.layers, config, saved, tokens=len(self._tokens))
         added, base = self._activations(config)
         return Costs(
             rank=config.rank,
@@ -186,7 +186,12 @@ class Workbench:
     ) -> Iterator[tuple[WrappedModel, LanguageModelHead]]:
         """The base with fresh adapters; without them again afterwards, whatever happens."""
         wrapped = wrap_model(
-            self.base.model, config, self.config.targets, seed=seed, unusable=self.unusable
+            self.base.model,
+            config,
+            self.config.targets,
+            seed=seed,
+            unusable=self.unusable,
+            tokens=self._tokens,
         )
         try:
             routers = self.config.trainer.router_loss

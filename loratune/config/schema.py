@@ -137,6 +137,8 @@ class ModelConfig:
     """auto keeps the file's dtype on CUDA and loads fp32 on a CPU unless precision says bf16."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    add_tokens: list[str] = field(default_factory=list)
+    """Texts that become one token each; they are trained as ``targets.tokens`` are."""
     attention: Attention = Attention.auto
     """auto, eager, sdpa or flash_attention_2."""
     architecture: dict[str, Any] | None = None
@@ -156,6 +158,8 @@ class TargetsConfig:
     """Block numbers to adapt; null means every block."""
     modules_to_save: list[str] = field(default_factory=list)
     """Modules trained in full and stored with the adapter."""
+    tokens: list[str] = field(default_factory=list)
+    """Tokens whose own rows of embedding and output head train, such as new special tokens."""
 
 
 @dataclass(kw_only=True)
@@ -383,3 +387,8 @@ class RunConfig:
     """Keys allowed to differ from what was recorded; the change is applied and noted."""
     trackers: list[str] = field(default_factory=list)
     """Trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
+
+
+def trained_tokens(config: RunConfig) -> list[str]:
+    """The tokens whose own rows train: those that the targets name, and the added ones."""
+    return list(dict.fromkeys([*config.targets.tokens, *config.model.add_tokens]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from loratune.adapters.config import AdapterConfig, LayerShape
-from loratune.counting.parameters import VariantCount, count_variant, saved_modules
+from loratune.counting.parameters import VariantCount, count_in
 from loratune.errors import ConfigError
 from loratune.models.architectures import Architecture
 from loratune.units import parse_bytes, parse_count
@@ -79,11 +79,10 @@ def match_budget(
 
     Ranks set by ``rank_pattern`` stay as they are.
     """
-    saved = saved_modules(architecture, modules_to_save)
 
     def spent(config: AdapterConfig, rank: int) -> int:
         resized = config.with_rank(rank)
-        return budget.spent(count_variant(architecture.base_parameters, matched, resized, saved))
+        return budget.spent(count_in(architecture, matched, resized, modules_to_save))
 
     matches = []
     for config in configs:

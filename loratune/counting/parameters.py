@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from loratune.adapters.config import AdapterConfig, AdapterCount, LayerShape
+from loratune.adapters.config import AdapterConfig, AdapterCount, LayerKind, LayerShape
+from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError, did_you_mean
 from loratune.models.architectures import Architecture
-from loratune.targets.find import rank_for
+from loratune.targets.find import find_targets, rank_for, targets_of
 
 FP32_BYTES = 4
 ADAMW_BYTES = 2 * FP32_BYTES
@@ -86,6 +87,7 @@ def count_variants(
     configs: Sequence[AdapterConfig],
     *,
     modules_to_save: Sequence[str] = (),
+    tokens: int = 0,
     bytes_per_number: int = FP32_BYTES,
 ) -> ParameterReport:
     """Count what each variant adds to ``matched`` layers.
@@ -95,19 +97,62 @@ def count_variants(
         matched: layers to adapt, from ``find_targets``.
         configs: one per variant.
         modules_to_save: names of modules trained in full and stored with the adapter.
+        tokens: number of tokens whose own rows train.
         bytes_per_number: of the adapter file; 4 is fp32.
 
     Raises:
         ModelError: if a module to save does not exist.
     """
-    saved = saved_modules(architecture, modules_to_save)
     variants = tuple(
-        count_variant(architecture.base_parameters, matched, config, saved, bytes_per_number)
+        count_in(
+            architecture,
+            matched,
+            config,
+            modules_to_save,
+            tokens=tokens,
+            bytes_per_number=bytes_per_number,
+        )
         for config in configs
     )
     return ParameterReport(
         architecture.family, architecture.base_parameters, len(matched), bytes_per_number, variants
     )
+
+
+def count_in(
+    architecture: Architecture,
+    matched: Sequence[LayerShape],
+    config: AdapterConfig,
+    modules_to_save: Sequence[str] = (),
+    *,
+    tokens: int = 0,
+    bytes_per_number: int = FP32_BYTES,
+) -> VariantCount:
+    """Count what one variant adds to a model; one that trains all of it needs no targets.
+
+    Raises:
+        ModelError: if a module to save does not exist.
+    """
+    if config.trains_whole_model():
+        everything = targets_of(config, TargetsConfig(), architecture)
+        matched = find_targets(architecture.layers, everything).shapes
+        modules_to_save = everything.modules_to_save
+    saved = saved_modules(architecture, modules_to_save) | _token_rows(architecture, tokens)
+    return count_variant(architecture.base_parameters, matched, config, saved, bytes_per_number)
+
+
+def _token_rows(architecture: Architecture, tokens: int) -> dict[str, int]:
+    """Numbers of trained tokens in each embedding: one row a token; a tied head has no own."""
+    tables = [layer for layer in architecture.layers if layer.kind is LayerKind.embedding]
+    if not tokens or not tables:
+        return {}
+    vocabulary, width = tables[0].in_features, tables[0].out_features
+    heads = [
+        layer.name
+        for layer in architecture.layers[-1:]
+        if layer.kind is LayerKind.linear and layer.out_features == vocabulary and not layer.tied_to
+    ]
+    return {f"{name} (tokens)": tokens * width for name in (tables[0].name, *heads)}
 
 
 def count_variant(

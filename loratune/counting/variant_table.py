@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loratune.adapters.config import AdapterConfig
 from loratune.adapters.registry import variant_names
 from loratune.config.recipes.variant_settings import variant_settings
-from loratune.config.schema import ModelConfig, RunConfig
+from loratune.config.schema import ModelConfig, RunConfig, trained_tokens
 from loratune.counting.budget import BudgetMatch, match_budget, parse_budget
 from loratune.counting.parameters import ParameterReport, count_variants
 from loratune.errors import ConfigError, did_you_mean
@@ -95,7 +95,10 @@ def count_table(
         matches = match_budget(architecture, matched.shapes, fitting, budget, modules_to_save=saved)
         ranks = [match.rank or 1 for match in matches]
         fitting = [c.with_rank(rank) for c, rank in zip(fitting, ranks, strict=True)]
-    report = count_variants(architecture, matched.shapes, fitting, modules_to_save=saved)
+    tokens = len(trained_tokens(config))
+    report = count_variants(
+        architecture, matched.shapes, fitting, modules_to_save=saved, tokens=tokens
+    )
     notes += _meaning(report) + _unusual(fitting if rank is not None else [], folders)
     measured: tuple[ActivationReport, ...] = ()
     if activations:
@@ -185,7 +188,10 @@ def report_variants(architecture: Architecture, wrapped: WrappedModel) -> Parame
     """Count a run's own variant, and every other one that can adapt the same layers."""
     fitting, _ = _fitting(variant_configs(wrapped.config), wrapped.match, strict=False)
     saved = list(wrapped.saved_modules)
-    return count_variants(architecture, wrapped.match.shapes, fitting, modules_to_save=saved)
+    tokens = next((len(rows.token_ids) for rows in wrapped.token_rows.values()), 0)
+    return count_variants(
+        architecture, wrapped.match.shapes, fitting, modules_to_save=saved, tokens=tokens
+    )
 
 
 def own_numbers(model: ModelConfig, keys: Set[str]) -> ModelConfig:

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from loratune.adapters.base import Adapter
 from loratune.errors import MergeError
-from loratune.merging.weight import ModuleProof, merged_weight, prove_weight
+from loratune.merging.weight import (
+    ModuleProof,
+    merged_weight,
+    prove_weight,
+    replaced_weight,
+)
 from loratune.models.stored_names import StoredGroup
 
 ReadStored = Callable[[str], Tensor]
@@ -63,10 +68,12 @@ class ConvertedTensors:
         parameters = self.group.to_parameters(stored)
         _require_equal(stored, self.group.to_stored(parameters))
         results: dict[str, Tensor] = {}
-        proofs = []
+        proofs: list[ModuleProof] = []
         for name, value in parameters.items():
             if name in self.trained:
-                results[name] = self.trained[name].reshape(value.shape).to(dtype)
+                trained = self.trained[name].reshape(value.shape)
+                results[name], proved = replaced_weight(value, trained, dtype, name)
+                proofs += proved
             elif name in self.layers:
                 results[name], proof = merged_weight(value, self.layers[name], dtype)
                 proofs.append(proof)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,19 @@ import torch
 
 from loratune.adapter_files.offline import MetaAdapter, attach
 from loratune.adapter_files.peft_format import AdapterFolder, read_adapter
+from loratune.adapter_files.plain_lora import factors_of, summed_layers
+from loratune.adapters.base import Adapter
+from loratune.adapters.low_rank import LowRank
 from loratune.config.schema import Verify
 from loratune.errors import MergeError
+from loratune.merging.delta_blocks import row_slices
 from loratune.merging.logits import prove_same_logits, wants_logits
 from loratune.models.weights import tensor_entries
 from loratune.surgery import adapter_state
 
 TOLERANCE = 1e-6
+_BLOCK = 1 << 22
+"""Elements of ΔW that are compared at a time."""
 
 
 def prove_export(
@@ -76,6 +83,52 @@ def _prove_deltas(original: MetaAdapter, exported: MetaAdapter) -> dict[str, Any
         if error >= worst:
             worst, where = error, name
     return {"worst_relative_difference": worst, "module": where, "tolerance": TOLERANCE}
+
+
+@torch.no_grad()
+def prove_sum(
+    originals: Sequence[MetaAdapter], weights: Sequence[float], folder: Path
+) -> dict[str, Any]:
+    """Prove, in double precision, that what lies in ``folder`` is Σ weight · ΔW.
+
+    Args:
+        originals: the adapters on their base's names and shapes.
+        weights: one an adapter.
+        folder: their sum as plain LoRA, complete but not yet published.
+
+    Returns:
+        The largest difference of a module, relative to the largest entry of any of its terms.
+
+    Raises:
+        MergeError: if it is not.
+    """
+    summed = attach(originals[0].base_folder, read_adapter(folder))
+    layers = summed_layers(originals)
+    if summed.wrapped.adapters.keys() != layers.keys():
+        raise MergeError("the sum adapts other layers", where=str(folder.name))
+    worst, where = 0.0, ""
+    for name, terms in layers.items():
+        expected = [(layer, w) for layer, w in zip(terms, weights, strict=True) if layer]
+        error = _sum_error(summed.wrapped.adapters[name], expected)
+        if not error <= TOLERANCE:
+            raise MergeError(f"the sum's ΔW differs by {error:.2g}", where=name)
+        if error >= worst:
+            worst, where = error, name
+    return {"worst_relative_difference": worst, "module": where, "tolerance": TOLERANCE}
+
+
+def _sum_error(summed: Adapter, terms: Sequence[tuple[LowRank, float]]) -> float:
+    """Largest difference of a module's ΔW from its terms', some rows at a time."""
+    assert isinstance(summed, LowRank)
+    A, B = (factor.double() for factor in factors_of(summed))
+    pairs = [([f.double() for f in factors_of(layer)], weight) for layer, weight in terms]
+    difference = scale = 0.0
+    for rows in row_slices(B.shape[0], A.shape[1], _BLOCK):
+        products = [weight * (part[1][rows] @ part[0]) for part, weight in pairs]
+        error = B[rows] @ A - sum(products)
+        difference = max(difference, float(error.abs().max()))
+        scale = max(scale, *(float(product.abs().max()) for product in products))
+    return difference / scale if scale else difference
 
 
 def _prove_logits(

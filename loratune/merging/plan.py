@@ -15,10 +15,11 @@ from loratune.adapters.base import Adapter
 from loratune.config.schema import Dtype
 from loratune.errors import MergeError
 from loratune.merging.converted import ConvertedTensors, is_proved
-from loratune.merging.weight import ModuleProof, merged_weight
+from loratune.merging.weight import ModuleProof, merged_weight, replaced_weight
 from loratune.models.dtypes import COMPUTED_IN, ITEM_BYTES, safetensors_name, torch_dtype
 from loratune.models.stored_names import StoredGroup
 from loratune.models.weights import TensorEntry, is_finite, read_one, tensor_entries, tensor_in
+from loratune.surgery import trained_values
 
 
 class MergePlan:
@@ -54,11 +55,13 @@ class MergePlan:
         self.sources = self._sources()
         self.layers: dict[str, list[Adapter]] = {}
         self.trained: dict[str, Tensor] = {}
+        self._parameters: dict[str, str] = {}  # of an output tensor trained in full
         self.converted: dict[str, ConvertedTensors] = {}
         for offline in self.offline:
             self._add_layers(offline)
             self._add_trained(offline)
             self._add_biases(offline)
+        self._check_overlap()
 
     def _sources(self) -> dict[str, TensorEntry]:
         """The base's tensors, and one more for each parameter that must have its own."""
@@ -95,7 +98,7 @@ class MergePlan:
 
     def _add_layers(self, offline: MetaAdapter) -> None:
         for layer in offline.wrapped.adapters.values():
-            if self._is_added_already(offline, layer.shape.parameter):
+            if layer.trained_parameters() or self._is_added_already(offline, layer.shape.parameter):
                 continue
             output = self._output(layer.shape.parameter)
             if isinstance(output, str):
@@ -112,17 +115,25 @@ class MergePlan:
 
     def _add_trained(self, offline: MetaAdapter) -> None:
         before = {id(value) for value in self._trained_values()}
-        for module, saved in offline.wrapped.saved_modules.items():
-            for key, value in saved.trained_module.state_dict().items():
-                output = self._output(f"{module}.{key}")
-                name, values = (
-                    (output, self.trained)
-                    if isinstance(output, str)
-                    else (output[0], output[1].trained)
-                )
-                if name in values and id(values[name]) in before:
-                    raise MergeError("two adapters both trained this module in full", where=module)
-                values[name] = value.detach()
+        for parameter, value in trained_values(offline.wrapped).items():
+            output = self._output(parameter)
+            if isinstance(output, str):
+                name, values = output, self.trained
+                self._parameters.setdefault(name, parameter)
+            else:
+                name, values = output[0], output[1].trained
+            if name in values and id(values[name]) in before:
+                module = parameter.rpartition(".")[0]
+                raise MergeError("two adapters both trained this module in full", where=module)
+            values[name] = value
+
+    def _check_overlap(self) -> None:
+        """A tensor that one adapter trained in full has no place for another's correction."""
+        both = self.trained.keys() & self.layers.keys()
+        for group in self.converted.values():
+            both |= group.trained.keys() & group.layers.keys()
+        for name in sorted(both):
+            raise MergeError("one adapter trained it in full, another corrects it", where=name)
 
     @torch.no_grad()
     def _add_biases(self, offline: MetaAdapter) -> None:
@@ -137,6 +148,7 @@ class MergePlan:
             )
             if name in values:
                 raise MergeError("two adapters both change this bias", where=module)
+            self._parameters.setdefault(name, f"{module}.bias")
             bias = self._names.read(f"{module}.bias")
             values[name] = bias.float() + layer.delta_bias(bias).float()
 
@@ -192,9 +204,10 @@ class MergePlan:
         dtype = torch_dtype(entry.dtype)
         if name in self.converted:
             return self.converted[name].merged(name, self._read, dtype)
-        if name in self.trained:
-            return self.trained[name].reshape(entry.shape).to(dtype), []
         stored = tensor_in(source, content)
+        if name in self.trained:
+            trained = self.trained[name].reshape(entry.shape)
+            return replaced_weight(stored, trained, dtype, self._parameters[name])
         if name not in self.layers:
             cast = stored.to(dtype)
             if not is_finite(cast):

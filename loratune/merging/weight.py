@@ -13,6 +13,7 @@ from torch import Tensor
 from loratune.adapters.base import Adapter
 from loratune.errors import MergeError
 from loratune.merging.delta_blocks import DeltaBlocks, row_slices
+from loratune.models.weights import is_finite
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,46 @@ def merged_weight(
     """
     merged = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     return merged, _walk(weight, adapters, merged, writes=True)
+
+
+@torch.no_grad()
+def replaced_weight(
+    weight: Tensor, trained: Tensor, dtype: torch.dtype, parameter: str
+) -> tuple[Tensor, list[ModuleProof]]:
+    """A tensor that was trained in full, rounded once to ``dtype``, with its proof.
+
+    Args:
+        weight: the stored base tensor.
+        trained: its value after training.
+        dtype: of the result.
+        parameter: its name in the model; a weight is named by its module.
+
+    Returns:
+        The result, and its proof; none where the vocabulary was resized.
+
+    Raises:
+        MergeError: if the result is not finite.
+    """
+    merged = trained.to(dtype)
+    name = parameter.removesuffix(".weight")
+    if not is_finite(merged):
+        raise MergeError(
+            "the merged weight is NaN or infinite", where=name, fix="merge.dtype=float32"
+        )
+    if weight.shape != trained.shape:
+        return merged, []
+    delta_squared = error_squared = moved_delta = 0.0
+    flat = [one.reshape(-1) for one in (weight, trained, merged)]
+    for begin in range(0, merged.numel(), BLOCK):
+        base, after, stored = (one[begin : begin + BLOCK].float() for one in flat)
+        delta, moved = after - base, stored - base
+        delta_squared += float(torch.dot(delta, delta))
+        moved_delta += float(torch.dot(moved, delta))
+        error_squared += float((moved - delta).square().sum())
+    norm = math.sqrt(delta_squared)
+    kept = moved_delta / delta_squared if norm else 1.0
+    residual = math.sqrt(error_squared) / norm if norm else 0.0
+    return merged, [ModuleProof(name, norm, residual, kept, 0.0)]
 
 
 def prove_weight(weight: Tensor, adapters: Sequence[Adapter], merged: Tensor) -> ModuleProof:

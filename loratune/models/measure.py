@@ -93,6 +93,7 @@ def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) ->
 def layer_shapes(model: nn.Module) -> list[LayerShape]:
     """Every layer of the model that an adapter can wrap, in ``named_modules`` order."""
     shapes = []
+    owners: dict[int, str] = {}
     head, towers = _output_head(model), _towers(model)
     for name, module in model.named_modules():
         place = LayerPlace.tower if f"{name}.".startswith(towers) else LayerPlace.text
@@ -102,7 +103,9 @@ def layer_shapes(model: nn.Module) -> list[LayerShape]:
             continue
         parameters = sum(p.numel() for p in module.parameters(recurse=False))
         place = LayerPlace.head if module is head else place
-        shapes.append(LayerShape(name, *kind_and_size, parameters, place))
+        owner = owners.setdefault(id(module.weight), name)
+        tied_to = "" if owner == name else owner
+        shapes.append(LayerShape(name, *kind_and_size, parameters, place, tied_to=tied_to))
     return shapes
 
 

@@ -28,10 +28,12 @@ from loratune.files import BUILTIN
 from loratune.generation import Sampling, generate_answers, stop_ids
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.merging.folder import replaced_tokenizer
+from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder, read_model_config
 from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
 from loratune.pipeline.loading import check_base, evaluation_only
+from loratune.stages.combine import combine
 from loratune.stages.load import BaseModel, load
 from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel, disabled
@@ -93,7 +95,8 @@ def merge_adapters(
     """
     adapters = [_adapter_to_merge(folder) for folder in folders]
     base_folder = _base_folder(adapters[0], config, base_named)
-    merge_and_show(adapters, base_folder, load_tokenizer(base_folder), out, config)
+    tokenizer = tokenizer_fingerprint(load_tokenizer(base_folder))
+    merge_and_show(adapters, base_folder, tokenizer, out, config)
 
 
 def export_adapter(
@@ -109,6 +112,33 @@ def export_adapter(
         return
     adapter = _adapter_to_merge(folder)
     export_and_show(adapter, _base_folder(adapter, config, base_named), out, form, config)
+
+
+def combine_adapters(
+    config: RunConfig,
+    folders: Sequence[Path],
+    weights: Sequence[float],
+    out: Path,
+    *,
+    base_named: bool,
+) -> None:
+    """Write the weighted sum of adapters as one, and print what was proved.
+
+    Raises:
+        LoratuneError: what stands against it; nothing is published then.
+    """
+    adapters = [_adapter_to_merge(folder) for folder in folders]
+    base_folder = _base_folder(adapters[0], config, base_named)
+    tokenizer = tokenizer_fingerprint(load_tokenizer(base_folder))
+    certificate = combine(
+        adapters, weights, base_folder, out, tokenizer=tokenizer, allow_drift=config.allow_drift
+    )
+    proof = certificate["proof"]
+    terms = " + ".join(f"{w:g} · {folder}" for w, folder in zip(weights, folders, strict=True))
+    say(
+        f"combined {terms}: rank {certificate['rank']}, ΔW differs from the sum by "
+        f"{proof['worst_relative_difference']:.1e} of its largest term at most: {out}"
+    )
 
 
 def generate(
@@ -201,7 +231,7 @@ def _load_adapted(
 ) -> tuple[AdapterFolder, BaseModel, WrappedModel]:
     adapter = read_adapter(folder)
     model = base_model(adapter, config.model, named=base_named)
-    base = load(model, config.trainer.precision)
+    base = load(replace(model, add_tokens=[]), config.trainer.precision)  # the adapter's own come
     check_base(base, adapter, config.allow_drift)
     rows = base.vocab_size
     wrapped = wrap(base.model, config, adapter)

@@ -13,7 +13,6 @@ from loratune.console import say
 from loratune.data.arrangement import arrange
 from loratune.data.prepare import PreparedData
 from loratune.loss.causal_model import LanguageModelHead
-from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.report.scores import score_table
 from loratune.runs import processes
 from loratune.stages.evaluate import Sample, evaluate
@@ -64,7 +63,7 @@ def evaluate_and_show(
 def merge_and_show(
     adapters: Sequence[AdapterFolder],
     base_folder: Path,
-    tokenizer: Any,
+    tokenizer: str,
     out: Path,
     config: RunConfig,
 ) -> None:
@@ -78,7 +77,7 @@ def merge_and_show(
         base_folder,
         out,
         config.merge,
-        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokenizer=tokenizer,
         allow_drift=config.allow_drift,
     )
     for line in _merge_lines(report):

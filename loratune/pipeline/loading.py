@@ -17,7 +17,7 @@ from loratune.adapter_files.peft_format import (
 from loratune.adapter_files.writing_back import require_places
 from loratune.config.convert import to_plain
 from loratune.config.mixture import training_paths
-from loratune.config.schema import DataConfig, RunConfig, Stage
+from loratune.config.schema import DataConfig, RunConfig, Stage, trained_tokens
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.variant_table import report_variants
 from loratune.data.audit import audit
@@ -27,10 +27,10 @@ from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.tokenizing import Tokenizer
 from loratune.errors import ConfigError
 from loratune.files import BUILTIN
-from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
-from loratune.models.source import model_folder, read_model_config
+from loratune.models.source import model_folder
 from loratune.models.stored_names import StoredNames
+from loratune.models.vocabulary import tokenizer_and_rows
 from loratune.models.weights import tensor_entries
 from loratune.runs import processes
 from loratune.runs.drift import check_binding
@@ -53,9 +53,7 @@ def load_data_and_base(
     """
     clock = clock or processes.broadcast(now())
     folder = model_folder(config.model.path, config.model.revision)
-    numbers = read_model_config(folder)
-    tokenizer = load_tokenizer(folder)
-    vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
+    tokenizer, vocabulary = tokenizer_and_rows(folder, config.model.add_tokens)
     data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed, clock=clock)
     processes.say_once(*data.report.lines())
     if Stage.train in config.stages:
@@ -108,10 +106,16 @@ def wrap_base(
     Raises:
         LoratuneError: a target that matches nothing, an adapter that does not fit, or drift.
     """
+    if saved is not None and trained_tokens(config):
+        raise ConfigError(
+            "tokens are trained from the start of an adapter, not when one is continued",
+            where="targets.tokens",
+            fix="remove them (and model.add_tokens), or leave adapter_path out",
+        )
     architecture = measure_model(base.model)
     drift = [] if saved is None else check_base(base, saved, config.allow_drift)
     names = StoredNames(base.model, tensor_entries(base.folder))
-    wrapped = wrap(base.model, config, saved)
+    wrapped = wrap(base.model, config, saved, base.tokenizer)
     if saved is not None:
         check_continuable(saved, wrapped)
     require_places(base.folder, names, wrapped)

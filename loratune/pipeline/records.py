@@ -58,6 +58,12 @@ def _source_formats(data: PreparedData) -> dict[str, Any]:
     return {"source_formats": formats} if formats else {}
 
 
+def _vocabulary(wrapped: WrappedModel) -> dict[str, int]:
+    """Rows of the embeddings that trained tokens belong to: the base's files can have fewer."""
+    first = next(iter(wrapped.token_rows.values()), None)
+    return {} if first is None else {"vocabulary": int(first.weight.shape[0])}
+
+
 def started_with(wrapped: WrappedModel, final: PreparedData) -> dict[str, str]:
     """Fingerprints of what else all processes must share: what will train, and the final rows."""
     named = wrapped.model.named_parameters()
@@ -102,9 +108,16 @@ class Records:
         show(variant_table(parameters.to_dict()))
 
     def publish_adapter(
-        self, wrapped: WrappedModel, data: PreparedData, training: TrainResult | None
+        self,
+        wrapped: WrappedModel,
+        data: PreparedData,
+        tokenizer: Any,
+        training: TrainResult | None,
     ) -> None:
-        """The adapter with the facts that bind it to its base, whole or not at all."""
+        """The adapter with the facts that bind it to its base, whole or not at all.
+
+        The tokenizer is put beside it where single tokens were trained.
+        """
         if not processes.is_main():
             return
         settings = to_plain(wrapped.config)
@@ -115,11 +128,14 @@ class Records:
             "base_path": self.config.model.path,
             "prompt_format": data.prompt_format.to_dict(),
             **_source_formats(data),
+            **_vocabulary(wrapped),
             "seed": self.config.trainer.seed if self.config.adapter_path is None else None,
             "step": training.best_step if training else None,
             "versions": self.facts["versions"],
         }
         with files.published_folder(self.run_dir.adapter, replace=True) as target:
+            if wrapped.token_rows:
+                tokenizer.save_pretrained(target)
             write_adapter(target, wrapped, facts, self.config.model.path)
             read_back(target, wrapped)
         link_latest(self.run_dir, self.config.name)

@@ -64,17 +64,17 @@ def run(config: RunConfig) -> None:
         training = None
         if Stage.train in config.stages:
             training = train_adapter(records, data, wrapped, head, checkpoint)
-        records.publish_adapter(wrapped, data, training)
+        records.publish_adapter(wrapped, data, base.tokenizer, training)
 
         with stop_at_once(training.steps if training else 0, run_dir.path):
             if Stage.evaluate in config.stages:
                 evaluate_and_show(wrapped, head, base.tokenizer, final, config, run_dir.evaluation)
             if not processes.is_main():
                 return  # what follows works on files
-            adapter = read_adapter(run_dir.adapter)
+            adapter, own = read_adapter(run_dir.adapter), base.tokenizer_fingerprint
             if _merges(config):
                 files.discard_folder(run_dir.merged)  # what a killed start left
-                merge_and_show([adapter], base.folder, base.tokenizer, run_dir.merged, config)
+                merge_and_show([adapter], base.folder, own, run_dir.merged, config)
             if _exports(config):
                 files.discard_folder(run_dir.export)
                 export_and_show(adapter, base.folder, run_dir.export, config.export.format, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loratune.config.convert import to_plain
-from loratune.config.schema import RunConfig
+from loratune.config.schema import RunConfig, trained_tokens
 from loratune.data.arrangement import Arrangement, arrange
 from loratune.data.prepare import PreparedData
 from loratune.data.training_set import TrainingSet
@@ -42,6 +42,7 @@ def train_adapter(
     rows = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
     warning = warmup_warning(rows.plan.total_steps, config.trainer)
     processes.say_once(*([f"warning: {warning}"] if warning else []))
+    processes.say_once(*_unseen_tokens(config, wrapped, data))
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(wrapped.model)
     if config.launch.shard:
@@ -64,6 +65,17 @@ def train_adapter(
         )
     processes.say_once(*_result_lines(records, result))
     return result
+
+
+def _unseen_tokens(config: RunConfig, wrapped: WrappedModel, data: PreparedData) -> list[str]:
+    """A warning where the rows hold none of a token that is to be trained."""
+    trained = next(iter(wrapped.token_rows.values()), None)
+    if trained is None:
+        return []
+    seen = {token for row in data.train for token in row.input_ids}
+    named = zip(trained_tokens(config), trained.token_ids.tolist(), strict=True)
+    unseen = [f"'{text}'" for text, token in named if token not in seen]
+    return [f"warning: no training row has the token {', '.join(unseen)}"] if unseen else []
 
 
 def _router_notes(wrapped: WrappedModel, head: LanguageModelHead) -> list[str]:

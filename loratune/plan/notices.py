@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratune.config.schema import RunConfig
 from loratune.models.architectures import Architecture
-from loratune.targets.find import TargetMatch, find_targets
+from loratune.targets.find import TargetMatch, find_targets, targets_of
 
 
 def match_targets(config: RunConfig, architecture: Architecture) -> TargetMatch:
@@ -15,7 +15,7 @@ def match_targets(config: RunConfig, architecture: Architecture) -> TargetMatch:
     """
     return find_targets(
         architecture.layers,
-        config.targets,
+        targets_of(config.adapter, config.targets, architecture),
         config.adapter,
         family=architecture.family,
         others=architecture.other_types,

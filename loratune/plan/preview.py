@@ -29,9 +29,9 @@ from loratune.data.tokenizing import RowTokenizer
 from loratune.data.training_set import TrainingSet
 from loratune.errors import LoratuneError, ModelError
 from loratune.models.build import meta_model, read_transformers_config
-from loratune.models.load import load_tokenizer
 from loratune.models.measure import measure_model
-from loratune.models.source import model_folder, read_model_config
+from loratune.models.source import model_folder
+from loratune.models.vocabulary import tokenizer_and_rows
 from loratune.plan.notices import match_targets
 
 # Neighbouring tokens alternate between two shades, so that their borders show.
@@ -216,9 +216,7 @@ def read_prepared(config: RunConfig) -> ReadRows:
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)
     folder = model_folder(config.model.path, config.model.revision, weights=False)
-    numbers = read_model_config(folder)
-    tokenizer = load_tokenizer(folder)
-    vocabulary = int(numbers.get("vocab_size") or len(tokenizer))
+    tokenizer, vocabulary = tokenizer_and_rows(folder, config.model.add_tokens)
     data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed)
     try:
         model = meta_model(read_transformers_config(folder), str(folder))

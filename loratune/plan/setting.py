@@ -10,9 +10,9 @@ import torch
 # Training's own imports: a plan runs in a process like training's, whose memory it counts.
 import loratune.pipeline.run  # noqa: F401
 from loratune.adapters.config import LayerShape
-from loratune.config.schema import RunConfig
+from loratune.config.schema import RunConfig, trained_tokens
 from loratune.counting.activations import ActivationReport, measure_activations
-from loratune.counting.parameters import VariantCount, count_variant, saved_modules
+from loratune.counting.parameters import VariantCount, count_in
 from loratune.errors import ConfigError, LoratuneError
 from loratune.models.architectures import Architecture
 from loratune.models.devices import resolve_device, resolve_dtype
@@ -87,7 +87,7 @@ def find_setting(config: RunConfig, architecture: Architecture, tokens: int) -> 
         LoratuneError: targets that match nothing, or a device that is not there.
     """
     matched = match_targets(config, architecture)
-    saved = saved_modules(architecture, config.targets.modules_to_save)
+    saved, rows = config.targets.modules_to_save, len(trained_tokens(config))
     stored = _stored_dtype(config)
     device, dtype, is_here = _device_and_dtype(config, stored)
     measured = measure_activations(
@@ -96,7 +96,7 @@ def find_setting(config: RunConfig, architecture: Architecture, tokens: int) -> 
     gc.collect()
     return Setting(
         architecture=architecture,
-        count=count_variant(architecture.base_parameters, matched.shapes, config.adapter, saved),
+        count=count_in(architecture, matched.shapes, config.adapter, saved, tokens=rows),
         adapted_blocks=len({block_of(shape.name) for shape in matched.shapes} - {None}),
         adapted_experts=tuple(shape for shape in matched.shapes if shape.is_stacked),
         activations=measured,

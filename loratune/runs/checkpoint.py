@@ -7,6 +7,7 @@ was made of) comes last, then one rename makes it visible.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+SHARD_BYTES = 4_000_000_000
+_SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}$")
 _PREFIX = "step_"
 _NEWER = "use that version of loratune, or start a new run with another out=DIR"
 _OTHER = "resume from another checkpoint, or resume=auto"
@@ -89,18 +92,36 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
     with files.published_folder(path) as temporary:
         for stem, group in tensors.items():
-            _write_tensors(temporary / f"{stem}.safetensors", group)
+            _write_tensors(temporary, stem, group)
         files.write_json(temporary / STATE, dict(state))
         entries = describe_files(temporary.iterdir())
         manifest = {"format": files.FORMAT, "step": step, "files": entries, **facts}
         files.write_sealed_json(temporary / MANIFEST, manifest)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> None:
+    """One file, or numbered ones of at most ``SHARD_BYTES`` each; one at a time is in memory."""
     from safetensors.torch import save_file
 
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt"})
+    shards = _shards(tensors)
+    for number, names in enumerate(shards, 1):
+        part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in names}
+        save_file(plain, folder / f"{stem}{part}.safetensors", metadata={"format": "pt"})
+
+
+def _shards(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of the tensors of each file, in their order."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if shards[-1] and filled + size > SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -161,11 +182,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if problem:
         raise CheckpointError(f"damaged checkpoint: {problem}", where=str(path), fix=_OTHER)
     manifest = read_manifest(path)
-    tensors = {
-        name.removesuffix(".safetensors"): load_file(path / name)
-        for name in manifest["files"]
-        if name.endswith(".safetensors")
-    }
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name in manifest["files"]:
+        if name.endswith(".safetensors"):
+            stem = _SHARD_NUMBER.sub("", name.removesuffix(".safetensors"))
+            tensors.setdefault(stem, {}).update(load_file(path / name))
     facts = {key: value for key, value in manifest.items() if key not in ("files", "format")}
     state = files.read_json(path / STATE)
     return Checkpoint(path, int(manifest["step"]), tensors, state, facts)

@@ -19,8 +19,7 @@ from loratune.merging.folder import copy_side_files
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.runs.manifest import describe_files
 from loratune.runs.provenance import package_versions
-
-CERTIFICATE = "certificate.json"
+from loratune.runs.run_dir import CERTIFICATE
 
 
 def export(

@@ -17,6 +17,7 @@ from loratune.models.dtypes import torch_dtype
 from loratune.models.fingerprint import base_fingerprint, tokenizer_fingerprint
 from loratune.models.load import load_model, load_tokenizer
 from loratune.models.source import model_folder, read_model_config
+from loratune.models.vocabulary import grow, tokenizer_and_rows
 from loratune.models.weights import stored_dtype, tensor_entries
 
 
@@ -29,6 +30,7 @@ class BaseModel:
         tokenizer: its tokenizer.
         folder: where its files lie.
         name: what the recipe called it.
+        added_tokens: what the tokenizer has beyond the folder's own.
     """
 
     model: nn.Module
@@ -36,6 +38,7 @@ class BaseModel:
     folder: Path
     name: str
     _fingerprint: Future[str]
+    added_tokens: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -54,8 +57,9 @@ class BaseModel:
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
-        """Fingerprint of the tokenizer."""
-        return tokenizer_fingerprint(self.tokenizer)
+        """Fingerprint of the base's own tokenizer, without tokens that the recipe adds."""
+        own = load_tokenizer(self.folder) if self.added_tokens else self.tokenizer
+        return tokenizer_fingerprint(own)
 
     @property
     def vocab_size(self) -> int:
@@ -72,7 +76,7 @@ def load(
     Args:
         config: which model, dtype, device and attention.
         precision: of the training arithmetic; decides the dtype where the model's says auto.
-        tokenizer: the model's own, if it was read before.
+        tokenizer: the model's own with the added tokens, if it was read before.
 
     Raises:
         LoratuneError: a missing folder, code in config.json, broken or missing weights, a
@@ -86,5 +90,9 @@ def load(
     pool = ThreadPoolExecutor(max_workers=1)
     fingerprint = pool.submit(base_fingerprint, folder)
     pool.shutdown(wait=False)
-    model = load_model(folder, dtype, device, str(config.attention))
-    return BaseModel(model, tokenizer or load_tokenizer(folder), folder, config.path, fingerprint)
+    model: Any = load_model(folder, dtype, device, str(config.attention))
+    tokenizer = tokenizer or tokenizer_and_rows(folder, config.add_tokens)[0]
+    if config.add_tokens and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        grow(model, len(tokenizer))
+    added = tuple(config.add_tokens)
+    return BaseModel(model, tokenizer, folder, config.path, fingerprint, added)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from loratune.adapter_files.into_model import wrap_for_loading
 from loratune.adapter_files.peft_format import AdapterFolder
-from loratune.config.schema import RunConfig
+from loratune.config.schema import RunConfig, trained_tokens
 from loratune.models.probes.layers import unusable_layers
+from loratune.models.vocabulary import token_ids
 from loratune.surgery import WrappedModel, wrap_model
 
 
-def wrap(model: nn.Module, config: RunConfig, saved: AdapterFolder | None = None) -> WrappedModel:
+def wrap(
+    model: nn.Module,
+    config: RunConfig,
+    saved: AdapterFolder | None = None,
+    tokenizer: Any = None,
+) -> WrappedModel:
     """Freeze the model and put the recipe's adapter on its targets, or the saved one on its own.
+
+    Args:
+        model: the base.
+        config: the recipe.
+        saved: the adapter to put in.
+        tokenizer: gives the ids of the tokens that a new adapter trains.
 
     Raises:
         LoratuneError: if a target matches nothing or cannot be adapted, or the saved adapter does
@@ -20,6 +34,13 @@ def wrap(model: nn.Module, config: RunConfig, saved: AdapterFolder | None = None
     """
     if saved is not None:
         return wrap_for_loading(model, saved)
-    unusable = unusable_layers(model)
-    seed = config.trainer.seed
-    return wrap_model(model, config.adapter, config.targets, seed=seed, unusable=unusable)
+    tokens = trained_tokens(config)
+    ids = token_ids(tokenizer, tokens) if tokens else []
+    return wrap_model(
+        model,
+        config.adapter,
+        config.targets,
+        seed=config.trainer.seed,
+        unusable=unusable_layers(model),
+        tokens=ids,
+    )

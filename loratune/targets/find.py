@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError, LoratuneError, ModelError, raise_together
-from loratune.models.architectures import STACKED_EXPERTS, names_module
+from loratune.models.architectures import STACKED_EXPERTS, Architecture, names_module
 from loratune.targets.errors import left_out, no_experts, unmatched, unsupported
 from loratune.targets.patterns import (
     ALL_LINEAR,
@@ -108,6 +108,26 @@ def find_targets(
     return TargetMatch(tuple(matched), counts, tuple(notices))
 
 
+def targets_of(
+    config: AdapterConfig, targets: TargetsConfig, architecture: Architecture
+) -> TargetsConfig:
+    """What a variant adapts and trains: the targets, or all of the model where it trains that.
+
+    Raises:
+        ConfigError: if the targets leave out a part of what the variant trains.
+    """
+    if not config.trains_whole_model():
+        return targets
+    for name in ("exclude", "layers"):
+        if getattr(targets, name):
+            raise ConfigError(
+                "nothing can be left out where every parameter trains",
+                where=f"targets.{name}",
+                fix=f"remove it, or let adapter={config.variant} train the targets only",
+            )
+    return replace(targets, modules=".*", modules_to_save=list(architecture.outer_modules))
+
+
 def frozen_experts(
     modules: str | Sequence[str], stacked: Mapping[str, int], base_parameters: int
 ) -> str:
@@ -143,7 +163,8 @@ def _matched(
         chosen = {shape.name for shape in named if not _is_left_out(shape.name, targets)}
         counts[pattern.text] = len(chosen)
         matched |= chosen
-    return [shape for shape in shapes if shape.name in matched], counts
+    layers = [shape for shape in shapes if shape.name in matched]
+    return [s if s.tied_to in matched else replace(s, tied_to="") for s in layers], counts
 
 
 def _useless(

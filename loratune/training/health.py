@@ -39,8 +39,11 @@ class HealthMonitor:
         }
         for name, saved in wrapped.saved_modules.items():
             self._modules[name] = [p for p in saved.parameters() if p.requires_grad]
+        for name, rows in wrapped.token_rows.items():
+            self._modules[name] = [rows.rows]
         self._kinds = _kinds(wrapped)
-        self._trained = [tensor for tensors in self._modules.values() for tensor in tensors]
+        trained = [tensor for tensors in self._modules.values() for tensor in tensors]
+        self._trained = list(dict.fromkeys(trained))  # tied ones are in two modules
         self._frozen = [
             tensor
             for adapter in wrapped.adapters.values()

@@ -57,10 +57,14 @@ class Progress:
 
 def adapter_tensors(wrapped: WrappedModel) -> dict[str, Tensor]:
     """Every tensor that belongs to the adapter, under the model's own names, without rescaling."""
-    tensors: dict[str, Tensor] = {}
+    named: dict[Tensor, str] = {}  # of a tensor that several layers train, the first name
     for name, adapter in wrapped.adapters.items():
         own = {f"{name}.{key}": value for key, value in adapter.adapter_tensors().items()}
-        tensors |= {key: value.detach() for key, value in (own | adapter.shared_tensors()).items()}
+        for key, value in (own | adapter.shared_tensors()).items():
+            named.setdefault(value, key)
+    for name, rows in wrapped.token_rows.items():
+        named.setdefault(rows.rows, f"{name}.rows")
+    tensors = {key: value.detach() for value, key in named.items()}
     for name, saved in wrapped.saved_modules.items():
         for key, value in saved.trained_module.state_dict().items():
             tensors[f"{name}.trained_module.{key}"] = value

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from loratune.adapter_files.peft_config import CONFIG as ADAPTER_CONFIG
 from loratune.errors import ConfigError, MergeError
-from loratune.runs.run_dir import MERGE_REPORT
-from loratune.stages.export import CERTIFICATE
+from loratune.runs.run_dir import CERTIFICATE, MERGE_REPORT
 from loratune.verify.adapter import check_adapter, check_export
 from loratune.verify.checks import Base, Check, Verification
 from loratune.verify.merged import check_merged

@@ -10,7 +10,7 @@ from loratune.adapter_files.offline import attach
 from loratune.adapter_files.peft_format import FACTS, TENSORS, read_adapter
 from loratune.errors import LoratuneError, MergeError
 from loratune.models.fingerprint import file_fingerprint
-from loratune.stages.export import CERTIFICATE
+from loratune.runs.run_dir import CERTIFICATE
 from loratune.verify.checks import Base, Check, compared, file_checks, sealed, unfit_names, unusable
 
 

@@ -12,13 +12,13 @@ from loratune.adapter_files.peft_format import TENSORS
 from loratune.errors import CheckpointError, LoratuneError
 from loratune.models.fingerprint import file_fingerprint
 from loratune.runs.checkpoint import MANIFEST, published_checkpoints, read_manifest
-from loratune.runs.run_dir import MERGE_REPORT, SUMMARY, RunDir
-from loratune.stages.export import CERTIFICATE
+from loratune.runs.run_dir import CERTIFICATE, MERGE_REPORT, SUMMARY, RunDir
 from loratune.verify.adapter import base_checks, check_adapter, check_export
 from loratune.verify.checks import Base, Check, file_checks, sealed, unfit_names
 from loratune.verify.merged import check_merged
 
 _ADAPTER = "adapter.safetensors"
+_ADAPTER_FILES = "adapter*.safetensors"
 _TRIES = 10
 
 
@@ -43,7 +43,7 @@ def check_checkpoint(folder: Path, base: Base | None = None) -> list[Check]:
     checks += file_checks(folder, manifest["files"], MANIFEST, CheckpointError)
     if any(check.problem for check in checks):
         return checks
-    names = unfit_names(folder / _ADAPTER) if (folder / _ADAPTER).exists() else []
+    names = [name for part in folder.glob(_ADAPTER_FILES) for name in unfit_names(part)]
     problem = f"'{names[0]}' is not" if names else ""
     checks.append(Check(_ADAPTER, "finite, not empty", problem, error=CheckpointError))
     if base is not None:

@@ -49,7 +49,8 @@ def test_a_narrow_terminal_gets_every_number_with_variants_as_columns(cli, monke
 
     console.cache_clear()
     monkeypatch.setenv("COLUMNS", "85")
-    _, out, _ = cli("count-params", "model=llama_3_8b", "rank=64")
+    four = "variants=[lora,lora_fa,lora_plus,vera]"
+    _, out, _ = cli("count-params", "model=llama_3_8b", "rank=64", four)
     console.cache_clear()
     assert "lora_plus" in out and "% of base + adapter" in out
     assert "1,342,177,280" in out
@@ -90,7 +91,9 @@ def test_a_budget_gives_the_highest_rank_that_keeps_it(cli):
     ranks = {match["variant"]: match["rank"] for match in report["matches"]}
     assert (ranks["lora"], ranks["lora_fa"]) == (16, 32)
     for row, match in zip(report["variants"], report["matches"], strict=True):
-        assert row["trainable"] == match["reached"] <= 589_824
+        assert row["trainable"] == match["reached"]
+        assert (match["reached"] <= 589_824) is (match["rank"] is not None)
+    assert [match["variant"] for match in report["matches"] if match["rank"] is None] == ["full"]
 
 
 def test_a_recipe_is_counted_with_its_own_model_and_without_its_data(cli):

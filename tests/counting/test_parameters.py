@@ -281,8 +281,8 @@ def test_the_tables_hold_the_counts() -> None:
     assert "125,239,296 base parameters" in markdown
     rows = list(csv.DictReader(io.StringIO(variant_table(report.to_dict()).to_csv())))
     assert {row["variant"]: int(row["trainable"]) for row in rows}["vera"] == 18_816
-    rows = json.loads(to_json(report.to_dict()))["variants"]
-    assert {row["variant"]: row["trainable"] for row in rows}["lora"] == 589_824
+    variants = json.loads(to_json(report.to_dict()))["variants"]
+    assert {row["variant"]: row["trainable"] for row in variants}["lora"] == 589_824
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(variant_table(report.to_dict()).to_rich())
     assert "589,824" in console.export_text()

@@ -75,6 +75,8 @@ MUTATIONS: dict[str, Mutation] = {
     "targets.modules": m("targets.modules=[fc1]"),
     "targets.exclude": m("targets.exclude=[layers.0.self_attn.v_proj]"),
     "targets.layers": m("targets.layers=[0]"),
+    "model.add_tokens": m('model.add_tokens=["<new>"]'),
+    "targets.tokens": m('targets.tokens=["</s>"]'),
     "targets.modules_to_save": m("targets.modules_to_save=[final_layer_norm]"),
     "data.path": m("data.path={rows}"),
     "data.eval_path": m("data.eval_path={rows}", within=EVALUATED),
@@ -172,6 +174,7 @@ MUTATIONS: dict[str, Mutation] = {
     "adapter.projection_seed": m("adapter.projection_seed=1"),
     "adapter.d_initial": m("adapter.d_initial=0.2"),
     "adapter.save_projection": m("adapter.save_projection=false"),
+    "adapter.every_parameter": m("adapter.every_parameter=true"),
 }
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}{{ m.content }}</s>{% endfor %}"

@@ -28,7 +28,7 @@ from loratune.models.weights import tensor_entries
 from loratune.runs.manifest import describe_files
 from loratune.runs.run_dir import MERGE_REPORT
 from loratune.stages.merge import merge
-from loratune.surgery import merge_model, wrap_model
+from loratune.surgery import merge_model, trained_values, wrap_model
 from loratune.verify.checks import Base
 from loratune.verify.merged import check_merged
 
@@ -124,7 +124,8 @@ def test_it_holds_the_bases_own_names_and_what_had_to_part(world: World) -> None
 def test_every_adapted_module_has_its_proof(world: World) -> None:
     wrapped = wrap_for_loading(load_plain(world.base), read_adapter(world.adapter))
     proofs = read_sealed_json(world.merged / MERGE_REPORT)["modules"]
-    assert {proof["module"] for proof in proofs} == set(wrapped.adapters)
+    trained = {name.removesuffix(".weight") for name in trained_values(wrapped)}
+    assert {proof["module"] for proof in proofs} == {*wrapped.adapters, *trained}
     assert all(proof["residual"] < 1e-5 and proof["probe_error"] < 1e-5 for proof in proofs)
 
 

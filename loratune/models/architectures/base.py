@@ -63,6 +63,16 @@ class Architecture:
         others = {m.name: m.parameters for m in self.others if m.type_name == STACKED_EXPERTS}
         return layers | others
 
+    @property
+    def outer_modules(self) -> tuple[str, ...]:
+        """Modules that hold what no layer holds (norms, position tables), the outermost only."""
+        owners = [
+            m.name.rpartition(".")[0] if m.type_name == STACKED_EXPERTS else m.name
+            for m in self.others
+        ]
+        names = dict.fromkeys(owners)
+        return tuple(n for n in names if not any(n.startswith(f"{o}.") for o in names))
+
     def parameters_of(self, wanted: str) -> dict[str, int]:
         """Full name to parameters of each module called ``wanted`` (a whole dotted suffix).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from loratune.adapters.config import LayerKind, LayerShape
@@ -63,8 +64,10 @@ def architecture_from_numbers(
     layers = tuple(part for part in parts if isinstance(part, LayerShape))
     total = sum(part.parameters for part in parts)
     if checked.flag("tie_word_embeddings", family.tied_by_default):
-        # The output head shares the numbers of the first layer, the input embedding.
-        total -= next(shape for shape in layers if shape.kind is LayerKind.embedding).parameters
+        # The output head, the last layer, shares the numbers of the input embedding.
+        shared = next(shape for shape in layers if shape.kind is LayerKind.embedding)
+        total -= shared.parameters
+        layers = (*layers[:-1], replace(layers[-1], tied_to=shared.name))
     others = tuple(part for part in parts if isinstance(part, OtherModule))
     return Architecture(model_type, layers, others, total, dict(numbers))
 
