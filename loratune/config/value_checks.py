@@ -117,7 +117,7 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
         yield ConfigError("no length is set", where="trainer", fix=fix)
     if trains and trainer.eval_every and not has_eval:
         cause = "trainer.eval_every is set but there is nothing to evaluate on"
-        fix = "set data.eval_path or data.eval_fraction"
+        fix = "set data.eval_path or data.eval_fraction, or trainer.eval_every=0"
         yield ConfigError(cause, where="trainer.eval_every", fix=fix)
     if trainer.early_stop_patience and not trainer.eval_every:
         key = "trainer.early_stop_patience"

@@ -63,6 +63,11 @@ class MergePlan:
             self._add_biases(offline)
         self._check_overlap()
 
+    @property
+    def notices(self) -> list[str]:
+        """What the adapters' files name that has no effect on this base."""
+        return [line for one in self.offline for line in one.wrapped.match.notices]
+
     def _sources(self) -> dict[str, TensorEntry]:
         """The base's tensors, and one more for each parameter that must have its own."""
         sources = dict(self.entries)

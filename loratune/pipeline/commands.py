@@ -239,8 +239,8 @@ def _load_adapted(
     own, note = own_tokenizer(adapter, base.vocab_size, resized=base.vocab_size != rows)
     if own is not None:
         base.tokenizer = replaced_tokenizer(base.folder, own)
-    if note:
-        say(f"note: {note}")
+    for line in (*wrapped.match.notices, *([note] if note else [])):
+        say(f"note: {line}")
     return adapter, base, wrapped
 
 

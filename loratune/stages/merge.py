@@ -119,7 +119,7 @@ def merge(
             delta_kept=_overall_kept(written.proofs),
             seconds=time.perf_counter() - started,
             drift=drift,
-            notes=[note] if note else [],
+            notes=[*plan.notices, *([note] if note else [])],
             versions=package_versions(),
             files=describe_files(target.iterdir(), written.file_hashes),
         )

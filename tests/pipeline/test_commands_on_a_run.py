@@ -149,3 +149,20 @@ def test_a_page_is_not_written_over_a_record_or_among_a_models_files(
         before = sorted(run.rglob("*"))
         assert words in cli.refuses("report", str(run), f"out={run / name}")
         assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate", "merge"])
+def test_every_command_says_what_of_an_adapters_file_has_no_effect(
+    cli: CommandLine, run: Path, command: str
+) -> None:
+    adapter = run / "adapter"
+    (adapter / "loratune.json").unlink()  # as PEFT leaves it
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rank_pattern": {"^v_proj": 7}}))
+    words = {
+        "evaluate": ["data.eval_path=builtin:test", "data.eval_limit=2", *QUICK],
+        "generate": ["prompt=hi", "max_new_tokens=1"],
+        "merge": ["out=merged"],
+    }[command]
+    done = cli.succeeds(command, f"adapter_path={adapter}", "model.path=builtin:demo-opt", *words)
+    assert "rank_pattern '^v_proj' of the adapter's file fits none" in done.out + done.err
