@@ -35,8 +35,8 @@ INTRO = """\
 # Base models
 
 Every type of causal language model that transformers has, tried as a tiny random model by
-`make test-bases`, which also wrote this page: three steps of LoRA on `all_linear`, `loratune merge`,
-`loratune verify`, and the numbers compared.
+`make test-bases`, which also wrote this page: three steps of LoRA on `all_linear`,
+`loratune merge`, `loratune verify`, and the numbers compared.
 """
 COLUMNS_EXPLAINED = """\
 - **merge**: *proved* says that the merged folder, loaded by transformers alone, has the logits of
