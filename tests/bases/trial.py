@@ -6,6 +6,7 @@ The children are forked from a server that has imported everything and computed 
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -13,9 +14,11 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -115,12 +118,14 @@ def try_base(name: str, folder: Path, seconds: float = SECONDS) -> dict[str, str
     return record
 
 
+@functools.cache
 def _server() -> Any:
+    """Where children come from; it reads the environment at its start and never again."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bases.trial", "bases.imports"])
-    # The server reads it when it starts; it has no other way to the tests.
-    paths = [str(_TESTS), str(_TESTS.parent), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(_TESTS), prepend=os.pathsep)
+        forkserver.ensure_running()
     return context
 
 
