@@ -34,14 +34,24 @@ def all_types() -> list[str]:
 
 def write_base(name: str, folder: Path) -> None:
     """Write a model of type ``name``: config, weights, the embedded demo's tokenizer."""
-    from transformers import AutoModelForCausalLM
-
-    config = tiny_config(name)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).float()
-    model.save_pretrained(folder)
+    _model(tiny_config(name)).float().save_pretrained(folder)
     for file in TOKENIZER.glob("tokenizer*"):
         shutil.copy(file, folder)
+
+
+def _model(config: Any) -> Any:
+    """The causal language model of a config; all of the model if it would not load by itself."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return model
+    return AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
 
 
 def tiny_config(name: str) -> Any:
