@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,15 +53,17 @@ COLUMNS_EXPLAINED = """\
 """
 
 
-def page(records: Sequence[dict[str, str]]) -> str:
-    """The page of these records."""
+def page(records: Sequence[dict[str, str]], versions: Mapping[str, str]) -> str:
+    """The page of these records, and of the versions that they were made with."""
     by_verdict = {name: [r for r in records if r["verdict"] == name] for name in VERDICTS}
     counts = [
         f"- {len(of_one)} {said}" for (_, said), of_one in zip(
             VERDICTS.items(), by_verdict.values(), strict=True
         )
     ]  # fmt: skip
-    parts = [INTRO, f"Of {len(records)} types:\n\n" + "\n".join(counts) + "\n"]
+    made_with = ", ".join(f"{name} {number}" for name, number in versions.items())
+    listed = "\n".join(counts)
+    parts = [INTRO, f"Of {len(records)} types ({made_with}, CPU, fp32):\n\n{listed}\n"]
     for name, title in (
         ("fails", "Fail"),
         ("refused", "Refused before the first step"),
@@ -101,8 +103,8 @@ def _cell(text: str) -> str:
 
 def main() -> None:
     """Write the page."""
-    records = json.loads(RESULTS.read_text(encoding="utf-8"))
-    PAGE.write_text(page(records), encoding="utf-8")
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    PAGE.write_text(page(results["records"], results["versions"]), encoding="utf-8")
 
 
 if __name__ == "__main__":

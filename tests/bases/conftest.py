@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the records, those of types that were not tried again among them."""
+    """Write the records, those of types that these versions did not try again among them."""
     if not _RECORDS or hasattr(session.config, "workerinput"):
         return
-    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    versions = {name: version(name) for name in ("transformers", "peft", "torch")}
+    last = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    before = last["records"] if last.get("versions") == versions else []
     records = {record["type"]: record for record in before} | _RECORDS
     lines = [json.dumps(records[name], ensure_ascii=False) for name in sorted(records)]
-    RESULTS.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    head = f'{{"versions": {json.dumps(versions)},\n"records": [\n'
+    RESULTS.write_text(head + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
