@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test test-faults test-slow test-gpu check format bench clean
+.PHONY: help setup demo compare test test-faults test-slow test-bases test-gpu check format bench clean
 
 help: ## list the chores
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -24,13 +24,17 @@ compare: setup ## compare the four variants on the demo (under ten minutes)
 	$(BIN)/loratune compare recipe=demo
 
 test: setup ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not bases" -n logical --maxprocesses 4 --dist loadfile
 
 test-faults: setup ## run the fault suites alone: kills, full disks, drift, hostile input
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" tests/faults tests/faults_security
 
 test-slow: setup ## run the tests that take minutes, among them 200 random kills
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+test-bases: setup ## try all base model types, write docs/bases.md (under ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m bases tests/bases -n 2; status=$$?; \
+	$(BIN)/python scripts/bases_page.py && exit $$status
 
 test-gpu: setup ## run the tests that need a CUDA device (five minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m gpu tests/gpu -n 4

@@ -143,12 +143,14 @@ def _holders(blocks: Mapping[tuple[str, int], Sequence[_Layer]]) -> set[str]:
     for stack, layers in blocks.items():
         for layer in layers:
             held[stack, layer.owner] |= layer.roles()
-    full = {
+    owners = {
         owner
         for (stack, owner), roles in held.items()
         if {"query", "value"} <= roles and not _attends_elsewhere(stack[0], owner)
     }
-    return {path for path in full if not any(_is_within(path, other) for other in full - {path})}
+    return {
+        path for path in owners if not any(_is_within(path, other) for other in owners - {path})
+    }
 
 
 def _attends_elsewhere(stack: str, owner: str) -> bool:

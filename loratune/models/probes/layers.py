@@ -81,7 +81,7 @@ class _Seen:
         self._device = next(model.parameters()).device
         self._otherwise: set[str] = set()
         self._strengths = {
-            name: torch.full((), _STRENGTH, device=self._device, requires_grad=True)
+            name: torch.tensor(_STRENGTH, device=self._device, requires_grad=True)
             for name in layers
         }
 

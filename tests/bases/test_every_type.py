@@ -1,0 +1,18 @@
+"""Every causal-LM type of transformers works, or is refused before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from bases.tiny_base import all_types
+
+
+@pytest.mark.bases
+@pytest.mark.parametrize("name", all_types())
+def test_a_type_works_or_is_refused_in_words(
+    name: str, trial: Callable[[str], dict[str, str]]
+) -> None:
+    record = trial(name)
+    assert record["verdict"] != "fails", record["reason"]
