@@ -21,7 +21,11 @@ from loratune.models.weights import TensorEntry, tensor_entries
 from loratune.surgery import WrappedModel, disabled, unwrap_model
 
 AUTO_LIMIT_BYTES = 6 << 30
-FP32_TOLERANCE = 1e-5
+FP32_TOLERANCE = 3e-5
+"""Of the largest logit, between two passes in fp32 that round differently.
+
+A recurrent model (qwen3_5) was seen 1e-5 away from its own logits in float64, merged or not.
+"""
 
 
 @dataclass(frozen=True)
