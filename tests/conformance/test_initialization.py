@@ -177,5 +177,5 @@ def test_more_orthonormal_rows_than_the_input_has_directions_are_refused() -> No
 
 
 def test_an_unknown_start_is_refused_with_the_choices() -> None:
-    with pytest.raises(ConfigError, match="pissa"):
-        our_model(tiny_opt(), "lora", ["q_proj"], rank=4, init="pissa")
+    with pytest.raises(ConfigError, match="eva"):
+        our_model(tiny_opt(), "lora", ["q_proj"], rank=4, init="eva")

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from support.command_line import Case, CommandLine, Outcome
 
+from loratune.adapters.registry import config_class
+
 LENGTHS = (3, 5, 9, 4, 7, 6)
 """Words in the rows' answers: rows of unlike length."""
 
@@ -56,6 +58,9 @@ class Bench:
             "evaluate.generate": "false",
             "out": str(out),
         }
+        chosen = {key: value for key, _, value in (word.partition("=") for word in more)}
+        variant = chosen.get("adapter", "lora")
+        given |= {f"adapter.{name}" for name in config_class(variant).without_effect}
         return [
             "train",
             *(f"{key}={value}" for key, value in defaults.items() if key not in given),

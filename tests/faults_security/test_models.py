@@ -33,7 +33,7 @@ WEIGHTS = "model.safetensors"
         pytest.param(["model.device=mps"], 2, ["mps"], id="mps"),
         pytest.param(["model.attention=owner/kernel"], 2, ["model.attention"], id="kernel"),
         pytest.param(["adapter.rnak=8"], 2, ["adapter.rnak", "rank"], id="unknown-key"),
-        pytest.param(["adapter=dora"], 2, ["dora", "lora"], id="unknown-variant"),
+        pytest.param(["adapter=adalora"], 2, ["adalora", "lora"], id="unknown-variant"),
         pytest.param(["model.path=nowhere/at/all"], 4, ["nowhere"], id="missing-folder"),
     ],
 )

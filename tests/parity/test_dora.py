@@ -13,7 +13,6 @@ from support.peft_oracle import (
     peft_parameters,
 )
 from support.tiny_models import EMBEDDING, FAMILIES, UNEQUAL
-from support.tolerance import T0
 
 from parity.side_by_side import both_models, train_both
 
@@ -33,7 +32,6 @@ def adamw(model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(peft_parameters(model).values(), lr=1e-2, weight_decay=0.01)
 
 
-@pytest.mark.case(71, T0)
 @families
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_loss_gradients_and_weights_equal_pefts_through_twenty_steps(
