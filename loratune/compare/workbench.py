@@ -118,7 +118,7 @@ class Workbench:
     def steps(self) -> int:
         """Optimizer steps of a whole training."""
         trainer = self._trainer(self.config.trainer.seed)
-        return self._training_set(self.rows.train, trainer).plan.total_steps
+        return self._training_set(self.rows.train, trainer, self.config.adapter).plan.total_steps
 
     # -- what is measured ------------------------------------------------------------------
 
@@ -212,8 +212,12 @@ class Workbench:
         warmup = min(warmup_steps(steps, trainer), steps // 4)
         return replace(trainer, steps=steps, epochs=None, warmup_steps=warmup, warmup_ratio=0.0)
 
-    def _training_set(self, rows: Sequence[EncodedRow], trainer: TrainerConfig) -> TrainingSet:
-        return TrainingSet.from_config(rows, self.arrangement, self.config.data, trainer)
+    def _training_set(
+        self, rows: Sequence[EncodedRow], trainer: TrainerConfig, adapter: AdapterConfig
+    ) -> TrainingSet:
+        """Rows as a setting trains on them, whose dropout need not be the recipe's."""
+        arrangement = self.arrangement.under_dropout(adapter.dropout)
+        return TrainingSet.from_config(rows, arrangement, self.config.data, trainer)
 
     def _fit(
         self,
@@ -222,7 +226,8 @@ class Workbench:
         trainer: TrainerConfig,
         dev_loss: Callable[[], float] | None = None,
     ) -> Fit:
-        return fit(wrapped, head, self._training_set(self.rows.train, trainer), trainer, dev_loss)
+        rows = self._training_set(self.rows.train, trainer, wrapped.config)
+        return fit(wrapped, head, rows, trainer, dev_loss)
 
     def _dev_loss(self, head: LanguageModelHead) -> float:
         batch_size = self.config.evaluate.batch_size
@@ -253,7 +258,7 @@ class Workbench:
         """Of a step on the longest rows; it comes last, since it moves the adapter once more."""
         trainer = self.config.trainer
         longest = sorted(self.rows.train, key=len)[-trainer.batch_size :]
-        rows = self._training_set(longest, trainer)
+        rows = self._training_set(longest, trainer, wrapped.config)
         batch = rows.batch(range(len(longest))).to(self.base.device)
         wrapped.model.train()
         return peak_bytes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from torch import nn
@@ -39,6 +39,10 @@ class Arrangement:
     packed: int = 0
     share: str = "never"
     first_position: int = 0
+
+    def under_dropout(self, dropout: float) -> Arrangement:
+        """The same, without sharing by itself where an adapter's masks would be shared too."""
+        return replace(self, share="never") if dropout and self.share == "auto" else self
 
     def batch(
         self,

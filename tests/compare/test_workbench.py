@@ -16,6 +16,7 @@ from loratune.compare.search import Point
 from loratune.compare.workbench import Workbench
 from loratune.config.recipes.variant_settings import variant_settings
 from loratune.config.schema import RunConfig, TargetsConfig
+from loratune.data.arrangement import Arrangement
 from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.stages.evaluate import evaluation_loss
@@ -166,3 +167,20 @@ def test_peak_memory_is_what_the_tensors_of_a_step_take() -> None:
 
     weight = 4 * 512 * 512
     assert peak_bytes(model, optimizer, step) == pytest.approx(4 * weight, rel=0.01)
+
+
+def test_a_setting_with_dropout_shares_no_masks(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench.arrangement.share == "auto"
+    shares = []
+    build = TrainingSet.from_config
+
+    def watched(rows: object, arrangement: Arrangement, *others: object) -> TrainingSet:
+        shares.append(arrangement.share)
+        return build(rows, arrangement, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TrainingSet, "from_config", watched)
+    bench.trial(small("lora"), Point(4e-3), 2)
+    bench.trial(replace(small("lora"), dropout=0.1), Point(4e-3), 2)
+    assert shares == ["auto", "never"]
