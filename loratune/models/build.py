@@ -26,14 +26,15 @@ def read_transformers_config(source: Path | str, revision: str | None = None) ->
         revision: of the hub's model.
 
     Raises:
-        ModelError: an architecture it does not know, or a value of the wrong type.
+        ModelError: an architecture it does not know, one that is no causal language model, or a
+            value of the wrong type.
     """
     from transformers import AutoConfig
 
     _quiet()
     is_local = isinstance(source, Path)
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             str(source), revision=revision, local_files_only=is_local, trust_remote_code=False
         )
     except Exception as error:  # each architecture validates in its own way
@@ -41,6 +42,27 @@ def read_transformers_config(source: Path | str, revision: str | None = None) ->
         fix = "restore the file that belongs to the weights" if is_local else "check model.path"
         cause = f"unusable config.json: {first_line(error)}"
         raise ModelError(cause, where=where, fix=fix) from error
+    _require_causal_class(config, str(source))
+    return config
+
+
+def _require_causal_class(config: Any, where: str) -> None:
+    """Check that transformers loads such a checkpoint as a causal language model.
+
+    Raises:
+        ModelError: if it does not: an encoder, or a model that reads images or sound too.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return
+    mixed = "; they read more than text" if config.get_text_config() is not config else ""
+    raise ModelError(
+        f"transformers has no causal language model for checkpoints of type '{config.model_type}'"
+        f"{mixed}",
+        where=where,
+        fix="choose a checkpoint that AutoModelForCausalLM loads, one of text alone",
+    )
 
 
 def _quiet() -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from loratune.errors import LoratuneError, ModelError
+from loratune.models.build import read_transformers_config
 from loratune.models.fingerprint import base_fingerprint
 from loratune.models.source import read_model_config
 from loratune.models.weights import is_finite, read_header
@@ -77,3 +78,17 @@ def test_a_folder_with_base_and_adapter_asks_which_is_meant(tmp_path: Path) -> N
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="a base model and an adapter"):
         read_model_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mixed"), [("qwen2_5_vl", True), ("internvl", True), ("t5", False)]
+)
+def test_a_checkpoint_of_another_kind_is_named_for_what_it_is(
+    tmp_path: Path, kind: str, mixed: bool
+) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"checkpoints of type '{kind}'") as caught:
+        read_transformers_config(tmp_path)
+    assert ("they read more than text" in caught.value.cause) == mixed
