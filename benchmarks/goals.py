@@ -83,14 +83,21 @@ def saved_numbers(variant: str, name: str) -> Callable[[Results], float]:
     return value
 
 
-def rate_against(own: str, other: str) -> Callable[[Results], float]:
-    """Rows per second of one contender relative to another's, both in the fp32 group."""
+def rate_against(
+    own: str, other: str, benchmark: str = "e2e", group: str = "fp32"
+) -> Callable[[Results], float]:
+    """Rows per second of one contender relative to another's, both in one group."""
 
     def value(results: Results) -> float:
-        rows = results["e2e"]["groups"]["fp32"]
+        rows = results[benchmark]["groups"][group]
         return float(named(rows, own)["rows_per_second"] / named(rows, other)["rows_per_second"])
 
     return value
+
+
+def real_rate(other: str, group: str) -> Callable[[Results], float]:
+    """The same of the real model, with sharing."""
+    return rate_against("loratune", other, "real", group)
 
 
 def merge_ratio(targets: str) -> Callable[[Results], float]:
@@ -147,6 +154,22 @@ GOALS = [
     Goal(
         "rows/s in bf16 against TRL + PEFT as shipped in fp32",
         5.0, False, "×", rate_against("loratune, bf16", SHIPPED),
+    ),
+    Goal(
+        "SmolLM2, Banking77: rows/s against TRL + PEFT as shipped, fp32",
+        7.0, False, "×", real_rate("TRL + PEFT, as shipped", "banking77_fp32"),
+    ),
+    Goal(
+        "SmolLM2, Banking77: rows/s against TRL + PEFT at its best, fp32",
+        4.0, False, "×", real_rate("TRL + PEFT, rows in our order", "banking77_fp32"),
+    ),
+    Goal(
+        "SmolLM2, E2E NLG: rows/s against TRL + PEFT as shipped, fp32",
+        3.0, False, "×", real_rate("TRL + PEFT, as shipped", "e2e_fp32"),
+    ),
+    Goal(
+        "SmolLM2, E2E NLG: rows/s against TRL + PEFT at its best, fp32",
+        2.5, False, "×", real_rate("TRL + PEFT, rows in our order", "e2e_fp32"),
     ),
     Goal("merge of q and v, time / copy", 1.5, True, "", merge_ratio("q and v")),
     Goal("merge of all layers, time / copy", 1.5, True, "", merge_ratio("all linear layers")),
