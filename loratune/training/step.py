@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,28 +76,16 @@ def train_step(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
-    counts = [
-        float(sum(batch.supervised for batch in micro_batches)),
-        float(sum(batch.tokens for batch in micro_batches)),
-        float(sum(batch.computed for batch in micro_batches)),
-        *(float(sum(b.source_tokens[n] for b in micro_batches)) for n in range(len(sources))),
-    ]
+    counts = _counts(micro_batches, len(sources))
     supervised, tokens, padded, *source_tokens = processes.total(counts, device)
-    # The loss, then that of every source: read together, so that sources cost no second wait.
-    sums = torch.zeros(1 + len(sources), dtype=torch.float64, device=device)
     optimizer.zero_grad(set_to_none=True)
     # ---- forward and backward, one micro-batch at a time ----
+    # The loss, then that of every source: read together, so that sources cost no second wait.
+    sums = torch.zeros(1 + len(sources), dtype=torch.float64, device=device)
+    kernels = partial(repeatable_kernels, device) if deterministic else nullcontext
     for batch in micro_batches:
         if batch.supervised:
-            loss = batch_loss(head, batch)
-            summed: Any = loss.total
-            if loss.routers is not None:  # a mean already: weighted by the batch's share of tokens
-                summed = summed + loss.routers * batch.supervised
-            with repeatable_kernels(device) if deterministic else nullcontext():
-                (summed / supervised).backward()
-            sums[0] += loss.total.detach()
-            if sources:
-                sums[1:] += source_sums(loss, batch)
+            sums += _backward(head, batch, supervised, kernels)
     # ---- sum over processes, look, clip, apply ----
     processes.sum_gradients(parameters)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -120,6 +109,33 @@ def train_step(
         int(padded),
         source_losses={name: part / count for name, part, count in parts if count},
     )
+
+
+def _counts(micro_batches: Sequence[Batch], sources: int) -> list[float]:
+    """Supervised tokens, tokens of rows, tokens computed, and supervised ones of each source."""
+    return [
+        float(sum(batch.supervised for batch in micro_batches)),
+        float(sum(batch.tokens for batch in micro_batches)),
+        float(sum(batch.computed for batch in micro_batches)),
+        *(float(sum(batch.source_tokens[n] for batch in micro_batches)) for n in range(sources)),
+    ]
+
+
+def _backward(
+    head: LanguageModelHead,
+    batch: Batch,
+    supervised: float,
+    kernels: Callable[[], AbstractContextManager[None]],
+) -> Tensor:
+    """Add a micro-batch's gradients; returns its summed loss, then each source's part of it."""
+    loss = batch_loss(head, batch)
+    summed: Any = loss.total
+    if loss.routers is not None:  # a mean already: weighted by the batch's share of tokens
+        summed = summed + loss.routers * batch.supervised
+    with kernels():
+        (summed / supervised).backward()
+    total = loss.total.detach().double()[None]
+    return total if batch.sources is None else torch.cat([total, source_sums(loss, batch)])
 
 
 def _divergence(model: nn.Module, loss: float, where: str) -> TrainingError:
