@@ -87,34 +87,37 @@ class Audit:
             for found in self.of(Severity.error)
         )
 
+    def with_further(self, findings: Iterable[Finding]) -> Audit:
+        """The same and what was found elsewhere."""
+        return replace(self, findings=_gravest_first([*findings, *self.findings]))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
         return asdict(self)
 
 
-def audit(
-    data: PreparedData, tokenizer: Tokenizer, config: DataConfig, further: Iterable[Finding] = ()
-) -> Audit:
+def audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> Audit:
     """Look for rows that teach nothing, twice, too much, or the wrong beginning and end.
 
     Args:
         data: the prepared rows; a side may be empty.
         tokenizer: the base model's.
         config: how the rows were prepared.
-        further: what was found elsewhere.
     """
     rows = RowTokenizer(tokenizer)
     found = [
-        *further,
         *(finding for part in _parts(data) for finding in _of_part(part, rows, config)),
         *_cut("evaluation", _sourceless(data), config.max_length),
         *_repeated(data.train),
         *_shared(data),
     ]
-    order = list(Severity)
-    found.sort(key=lambda finding: order.index(finding.severity))
     longest = sorted(data.train, key=len, reverse=True)[:LONGEST_SHOWN]
-    return Audit(tuple(found), tuple((row.source, len(row)) for row in longest))
+    return Audit(_gravest_first(found), tuple((row.source, len(row)) for row in longest))
+
+
+def _gravest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    order = list(Severity)
+    return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,9 @@ class BatchPlan:
         for start in range(0, len(order), size):
             like = self._like_lengths(order[start : start + size])
             order[start : start + size] = array("q", like)
-        return _Epoch(order, self.rows_per_step, shuffled(self.steps_per_epoch, self.seed, epoch, 1))
+        return _Epoch(
+            order, self.rows_per_step, shuffled(self.steps_per_epoch, self.seed, epoch, 1)
+        )
 
     def _like_lengths(self, order: Sequence[int]) -> Iterable[int]:
         """The rows of some steps by length; of a mixture, every step keeps the sources' shares."""

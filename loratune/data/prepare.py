@@ -63,7 +63,7 @@ class PreparedData:
         weights: mixtures only: name to weight of every source.
     """
 
-    train: list[EncodedRow]
+    train: Sequence[EncodedRow]
     eval: list[EncodedRow]
     prompts: list[GenerationPrompt]
     prompt_format: PromptFormat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -71,6 +71,13 @@ class SplitReport:
             masked_by=masked.unsupervised if masked else (),
         )
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> SplitReport | None:
+        """The report whose fields these are."""
+        return (
+            None if values is None else cls(**{**values, "masked_by": tuple(values["masked_by"])})
+        )
+
 
 @dataclass(frozen=True)
 class SourceReport:
@@ -108,6 +115,13 @@ class SourceReport:
         """As JSON-able values."""
         return {**asdict(self), "share": self.share, "passes": self.passes}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SourceReport:
+        """The report that ``to_dict`` wrote."""
+        own = {key: value for key, value in values.items() if key not in ("share", "passes")}
+        sides = {side: SplitReport.from_dict(values[side]) for side in ("train", "eval")}
+        return cls(**{**own, **sides})
+
     @property
     def line(self) -> str:
         """For people."""
@@ -144,6 +158,18 @@ class DataReport:
         """As JSON-able values."""
         values = {**asdict(self), "warnings": list(self.warnings), "notes": list(self.notes)}
         return {**values, "sources": [source.to_dict() for source in self.sources]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataReport:
+        """The report that ``to_dict`` wrote."""
+        return cls(
+            SplitReport.from_dict(values["train"]),
+            SplitReport.from_dict(values["eval"]),
+            values["overlap"],
+            tuple(values["warnings"]),
+            tuple(values["notes"]),
+            tuple(SourceReport.from_dict(source) for source in values["sources"]),
+        )
 
     def lines(self) -> list[str]:
         """One line a side, a source and a note, for people; warnings are not among them."""

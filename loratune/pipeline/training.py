@@ -37,7 +37,7 @@ def train_adapter(
         LoratuneError: whatever stopped training; published checkpoints stay whole.
     """
     config = records.config
-    arrangement, notes = arrange(config, wrapped.model, data.pad_id, [*data.train, *data.eval])
+    arrangement, notes = arrange(config, wrapped.model, data.pad_id, data.train, data.eval)
     processes.say_once(*notes, *_router_notes(wrapped, head))
     rows = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
     warning = warmup_warning(rows.plan.total_steps, config.trainer)
