@@ -46,7 +46,7 @@ def render(template: str, results: Results) -> str:
 
 def common_names() -> set[str]:
     """Benchmarks that may not have run."""
-    return {"step", "e2e", "real", "scaling", "merge", "startup", "cuda"}
+    return {"step", "e2e", "real", "scaling", "merge", "startup", "long_list", "cuda"}
 
 
 def write_page() -> Path:
@@ -266,6 +266,23 @@ def starting(results: Results) -> str:
     """Start-up times."""
     rows = results["startup"]["rows"]
     return table(["", "seconds"], [[row["name"], spread(row["seconds"])] for row in rows])
+
+
+def long_list(results: Results) -> str:
+    """Starts with ever more rows."""
+    head = ["rows", "first start, s", "its peak, MB", "later start, s", "its peak, MB", "step, ms"]
+    rows = [
+        [
+            f"{row['rows']:,}",
+            f"{row['first']['first_step']:.1f}",
+            f"{row['first']['peak'] / 1e6:,.0f}",
+            f"{row['second']['first_step']:.1f}",
+            f"{row['second']['peak'] / 1e6:,.0f}",
+            f"{row['second']['step'] * 1e3:.1f}",
+        ]
+        for row in results["long_list"]["rows"]
+    ]
+    return table(head, rows)
 
 
 def cuda(results: Results) -> str:
