@@ -21,7 +21,20 @@ from benchmarks.memory import run_measured
 SCRIPT = "from loratune.cli import main; main()"
 STEPS = 200
 SIZES = {"full": (20_000, 200_000, 2_000_000), "micro": (200, 400)}
-WORDS = ("river town bridge market harbour school winter garden letter morning engine road").split()
+WORDS = [
+    "river",
+    "town",
+    "bridge",
+    "market",
+    "harbour",
+    "school",
+    "winter",
+    "garden",
+    "letter",
+    "morning",
+    "engine",
+    "road",
+]
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -40,9 +53,7 @@ def start(rows: Path, folder: Path, options: common.Options) -> dict[str, float]
     words = ["train", "recipe=smoke", "stages=[train]", f"trainer.steps={STEPS}", f"out={out}"]
     words += [f"data.path={rows}", f"data.cache={folder / 'cache'}", "data.max_length=160"]
     began = time.time()
-    run_measured(
-        [sys.executable, "-c", SCRIPT, *words], {"OMP_NUM_THREADS": str(options.threads)}
-    )
+    run_measured([sys.executable, "-c", SCRIPT, *words], {"OMP_NUM_THREADS": str(options.threads)})
     with (out / "timings.jsonl").open(encoding="utf-8") as lines:
         steps = [line for line in map(json.loads, lines) if "train/step_seconds" in line]
     seconds = sorted(line["train/step_seconds"] for line in steps)

@@ -20,7 +20,7 @@ from loratune.config.convert import to_plain
 from loratune.config.mixture import training_paths
 from loratune.config.schema import DataConfig
 from loratune.data.audit import Audit, Finding, Severity, audit
-from loratune.data.cached_rows import LENGTHS, ROWS, CachedRows, write_rows
+from loratune.data.cached_rows import LENGTHS, ROWS, CachedRows, RowStore
 from loratune.data.chat import chat_template_of
 from loratune.data.clock import now, reads_clock
 from loratune.data.prepare import GenerationPrompt, PreparedData, prepare_data
@@ -69,20 +69,27 @@ def prepare_and_audit(
         StorageError: if the folder cannot be written.
     """
     if config.cache is None:
-        data = prepare_data(config, tokenizer, vocab_size, seed, clock=clock)
-        return CheckedData(data, audit(data, tokenizer, config))
+        return _checked(config, tokenizer, vocab_size, seed, clock)
     clock = clock or now()
     folder = Path(config.cache) / _key(config, tokenizer, vocab_size, seed, clock)
-    kept = _read(folder)
-    if kept is not None:
-        return kept
-    data = prepare_data(config, tokenizer, vocab_size, seed, clock=clock)
-    made = CheckedData(data, audit(data, tokenizer, config))
-    if not processes.is_main():
-        return made
-    with suppress(BusyError):  # another run was faster
-        _write(folder, made)
-    return _read(folder) or made
+    kept = _read(folder) if processes.is_main() else None
+    if processes.is_main() and kept is None:
+        with suppress(BusyError):  # another run was faster
+            _write(folder, config, tokenizer, vocab_size, seed, clock)
+    processes.barrier()
+    return kept or _read(folder) or _checked(config, tokenizer, vocab_size, seed, clock)
+
+
+def _checked(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    seed: int,
+    clock: str | None,
+    store: RowStore | None = None,
+) -> CheckedData:
+    data = prepare_data(config, tokenizer, vocab_size, seed, clock=clock, store=store)
+    return CheckedData(data, audit(data, tokenizer, config))
 
 
 def _key(config: DataConfig, tokenizer: Tokenizer, vocab_size: int, seed: int, clock: str) -> str:
@@ -116,12 +123,23 @@ def _content(path: str) -> list[tuple[str, str]]:
 # -- one entry -----------------------------------------------------------------------------
 
 
-def _write(folder: Path, made: CheckedData) -> None:
-    data = made.data
+def _write(
+    folder: Path, config: DataConfig, tokenizer: Tokenizer, vocab_size: int, seed: int, clock: str
+) -> None:
     with files.published_folder(folder, replace=True) as target:
         for side in _SIDES:
             (target / side).mkdir()
-            write_rows(target / side, getattr(data, side))
+        store = RowStore(target / "train")
+        # Held-out rows and a source's shares are drawn from all rows.
+        at_once = config.sources is not None or (config.eval_path is None and config.eval_fraction)
+        made = _checked(config, tokenizer, vocab_size, seed, clock, None if at_once else store)
+        data = made.data
+        if at_once:
+            store.add(data.train)
+            store.finished()
+        held_out = RowStore(target / "eval")
+        held_out.add(data.eval)
+        held_out.finished()
         values = {
             "format": files.FORMAT,
             "prompts": [asdict(prompt) for prompt in data.prompts],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -71,22 +72,46 @@ def row_lengths(rows: Sequence[EncodedRow]) -> Sequence[int]:
     return rows.lengths if isinstance(rows, CachedRows) else [len(row) for row in rows]
 
 
-def write_rows(folder: Path, rows: Sequence[EncodedRow]) -> None:
-    """Write rows into an existing folder, in order.
+class RowStore:
+    """Writes rows into an existing folder, in order, a few in memory at a time."""
 
-    Raises:
-        OSError: if the disk refuses.
-    """
-    import numpy as np
-    import pyarrow as pa
+    def __init__(self, folder: Path) -> None:
+        import pyarrow as pa
 
-    schema = _schema()
-    with pa.OSFile(str(folder / ROWS), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for start in range(0, len(rows), BLOCK):
-            block = rows[start : start + BLOCK]
-            columns = {name: [getattr(row, name) for row in block] for name in schema.names}
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-    np.save(folder / LENGTHS, np.array(row_lengths(rows), dtype=np.int32), allow_pickle=False)
+        self._folder, self._schema = folder, _schema()
+        self._file = pa.OSFile(str(folder / ROWS), "wb")
+        self._writer = pa.ipc.new_file(self._file, self._schema)
+        self._waiting: list[EncodedRow] = []
+        self._lengths = array("i")
+
+    def add(self, rows: Sequence[EncodedRow]) -> None:
+        """Append rows.
+
+        Raises:
+            OSError: if the disk refuses.
+        """
+        self._waiting += rows
+        self._lengths.extend(map(len, rows))
+        while len(self._waiting) >= BLOCK:
+            self._write(self._waiting[:BLOCK])
+            del self._waiting[:BLOCK]
+
+    def finished(self) -> CachedRows:
+        """All of them, to be read."""
+        import numpy as np
+
+        if self._waiting:
+            self._write(self._waiting)
+        self._writer.close()
+        self._file.close()
+        np.save(self._folder / LENGTHS, np.array(self._lengths, dtype=np.int32), allow_pickle=False)
+        return CachedRows(self._folder)
+
+    def _write(self, rows: Sequence[EncodedRow]) -> None:
+        import pyarrow as pa
+
+        columns = {name: [getattr(row, name) for row in rows] for name in self._schema.names}
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
 
 
 def _schema() -> pa.Schema:

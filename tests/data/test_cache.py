@@ -12,7 +12,7 @@ import pytest
 from loratune.config.schema import DataConfig, SourceConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement
 from loratune.data.cache import CheckedData, prepare_and_audit
-from loratune.data.cached_rows import BLOCK, CachedRows, row_lengths, write_rows
+from loratune.data.cached_rows import BLOCK, CachedRows, RowStore, row_lengths
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.training_set import TrainingSet
 from loratune.errors import ConfigError
@@ -45,8 +45,10 @@ def drawn_row(number: int) -> EncodedRow:
 @pytest.mark.parametrize("count", [0, 1, BLOCK, BLOCK + 1, 3 * BLOCK - 1])
 def test_every_field_of_every_row_comes_back(tmp_path: Path, count: int) -> None:
     rows = [drawn_row(number) for number in range(count)]
-    write_rows(tmp_path, rows)
-    cached = CachedRows(tmp_path)
+    store = RowStore(tmp_path)
+    for start in range(0, count, 100):
+        store.add(rows[start : start + 100])
+    cached = store.finished()
     assert list(cached) == rows
     assert cached[:] == rows
     assert len(cached) == count
@@ -62,7 +64,8 @@ def test_every_field_of_every_row_comes_back(tmp_path: Path, count: int) -> None
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("loratune.data.prepare.STREAMED_ROWS", 70)
     for name, first in (("train", 0), ("more", 500), ("eval", 800)):
         lines = (
             json.dumps({"prompt": f"{name} {n}? ", "completion": f"It is {n * n}." * (n % 4)})
