@@ -6,96 +6,25 @@ to judge; a note is only worth knowing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from heapq import nlargest
-from typing import Any
 
 from loratune.config.schema import DataConfig, RowFormat, SpecialTokens
 from loratune.data.cached_rows import row_lengths
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.findings import Audit, Finding, Severity, gravest_first
 from loratune.data.not_supervised import all_masked, unmask
 from loratune.data.prepare import PreparedData
 from loratune.data.report import SplitReport
 from loratune.data.rows import left_out_words
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import SPACE_MARKS, RowTokenizer, Tokenizer
-from loratune.errors import DataError, raise_together
 
 LONGEST_SHOWN = 3
 SPELLINGS_SHOWN = 3
 SAMPLED = 500
 """Rows whose texts are looked at, where looking at every row would take long."""
-
-
-class Severity(StrEnum):
-    """How much a finding matters."""
-
-    error = "error"
-    warning = "warning"
-    note = "note"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found.
-
-    Attributes:
-        name: stable, for programs.
-        message: what was found, one sentence.
-        where: ``file:line`` of the first case, or a setting.
-        fix: what to do about it.
-        rows: how many rows are concerned.
-    """
-
-    severity: Severity
-    name: str
-    message: str
-    where: str = ""
-    fix: str = ""
-    rows: int = 0
-
-    @property
-    def line(self) -> str:
-        """On one line."""
-        return f"{self.severity}: " + "; ".join(filter(None, (self.message, self.where, self.fix)))
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Everything found.
-
-    Attributes:
-        findings: the gravest first.
-        longest: ``(file:line, tokens)`` of the longest training rows, as they are trained on.
-    """
-
-    findings: tuple[Finding, ...]
-    longest: tuple[tuple[str, int], ...]
-
-    def of(self, severity: Severity) -> list[Finding]:
-        """The findings of one severity."""
-        return [finding for finding in self.findings if finding.severity is severity]
-
-    def raise_errors(self) -> None:
-        """Stop if anything found is an error.
-
-        Raises:
-            DataError: each of them.
-        """
-        raise_together(
-            DataError(found.message, where=found.where, fix=found.fix)
-            for found in self.of(Severity.error)
-        )
-
-    def with_further(self, findings: Iterable[Finding]) -> Audit:
-        """The same and what was found elsewhere."""
-        return replace(self, findings=_gravest_first([*findings, *self.findings]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
-        return asdict(self)
 
 
 def audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> Audit:
@@ -116,12 +45,7 @@ def audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> Audit
     lengths = row_lengths(data.train)
     places = nlargest(LONGEST_SHOWN, range(len(lengths)), key=lengths.__getitem__)
     longest = (data.train[place] for place in places)
-    return Audit(_gravest_first(found), tuple((row.source, len(row)) for row in longest))
-
-
-def _gravest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    order = list(Severity)
-    return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
+    return Audit(gravest_first(found), tuple((row.source, len(row)) for row in longest))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loratune.data.audit import Finding, Severity
 from loratune.data.cached_rows import row_lengths
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.findings import Finding, Severity
 from loratune.data.rows import ERRORS_SHOWN, raise_first
 from loratune.errors import DataError
 from loratune.models.positions import learned_positions, positions

@@ -19,10 +19,11 @@ from loratune import files
 from loratune.config.convert import to_plain
 from loratune.config.mixture import training_paths
 from loratune.config.schema import DataConfig
-from loratune.data.audit import Audit, Finding, Severity, audit
+from loratune.data.audit import audit
 from loratune.data.cached_rows import LENGTHS, ROWS, CachedRows, RowStore
 from loratune.data.chat import chat_template_of
 from loratune.data.clock import now, reads_clock
+from loratune.data.findings import Audit, Finding, Severity
 from loratune.data.prepare import GenerationPrompt, PreparedData, prepare_data
 from loratune.data.report import DataReport
 from loratune.data.sources import find_files, is_hub_id

@@ -18,10 +18,10 @@ from rich.text import Text
 from loratune.config.schema import RunConfig
 from loratune.console import console, escaped, printable, say
 from loratune.data.arrangement import assumed_arrangement, sharing_line
-from loratune.data.audit import Audit, Finding, Severity
 from loratune.data.bounds import position_findings
 from loratune.data.cache import prepare_and_audit
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.findings import Audit, Finding, Severity
 from loratune.data.mixture import seen_line
 from loratune.data.not_supervised import unsupervised_turns
 from loratune.data.prepare import PreparedData

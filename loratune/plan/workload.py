@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from loratune.config.mixture import training_paths
 from loratune.config.schema import RowFormat, RunConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement, assumed_arrangement
-from loratune.data.audit import Audit
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.findings import Audit
 from loratune.data.prepare import PreparedData
 from loratune.data.report import DataReport
 from loratune.data.training_set import TrainingSet
