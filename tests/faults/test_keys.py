@@ -98,6 +98,7 @@ MUTATIONS: dict[str, Mutation] = {
     "data.group_by_length": m("data.group_by_length=false"),
     "data.group_by_prefix": m("data.group_by_prefix=true"),
     "data.packing": m("data.packing=true"),
+    "data.cache": m("data.cache={cache}", calls="loratune.data.cache.RowStore"),
     "trainer.steps": m("trainer.steps=5"),
     "trainer.epochs": m("trainer.epochs=2", within=("trainer.steps=null", "trainer.epochs=1")),
     "trainer.batch_size": m("trainer.batch_size=3"),
@@ -291,6 +292,7 @@ def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> 
         "adapter": bench.folder / "before" / "adapter",
         "chat": bench.folder / "chat",
         "talk": bench.folder / "talk.jsonl",
+        "cache": bench.folder / "cache",
     }
     shutil.copytree(bench.shared / "base", places["chat"])
     (places["chat"] / "chat_template.jinja").write_text(CHAT_TEMPLATE)
