@@ -169,7 +169,7 @@ def adapts_experts(variant: str) -> bool:
     return not config_class(variant)().check_layer(shape)
 
 
-@pytest.mark.parametrize("variant", filter(adapts_experts, variant_names()))
+@pytest.mark.parametrize("variant", [*filter(adapts_experts, variant_names())])
 def test_a_run_trains_merges_and_verifies_experts(
     cli: CommandLine, rows: Path, tmp_path: Path, variant: str
 ) -> None:
