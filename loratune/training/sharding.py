@@ -38,8 +38,12 @@ def shard_base(wrapped: WrappedModel) -> None:
 
 
 def _whole_parameters(wrapped: WrappedModel) -> set[nn.Parameter]:
-    """What trains, and what an adapter keeps frozen: it is stored with what trains."""
+    """What trains, what an adapter keeps frozen, and embeddings of which some rows train.
+
+    The second is stored with what trains; the last is read as a whole, with those rows in it.
+    """
     own = {tensor.data_ptr() for tensor in adapter_tensors(wrapped).values()}
+    own |= {p.data_ptr() for rows in wrapped.token_rows.values() for p in rows.parameters()}
     return {p for p in wrapped.model.parameters() if p.requires_grad or p.data_ptr() in own}
 
 

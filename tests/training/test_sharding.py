@@ -42,7 +42,7 @@ LIVES = {
     "readable kernel": ["adapter=dora", "adapter.kernel=reference", "targets=all_linear"],
     "recomputed": ["adapter=dora", "trainer.gradient_checkpointing=true"],
     "a start taken away": ["adapter=lora", "adapter.init=pissa"],
-    "tokens": ["model.add_tokens=[<think>]", "targets.tokens=[.]"],
+    "tokens": ['model.add_tokens=["<think>"]', 'targets.tokens=["."]'],
     "a module": ["targets.modules_to_save=[lm_head]"],
 }
 """Every variant, and what else trains."""
