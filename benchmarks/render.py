@@ -160,7 +160,10 @@ def saved(results: Results) -> str:
     names = list(dict.fromkeys(row["name"] for row in rows))
     by_key = {(row["name"], row["dtype"], row["dropout"]): row["bytes"] for row in rows}
     head = ["MiB beyond the floor", *(f"{dtype}, dropout {p:g}" for dtype, p in cases)]
-    lines = [[name, *(mib(by_key[name, *case]) for case in cases)] for name in names]
+    lines = [
+        [name, *(mib(by_key[name, *case]) if (name, *case) in by_key else "" for case in cases)]
+        for name in names
+    ]
     return table(head, lines)
 
 

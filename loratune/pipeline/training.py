@@ -46,7 +46,7 @@ def train_adapter(
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(wrapped.model)
     if config.launch.shard:
-        shard_base(wrapped.model)
+        shard_base(wrapped)
     step = checkpoint.step if checkpoint else 0
     trackers = open_trackers(config, records.run_dir, step) if processes.is_main() else []
     with compile_errors():
