@@ -374,6 +374,7 @@ PLACES: dict[str, Callable[[Results], str]] = {
     "merging": merging,
     "merge_size": merge_size,
     "starting": starting,
+    "long_list": long_list,
     "cuda": cuda,
     "rows_source": rows_source,
     "lora_ratio": ratio_of("short", "loratune LoRA"),
