@@ -46,6 +46,7 @@ def evaluate_adapter(
     base_named: bool,
     own_template: bool,
     out: Path | None,
+    golden: Path | None,
     as_json: bool,
 ) -> None:
     """Measure base and adapted model on the recipe's evaluation rows; print and write the scores.
@@ -56,6 +57,7 @@ def evaluate_adapter(
         base_named: whether ``model`` was chosen, by the user or by a run; see ``base_model``.
         own_template: whether ``data.template`` stands in place of the adapter's.
         out: a file for the scores.
+        golden: a file for golden prompts.
         as_json: whether the scores are printed as JSON.
 
     Raises:
@@ -63,8 +65,8 @@ def evaluate_adapter(
     """
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         adapter, base, wrapped = _load_adapted(config, folder, base_named)
-        if out is not None:
-            files.check_outside(out, base.folder, adapter.path)
+        for file in filter(None, (out, golden)):
+            files.check_outside(file, base.folder, adapter.path)
         data = prepare_data(
             evaluation_only(config.data),
             base.tokenizer,
@@ -80,9 +82,15 @@ def evaluate_adapter(
         for line in check_positions(wrapped.model, data.eval):
             say(line)
     head = LanguageModelHead(wrapped.model)
-    evaluate_and_show(wrapped, head, base.tokenizer, data, config, out, as_json=as_json)
+    evaluate_and_show(wrapped, head, base.tokenizer, data, config, out, golden, as_json=as_json)
     if out is not None and not as_json:
         say(f"scores: {out}")
+    if golden is not None and not golden.exists():
+        raise ConfigError(
+            "no prompt could be answered, so there are no golden prompts",
+            where=f"golden={golden}",
+            fix="use rows with prompts, and evaluate.generate=true",
+        )
 
 
 def merge_adapters(

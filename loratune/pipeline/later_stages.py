@@ -15,8 +15,10 @@ from loratune.data.prepare import PreparedData
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.report.scores import score_table
 from loratune.runs import processes
+from loratune.runs.golden import write_golden
 from loratune.stages.evaluate import Sample, evaluate
 from loratune.stages.export import export
+from loratune.stages.golden import golden_prompts
 from loratune.stages.merge import MergeReport, merge
 from loratune.surgery import WrappedModel
 from loratune.tables import Table, show
@@ -32,15 +34,17 @@ def evaluate_and_show(
     rows: PreparedData,
     config: RunConfig,
     out: Path | None,
+    golden: Path | None = None,
     *,
     as_json: bool = False,
 ) -> None:
     """Measure base and adapted model; write the scores to ``out``, and print them.
 
-    Where there are no evaluation rows, nothing is measured.
+    Where there are no evaluation rows, nothing is measured.  A few of the prompts that were
+    answered become the golden prompts in ``golden``.
 
     Raises:
-        StorageError: if ``out`` cannot be written.
+        StorageError: if a file cannot be written.
     """
     if not rows.eval:
         return
@@ -48,10 +52,16 @@ def evaluate_and_show(
     if not as_json:
         processes.say_once(*notes)
     result = evaluate(wrapped, head, tokenizer, rows, arrangement, config.evaluate)
+    kept = None
+    if golden is not None:
+        longest = config.evaluate.max_new_tokens
+        kept = golden_prompts(wrapped, tokenizer, rows, result.samples, longest)
     if not processes.is_main():
         return
     if out is not None:
         files.write_json(out, result.as_dict())
+    if golden is not None and kept is not None:
+        write_golden(golden, kept)
     if as_json:
         print(files.to_json(result.as_dict()), end="")
         return

@@ -68,7 +68,8 @@ def run(config: RunConfig) -> None:
 
         with stop_at_once(training.steps if training else 0, run_dir.path):
             if Stage.evaluate in config.stages:
-                evaluate_and_show(wrapped, head, base.tokenizer, final, config, run_dir.evaluation)
+                scores, golden = run_dir.evaluation, run_dir.golden
+                evaluate_and_show(wrapped, head, base.tokenizer, final, config, scores, golden)
             if not processes.is_main():
                 return  # what follows works on files
             adapter, own = read_adapter(run_dir.adapter), base.tokenizer_fingerprint

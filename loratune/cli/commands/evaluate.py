@@ -22,12 +22,15 @@ class Config(RunConfig):
     """What is printed: table or json."""
     out: str | None = None
     """A JSON file for the scores, or a folder for its evaluation.json; a run's own stays."""
+    golden: str | None = None
+    """A JSON file for golden prompts, which ``verify served=URL`` asks a server."""
 
 
 def run(config: Config, command_line: CommandLine) -> None:
     """Measure the adapter of ``run=DIR``, or of ``adapter_path=DIR`` on ``model.path=DIR``."""
     folder = adapter_folder(config.run, config.adapter_path)
     out, as_json = _scores_file(config.out), config.format is TableOrJson.json
+    golden = _golden_file(config.golden)
     config, keys = recorded_recipe(config, command_line, config.run), command_line.keys
     from loratune.pipeline import commands
 
@@ -37,6 +40,7 @@ def run(config: Config, command_line: CommandLine) -> None:
         base_named=names_base(keys, config.run),
         own_template="data.template" in keys,
         out=out,
+        golden=golden,
         as_json=as_json,
     )
 
@@ -52,3 +56,15 @@ def _scores_file(out: str | None) -> Path | None:
     path = Path(out) / "evaluation.json" if Path(out).is_dir() else Path(out)
     check_result_file(path)
     return path
+
+
+def _golden_file(golden: str | None) -> Path | None:
+    """The file that ``golden`` names.
+
+    Raises:
+        LoratuneError: if it is a file of a model, an adapter, a checkpoint or a finished run.
+    """
+    if golden is None:
+        return None
+    check_result_file(Path(golden))
+    return Path(golden)
