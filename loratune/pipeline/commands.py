@@ -64,7 +64,7 @@ def evaluate_adapter(
         LoratuneError: unusable data, base or adapter, or drift.
     """
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        adapter, base, wrapped = _load_adapted(config, folder, base_named)
+        adapter, base, wrapped = load_adapted(config, folder, base_named)
         for file in filter(None, (out, golden)):
             files.check_outside(file, base.folder, adapter.path)
         data = prepare_data(
@@ -72,7 +72,7 @@ def evaluate_adapter(
             base.tokenizer,
             base.vocab_size,
             config.trainer.seed,
-            prompt_format=None if own_template else _prompt_format(adapter),
+            prompt_format=None if own_template else prompt_format_of(adapter),
             source_formats=None if own_template else _source_formats(adapter),
         )
         if not data.eval:
@@ -176,9 +176,9 @@ def generate(
         LoratuneError: unusable rows, base or adapter, or drift.
     """
     with redirect_stdout(sys.stderr):  # answers alone go to standard output
-        adapter, base, wrapped = _load_adapted(config, folder, base_named)
+        adapter, base, wrapped = load_adapted(config, folder, base_named)
     tokenizer = RowTokenizer(base.tokenizer)
-    prompt_format = _prompt_format(adapter)
+    prompt_format = prompt_format_of(adapter)
     rows = (
         read_rows(str(prompts), key="prompts")
         if prompt is None
@@ -234,7 +234,7 @@ def _base_folder(adapter: AdapterFolder, config: RunConfig, base_named: bool) ->
     return folder
 
 
-def _load_adapted(
+def load_adapted(
     config: RunConfig, folder: Path, base_named: bool
 ) -> tuple[AdapterFolder, BaseModel, WrappedModel]:
     adapter = read_adapter(folder)
@@ -261,7 +261,7 @@ def _adapter_to_merge(folder: Path) -> AdapterFolder:
 # -- prompts -------------------------------------------------------------------------------
 
 
-def _prompt_format(adapter: AdapterFolder) -> PromptFormat | None:
+def prompt_format_of(adapter: AdapterFolder) -> PromptFormat | None:
     """How prompts were written in training, where the adapter says it."""
     recorded = adapter.facts.get("prompt_format")
     return PromptFormat.from_dict(recorded) if recorded else None
