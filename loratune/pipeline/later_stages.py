@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from loratune.console import say
 from loratune.data.arrangement import arrange
 from loratune.data.prepare import PreparedData
 from loratune.loss.causal_model import LanguageModelHead
+from loratune.report.card import CardSubject, adapter_card, merged_card, subject_of
 from loratune.report.scores import score_table
 from loratune.runs import processes
 from loratune.runs.golden import write_golden
@@ -89,6 +91,7 @@ def merge_and_show(
         config.merge,
         tokenizer=tokenizer,
         allow_drift=config.allow_drift,
+        card=lambda report: merged_card(card_subject(adapters[0]), _merge_lines(report)),
     )
     for line in _merge_lines(report):
         say(line)
@@ -103,12 +106,29 @@ def export_and_show(
     Raises:
         LoratuneError: what stands against it; nothing is published then.
     """
-    proof = export(adapter, base_folder, out, form, config.merge.verify)["proof"]
+
+    def card(
+        settings: Mapping[str, Any], tensors: Sequence[str], proof: Mapping[str, Any]
+    ) -> str:
+        subject = replace(card_subject(adapter), peft=settings)
+        return adapter_card(subject, tensors, [f"{form}: {_proved(proof)}"])
+
+    certificate = export(adapter, base_folder, out, form, config.merge.verify, card)
+    say(f"exported {form}: {out} ({_proved(certificate['proof'])})")
+
+
+def card_subject(adapter: AdapterFolder) -> CardSubject:
+    """What the card of an adapter, or of what is made of it, is about."""
+    return subject_of(adapter.path, adapter.facts, adapter.peft)
+
+
+def _proved(proof: Mapping[str, Any]) -> str:
+    """What an export proved, in words."""
     proved = f"ΔW differs from the original's by {proof['worst_relative_difference']:.1e} at most"
     logits = proof["logits"]
     if logits is not None:
         proved += f", logits by {logits['max_difference']:.1e} on {logits['tokens']} tokens"
-    say(f"exported {form}: {out} ({proved})")
+    return proved
 
 
 def _sample_table(samples: list[Sample]) -> Table:

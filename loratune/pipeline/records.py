@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from loratune import files
-from loratune.adapter_files.peft_format import read_back, shared_fingerprint, write_adapter
+from loratune.adapter_files.peft_format import (
+    read_adapter,
+    read_back,
+    shared_fingerprint,
+    write_adapter,
+)
 from loratune.config.convert import to_plain
 from loratune.config.mixture import SOURCES
 from loratune.config.schema import RunConfig
@@ -16,10 +22,12 @@ from loratune.counting.tables import variant_table
 from loratune.data.prepare import PreparedData
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.report.build import finished_report
+from loratune.report.card import CardSubject, adapter_card
+from loratune.report.records import RunRecords, read_run
 from loratune.runs import processes
 from loratune.runs.provenance import merged_before, package_versions, provenance
 from loratune.runs.records import link_latest, recipe_record, write_recipe, write_summary
-from loratune.runs.run_dir import RunDir
+from loratune.runs.run_dir import CARD, RunDir
 from loratune.stages.load import BaseModel
 from loratune.stages.train import TrainResult
 from loratune.surgery import WrappedModel
@@ -138,6 +146,8 @@ class Records:
                 tokenizer.save_pretrained(target)
             write_adapter(target, wrapped, facts, self.config.model.path)
             read_back(target, wrapped)
+            unmeasured = replace(read_run(self.run_dir.path), evaluation={})
+            files.write_text(target / CARD, _card(target, unmeasured))
         link_latest(self.run_dir, self.config.name)
         processes.say_once(f"adapter saved: {self.run_dir.adapter}")
 
@@ -149,6 +159,14 @@ class Records:
             "training": asdict(training) if training else None,
             "stages": [str(stage) for stage in self.config.stages],
         }
+        card = _card(self.run_dir.adapter, read_run(self.run_dir.path))
+        files.write_text(self.run_dir.adapter / CARD, card)
         write_summary(self.run_dir, record)
         processes.say_once(f"everything lies in {self.run_dir.path}")
         processes.say_once(f"report: {finished_report(self.run_dir.path)}")
+
+
+def _card(folder: Path, run: RunRecords) -> str:
+    """An adapter's card, with what its run has measured so far."""
+    adapter = read_adapter(folder)
+    return adapter_card(CardSubject(adapter.facts, adapter.peft, run), sorted(adapter.tensors))

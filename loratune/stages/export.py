@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from loratune.merging.folder import copy_side_files
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.runs.manifest import describe_files
 from loratune.runs.provenance import package_versions
-from loratune.runs.run_dir import CERTIFICATE
+from loratune.runs.run_dir import CARD, CERTIFICATE
+
+Card = Callable[[Mapping[str, Any], Sequence[str], Mapping[str, Any]], str]
 
 
 def export(
@@ -28,6 +30,7 @@ def export(
     out: Path,
     form: ExportFormat,
     verify: Verify = Verify.auto,
+    card: Card | None = None,
 ) -> dict[str, Any]:
     """Write an adapter in another form; whole or not at all.
 
@@ -37,6 +40,7 @@ def export(
         out: must not exist, or be empty.
         form: peft, portable, lora or compact (``merged`` is the merge stage's work).
         verify: weights proves ΔW alone; logits the whole model too; auto if the base fits.
+        card: writes the folder's README.md from its adapter_config.json, names of tensors and proof.
 
     Returns:
         The certificate that was written beside it.
@@ -54,6 +58,8 @@ def export(
         if own_tokenizer(adapter, offline.rows, resized=resized)[0] is not None:
             copy_side_files(adapter.path, target)
         proof = prove_export(offline, target, exact=form in EXACT, verify=verify)
+        if card is not None:
+            files.write_text(target / CARD, card(config, sorted(tensors), proof))
         certificate = _certificate(adapter, form, tensors, proof, target)
         files.write_sealed_json(target / CERTIFICATE, certificate)
     return certificate

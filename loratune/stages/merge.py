@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from loratune.models.fingerprint import tensors_fingerprint
 from loratune.runs.drift import check_binding
 from loratune.runs.manifest import describe_files
 from loratune.runs.provenance import package_versions
-from loratune.runs.run_dir import MERGE_REPORT
+from loratune.runs.run_dir import CARD, MERGE_REPORT
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def merge(
     *,
     tokenizer: str | None = None,
     allow_drift: Sequence[str] = (),
+    card: Callable[[MergeReport], str] | None = None,
 ) -> MergeReport:
     """Write ``out`` as a plain Hugging Face folder of base + adapters; whole or not at all.
 
@@ -85,6 +86,7 @@ def merge(
         config: output dtype and kind of proof.
         tokenizer: fingerprint of the base's tokenizer, compared with the recorded one.
         allow_drift: recorded facts (base, tokenizer) allowed to differ.
+        card: writes the folder's README.md from the certificate.
 
     Raises:
         MergeError: wrong base, an adapter without effect, or a proof that fails.
@@ -118,9 +120,12 @@ def merge(
             drift=drift,
             notes=[*plan.notices, *([note] if note else [])],
             versions=package_versions(),
-            files=describe_files(target.iterdir(), written.file_hashes),
         )
         _require_kept(report, config)
+        if card is not None:
+            files.write_text(target / CARD, card(report))
+        described = describe_files(target.iterdir(), written.file_hashes)
+        report = replace(report, files=described)
         files.write_sealed_json(target / MERGE_REPORT, {"format": 1, **asdict(report)})
     return report
 

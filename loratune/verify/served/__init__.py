@@ -13,8 +13,6 @@ from pathlib import Path
 from loratune.runs.golden import Golden, read_golden
 from loratune.verify.checks import Check, Verification
 from loratune.verify.served.answers import (
-    CHAT,
-    COMPLETIONS,
     ServedAnswer,
     ask_as_chat,
     ask_as_text,
@@ -25,6 +23,7 @@ from loratune.verify.served.judgement import Judgement, Served, judge
 
 __all__ = ["verify_served"]
 
+_RECORD = "golden.json"
 _SLACK = 1
 """Tokens by which counts of a prompt may differ: a start token more or less."""
 _FIXES = {
@@ -62,17 +61,17 @@ def verify_served(
 def _text_check(golden: Golden, texts: Sequence[ServedAnswer] | None) -> Check:
     what = f"{len(golden.prompts)} golden prompts as text"
     if texts is None:
-        return Check(COMPLETIONS, what, note="the server completes no text")
-    return _check(COMPLETIONS, what, judge(golden, texts))
+        return Check(_RECORD, what, note="the server completes no text")
+    return _check(what, judge(golden, texts))
 
 
-def _check(path: str, what: str, judgement: Judgement) -> Check:
+def _check(what: str, judgement: Judgement) -> Check:
     if judgement.served is Served.adapted:
-        return Check(path, f"{what} ({judgement.detail})")
+        return Check(_RECORD, f"{what} ({judgement.detail})")
     if judgement.served is Served.unclear:
-        return Check(path, what, note=f"cannot be told: {judgement.detail}")
+        return Check(_RECORD, what, note=f"cannot be told: {judgement.detail}")
     problem = f"the server serves {judgement.served} ({judgement.detail})"
-    return Check(path, what, problem, fix=_FIXES[judgement.served])
+    return Check(_RECORD, what, problem, fix=_FIXES[judgement.served])
 
 
 def _chat_check(
@@ -85,19 +84,19 @@ def _chat_check(
     what = f"{len(golden.prompts)} golden prompts as conversations"
     if not asks_chat:
         reason = "the prompts are not conversations" if not golden.chat else "their turns have more"
-        return Check(CHAT, what, note=f"{reason} than a server takes" if golden.chat else reason)
+        return Check(_RECORD, what, note=f"{reason} than a server takes" if golden.chat else reason)
     if chats is None:
-        return Check(CHAT, what, note="the server holds no conversations")
+        return Check(_RECORD, what, note="the server holds no conversations")
     judgement = judge(golden, chats)
     right_weights = texts is not None and judge(golden, texts).served is Served.adapted
     lengths = _other_lengths(golden, chats, texts)
     if right_weights and (lengths or judgement.served not in (Served.adapted, Served.unclear)):
         problem = f"the server writes conversations with another template ({lengths or judgement.detail})"
-        return Check(CHAT, what, problem, fix="give the server the chat template of training")
+        return Check(_RECORD, what, problem, fix="give the server the chat template of training")
     if texts is None and judgement.served is Served.other:
         problem = f"the server serves {Served.other}, or with another template ({judgement.detail})"
-        return Check(CHAT, what, problem, fix=_FIXES[Served.other])
-    return _check(CHAT, what, judgement)
+        return Check(_RECORD, what, problem, fix=_FIXES[Served.other])
+    return _check(what, judgement)
 
 
 def _other_lengths(

@@ -65,20 +65,19 @@ def _by_numbers(golden: Golden, answers: Sequence[ServedAnswer]) -> Judgement:
     measured = [_distances(p, a) for p, a in zip(golden.prompts, answers, strict=True) if a.first]
     away = [_mean(column) for column in zip(*measured, strict=True)]
     gaps = [_gap(golden, adapted, place) for place in range(len(away))]
-    shown = ", ".join(
-        f"{value:.2f} from {_name(strength)}"
-        for strength, value in zip(golden.strengths, away, strict=True)
-    )
-    detail = f"nats of first tokens: {shown}"
+    nearest = min(range(len(away)), key=away.__getitem__)
+    base = golden.strengths.index(BASE)
+    named = dict.fromkeys((adapted, base, nearest))
+    shown = ", ".join(f"{away[n]:.2f} from {_name(golden.strengths[n])}" for n in named)
+    detail = f"first tokens, in nats: {shown}"
     others = [gap for place, gap in enumerate(gaps) if place != adapted]
     if away[adapted] <= _NEAR * min(others):
         return Judgement(Served.adapted, detail)
-    nearest = min(range(len(away)), key=away.__getitem__)
     if nearest != adapted and gaps[nearest] >= _TELLING and away[nearest] <= _NEAR * away[adapted]:
         kind = Served.base if golden.strengths[nearest] == BASE else Served.scale
-        return Judgement(kind, f"{detail}; nearest to {_name(golden.strengths[nearest])}")
+        return Judgement(kind, detail)
     texts = _by_texts(golden, answers)
-    far = away[adapted] >= max(gaps[golden.strengths.index(BASE)], _TELLING)
+    far = away[adapted] >= max(gaps[base], _TELLING)
     if far and texts.served is not Served.adapted:
         return Judgement(Served.other, f"{detail}; {texts.detail}")
     if texts.served in (Served.adapted, Served.base):

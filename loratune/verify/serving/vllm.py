@@ -18,6 +18,8 @@ from loratune.verify.serving.rules import (
     merged,
 )
 
+RANK = "rank"
+"""Subject of the rule that an option of the server changes."""
 LARGEST_RANK = 16
 """``max_lora_rank`` unless the server is started with another."""
 _HEADS = ("classifier", "score")
@@ -44,6 +46,6 @@ RULES = (
     BIASES,
     Rule("modules trained in full", _saved_modules, merged),
     TRAINED_TOKENS,
-    Rule("rank", _rank, _larger_rank),
+    Rule(RANK, _rank, _larger_rank),
     PATTERNS,
 )
