@@ -21,7 +21,10 @@ _FURTHEST = 5.0
 _NEAR = 0.5
 """Share of the distance between two recorded models within which a server is one of them."""
 _TELLING = 0.3
-"""Nats: models nearer than this to each other are not told apart by rounded numbers."""
+"""Nats: models nearer than this to each other are not told apart by rounded numbers.
+
+Measured: a Q4_1 base of 135 million parameters lies 0.07 to 0.08 nats from the model in fp32.
+"""
 _ALIKE = 0.5
 """Share of an answer, from its beginning, that two texts of one model have in common."""
 
@@ -74,8 +77,9 @@ def _by_numbers(golden: Golden, answers: Sequence[ServedAnswer]) -> Judgement:
     if away[adapted] <= _NEAR * min(others):
         return Judgement(Served.adapted, detail)
     if nearest != adapted and gaps[nearest] >= _TELLING and away[nearest] <= _NEAR * away[adapted]:
-        kind = Served.base if golden.strengths[nearest] == BASE else Served.scale
-        return Judgement(kind, detail)
+        if nearest != base:
+            return Judgement(Served.scale, detail)
+        return Judgement(Served.base if away[base] <= _TELLING else Served.other, detail)
     texts = _by_texts(golden, answers)
     far = away[adapted] >= max(gaps[base], _TELLING)
     if far and texts.served is not Served.adapted:

@@ -1,16 +1,15 @@
-"""A small OpenAI-compatible server on a loopback port, in this process: a real model behind it."""
+"""A small HTTP server on a loopback port, in this process: what it answers is the test's."""
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = Callable[[str, dict[str, Any]], tuple[int, bytes]]
-"""Path and body to status and bytes."""
+Reply = Callable[[str, str, bytes], tuple[int, bytes]]
+"""Method, path and body to status and bytes."""
 
 
 @contextmanager
@@ -18,31 +17,27 @@ def serving(reply: Reply) -> Iterator[str]:
     """A server on a loopback port; its URL."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._send(*reply(self.path, {}))
+        protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:
-            length = int(self.headers["Content-Length"])
-            self._send(*reply(self.path, json.loads(self.rfile.read(length))))
-
-        def _send(self, status: int, content: bytes) -> None:
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, content = reply(self.command, self.path, body)
             self.send_response(status)
+            self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = _answer
 
         def log_message(self, *words: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
-
-
-def models(*names: str) -> bytes:
-    """What ``/v1/models`` answers."""
-    return json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode()
