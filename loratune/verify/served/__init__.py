@@ -24,6 +24,7 @@ from loratune.verify.served.judgement import Judgement, Served, judge
 __all__ = ["verify_served"]
 
 _RECORD = "golden.json"
+_CHAT = "{} golden prompts as conversations"
 _SLACK = 1
 """Tokens by which counts of a prompt may differ: a start token more or less."""
 _FIXES = {
@@ -52,9 +53,14 @@ def verify_served(
     model = served_model(client, chosen)
     prompts, longest = golden.prompts, golden.max_new_tokens
     texts = ask_as_text(client, model, prompts, longest)
+    as_text = _text_check(golden, texts)
     asks_chat = golden.chat and all(prompt.messages for prompt in prompts)
-    chats = ask_as_chat(client, model, prompts, longest) if asks_chat else None
-    checks = [_text_check(golden, texts), _chat_check(golden, chats, texts, asks_chat=asks_chat)]
+    if as_text.problem:  # of the wrong model, the template says nothing
+        as_chat = Check(_RECORD, _CHAT.format(len(prompts)), note="not asked of another model")
+    else:
+        chats = ask_as_chat(client, model, prompts, longest) if asks_chat else None
+        as_chat = _chat_check(golden, chats, texts, asks_chat=asks_chat)
+    checks = [as_text, as_chat]
     return Verification(f"served model '{model}' at {url}", golden_file.parent, checks)
 
 
@@ -81,20 +87,22 @@ def _chat_check(
     *,
     asks_chat: bool,
 ) -> Check:
-    what = f"{len(golden.prompts)} golden prompts as conversations"
+    what = _CHAT.format(len(golden.prompts))
     if not asks_chat:
-        reason = "the prompts are not conversations" if not golden.chat else "their turns have more"
-        return Check(_RECORD, what, note=f"{reason} than a server takes" if golden.chat else reason)
+        more = "their turns have more than role and content"
+        return Check(_RECORD, what, note=more if golden.chat else "they are not conversations")
     if chats is None:
         return Check(_RECORD, what, note="the server holds no conversations")
     judgement = judge(golden, chats)
     right_weights = texts is not None and judge(golden, texts).served is Served.adapted
     lengths = _other_lengths(golden, chats, texts)
     if right_weights and (lengths or judgement.served not in (Served.adapted, Served.unclear)):
-        problem = f"the server writes conversations with another template ({lengths or judgement.detail})"
+        shown = lengths or judgement.detail
+        problem = f"the server writes conversations with another template ({shown})"
         return Check(_RECORD, what, problem, fix="give the server the chat template of training")
-    if texts is None and judgement.served is Served.other:
-        problem = f"the server serves {Served.other}, or with another template ({judgement.detail})"
+    doubted = judgement.served in (Served.other, Served.unclear)
+    if texts is None and doubted and (lengths or judgement.served is Served.other):
+        problem = f"the server serves {Served.other}, or with another template ({lengths or judgement.detail})"
         return Check(_RECORD, what, problem, fix=_FIXES[Served.other])
     return _check(what, judgement)
 
@@ -104,11 +112,12 @@ def _other_lengths(
 ) -> str:
     """How many tokens conversations have there and in training, where that differs; else empty.
 
-    Believed only of a server that counts the same prompts as text right.
+    Not believed of a server that counts the same prompts as text otherwise.
     """
     own = [prompt.tokens for prompt in golden.prompts]
-    counted = [answer.tokens for answer in texts or ()]
-    if not counted or any(n is None or abs(n - o) > _SLACK for n, o in zip(counted, own)):
+    counted = own if texts is None else [answer.tokens for answer in texts]
+    pairs = zip(counted, own, strict=True)
+    if any(there is None or abs(there - here) > _SLACK for there, here in pairs):
         return ""
     for there, here in zip((answer.tokens for answer in chats), own, strict=True):
         if there is not None and abs(there - here) > _SLACK:

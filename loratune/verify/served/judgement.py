@@ -97,8 +97,11 @@ def _name(strength: float) -> str:
 
 def _distances(prompt: GoldenPrompt, answer: ServedAnswer) -> list[float]:
     """Mean difference of log-probabilities from each recorded strength."""
-    recorded, served = _stripped(prompt.first), _stripped({t: [v] for t, v in answer.first.items()})
-    common = [(recorded[text], value[0]) for text, value in served.items() if text in recorded]
+    stripped = _stripped(prompt.first)
+    found = {
+        text: prompt.first.get(text) or stripped.get(_without_spaces(text)) for text in answer.first
+    }
+    common = [(values, answer.first[text]) for text, values in found.items() if values]
     if not common:
         return [_FURTHEST] * len(next(iter(prompt.first.values())))
     columns = zip(*(values for values, _ in common), strict=True)
@@ -127,11 +130,18 @@ def _mean(values: Sequence[float]) -> float:
 
 def _stripped(first: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """By text without spaces, which servers write differently: the likelier of two alike."""
-    kept: dict[str, list[float]] = {}
-    for text, values in sorted(first.items(), key=lambda item: max(item[1])):
-        if "\ufffd" not in text:  # part of a character
-            kept[text.replace("\u2581", " ").replace("\u0120", " ").strip()] = values
-    return kept
+    ordered = sorted(first.items(), key=lambda item: max(item[1]))
+    return {_without_spaces(text): values for text, values in ordered if _PARTIAL not in text}
+
+
+def _without_spaces(text: str) -> str:
+    return text.translate(_SPACES).strip()
+
+
+_PARTIAL = "\ufffd"
+"""What part of a character is decoded to."""
+_SPACES = str.maketrans({"\u2581": " ", "\u0120": " "})
+"""What tokens are spelt with in place of a space."""
 
 
 # -- by texts ----------------------------------------------------------------------------------
