@@ -118,6 +118,8 @@ SAID_ELSEWHERE = {
         "__init__.py", "library.py", "doctor/training.py",  # the variant where none is asked for
         "config/schema.py", "adapter_files/forms.py", "cli/__init__.py",  # the format of exports
         "adapter_files/plain_lora.py",  # the variant of such an export
+        "verify/serving/llama_cpp.py",  # the format of exports
+        "verify/serving/vllm.py", "report/card.py",  # options of vLLM
         "config/convert.py", "config/recipes/defaults.py",  # examples in messages
     },
     "vera": {"cli/commands/recipes.py"},  # an example
@@ -127,6 +129,7 @@ SAID_ELSEWHERE = {
         "config/recipes/defaults.py", "counting/parameters.py", "data/spans.py", "files.py",
         "merging/plan.py", "models/probes/layers.py", "plan/workload.py", "surgery.py",
         "targets/errors.py", "targets/roles.py", "verify/merged.py",
+        "verify/serving/rules.py", "verify/serving/vllm.py",
     },
     "init": {"training/trackers.py"},  # wandb.init
     "lr_ratio": {  # what a comparison's files call the setting searched beside the rate

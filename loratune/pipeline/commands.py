@@ -237,6 +237,11 @@ def _base_folder(adapter: AdapterFolder, config: RunConfig, base_named: bool) ->
 def load_adapted(
     config: RunConfig, folder: Path, base_named: bool
 ) -> tuple[AdapterFolder, BaseModel, WrappedModel]:
+    """An adapter on its base, in eval mode, with the tokenizer that belongs to it.
+
+    Raises:
+        LoratuneError: an unusable base or adapter, or drift.
+    """
     adapter = read_adapter(folder)
     model = base_model(adapter, config.model, named=base_named)
     base = load(replace(model, add_tokens=[]), config.trainer.precision)  # the adapter's own come

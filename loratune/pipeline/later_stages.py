@@ -57,7 +57,8 @@ def evaluate_and_show(
     kept = None
     if golden is not None:
         longest = config.evaluate.max_new_tokens
-        kept = golden_prompts(wrapped, tokenizer, rows, result.samples, longest)
+        answers = [(sample.base, sample.adapted) for sample in result.samples]
+        kept = golden_prompts(wrapped, tokenizer, rows, answers, longest)
     if not processes.is_main():
         return
     if out is not None:
@@ -107,9 +108,7 @@ def export_and_show(
         LoratuneError: what stands against it; nothing is published then.
     """
 
-    def card(
-        settings: Mapping[str, Any], tensors: Sequence[str], proof: Mapping[str, Any]
-    ) -> str:
+    def card(settings: Mapping[str, Any], tensors: Sequence[str], proof: Mapping[str, Any]) -> str:
         subject = replace(card_subject(adapter), peft=settings)
         return adapter_card(subject, tensors, [f"{form}: {_proved(proof)}"])
 

@@ -5,6 +5,7 @@ Every figure comes from a record: the adapter's own, its run's, the certificate'
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from loratune.verify.serving.rules import PORTABLE, ServedAdapter
 from loratune.verify.serving.vllm import RANK
 
 _BASE, _THIS = "BASE", "THIS-FOLDER"
+_REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 _LLAMA_CPP = "llama-server -m EXPORT/model.gguf --jinja"
 
 
@@ -52,12 +54,18 @@ class CardSubject:
         return str(named or self.facts.get("base_path") or self._hint or "")
 
     @property
+    def hub_base(self) -> str:
+        """The base where it is a repository on the hub, or an empty string."""
+        on_hub = is_hub_id(self.base) and _REPOSITORY.fullmatch(self.base)
+        return self.base if on_hub else ""
+
+    @property
     def base_shown(self) -> str:
         """The base for strangers: of a folder its name, since the way to it is nobody's affair."""
         if not self.base:
             return "a base that is not recorded"
-        local = not is_hub_id(self.base) and not self.base.startswith(BUILTIN)
-        return Path(self.base).name if local else self.base
+        public = self.hub_base or self.base.startswith(BUILTIN)
+        return self.base if public else Path(self.base).name
 
     @property
     def _hint(self) -> str:
@@ -102,7 +110,7 @@ def merged_card(subject: CardSubject, proof: Sequence[str]) -> str:
 
 
 def _card(subject: CardSubject, kind: str, proof: Sequence[str], use: Sequence[str]) -> str:
-    name = f"{subject.variant} {kind}"
+    name = markdown_text(_shown(f"{subject.variant} {kind}"))
     base = markdown_text(_shown(subject.base_shown))
     parts = [
         _metadata(subject, kind),
@@ -119,8 +127,8 @@ def _metadata(subject: CardSubject, kind: str) -> str:
     """What the hub reads: YAML between two lines of dashes."""
     is_adapter = kind == "adapter"
     values: dict[str, Any] = {}
-    if is_hub_id(subject.base):
-        values["base_model"] = subject.base
+    if subject.hub_base:
+        values["base_model"] = subject.hub_base
         values["base_model_relation"] = "adapter" if is_adapter else "finetune"
     values["library_name"] = "peft" if is_adapter else "transformers"
     values["pipeline_tag"] = "text-generation"
@@ -157,7 +165,7 @@ def _training(subject: CardSubject) -> list[str]:
     settings = {key: value for key, value in dict(facts.get("adapter") or {}).items() if value}
     if settings:
         written = ", ".join(f"{key}={value}" for key, value in settings.items())
-        lines.append(f"- {subject.variant}: {markdown_text(_shown(written))}")
+        lines.append(f"- {markdown_text(_shown(f'{subject.variant}: {written}'))}")
     if facts.get("step"):
         lines.append(f"- optimizer step: {facts['step']:,}; seed {facts.get('seed')}")
     return [*lines, *_prompts(facts)]
@@ -211,7 +219,7 @@ def _evaluation(run: RunRecords | None) -> list[str]:
 
 
 def _adapter_use(subject: CardSubject, served: ServedAdapter) -> list[str]:
-    base = subject.base if is_hub_id(subject.base) else _BASE
+    base = subject.hub_base or _BASE
     export = f"loratune export adapter_path={_THIS} model.path={base} out=EXPORT"
     return [
         *_code(

@@ -22,6 +22,7 @@ from loratune.runs.provenance import package_versions
 from loratune.runs.run_dir import CARD, CERTIFICATE
 
 Card = Callable[[Mapping[str, Any], Sequence[str], Mapping[str, Any]], str]
+"""``adapter_config.json``, names of tensors and proof to the text of a README.md."""
 
 
 def export(
@@ -40,7 +41,7 @@ def export(
         out: must not exist, or be empty.
         form: peft, portable, lora or compact (``merged`` is the merge stage's work).
         verify: weights proves ΔW alone; logits the whole model too; auto if the base fits.
-        card: writes the folder's README.md from its adapter_config.json, names of tensors and proof.
+        card: writes its README.md from adapter_config.json, the names of tensors and the proof.
 
     Returns:
         The certificate that was written beside it.

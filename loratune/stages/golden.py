@@ -12,7 +12,6 @@ from loratune.adapters.low_rank import LowRank
 from loratune.data.prepare import GenerationPrompt, PreparedData
 from loratune.data.tokenizing import RowTokenizer, Tokenizer
 from loratune.runs.golden import ADAPTED, BASE, Golden, GoldenPrompt
-from loratune.stages.evaluate import Sample
 from loratune.surgery import WrappedModel, disabled
 
 PROMPTS = 8
@@ -20,15 +19,15 @@ STRENGTHS = (BASE, 0.25, 0.5, ADAPTED, 2.0, 4.0)
 """Usual mistakes about alpha, rank and its root lie near one of these."""
 LIKELY = 16
 """Tokens recorded of each strength: its most likely ones."""
-_Asked = tuple[GenerationPrompt, Sample, str]
-"""A prompt, its answers, and the prompt as text."""
+_Asked = tuple[GenerationPrompt, tuple[str, str], str]
+"""A prompt, its answers by base and adapted model, and the prompt as text."""
 
 
 def golden_prompts(
     wrapped: WrappedModel,
     tokenizer: Tokenizer,
     data: PreparedData,
-    samples: Sequence[Sample],
+    answers: Sequence[tuple[str, str]],
     max_new_tokens: int,
 ) -> Golden | None:
     """What base and adapted model make of a few evaluation prompts; ``None`` where there are none.
@@ -37,11 +36,11 @@ def golden_prompts(
         wrapped: the model, in eval mode.
         tokenizer: its tokenizer.
         data: the evaluation rows.
-        samples: the answers to ``data.prompts``, in order.
+        answers: the base's and the adapted model's answers to ``data.prompts``, in order.
         max_new_tokens: longest answer among them.
     """
     writer = RowTokenizer(tokenizer)
-    chosen = _chosen(writer, data.prompts, samples)
+    chosen = _chosen(writer, data.prompts, answers)
     if not chosen:
         return None
     scaled = all(isinstance(layer, LowRank) for layer in wrapped.adapters.values())
@@ -52,16 +51,16 @@ def golden_prompts(
 
 
 def _chosen(
-    writer: RowTokenizer, prompts: Sequence[GenerationPrompt], samples: Sequence[Sample]
+    writer: RowTokenizer, prompts: Sequence[GenerationPrompt], answers: Sequence[tuple[str, str]]
 ) -> list[_Asked]:
     """Prompts that can be sent as text, spread over the rows; first those that tell the models."""
     asked = []
-    for prompt, sample in zip(prompts, samples, strict=False):
+    for prompt, answered in zip(prompts, answers, strict=False):
         text = _text(writer, prompt.prompt_ids)
         if text is not None:
-            asked.append((prompt, sample, text))
-    telling = [one for one in asked if one[1].base != one[1].adapted]
-    rest = [one for one in asked if one[1].base == one[1].adapted]
+            asked.append((prompt, answered, text))
+    telling = [one for one in asked if one[1][0] != one[1][1]]
+    rest = [one for one in asked if one[1][0] == one[1][1]]
     spread = _spread(telling, PROMPTS)
     return [*spread, *_spread(rest, PROMPTS - len(spread))]
 
@@ -83,18 +82,19 @@ def _recorded(
     writer: RowTokenizer,
     strengths: Sequence[float],
     prompt: GenerationPrompt,
-    sample: Sample,
+    answered: tuple[str, str],
     text: str,
 ) -> GoldenPrompt:
     rows = torch.stack([_first(wrapped, prompt.prompt_ids, strength) for strength in strengths])
-    likely = rows.topk(min(LIKELY, rows.shape[1]), dim=1).indices.unique().tolist()
+    base, adapted = answered
+    likely = sorted(set(rows.topk(min(LIKELY, rows.shape[1]), dim=1).indices.flatten().tolist()))
     first = {writer.tokenizer.decode([token]): rows[:, token].tolist() for token in likely}
     return GoldenPrompt(
         text,
         [dict(turn) for turn in prompt.messages],
         len(prompt.prompt_ids),
-        sample.adapted,
-        sample.base or None,
+        adapted,
+        base or None,
         first,
     )
 

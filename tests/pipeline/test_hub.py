@@ -53,7 +53,9 @@ class Hub:
         if path == "/api/validate-yaml":
             return 200, json.dumps({"errors": [], "warnings": []}).encode()
         if "/preupload/" in path:
-            return 200, json.dumps({"files": [_mode(one) for one in json.loads(body)["files"]]}).encode()
+            return 200, json.dumps(
+                {"files": [_mode(one) for one in json.loads(body)["files"]]}
+            ).encode()
         if path.endswith("/info/lfs/objects/batch"):
             objects = [self._place(one) for one in json.loads(body)["objects"]]
             return 200, json.dumps({"transfer": "basic", "objects": objects}).encode()
@@ -78,7 +80,11 @@ class Hub:
 
 def _mode(wanted: dict[str, Any]) -> dict[str, Any]:
     large = wanted["path"].endswith(".safetensors")
-    return {"path": wanted["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+    return {
+        "path": wanted["path"],
+        "uploadMode": "lfs" if large else "regular",
+        "shouldIgnore": False,
+    }
 
 
 @pytest.fixture
@@ -93,7 +99,12 @@ def hub() -> Iterator[Hub]:
 def run(tmp_path_factory: pytest.TempPathFactory, cli: CommandLine) -> Path:
     here = tmp_path_factory.mktemp("pushed")
     cli.succeeds(
-        "train", "recipe=smoke", "trainer.steps=2", "stages=[train]", f"out={here / 'run'}", cwd=here
+        "train",
+        "recipe=smoke",
+        "trainer.steps=2",
+        "stages=[train]",
+        f"out={here / 'run'}",
+        cwd=here,
     )
     return here / "run"
 

@@ -18,7 +18,6 @@ from loratune.data.tokenizing import RowTokenizer
 from loratune.generation import Sampling, generate_answers, stop_ids
 from loratune.models.load import load_model, load_tokenizer
 from loratune.runs.golden import Golden
-from loratune.stages.evaluate import Sample
 from loratune.stages.golden import golden_prompts
 from loratune.surgery import WrappedModel, disabled, wrap_model
 
@@ -90,13 +89,9 @@ def chat_tokenizer(folder: Path) -> Any:
 
 def recorded(wrapped: WrappedModel, tokenizer: Any, data: PreparedData) -> Golden:
     """The golden prompts of a model."""
-    samples = [
-        Sample("", "", base, adapted)
-        for base, adapted in zip(
-            answers(wrapped, tokenizer, data, base=True), answers(wrapped, tokenizer, data), strict=True
-        )
-    ]
-    golden = golden_prompts(wrapped, tokenizer, data, samples, LONGEST)
+    base = answers(wrapped, tokenizer, data, base=True)
+    both = list(zip(base, answers(wrapped, tokenizer, data), strict=True))
+    golden = golden_prompts(wrapped, tokenizer, data, both, LONGEST)
     assert golden is not None
     return golden
 

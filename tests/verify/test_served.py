@@ -39,7 +39,9 @@ def tokenizer(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def golden(folder: Path, tokenizer: Any) -> Path:
-    write_golden(folder / "golden.json", recorded(adapted_model(), tokenizer, conversations(folder)))
+    write_golden(
+        folder / "golden.json", recorded(adapted_model(), tokenizer, conversations(folder))
+    )
     return folder / "golden.json"
 
 
@@ -110,7 +112,7 @@ def test_a_wrong_server_is_named(name: str, golden: Path, tokenizer: Any) -> Non
 def test_without_log_probabilities_the_answers_tell(
     name: str, golden: Path, tokenizer: Any
 ) -> None:
-    made, words = WRONG[name]
+    made = WRONG[name][0]
     result = asked(golden, ModelServer(made(), tokenizer, logprobs="refuses"))
     assert result.problems and "answers are the adapted model's" in result.problems[0].problem
 
@@ -121,9 +123,7 @@ def test_another_template_is_told_from_another_model(golden: Path, tokenizer: An
     assert "another template" in result.problems[0].problem
 
 
-def test_a_template_with_one_turn_more_is_told_by_its_length(
-    golden: Path, tokenizer: Any
-) -> None:
+def test_a_template_with_one_turn_more_is_told_by_its_length(golden: Path, tokenizer: Any) -> None:
     longer = "system: Be brief.\n" + CHAT
     result = asked(golden, ModelServer(adapted_model(), tokenizer, template=longer))
     assert "another template" in result.problems[0].problem
@@ -144,7 +144,7 @@ def test_where_text_is_not_completed_conversations_tell(
 
 def test_of_several_models_one_is_named(golden: Path, tokenizer: Any) -> None:
     server = ModelServer(adapted_model(), tokenizer, names=("base", "mine"))
-    with pytest.raises(ConfigError, match="several models.*base, mine"):
+    with pytest.raises(ConfigError, match=r"several models.*base, mine"):
         asked(golden, server)
     with pytest.raises(ConfigError, match="no model 'other'"):
         asked(golden, server, chosen="other")

@@ -89,7 +89,7 @@ def hanging_up(connection: socket.socket) -> None:
 def test_a_slow_server_is_not_waited_for(
     talk: Callable[[socket.socket], None], golden: Path
 ) -> None:
-    with talking(talk) as url, pytest.raises(ModelError, match="no answer within 0.5 seconds"):
+    with talking(talk) as url, pytest.raises(ModelError, match=r"no answer within 0\.5 seconds"):
         verify_served(url, golden, timeout=0.5)
 
 
@@ -97,7 +97,7 @@ def test_a_slow_server_is_not_waited_for(
 def test_a_port_that_does_not_speak_http(
     talk: Callable[[socket.socket], None], golden: Path
 ) -> None:
-    with talking(talk) as url, pytest.raises(ModelError, match="speak HTTP|broke|no server"):
+    with talking(talk) as url, pytest.raises(ModelError, match=r"speak HTTP|broke|no server"):
         verify_served(url, golden, timeout=20)
 
 
@@ -145,7 +145,8 @@ def test_nonsense_in_place_of_a_completion(answer: object, golden: Path) -> None
 
 
 LOGPROBS = [
-    7, "x", [], {}, {"top_logprobs": None}, {"top_logprobs": [None]}, {"top_logprobs": [{"a": "b"}]},
+    7, "x", [], {}, {"top_logprobs": None}, {"top_logprobs": [None]},
+    {"top_logprobs": [{"a": "b"}]},
     {"content": [{}]}, {"content": [{"top_logprobs": [{"token": "x"}]}]}, {"content": 3},
 ]  # fmt: skip
 
@@ -197,5 +198,3 @@ def test_settings_that_do_not_go_together(words: str, cli: CommandLine, tmp_path
     (tmp_path / "recipe.yaml").write_text("{}")
     done = cli("verify", str(tmp_path), *words.split())
     assert done.code == 2 and SETTINGS[words] in done.last, done.err
-
-

@@ -40,7 +40,5 @@ def run(config: Config, command_line: CommandLine) -> None:
 
     words = config.max_new_tokens, config.temperature, config.top_p
     sampling = Sampling(*words, seed=config.seed)
-    conversation = open_conversation(
-        config, folder, sampling, config.system, base_named=base_named
-    )
+    conversation = open_conversation(config, folder, sampling, config.system, base_named=base_named)
     ChatSession(conversation, interactive=sys.stdin.isatty() and sys.stdout.isatty()).run()

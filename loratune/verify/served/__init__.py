@@ -102,7 +102,8 @@ def _chat_check(
         return Check(_RECORD, what, problem, fix="give the server the chat template of training")
     doubted = judgement.served in (Served.other, Served.unclear)
     if texts is None and doubted and (lengths or judgement.served is Served.other):
-        problem = f"the server serves {Served.other}, or with another template ({lengths or judgement.detail})"
+        shown = lengths or judgement.detail
+        problem = f"the server serves {Served.other}, or with another template ({shown})"
         return Check(_RECORD, what, problem, fix=_FIXES[Served.other])
     return _check(what, judgement)
 

@@ -6,8 +6,6 @@ a layer is its tensors'.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from loratune.verify.serving.rules import (
     ALPHA_PATTERNS,
     BIASES,
@@ -15,6 +13,7 @@ from loratune.verify.serving.rules import (
     ROOT_SCALING,
     Rule,
     ServedAdapter,
+    always,
     portable,
 )
 
@@ -48,15 +47,11 @@ def _architecture(adapter: ServedAdapter) -> str:
     return "the base's config.json names no architectures"
 
 
-def _always(words: str) -> Callable[[ServedAdapter], str]:
-    return lambda adapter: words
-
-
 RULES = (
     Rule("tensors", _other_tensors, _as_factors),
     BIASES,
     ALPHA_PATTERNS,
     ROOT_SCALING,
-    Rule("tied head", _tied_head, _always(GGUF), needs_base=_adapts_head),
+    Rule("tied head", _tied_head, always(GGUF), needs_base=_adapts_head),
     Rule("architecture", _architecture, portable),
 )

@@ -61,7 +61,8 @@ class Rule:
     needs_base: Callable[[ServedAdapter], bool] = lambda adapter: False
 
 
-def _always(words: str) -> Callable[[ServedAdapter], str]:
+def always(words: str) -> Callable[[ServedAdapter], str]:
+    """The same fix for every adapter."""
     return lambda adapter: words
 
 
@@ -129,7 +130,7 @@ def root_scaling(adapter: ServedAdapter) -> str:
 
 KIND = Rule("kind of adapter", other_kind, portable)
 DORA = Rule("DoRA", weight_decomposed, merged)
-BIASES = Rule("biases", biases, _always("train it again with bias=none: PEFT alone reads them"))
+BIASES = Rule("biases", biases, always("train it again with bias=none: PEFT alone reads them"))
 SAVED_MODULES = Rule("modules trained in full", saved_modules, merged)
 TRAINED_TOKENS = Rule("rows of embeddings", trained_tokens, merged)
 PATTERNS = Rule("patterns", patterns, portable)

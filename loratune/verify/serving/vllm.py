@@ -1,7 +1,7 @@
 """vLLM: what its reader of ``adapter_config.json`` (``vllm/lora/peft_helper.py``) takes.
 
-It knows ``r``, ``lora_alpha``, ``target_modules``, ``bias``, ``modules_to_save``, ``use_rslora`` and
-``use_dora``; other settings are dropped without a word.
+It knows ``r``, ``lora_alpha``, ``target_modules``, ``bias``, ``modules_to_save``, ``use_rslora``
+and ``use_dora``; other settings are dropped without a word.
 """
 
 from __future__ import annotations
