@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,17 @@ class Record:
     experts: str = ""
 
 
+@dataclass
+class MultimodalRecord(Record):
+    """What became of a base that reads more than text, trained on text.
+
+    Attributes:
+        towers: the parameters outside its language model in the merged folder.
+    """
+
+    towers: str = ""
+
+
 class Ended(Exception):
     """A trial is over: its verdict and the reason."""
 
@@ -96,24 +107,29 @@ class _Output:
 # -- the child -----------------------------------------------------------------------------
 
 
-def try_base(name: str, folder: Path, seconds: float = SECONDS) -> dict[str, str]:
+def try_base(
+    name: str, folder: Path, seconds: float = SECONDS, *, multimodal: bool = False
+) -> dict[str, str]:
     """What becomes of a tiny base of type ``name``.
 
     Args:
-        name: a type of transformers' causal language models.
+        name: a type of transformers' causal language models, or of its multimodal ones.
         folder: an empty one, for the model, its run and what they print.
         seconds: after which the trial is ended.
+        multimodal: the whole of a model that reads more than text.
     """
-    child = _server().Process(target=_child, args=(name, folder))
+    empty = (MultimodalRecord if multimodal else Record)(name)
+    child = _server().Process(target=_child, args=(empty, folder))
     child.start()
     child.join(seconds)
     if child.is_alive():
         child.kill()
         child.join()
-        return asdict(Record(name, reason=f"took more than {seconds:g} s"))
+        return asdict(replace(empty, reason=f"took more than {seconds:g} s"))
     written = folder / "record.json"
     if not written.exists():
-        return asdict(Record(name, reason=f"the process ended with exit code {child.exitcode}"))
+        ended = f"the process ended with exit code {child.exitcode}"
+        return asdict(replace(empty, reason=ended))
     record: dict[str, str] = json.loads(written.read_text(encoding="utf-8"))
     return record
 
@@ -129,14 +145,13 @@ def _server() -> Any:
     return context
 
 
-def _child(name: str, folder: Path) -> None:
+def _child(record: Record, folder: Path) -> None:
     torch.set_num_threads(1)
     output = _Output(folder / "output")
     handle = os.open(output.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.chdir(folder)
-    record = Record(name)
     try:
         _trial(record, folder, output)
         record.verdict = "works"
@@ -151,7 +166,7 @@ def _child(name: str, folder: Path) -> None:
 
 def _trial(record: Record, folder: Path, output: _Output) -> None:
     base = folder / "base"
-    _build(record.type, base)
+    _build(record, base)
     printed = _train(record, folder, output)
     record.merge = _merge_and_verify(base, output)
     model = load_model(base, torch.float32)
@@ -165,15 +180,17 @@ def _trial(record: Record, folder: Path, output: _Output) -> None:
         raise Ended("fails", "the adapter changes no logits")
     _check_logits("merged", _logits(_plain(folder / "run/merged")), adapted)
     record.peft = _compare_peft(base, folder / "run/adapter", adapted, printed)
+    if isinstance(record, MultimodalRecord):
+        record.towers = _compare_towers(_plain(base), _plain(folder / "run/merged"))
 
 
 # -- the steps -----------------------------------------------------------------------------
 
 
-def _build(name: str, base: Path) -> None:
+def _build(record: Record, base: Path) -> None:
     """Write the base; transformers itself must load what it saved."""
     try:
-        write_base(name, base)
+        write_base(record.type, base, multimodal=isinstance(record, MultimodalRecord))
         _, info = _loaded(base)
     except Exception as error:  # every type has its own
         raise Ended("not buildable", _first_line(error)) from error
@@ -297,6 +314,18 @@ def _compare_peft(base: Path, adapter: Path, adapted: Tensor, printed: str) -> s
     return "equal"
 
 
+def _compare_towers(base: Any, merged: Any) -> str:
+    """Whether all outside the language model is what it was; transformers says where that is."""
+    text = {id(p) for p in merged.get_decoder().parameters()}
+    text |= {id(p) for p in merged.get_output_embeddings().parameters()}
+    before = dict(base.named_parameters())
+    towers = {name: p for name, p in merged.named_parameters() if id(p) not in text}
+    changed = [name for name, p in towers.items() if not torch.equal(p, before[name])]
+    if changed:
+        raise Ended("fails", f"'{changed[0]}' outside the language model has changed")
+    return f"{len(towers)} tensors equal" if towers else "none"
+
+
 # -- what they share -----------------------------------------------------------------------
 
 
@@ -308,9 +337,10 @@ def _command(output: _Output, *words: str) -> tuple[int, str]:
 
 
 def _loaded(folder: Path) -> tuple[nn.Module, Any]:
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    (kind,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    model, info = getattr(transformers, kind).from_pretrained(
         str(folder), dtype=torch.float32, output_loading_info=True
     )
     return model.eval(), info
