@@ -64,19 +64,17 @@ def auto_class(config: Any, where: str) -> Any:
 
     both = (AutoModelForCausalLM, AutoModelForMultimodalLM)
     able = [auto for auto in both if type(config) in auto._model_mapping]
+    able = [auto for auto in able if auto._model_mapping[type(config)].can_generate()]
     if not able:
         raise ModelError(
-            f"transformers has no model that writes text for checkpoints of type "
+            f"transformers has no causal language model for checkpoints of type "
             f"'{config.model_type}'",
             where=where,
             fix="choose a checkpoint that AutoModelForCausalLM or AutoModelForMultimodalLM loads",
         )
-    named = [auto for auto in able if _class_name(auto, config) in (config.architectures or ())]
+    names = config.architectures or ()
+    named = [auto for auto in able if auto._model_mapping[type(config)].__name__ in names]
     return (named or able)[0]
-
-
-def _class_name(auto: Any, config: Any) -> str:
-    return str(auto._model_mapping[type(config)].__name__)
 
 
 def _quiet() -> None:

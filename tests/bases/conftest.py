@@ -24,13 +24,15 @@ def trial(
 ) -> Callable[..., dict[str, str]]:
     """A function from a type to what became of a tiny base of it; its files stay if it fails."""
 
+    is_recorded = request.node.get_closest_marker("bases") is not None
+
     def run(name: str, *, multimodal: bool = False) -> dict[str, str]:
         folder = tmp_path / "trial"
         folder.mkdir()
-        record = try_base(name, folder, multimodal=multimodal)
+        record = try_base(name, folder, multimodal=multimodal, every_command=is_recorded)
         if record["verdict"] != "fails":
             shutil.rmtree(folder)
-        if request.node.get_closest_marker("bases"):
+        if is_recorded:
             record_property("multimodal" if multimodal else "records", record)
         return record
 
