@@ -40,7 +40,7 @@ def stop_ids(model: Any, tokenizer: Tokenizer, prompt_format: PromptFormat | Non
     closes a turn in the chat template of training.
     """
     named = [
-        model.config.get_text_config().eos_token_id,
+        getattr(model.config.get_text_config(), "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
         model.generation_config.eos_token_id,
         tokenizer.eos_token_id,
