@@ -37,7 +37,7 @@ LAYERS: list[set[str]] = [
     {"targets"},
     {"models", "runs"},
     {"config"},
-    {"adapters", "tables"},
+    {"adapters", "scoring", "tables"},
     {"loss", "files", "console"},
     {"errors", "units"},
 ]
