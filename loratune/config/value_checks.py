@@ -13,6 +13,7 @@ from loratune.config.mixture import SOURCES, source_problems
 from loratune.config.schema import RunConfig, Stage
 from loratune.errors import ConfigError
 from loratune.scoring.registry import EXACT_MATCH
+from loratune.units import parse_bytes
 
 Check = tuple[Callable[[Any], bool], str]
 """Whether a value is allowed, and the advice if it is not."""
@@ -94,6 +95,9 @@ _RANGES: dict[str, Check] = {
     "compare.lr_factor": _above(1),
     "compare.steps": _at_least(1),
     "compare.target_loss": (math.isfinite, "use a number"),
+    "gate.min_gain": (math.isfinite, "use a number"),
+    "gate.max_forgetting": (math.isfinite, "use a number, or null for any"),
+    "gate.max_bytes": (lambda value: parse_bytes(value) is not None, "use a size, such as 5MB"),
     "launch.nproc": _at_least(1),
 }
 """Settings with a range; null is allowed wherever the type allows it."""

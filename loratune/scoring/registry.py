@@ -96,16 +96,20 @@ def text_metrics(names: Iterable[str]) -> list[TextMetric]:
     return [_made(name) for name in dict.fromkeys(names)]
 
 
-def require_metrics(names: Iterable[str]) -> None:
+def require_metrics(names: Iterable[str], key: str = _KEY) -> None:
     """Check that every metric exists and that what computes it is installed; imports none of it.
+
+    Args:
+        names: of metrics.
+        key: the setting that names them.
 
     Raises:
         ConfigError: one line a metric that is not there.
     """
-    raise_together(error for name in dict.fromkeys(names) if (error := _problem(name)))
+    raise_together(error for name in dict.fromkeys(names) if (error := _problem(name, key)))
 
 
-def _problem(name: str) -> ConfigError | None:
+def _problem(name: str, key: str) -> ConfigError | None:
     if name in _registered:
         return None
     if name in _BUILT_IN:
@@ -114,14 +118,14 @@ def _problem(name: str) -> ConfigError | None:
             return None
         return ConfigError(
             f"the metric '{name}' needs the package {package.replace('_', '-')}",
-            where=_KEY,
+            where=key,
             fix="pip install 'loratune[metrics]'",
         )
     brought = _brought()
     if name in brought:
         return None
     fix = choose_one(name, [*_BUILT_IN, *_registered, *brought])
-    return ConfigError(f"there is no metric '{name}'", where=_KEY, fix=fix)
+    return ConfigError(f"there is no metric '{name}'", where=key, fix=fix)
 
 
 def _brought() -> dict[str, EntryPoint]:
