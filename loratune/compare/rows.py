@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from loratune.compare.result import Rows
-from loratune.config.mixture import test_rows_are_the_demos, training_paths
+from loratune.config.mixture import training_paths
 from loratune.config.schema import DataConfig, RunConfig
 from loratune.data.clock import now
 from loratune.data.encoded_rows import EncodedRow
@@ -118,7 +118,7 @@ def _split(
     paths = ", ".join(training_paths(data))
     evaluation = data.eval_path or f"{paths} ({data.eval_fraction:g} held out)"
     sources = {"train": paths, "dev": evaluation, "test": evaluation}
-    if data.test_path is not None and not test_rows_are_the_demos(data):
+    if data.test_path is not None:
         only = replace(
             data, path=None, sources=None, limit=None, eval_path=data.test_path, test_path=None
         )

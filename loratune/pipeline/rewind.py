@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from loratune.report.build import footer
 from loratune.report.page import render
 from loratune.report.rewind_page import rewind_page, rewind_table
 from loratune.stages.evaluate import Metrics, evaluate
-from loratune.stages.rewind import ScalePoint, Strength, choose_scale, sweep
+from loratune.stages.rewind import Strength, sweep
 from loratune.tables import show
 
 RECORD, PAGE = "rewind.json", "rewind.html"
@@ -44,6 +44,21 @@ class Sweep:
     scale: float | None
     keep: float
     answers: bool
+
+
+@dataclass(frozen=True)
+class ScalePoint:
+    """What the model is worth at one scale of its adapter.
+
+    Attributes:
+        scale: 0 is the base and 1 the adapter as it was trained.
+        dev: on the rows to choose by.
+        retention: name of every file of ``evaluate.retention`` to the same on its rows.
+    """
+
+    scale: float
+    dev: Metrics
+    retention: dict[str, Metrics] = field(default_factory=dict)
 
 
 def rewind(config: RunConfig, folder: Path, wanted: Sweep, out: Path, *, base_named: bool) -> None:
@@ -100,7 +115,7 @@ def _measure(
     loaded: LoadedAdapter,
     rows: PreparedData,
     kept: dict[str, PreparedData],
-) -> Any:
+) -> Callable[[float], ScalePoint]:
     wrapped, tokenizer = loaded.wrapped, loaded.base.tokenizer
     head = LanguageModelHead(wrapped.model)
     parts = {"": rows, **kept}
@@ -116,6 +131,19 @@ def _measure(
         return point
 
     return measure
+
+
+def choose_scale(points: Sequence[ScalePoint], keep: float) -> float:
+    """The scale to take, by the rows to choose by and what else the model should still know.
+
+    With retention rows: the smallest that keeps a share ``keep`` of the most that any gained over
+    the smallest scale tried; without them the one with the lowest loss.
+    """
+    start, best = points[0].dev.loss, min(points, key=lambda point: point.dev.loss)
+    if not best.retention:
+        return best.scale
+    enough = (1 - keep) * (start - best.dev.loss) + best.dev.loss
+    return next(point.scale for point in points if point.dev.loss <= enough)
 
 
 def _reason(wanted: Sweep, *, retention: bool) -> str:

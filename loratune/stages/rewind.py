@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from loratune.errors import ConfigError
-from loratune.stages.evaluate import Metrics
 from loratune.surgery import WrappedModel
 
+Measured = TypeVar("Measured")
 LEAST, MOST = 0.0, 2.0
 """Scales that may be tried: beyond twice the adapter nothing was ever trained."""
-
-
-@dataclass(frozen=True)
-class ScalePoint:
-    """What the model is worth at one scale of its adapter.
-
-    Attributes:
-        scale: 0 is the base and 1 the adapter as it was trained.
-        dev: on the rows to choose by.
-        retention: name of every file of ``evaluate.retention`` to the same on its rows.
-    """
-
-    scale: float
-    dev: Metrics
-    retention: dict[str, Metrics] = field(default_factory=dict)
 
 
 class Strength:
@@ -83,8 +68,8 @@ def _between(base: Tensor, trained: Tensor, scale: float) -> Tensor:
 
 
 def sweep(
-    wrapped: WrappedModel, scales: Sequence[float], measure: Callable[[float], ScalePoint]
-) -> list[ScalePoint]:
+    wrapped: WrappedModel, scales: Sequence[float], measure: Callable[[float], Measured]
+) -> list[Measured]:
     """Measure the model at every scale; the adapter is as trained afterwards.
 
     Args:
@@ -109,16 +94,3 @@ def sweep(
         return points
     finally:
         strength.set(1.0)
-
-
-def choose_scale(points: Sequence[ScalePoint], keep: float) -> float:
-    """The scale to take, by the rows to choose by and what else the model should still know.
-
-    With retention rows: the smallest that keeps a share ``keep`` of the most that any gained over
-    the smallest scale tried; without them the one with the lowest loss.
-    """
-    start, best = points[0].dev.loss, min(points, key=lambda point: point.dev.loss)
-    if not best.retention:
-        return best.scale
-    enough = (1 - keep) * (start - best.dev.loss) + best.dev.loss
-    return next(point.scale for point in points if point.dev.loss <= enough)

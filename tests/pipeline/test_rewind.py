@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 from support.command_line import CommandLine
+from support.tiny_models import tiny_llama
+
+import loratune
+from loratune.adapters.base import Adapter
+from loratune.adapters.lora.module import LoRA
+from loratune.errors import ModelError
+from loratune.stages.rewind import Strength
 
 KEPT = "evaluate.retention=[builtin:heldout]"
 
@@ -50,6 +57,13 @@ def test_both_ends_are_base_and_adapter_to_the_byte(cli: CommandLine, run: Path)
     assert (Path("at1") / name).read_bytes() == (run / "adapter" / name).read_bytes()
     nothing = losses(cli, "adapter_path=at0", "model.path=builtin:demo-opt")
     assert nothing["adapted"] == nothing["base"]
+
+
+def test_a_variant_that_cannot_be_scaled_is_refused_by_name(monkeypatch) -> None:
+    wrapped = loratune.wrap(tiny_llama(), "lora", targets=["q_proj"])
+    monkeypatch.setattr(LoRA, "scaled_tensors", Adapter.scaled_tensors)
+    with pytest.raises(ModelError, match="lora cannot be trained and then scaled"):
+        Strength(wrapped).set(0.5)
 
 
 @pytest.mark.parametrize(
