@@ -49,22 +49,38 @@ class Scores:
         ]
         return Scores(sums, self.weights)
 
+    def by_seed(self) -> list[float]:
+        """The mean of every seed."""
+        total = math.fsum(self.weights)
+        return [math.fsum(sums) / total for sums in self.sums]
+
 
 @dataclass(frozen=True)
 class Interval:
     """A mean, its 95 % interval, and the two-sided p-value of being zero.
 
     ``low`` and ``high`` are ``None`` where nothing varies that could be resampled.
+    ``p_equivalence`` is that of two one-sided tests (TOST, Schuirmann 1987): how likely a mean as
+    near to zero would be, if the truth lay at the margin or beyond.
     """
 
     mean: float
     low: float | None
     high: float | None
     p: float | None
+    p_equivalence: float | None = None
 
 
-def interval(scores: Scores, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def interval(
+    scores: Scores, *, margin: float | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
     """The weighted mean over units and seeds, with its uncertainty.
+
+    Args:
+        scores: of every seed and unit.
+        margin: what still counts as zero; ``None`` tests no equivalence.
+        resamples: draws that the uncertainty is read from.
+        seed: of the draws.
 
     Each resample draws as many units as there are, with replacement, and adds s/sqrt(S) times a
     draw of Student's t with S - 1 degrees of freedom, s being the standard deviation of the S
@@ -85,7 +101,8 @@ def interval(scores: Scores, *, resamples: int = RESAMPLES, seed: int = 0) -> In
         draws = draws + deviation / math.sqrt(seeds) * _student(seeds - 1, resamples, generator)
     tail = (1 - LEVEL) / 2
     low, high = torch.quantile(draws, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(mean, low, high, _two_sided(draws))
+    equivalence = None if margin is None else _beyond(draws, margin)
+    return Interval(mean, low, high, _two_sided(draws), equivalence)
 
 
 def _resampled_means(
@@ -119,6 +136,12 @@ def _two_sided(draws: Tensor) -> float:
     """Twice the smaller share of draws beyond zero; never 0, since draws are finite in number."""
     below, above = int((draws <= 0).sum()), int((draws >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1))
+
+
+def _beyond(draws: Tensor, margin: float) -> float:
+    """The larger share of draws at or beyond either margin; never 0, as above."""
+    above, below = int((draws >= margin).sum()), int((draws <= -margin).sum())
+    return (max(above, below) + 1) / (len(draws) + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from loratune.compare.metrics import BY_KEY, METRICS, p_value
+from loratune.compare.metrics import BY_KEY, METRICS, p_value, verdict_word
 from loratune.compare.result import Comparison, Trial, VariantResult
 from loratune.compare.verdict import Choice, choose, difference, verdict
 from loratune.tables import Cell, Table, markdown_text
@@ -144,15 +144,29 @@ def difference_table(comparison: Comparison, metrics: tuple[str, ...] = tuple(BY
             f"{one.first} - {one.second}",
             BY_KEY[one.metric].signed(one.difference),
             BY_KEY[one.metric].span(one.low, one.high),
-            p_value(one.p),
             p_value(one.p_holm),
-            "significant" if one.significant else "not significant",
+            None if one.p_equivalence is None else p_value(one.p_equivalence),
+            verdict_word(one),
         )
         for one in comparison.differences
         if one.metric in metrics
     )
-    columns = ("metric", "pair", "difference", "95 % CI", "p", "p (Holm)", "verdict")
-    return Table("differences, paired by prompt and seed", columns, rows)
+    columns = (
+        "metric",
+        "pair",
+        "difference",
+        "95 % CI",
+        "p (Holm)",
+        "p (equivalence)",
+        "verdict",
+    )
+    caption = (
+        "Equivalent: two one-sided tests show that the difference is below "
+        f"{comparison.margin:.2%} of the best one's gain over the base (of the loss's gain for "
+        "forgetting). Both p-values are those after Holm's correction. Undecided: neither a "
+        "difference nor its absence is shown."
+    )
+    return Table("differences, paired by prompt and seed", columns, rows, caption=caption)
 
 
 def search_table(comparison: Comparison) -> Table:
@@ -222,6 +236,24 @@ def markdown(comparison: Comparison) -> str:
     parts += markdown_head(comparison)
     parts += [table.to_markdown() for table in tables]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
+def contender_table(comparison: Comparison) -> Table:
+    """What each contender changes of the recipe, and which are one training."""
+    rows: list[tuple[Cell, ...]] = [
+        (one.label, one.variant, _overrides(one), "") for one in comparison.variants
+    ]
+    rows += [
+        (twin.label, "", "", f"not trained: the same training as {twin.of}")
+        for twin in comparison.twins
+        if not twin.trained
+    ]
+    is_told = any(row[2] or row[3] for row in rows)
+    return Table("contenders", ("", "variant", "changes", ""), tuple(rows) if is_told else ())
+
+
+def _overrides(variant: VariantResult) -> str:
+    return ", ".join(f"{key}={value}" for key, value in variant.overrides.items())
 
 
 def csv(comparison: Comparison) -> str:

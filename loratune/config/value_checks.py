@@ -93,6 +93,10 @@ _RANGES: dict[str, Check] = {
     "compare.lr_factor": _above(1),
     "compare.steps": _at_least(1),
     "compare.target_loss": (math.isfinite, "use a number"),
+    "compare.margin": (
+        lambda value: 0 < value < 1,
+        "use a share between 0 and 1: only a margin above 0 can show that two are equal",
+    ),
     "launch.nproc": _at_least(1),
 }
 """Settings with a range; null is allowed wherever the type allows it."""

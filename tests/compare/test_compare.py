@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from compare.conftest import tiny_config
+from loratune.compare.prepare import prepare
 from loratune.compare.result import Comparison
-from loratune.compare.run import compare, prepare, require_a_result
+from loratune.compare.run import compare, require_a_result
 from loratune.compare.settings import Options, parse_part
 from loratune.compare.work import do_all
 from loratune.compare.workbench import Workbench
@@ -173,7 +174,7 @@ def test_a_failed_seed_run_is_kept_with_its_reason_and_the_others_count(tiny: Ma
 
     def fails_once(settings: Any, seed: int) -> Any:
         calls.append(seed)
-        if settings.variant == "lora" and seed == 1:
+        if settings.adapter.variant == "lora" and seed == 1:
             raise TrainingError("training diverged: the loss is nan", where="step 3")
         return train(settings, seed)
 
