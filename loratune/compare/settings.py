@@ -106,7 +106,7 @@ def named_settings(wanted: Any, recipe: RunConfig, folders: Sequence[Path] = ())
     Raises:
         ConfigError: for each entry that names nothing or has a setting that does not exist.
     """
-    contenders = recipe.compare.contenders or {}
+    contenders = recipe.compare.contenders
     errors: list[ConfigError] = []
     settings: list[Setting] = []
     for label, overrides, where in _entries(wanted, contenders):

@@ -230,11 +230,11 @@ def markdown_head(comparison: Comparison) -> list[str]:
 
 def markdown(comparison: Comparison) -> str:
     """The whole comparison as a Markdown page."""
-    tables = [quality_table(comparison), cost_table(comparison)]
+    tables = [contender_table(comparison), quality_table(comparison), cost_table(comparison)]
     tables += [difference_table(comparison), search_table(comparison)]
     parts = [f"# Comparison {markdown_text(comparison.name)}"]
     parts += markdown_head(comparison)
-    parts += [table.to_markdown() for table in tables]
+    parts += [table.to_markdown() for table in tables if table.rows]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
@@ -263,6 +263,6 @@ def csv(comparison: Comparison) -> str:
 
 def screen(comparison: Comparison) -> list[Table]:
     """The tables for a terminal."""
-    tables = [search_table(comparison), cost_table(comparison), quality_table(comparison)]
-    pairs = difference_table(comparison, _IN_A_TERMINAL)
-    return [*tables, pairs] if pairs.rows else tables
+    tables = [contender_table(comparison), search_table(comparison), cost_table(comparison)]
+    tables += [quality_table(comparison), difference_table(comparison, _IN_A_TERMINAL)]
+    return [table for table in tables if table.rows]

@@ -61,7 +61,7 @@ def tune(config: RunConfig, options: Options, base_recipe: str | None, target: P
     if options.ratio_grid is None and axis:
         options = replace(options, ratio_grid=config.adapter.search_axes()[axis])
     options = replace(options, variants=[config.adapter.variant], seeds=0, match="own")
-    config = replace(config, compare=replace(config.compare, contenders=None))
+    config = replace(config, compare=replace(config.compare, contenders={}))
     bench, plan = prepare(config, options)
     share_work(config, options, bench, plan)
     [one] = plan.searches

@@ -341,7 +341,7 @@ class ExportConfig:
 class CompareConfig:
     """How ``compare`` and ``tune`` search, and what they measure on."""
 
-    contenders: dict[str, Any] | None = None
+    contenders: dict[str, Any] = field(default_factory=dict)
     """What is compared, each by a label and what it changes:
     ``{narrow: {adapter: lora, adapter.rank: 4}, mlp: {targets: mlp}, full: {adapter: full}}``."""
     heldout_path: str | None = None
