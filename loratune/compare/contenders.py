@@ -60,11 +60,7 @@ def contender_recipe(
         compare=_typed(compare, values["compare"], "compare", _SEARCH, where),
     )
     before = {error.where for error in check_values(recipe)}
-    raise_together(
-        ConfigError(error.cause, where=f"{where}: {error.where}", fix=error.fix)
-        for error in check_values(changed)
-        if error.where not in before
-    )
+    raise_together(error for error in check_values(changed) if error.where not in before)
     return changed
 
 

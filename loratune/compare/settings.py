@@ -13,7 +13,7 @@ from loratune.adapters.registry import variant_names
 from loratune.compare.contenders import Overrides, contender_recipe, training_changes
 from loratune.compare.search import search_axis
 from loratune.config.schema import RunConfig
-from loratune.errors import ConfigError, raise_together
+from loratune.errors import ConfigError, LoratuneError, SeveralErrors, raise_together
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,13 @@ def named_settings(wanted: Any, recipe: RunConfig, folders: Sequence[Path] = ())
         ConfigError: for each entry that names nothing or has a setting that does not exist.
     """
     contenders = recipe.compare.contenders
-    errors: list[ConfigError] = []
+    errors: list[LoratuneError] = []
     settings: list[Setting] = []
     for label, overrides, where in _entries(wanted, contenders):
         try:
-            _check_label(label, where)
             changed = contender_recipe(recipe, overrides, where, folders)
-        except ConfigError as error:
-            errors.append(error)
+        except LoratuneError as error:
+            errors += _at(where, error)
             continue
         asked = {} if list(overrides) == ["adapter"] and not label else dict(overrides)
         settings.append(Setting(label, changed, training_changes(changed, recipe), asked))
@@ -144,14 +143,26 @@ def _entry(entry: Any, contenders: Mapping[str, Any]) -> tuple[str, Overrides, s
     if name not in contenders:
         return "", {"adapter": name}, "variants"
     overrides, where = contenders[name], f"compare.contenders.{name}"
+    _check_label(name, where)
     if not isinstance(overrides, Mapping):
         fix = f"write {{{name}: {{adapter: lora}}}}"
         raise ConfigError(f"{overrides!r} is not a mapping of settings", where=where, fix=fix)
     return name, overrides, where
 
 
+def _at(where: str, error: LoratuneError) -> list[LoratuneError]:
+    """Each problem of a contender, with its place."""
+    parts = error.errors if isinstance(error, SeveralErrors) else [error]
+    return [
+        part
+        if where in part.where
+        else type(part)(part.cause, where=f"{where}: {part.where}", fix=part.fix)
+        for part in parts
+    ]
+
+
 def _check_label(label: str, where: str) -> None:
-    if label and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,59}", label, re.ASCII):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,59}", label, re.ASCII):
         fix = "use letters, digits, _, - and ., at most 60"
         raise ConfigError(f"'{label}' cannot name a contender", where=where, fix=fix)
 

@@ -293,7 +293,8 @@ def failure_reason(error: BaseException) -> str:
         raise error
     if isinstance(error, LoratuneError):
         return "; ".join(part for part in (error.cause, error.where) if part)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    is_cpu_memory = "can't allocate memory" in str(error)  # of torch, a plain RuntimeError
+    if is_cpu_memory or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return "out of memory"
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"

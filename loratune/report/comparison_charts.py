@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
-from loratune.compare.metrics import BY_KEY
+from loratune.compare.metrics import BY_KEY, possible_interval
 from loratune.compare.result import Comparison, CurvePoint, VariantResult
 from loratune.compare.verdict import Choice
 from loratune.report.charts.chart_frame import Chart, drawn
@@ -44,8 +44,10 @@ def _quality(look: int, variant: VariantResult, cost: float) -> Series:
     estimate = variant.estimates.get("loss")
     if estimate is None or cost <= 0:
         return Series(variant.label, (), look)
-    point = Point(cost, estimate.mean, estimate.low, estimate.high)
-    return single(variant.label, point, look)
+    low, high = estimate.low, estimate.high
+    if low is not None and high is not None:
+        low, high = possible_interval("loss", low, high)
+    return single(variant.label, Point(cost, estimate.mean, low, high), look)
 
 
 def difference_charts(comparison: Comparison, choice: Choice | None) -> tuple[Chart, ...]:

@@ -74,7 +74,12 @@ class Series:
     @property
     def dash(self) -> str:
         """Dash pattern of its line."""
-        return _DASHES[self.look % LOOKS]
+        return _DASHES[_shape(self.look)]
+
+
+def _shape(look: int) -> int:
+    """Number of dash and marker: a colour that comes again gets others."""
+    return (look + look // LOOKS) % LOOKS
 
 
 def single(name: str, point: Point, look: int) -> Series:
@@ -99,7 +104,7 @@ def condensed(pairs: Sequence[tuple[float, float]]) -> tuple[Point, ...]:
 
 def marker(parent: Element, look: int, x: float, y: float, size: float = 4.5) -> Element:
     """The marker of a look: disc, square, triangle, diamond, cross or downward triangle."""
-    style, kind = f"s{look % LOOKS} mark", look % LOOKS
+    style, kind = f"s{look % LOOKS} mark", _shape(look)
     if kind == 0:
         return add(parent, "circle", cx=x, cy=y, r=size, class_=style)
     shapes = {
