@@ -41,6 +41,8 @@ def refused(found: Outcome, code: int, *words: str) -> None:
         (["lr_grid=[]"], ["no learning rate is left"]),
         (["lr_grid=[-1e-3]"], ["not all positive rates"]),
         (["compare.dev_fraction=0"], ["compare.dev_fraction"]),
+        (["compare.margin=0"], ["compare.margin", "above 0"]),
+        (["variants=[lora,lora]"], ["lora and lora_r8_2 are one setting"]),
         (["part=5/4"], ["part must be K/N, not '5/4'"]),
         (["format=xml"], ["format must be one of table, md, csv, json"]),
         (["data.eval_path=null"], ["nothing to evaluate on"]),
