@@ -13,7 +13,7 @@ from loratune.adapters.registry import variant_names
 from loratune.compare.contenders import Overrides, contender_recipe, training_changes
 from loratune.compare.search import search_axis
 from loratune.config.schema import RunConfig
-from loratune.errors import ConfigError, LoratuneError, SeveralErrors, raise_together
+from loratune.errors import ConfigError, LoratuneError, SeveralErrors, choose_one, raise_together
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,15 @@ def _entry(entry: Any, contenders: Mapping[str, Any]) -> tuple[str, Overrides, s
         return "", {"adapter": str(values.get("variant", "")), **own}, "variants"
     name = str(entry).strip()
     if name not in contenders:
+        if contenders and name not in variant_names():
+            fix = choose_one(name, [*contenders, *variant_names()])
+            cause = f"no adapter variant or contender named '{name}'"
+            raise ConfigError(cause, where="variants", fix=fix)
         return "", {"adapter": name}, "variants"
     overrides, where = contenders[name], f"compare.contenders.{name}"
     _check_label(name, where)
     if not isinstance(overrides, Mapping):
-        fix = f"write {{{name}: {{adapter: lora}}}}"
+        fix = f"write {{{name}: {{adapter.rank: 4}}}}"
         raise ConfigError(f"{overrides!r} is not a mapping of settings", where=where, fix=fix)
     return name, overrides, where
 

@@ -122,13 +122,13 @@ def _mean_point(measured: Iterable[CurvePoint], key: str) -> Point | None:
 
 
 def search_charts(comparison: Comparison) -> tuple[Chart, ...]:
-    """How the loss depends on the learning rate: after the first round, and at full length.
+    """How the loss depends on the learning rate: after the first round, and over its whole length.
 
     A contender's rounds are its own: one with fewer steps has shorter ones.
     """
     looks = list(enumerate(comparison.variants))
     halved = any(len({trial.steps for trial in v.search}) > 1 for v in comparison.variants)
-    last = "Every rate that reached the last round of the search, at full length. "
+    last = "Every rate that reached the last round of the search, over its whole length. "
     charts = [_search_chart("Learning-rate sensitivity", max, looks, last)]
     if halved:
         first = "First round of the search: every rate trained equally long. "

@@ -23,8 +23,8 @@ class Config(RunConfig):
     """A recipe, and how to compare; ``out`` is the folder that holds the work."""
 
     variants: Any = None
-    """all, or names and settings: [lora,vera], [lora,{variant:lora,rank:16}], or names among
-    compare.contenders; null takes all of these, or every variant where the recipe has none."""
+    """all, or [lora,vera], [lora,{variant:lora,rank:16}], labels of compare.contenders; null
+    takes these, or all."""
     match: str = "own"
     """own ranks, the recipe's rank, or its trainable numbers or bytes (or trainable:589824)."""
     seeds: int | None = None
