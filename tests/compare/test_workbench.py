@@ -188,3 +188,16 @@ def test_a_setting_with_dropout_shares_no_masks(
     bench.trial(using(bench, small("lora")), Point(4e-3), 2)
     bench.trial(using(bench, replace(small("lora"), dropout=0.1)), Point(4e-3), 2)
     assert shares == ["auto", "never"]
+
+
+def test_a_contender_trains_as_it_would_on_a_bench_of_its_own(bench: Workbench, tiny: Make) -> None:
+    """Other targets, batch and length on the common base: the numbers of a base for it alone."""
+    trainer = replace(bench.config.trainer, batch_size=8, steps=3)
+    own = tiny(targets=TargetsConfig(modules=["fc1", "fc2"]), trainer=trainer)
+    alone, common = Workbench(own).seed_run(own, seed=1), bench.seed_run(own, seed=1)
+    assert common.test == alone.test
+    assert common.member.order == alone.member.order
+    assert bench.steps(own) == 3
+    assert common.test != bench.seed_run(bench.config, seed=1).test
+    rates = [b.trial(own, Point(4e-3), 2).loss for b in (Workbench(own), bench)]
+    assert rates[0] == rates[1]
