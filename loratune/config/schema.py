@@ -363,6 +363,9 @@ class GateConfig:
 class CompareConfig:
     """How ``compare`` and ``tune`` search, and what they measure on."""
 
+    contenders: dict[str, Any] = field(default_factory=dict)
+    """What is compared, each by a label and what it changes:
+    ``{narrow: {adapter: lora, adapter.rank: 4}, mlp: {targets: mlp}, full: {adapter: full}}``."""
     heldout_path: str | None = None
     """Text rows that forgetting is measured on; null leaves it out."""
     dev_fraction: float = 0.2
@@ -379,6 +382,10 @@ class CompareConfig:
     """Rounds of the search: each has twice the steps of the one before, for half the rates."""
     target_loss: float | None = None
     """Loss of the time-to-target column; null takes what every variant reaches in the end."""
+    margin: float = 0.01
+    """Differences below this share of the best one's gain over the base count as none."""
+    train_twins: bool = False
+    """Also train what is the same training as another contender, up to rounding."""
 
 
 @dataclass(kw_only=True)

@@ -98,6 +98,10 @@ _RANGES: dict[str, Check] = {
     "gate.min_gain": (math.isfinite, "use a number"),
     "gate.max_forgetting": (math.isfinite, "use a number, or null for any"),
     "gate.max_bytes": (lambda value: parse_bytes(value) is not None, "use a size, such as 5MB"),
+    "compare.margin": (
+        lambda value: 0 < value < 1,
+        "use a share between 0 and 1: only a margin above 0 can show that two are equal",
+    ),
     "launch.nproc": _at_least(1),
 }
 """Settings with a range; null is allowed wherever the type allows it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from loratune.adapters.config import AdapterConfig, AdapterCount, LayerKind, LayerShape, choice
+from loratune.adapters.training_form import ScaledLayer, TrainingForm, UpdateRule
 from loratune.errors import ConfigError
 
 
@@ -62,6 +63,15 @@ class LoRAConfig(AdapterConfig):
         """alpha/rank, or alpha/√rank with rsLoRA (arXiv:2312.03732); alpha null means rank."""
         resolved = float(rank) if alpha is None else alpha
         return resolved / math.sqrt(rank) if self.rslora else resolved / rank
+
+    def training_form(self, layers: Sequence[ScaledLayer], rule: UpdateRule) -> TrainingForm:
+        """With rsLoRA an alpha of a is one of a·√rank without it, whatever the optimizer."""
+        return super().training_form(layers, rule).with_settings("rslora")
+
+    @property
+    def B_starts_at_zero(self) -> bool:
+        """Whether only A decides where the training starts, so that B has no scale of its own."""
+        return not (self.init.is_subtracted or self.init is Init.random)
 
     def check_layer(self, shape: LayerShape) -> str:
         if shape.is_stacked and self.dropout:
