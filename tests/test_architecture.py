@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"report"},
     {"compare", "verify"},
     {"stages"},
-    {"training"},
+    {"training", "gguf_files"},
     {"generation"},
     {"data"},
     {"merging"},
