@@ -62,7 +62,7 @@ def _ends(
 ) -> set[int]:
     named = [
         config.get_text_config().eos_token_id,
-        config.eos_token_id,
+        getattr(config, "eos_token_id", None),
         generation.eos_token_id,
         tokenizer.eos_token_id,
     ]

@@ -118,6 +118,7 @@ SAID_ELSEWHERE = {
         "__init__.py", "library.py", "doctor/training.py",  # the variant where none is asked for
         "config/schema.py", "adapter_files/forms.py", "cli/__init__.py",  # the format of exports
         "adapter_files/plain_lora.py",  # the variant of such an export
+        "gguf_files/adapter_file.py",  # the kind of adapter that llama.cpp has
         "config/convert.py", "config/recipes/defaults.py",  # examples in messages
     },
     "vera": {"cli/commands/recipes.py"},  # an example

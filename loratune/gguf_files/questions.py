@@ -35,7 +35,7 @@ QUESTIONS = (
     "Where can I change my PIN?",
 )
 TEXTS = (
-    "Plain words, and a full stop.",
+    "Plain words, and a dot.",
     "Numbers: 7, 42, 1999, 1234567 and 3.14159; x = 10^-6",
     "it's we'll I'M YOU'RE they'd 'tis",
     "  two spaces,\ttab\n\nnew lines \n  and more   ",

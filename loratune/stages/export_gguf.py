@@ -11,7 +11,7 @@ from loratune import files
 from loratune.adapter_files.offline import attach, has_no_effect
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.adapter_files.tokenizer import own_tokenizer
-from loratune.config.schema import DataConfig, Dtype, GgufConfig, Verify
+from loratune.config.schema import DataConfig, Dtype, ExportFormat, GgufConfig, Verify
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer, Tokenizer
 from loratune.errors import MergeError
@@ -83,7 +83,7 @@ def export_gguf(
         written = write(exported, target, config)
         certificate = {
             "format": 1,
-            "form": "gguf-lora" if alone else "gguf",
+            "form": str(ExportFormat.gguf_lora if alone else ExportFormat.gguf),
             "base": base,
             "tokenizer": exported.base_tokenizer,
             "original": tensors_fingerprint(adapter.tensors),
