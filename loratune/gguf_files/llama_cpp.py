@@ -14,6 +14,9 @@ from torch import Tensor
 from loratune.errors import MergeError
 
 PACKAGE = "llama-cpp-python"
+_ERROR = 4
+"""``GGML_LOG_LEVEL_ERROR``."""
+_CALLBACKS: list[Any] = []
 
 
 def is_installed() -> bool:
@@ -59,7 +62,8 @@ def running(path: Path, positions: int, adapter: Path | None = None) -> Iterator
     """
     from llama_cpp import Llama
 
-    threads = torch.get_num_threads()
+    threads, complaints = torch.get_num_threads(), list[str]()
+    _collect(complaints)
     try:
         model = Llama(
             str(path),
@@ -75,11 +79,25 @@ def running(path: Path, positions: int, adapter: Path | None = None) -> Iterator
         )
     except (ValueError, RuntimeError, AssertionError) as error:
         what = path.name if adapter is None else f"{adapter.name} on {path.name}"
-        raise MergeError(f"llama.cpp does not load it: {error}", where=what) from error
+        cause = complaints[0] if complaints else str(error)
+        raise MergeError(f"llama.cpp does not load it: {cause}", where=what) from error
     try:
         yield LlamaCpp(model)
     finally:
         model.close()
+
+
+def _collect(complaints: list[str]) -> None:
+    """From now on llama.cpp's errors go into a list, and its advice nowhere."""
+    from llama_cpp import llama_cpp as api
+
+    @api.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
+    def callback(level: int, text: bytes, _: Any) -> None:
+        if level == _ERROR:
+            complaints.append(text.decode(errors="replace").strip())
+
+    api.llama_log_set(callback, None)
+    _CALLBACKS.append(callback)  # llama.cpp calls it for as long as the process lives
 
 
 def version() -> str:

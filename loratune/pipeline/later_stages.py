@@ -137,11 +137,16 @@ def _llama_cpp_lines(asked: dict[str, Any] | str) -> list[str]:
         bound = asked["gap_bound"]
         limit = "" if bound is None else f" (at most {bound:g} allowed)"
         gap = f"; largest gap of logits where it first differs {asked['largest_gap']:.2g}{limit}"
+    otherwise = [
+        f"note: this file tokenizes {text!r} otherwise than the tokenizer of training"
+        for text in asked["texts_tokenized_otherwise"]
+    ]
     return [
         f"{asked['version']} answers {asked['answered_alike']} of {asked['prompts']} prompts token "
         f"by token alike, same first choice at {asked['agreement']:.1%} of {asked['tokens']} "
         f"steps, mean KL {asked['mean_kl']:.1e} nats ({asked['mean_kl_base']:.1e} against the "
         f"base){gap}",
+        *otherwise,
     ]
 
 
