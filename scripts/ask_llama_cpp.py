@@ -24,7 +24,8 @@ def question(turns: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print how many answers are the same, and the first that are not."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("answers", type=Path)
     parser.add_argument("--lora")

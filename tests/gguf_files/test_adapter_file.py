@@ -8,17 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 
 from gguf_files.bases import WIDE, adapted, tiny_base
 from loratune.adapter_files.offline import attach
 from loratune.config.schema import GgufConfig
 from loratune.errors import ModelError
-from loratune.stages.export_gguf import export_gguf
-
-pytest.importorskip("gguf")
-from gguf import GGUFReader
-
 from loratune.gguf_files.reading import value_of
+from loratune.stages.export_gguf import export_gguf
 
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"alpha": 16}),

@@ -7,12 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from gguf_files.bases import adapted, tiny_base
-
-pytest.importorskip("gguf")
 from gguf import GGUFReader
 
+from gguf_files.bases import adapted, tiny_base
 from loratune.gguf_files.reading import value_of
 
 CHAT = (

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from gguf_files.bases import TYPES, adapted, tiny_base
+from gguf_files.test_tokenizer import sentence_piece
 from loratune.config.schema import GgufConfig, GgufDtype
 from loratune.errors import MergeError
 from loratune.stages.export_gguf import export_gguf
 
-pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp", reason="llama.cpp is not installed")
 pytestmark = pytest.mark.slow
 
@@ -72,6 +72,16 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_settings_reach_llama_cpp(setting: str, tmp_path: Path) -> None:
     name, changes = SETTINGS[setting]
     assert asked(tmp_path, name, "f32", **changes)["mean_kl"] < 1e-5
+
+
+@pytest.mark.parametrize("prepend", [False, True])
+def test_sentence_piece_is_followed_token_by_token(prepend: bool, tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base", "gemma")
+    sentence_piece(prepend=prepend).save_pretrained(base)
+    adapter = adapted(base, tmp_path / "adapter")
+    proof = export_gguf(adapter, base, tmp_path / "out", GgufConfig(), alone=False)["llama_cpp"]
+    assert proof["texts_tokenized_otherwise"] == []
+    assert proof["mean_kl"] < 1e-4
 
 
 def test_rows_in_the_wrong_order_are_not_published(

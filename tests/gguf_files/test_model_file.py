@@ -15,7 +15,6 @@ from loratune.config.schema import GgufConfig, GgufDtype, Verify
 from loratune.models.load import load_model
 from loratune.stages.export_gguf import export_gguf
 
-pytest.importorskip("gguf")
 READ_BY_TRANSFORMERS = [name for name in TYPES if name not in ("gemma", "mistral")]
 
 

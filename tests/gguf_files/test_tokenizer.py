@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from gguf import TokenType
 from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -15,12 +16,8 @@ from loratune.errors import ModelError
 from loratune.gguf_files.byte_level import pre_tokenizer_name
 from loratune.gguf_files.questions import TEXTS
 from loratune.gguf_files.sentence_piece import adds_space, merge_scores
-from loratune.models.source import model_folder
-
-pytest.importorskip("gguf")
-from gguf import TokenType
-
 from loratune.gguf_files.tokenizer import read_tokenizer
+from loratune.models.source import model_folder
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
