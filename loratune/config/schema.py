@@ -123,6 +123,21 @@ class ExportFormat(StrEnum):
     portable = "portable"
     lora = "lora"
     compact = "compact"
+    gguf = "gguf"
+    gguf_lora = "gguf-lora"
+
+
+# OmegaConf looks members up by name, and no name in Python has a hyphen.
+ExportFormat._member_map_["gguf-lora"] = ExportFormat.gguf_lora
+
+
+class GgufDtype(StrEnum):
+    """Number formats of a GGUF model's matrices."""
+
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
 
 
 @dataclass(kw_only=True)
@@ -340,7 +355,17 @@ class ExportConfig:
     """What ``export`` writes."""
 
     format: ExportFormat = ExportFormat.peft
-    """peft, merged, portable, lora or compact."""
+    """peft, merged, portable, lora, compact, gguf or gguf-lora."""
+
+
+@dataclass(kw_only=True)
+class GgufConfig:
+    """How ``export format=gguf`` and ``format=gguf-lora`` write."""
+
+    dtype: GgufDtype = GgufDtype.f16
+    """Number format of the model's matrices: f32, f16, bf16 or q8_0; an adapter's are fp32."""
+    base: str | None = None
+    """A GGUF file of the base, quantized or not, that the adapter is to run on: it is checked."""
 
 
 @dataclass(kw_only=True)
@@ -402,6 +427,7 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    gguf: GgufConfig = field(default_factory=GgufConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+GENERATION_CONFIG = "generation_config.json"
+
+
 def read_transformers_config(source: Path | str, revision: str | None = None) -> Any:
     """``config.json`` as transformers understands it.
 
@@ -44,6 +47,27 @@ def read_transformers_config(source: Path | str, revision: str | None = None) ->
         raise ModelError(cause, where=where, fix=fix) from error
     auto_class(config, str(source))
     return config
+
+
+def read_generation_config(folder: Path) -> Any:
+    """``generation_config.json`` as transformers understands it; an empty one where there is none.
+
+    Raises:
+        ModelError: if it cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    if not (folder / GENERATION_CONFIG).is_file():
+        return GenerationConfig()
+    _quiet()
+    try:
+        return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever its own checks raise
+        raise ModelError(
+            f"unusable {GENERATION_CONFIG}: {first_line(error)}",
+            where=str(folder),
+            fix="restore it, or remove it",
+        ) from error
 
 
 def auto_class(config: Any, where: str) -> Any:

@@ -79,6 +79,11 @@ def _listed(names: list[str]) -> str:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model folder has a tokenizer's files."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder.
 
@@ -88,7 +93,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         fix = "copy tokenizer.json (or vocab.json and merges.txt) of the model into the folder"
         raise ModelError("the model folder has no tokenizer", where=str(folder), fix=fix)
     check_tokenizer(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from loratune.config.schema import ExportFormat, RunConfig
 from loratune.console import say
 from loratune.data.arrangement import arrange
 from loratune.data.prepare import PreparedData
+from loratune.errors import ConfigError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.report.scores import retention_table, score_table
 from loratune.runs import processes
@@ -122,12 +124,59 @@ def export_and_show(
     Raises:
         LoratuneError: what stands against it; nothing is published then.
     """
+    if form in (ExportFormat.gguf, ExportFormat.gguf_lora):
+        _export_gguf_and_show(adapter, base_folder, out, form, config)
+        return
     proof = export(adapter, base_folder, out, form, config.merge.verify)["proof"]
     proved = f"ΔW differs from the original's by {proof['worst_relative_difference']:.1e} at most"
     logits = proof["logits"]
     if logits is not None:
         proved += f", logits by {logits['max_difference']:.1e} on {logits['tokens']} tokens"
     say(f"exported {form}: {out} ({proved})")
+
+
+def _export_gguf_and_show(
+    adapter: AdapterFolder, base_folder: Path, out: Path, form: ExportFormat, config: RunConfig
+) -> None:
+    if find_spec("gguf") is None:
+        fix = "pip install 'loratune[gguf]'"
+        raise ConfigError(f"format={form} needs the package gguf", where="format", fix=fix)
+    from loratune.stages.export_gguf import export_gguf
+
+    certificate = export_gguf(
+        adapter,
+        base_folder,
+        out,
+        config.gguf,
+        alone=form is ExportFormat.gguf_lora,
+        verify=config.merge.verify,
+        allow_drift=config.allow_drift,
+    )
+    say(f"exported {form}: {out}")
+    for line in (*_llama_cpp_lines(certificate["llama_cpp"]), *certificate["notes"]):
+        say(line)
+
+
+def _llama_cpp_lines(asked: dict[str, Any] | str) -> list[str]:
+    """What llama.cpp answered to loratune's prompts."""
+    if isinstance(asked, str):
+        return [asked]
+    gap = ""
+    if asked["answered_alike"] < asked["prompts"]:
+        bound = asked["gap_bound"]
+        limit = "" if bound is None else f" (at most {bound:g} allowed)"
+        gap = f"; largest gap of logits where it first differs {asked['largest_gap']:.2g}{limit}"
+    otherwise = [
+        f"note: this file tokenizes {text!r} otherwise than the tokenizer of training"
+        for text in asked["texts_tokenized_otherwise"]
+    ]
+    return [
+        f"{asked['version']} answers {asked['answered_alike']} of {asked['prompts']} prompts token "
+        f"by token alike, same first choice at {asked['agreement']:.1%} of {asked['tokens']} "
+        f"steps, mean KL {asked['mean_kl']:.1e} nats ({asked['mean_kl_base']:.1e} against the "
+        f"base){gap}",
+        *otherwise,
+    ]
 
 
 def _sample_table(samples: list[Sample]) -> Table:

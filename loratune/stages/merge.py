@@ -13,13 +13,16 @@ from loratune.adapter_files.offline import MetaAdapter, has_no_effect
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.adapter_files.tokenizer import own_tokenizer
 from loratune.config.schema import Dtype, MergeConfig, Verify
+from loratune.data.templates import PromptFormat
 from loratune.errors import MergeError, StorageError
-from loratune.merging.folder import complete_folder
+from loratune.generation import folder_stop_ids
+from loratune.merging.folder import complete_folder, write_ends
 from loratune.merging.logits import LogitsProof, prove_logits, wants_logits
 from loratune.merging.plan import MergePlan
 from loratune.merging.weight import ModuleProof
 from loratune.merging.writer import write_merged
 from loratune.models.fingerprint import tensors_fingerprint
+from loratune.models.load import has_tokenizer, load_tokenizer
 from loratune.runs.drift import check_binding
 from loratune.runs.manifest import describe_files
 from loratune.runs.provenance import package_versions
@@ -105,6 +108,7 @@ def merge(
             vocabulary=plan.vocabulary,
             tokenizer=own,
         )
+        _write_ends(target, adapters[0])
         report = MergeReport(
             base=written.base,
             adapters=[tensors_fingerprint(adapter.tensors) for adapter in adapters],
@@ -160,6 +164,15 @@ def _check_not_merged(adapters: Sequence[AdapterFolder], base_folder: Path) -> N
                 "this adapter is already merged into the base", where=str(base_folder),
                 fix="name the base model it was trained on",
             )  # fmt: skip
+
+
+def _write_ends(target: Path, adapter: AdapterFolder) -> None:
+    """Every token that ends an answer, the chat template's of training too."""
+    recorded = adapter.facts.get("prompt_format")
+    prompt_format = PromptFormat.from_dict(recorded) if recorded else None
+    if has_tokenizer(target):
+        tokenizer = load_tokenizer(target)
+        write_ends(target, folder_stop_ids(target, tokenizer, prompt_format))
 
 
 def _require_effect(offlines: Sequence[MetaAdapter]) -> None:

@@ -175,4 +175,6 @@ def test_unequal_ones_are_seldom_taken_for_equal() -> None:
 
 
 def test_the_mean_of_every_seed_is_kept() -> None:
-    assert Scores([[2.0, 30.0], [4.0, 7.0]], [1.0, 10.0]).seed_means().tolist() == pytest.approx([32 / 11, 1.0])
+    assert Scores([[2.0, 30.0], [4.0, 7.0]], [1.0, 10.0]).seed_means().tolist() == pytest.approx(
+        [32 / 11, 1.0]
+    )
