@@ -12,13 +12,14 @@ from torch import nn
 
 from loratune.adapters.base import Adapter, LayerPlan
 from loratune.adapters.config import AdapterConfig, LayerShape
+from loratune.adapters.kernels.blocks import blocks_of
 from loratune.adapters.registry import adapter_class
 from loratune.adapters.stacked import StackedWeight, put_adapter, put_parameter
 from loratune.adapters.token_rows import TokenRows
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
-from loratune.models.measure import layer_shapes, measure_model, stacked_experts
+from loratune.models.measure import count_numbers, layer_shapes, measure_model, stacked_experts
 from loratune.models.stored_names import shared_names
 from loratune.models.vocabulary import embedding_names
 from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for, targets_of
@@ -141,10 +142,11 @@ def wrap_model(
         others=others,
         stacked=stacked_experts(model),
         unusable=unusable,
-        base_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        base_parameters=count_numbers(model),
         strict=strict,
     )
     _check_overlap(match, targets)
+    _check_quantized(model, match, config)
     ends = _ends_with_tokens(model, match, targets) if tokens else []
     model.requires_grad_(False)
     if seed is not None:
@@ -192,6 +194,19 @@ def _check_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
                     where=shape.name,
                     fix="remove it from targets.modules or from targets.modules_to_save",
                 )
+
+
+def _check_quantized(model: nn.Module, match: TargetMatch, config: AdapterConfig) -> None:
+    """Check that the variant can adapt every layer of the match whose weight is quantized."""
+    reason = config.why_not_quantized()
+    names = [] if not reason else [shape.name for shape in match.shapes if not shape.is_stacked]
+    for name in names:
+        if blocks_of(model.get_submodule(name)) is not None:
+            raise ModelError(
+                f"{config.variant} cannot adapt a quantized layer: {reason}",
+                where=name,
+                fix="choose another variant (adapter=...), or a base that is not quantized",
+            )
 
 
 def _ends_with_tokens(model: nn.Module, match: TargetMatch, targets: TargetsConfig) -> list[str]:
@@ -247,6 +262,12 @@ def _saved_names(model: nn.Module, targets: TargetsConfig) -> list[str]:
 
 
 def _save_module(model: nn.Module, name: str) -> SavedModule:
+    if any(blocks_of(part) is not None for part in model.get_submodule(name).modules()):
+        raise ModelError(
+            f"'{name}' is quantized, and cannot be trained in full",
+            where="targets.modules_to_save",
+            fix=f"leave it as it is with model.quantize_skip=[{name.rpartition('.')[2]}]",
+        )
     saved = SavedModule(model.get_submodule(name))
     model.set_submodule(name, saved)
     return saved

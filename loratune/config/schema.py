@@ -25,6 +25,14 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Quantize(StrEnum):
+    """Number format that the base's linear layers are quantized to as they are read."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+    int8 = "int8"
+
+
 class Attention(StrEnum):
     """Which implementation of attention the base model runs; auto is transformers' choice."""
 
@@ -135,6 +143,12 @@ class ModelConfig:
     """Hub revision (branch, tag or commit)."""
     dtype: Dtype = Dtype.auto
     """auto keeps the file's dtype on CUDA and loads fp32 on a CPU unless precision says bf16."""
+    quantize: Quantize | None = None
+    """nf4, fp4 or int8: the base's linear layers in 4 or 8 bits (bitsandbytes' formats)."""
+    quantize_double: bool = False
+    """Quantize the scales of 4-bit blocks as well: 0.37 bits less for every weight."""
+    quantize_skip: list[str] = field(default_factory=list)
+    """Layers to leave as they are, by name or suffix; the output head always stays."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     add_tokens: list[str] = field(default_factory=list)

@@ -37,6 +37,11 @@ class Init(StrEnum):
     """A and B both random: the adapter changes the model at once; for tests only."""
 
     @property
+    def reads_weight(self) -> bool:
+        """Whether the numbers of the base weight decide the start."""
+        return self in (Init.svd, Init.pissa, Init.olora)
+
+    @property
     def is_subtracted(self) -> bool:
         """Whether what the factors start with is taken away again."""
         return self in (Init.pissa, Init.olora, Init.subtracted)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from loratune.adapters.base import LayerPlan, data_device
 from loratune.adapters.config import LayerKind
+from loratune.adapters.kernels.blocks import blocks_of, weight_of
 from loratune.adapters.lora.config import Init
 from loratune.errors import ModelError
 
@@ -30,8 +31,7 @@ def initial_parameters(
     Raises:
         ModelError: if the layer is too narrow for this start.
     """
-    weight = plan.base_layer.weight
-    assert isinstance(weight, Tensor)
+    weight = _weight_to_read(plan, init)
     if plan.shape.kind is LayerKind.embedding:
         vocabulary, width = weight.shape
         factors = initial_embedding_factors((vocabulary, width), plan.rank, init)
@@ -44,8 +44,17 @@ def initial_parameters(
         if init in (Init.pissa, Init.olora):
             _check_rank(plan.rank, oriented, init, plan.shape.name)
             factors = _leading_factors(oriented, plan.rank, init, scaling)
-    lora_A, lora_B = (nn.Parameter(factor.to(data_device(weight))) for factor in factors)
+    stored = plan.base_layer.weight
+    assert isinstance(stored, Tensor)
+    lora_A, lora_B = (nn.Parameter(factor.to(data_device(stored))) for factor in factors)
     return lora_A, lora_B
+
+
+def _weight_to_read(plan: LayerPlan, init: Init) -> Tensor:
+    """The base weight, or an empty one of its shape where the start needs no more of it."""
+    if blocks_of(plan.base_layer) is not None and not init.reads_weight:
+        return torch.empty(plan.shape.out_features, plan.shape.in_features, device="meta")
+    return weight_of(plan.base_layer)
 
 
 @torch.no_grad()
