@@ -123,6 +123,15 @@ class Verify(StrEnum):
     logits = "logits"
 
 
+class MergeBase(StrEnum):
+    """Which weights an adapter is merged into that was trained on a quantized base."""
+
+    dequantized = "dequantized"
+    """Those that training saw: the quantized numbers, widened."""
+    original = "original"
+    """Those that were quantized."""
+
+
 class ExportFormat(StrEnum):
     """What ``export`` writes."""
 
@@ -334,6 +343,11 @@ class LaunchConfig:
 @dataclass(kw_only=True)
 class MergeConfig:
     """How the merged model is written."""
+
+    base: MergeBase | None = None
+    """Where the base was quantized: dequantized (what training saw) or original."""
+    requantize: Quantize | None = None
+    """Write the merged model in nf4, fp4 or int8 once more."""
 
     dtype: Dtype = Dtype.auto
     """Number format of the merged weights; auto keeps the base's."""

@@ -176,20 +176,7 @@ class _Reader:
     def _stored(self, name: str, shape: torch.Size, bias: Tensor | None) -> nn.Module:
         place = self.names.own(f"{name}.weight")
         assert place is not None
-        start = place.stored[0].removesuffix("weight")
-        own = {
-            stored.removeprefix(start): read_one(entry)
-            for stored, entry in self.entries.items()
-            if stored.startswith(start) and stored != f"{start}bias"
-        }
-        try:
-            return stored_linear(own, shape, bias, self.dtype)
-        except (KeyError, ValueError, AssertionError, RuntimeError) as error:
-            raise ModelError(
-                f"'{name}' is not as bitsandbytes writes a quantized layer: {error}",
-                where=str(self.entries[place.stored[0]].file),
-                fix="copy or download it again",
-            ) from error
+        return read_stored_layer(place.stored[0], self.entries, shape, bias, self.dtype)
 
     def fill(self, name: str, module: nn.Module) -> None:
         """Give a module its own parameters and stored buffers; tied ones stay tied."""
@@ -232,6 +219,41 @@ class _Reader:
         if self.dtype is torch.float16:
             wide |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
         return torch.float32 if any(_is_part(one, name) for one in wide) else self.dtype
+
+
+def read_stored_layer(
+    weight: str,
+    entries: Mapping[str, TensorEntry],
+    shape: torch.Size,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> nn.Linear:
+    """A layer that is quantized in the files.
+
+    Args:
+        weight: its weight's name there.
+        entries: the tensors of the files.
+        shape: (out, in).
+        bias: (out) or ``None``.
+        dtype: number format that the widened weight has by default.
+
+    Raises:
+        ModelError: if what belongs to the weight is not all there.
+    """
+    start = weight.removesuffix("weight")
+    own = {
+        stored.removeprefix(start): read_one(entry)
+        for stored, entry in entries.items()
+        if stored.startswith(start) and stored != f"{start}bias"
+    }
+    try:
+        return stored_linear(own, shape, bias, dtype)
+    except (KeyError, ValueError, AssertionError, RuntimeError) as error:
+        raise ModelError(
+            f"'{weight}' is not as bitsandbytes writes a quantized layer: {error}",
+            where=str(entries[weight].file),
+            fix="copy or download it again",
+        ) from error
 
 
 def _is_part(wanted: str, name: str) -> bool:
