@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +75,9 @@ class _Widened:
             shape = self._shape(name, entry)
             if shape is None:
                 continue
-            wide = replace(entry, file=file, shape=shape, begin=0, end=0)
-            if entry.dtype in FLOATING or shape != entry.shape:
-                wide = replace(wide, dtype=_WIDE)
-            end = place + torch.Size(shape).numel() * ITEM_BYTES[wide.dtype]
-            entries.append(replace(wide, begin=place, end=end))
+            dtype = _WIDE if entry.dtype in (*FLOATING, "U8", "I8") else entry.dtype
+            end = place + torch.Size(shape).numel() * ITEM_BYTES[dtype]
+            entries.append(TensorEntry(name, file, dtype, shape, place, end))
             place = end
         return entries
 

@@ -66,4 +66,4 @@ def dequantized(layer: Any) -> Tensor:
     if isinstance(layer, bnb.nn.Linear4bit):
         wide: Tensor = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         return wide
-    return layer.weight.CB.float() * layer.weight.SCB[:, None] / 127
+    return layer.weight.CB.float() * layer.weight.SCB.unsqueeze(1).mul(1.0 / 127.0)
