@@ -18,9 +18,10 @@ from loratune.merging.folder import copy_side_files
 from loratune.merging.safetensors_writer import SafetensorsWriter
 from loratune.models.build import empty_model
 from loratune.models.dtypes import FLOATING, ITEM_BYTES
+from loratune.models.quantized.choice import layers_to_quantize
 from loratune.models.quantized.format import Quantization, config_entry
 from loratune.models.quantized.layers import quantized_linear, stored_tensors
-from loratune.models.quantized.streaming import layers_to_quantize, read_stored_layer
+from loratune.models.quantized.streaming import read_stored_layer
 from loratune.models.stored_names import StoredGroup, StoredNames
 from loratune.models.weights import SINGLE, TensorEntry, read_one, tensor_entries
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from loratune.config.schema import ModelConfig, Quantize
 from loratune.errors import ConfigError, ModelError
-from loratune.models.source import read_config
+from loratune.models.source import local_folder, read_config
 
 BLOCK = 64
 """Numbers of a row that share one scale in 4 bits; bitsandbytes' default."""
@@ -90,8 +90,25 @@ def find_quantization(folder: Path, config: ModelConfig | None = None) -> Quanti
             where=f"model.quantize={config.quantize}",
             fix="remove it, or set model.path to the model that is not quantized",
         )
-    skip = tuple(config.quantize_skip)
-    return Quantization(config.quantize, config.quantize_double, skip)
+    return _asked(config)
+
+
+def quantization_of(config: ModelConfig) -> Quantization | None:
+    """How the base that a recipe names will be stored in memory, as far as it is here.
+
+    Raises:
+        LoratuneError: as ``find_quantization``.
+    """
+    folder = local_folder(config.path)
+    if folder is not None:
+        return find_quantization(folder, config)
+    return _asked(config)
+
+
+def _asked(config: ModelConfig) -> Quantization | None:
+    if config.quantize is None:
+        return None
+    return Quantization(config.quantize, config.quantize_double, tuple(config.quantize_skip))
 
 
 def stored_quantization(folder: Path) -> Quantization | None:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loratune.errors import LoratuneError, ModelError, did_you_mean, raise_together
-from loratune.models.architectures import names_module
+from loratune.errors import ModelError
 from loratune.models.build import empty_model
-from loratune.models.quantized.format import BLOCK, Quantization
+from loratune.models.quantized.choice import layers_to_quantize, sizes_of
+from loratune.models.quantized.format import Quantization
 from loratune.models.quantized.layers import quantized_linear, stored_linear
 from loratune.models.stored_names import StoredNames
 from loratune.models.weights import TensorEntry, read_one, tensor_entries
@@ -72,58 +72,6 @@ def load_quantized(
     return loaded
 
 
-def layers_to_quantize(model: Any, quantization: Quantization) -> list[str]:
-    """Names of the layers that are quantized: all linear ones but the output head and ``skip``.
-
-    Raises:
-        ModelError: naming every layer whose width the block size does not divide, and every name
-            in ``skip`` that no layer has.
-    """
-    layers = {name: sizes for name, module in model.named_modules() if (sizes := _sizes(module))}
-    head = model.get_output_embeddings()
-    unused = [w for w in quantization.skip if not any(names_module(w, n) for n in layers)]
-    problems: list[LoratuneError] = [_no_layer(name, layers) for name in unused]
-    chosen = [
-        name
-        for name in layers
-        if model.get_submodule(name) is not head
-        and not any(names_module(wanted, name) for wanted in quantization.skip)
-    ]
-    if quantization.is_4bit:
-        wrong = {name: layers[name][1] for name in chosen if layers[name][1] % BLOCK}
-        if wrong:
-            problems.append(_wrong_width(wrong))
-    raise_together(problems)
-    return chosen
-
-
-def _sizes(module: nn.Module) -> tuple[int, int] | None:
-    """(out, in) of a plain linear layer, or of GPT-2's Conv1D."""
-    if type(module) is nn.Linear:
-        return module.out_features, module.in_features
-    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
-        in_features, out_features = module.weight.shape
-        return out_features, in_features
-    return None
-
-
-def _no_layer(name: str, layers: Mapping[str, Any]) -> ModelError:
-    tails = {layer.rpartition(".")[2] for layer in layers}
-    fix = did_you_mean(name, tails) or "name a linear layer of the model, or a suffix of its name"
-    return ModelError(f"no linear layer is named '{name}'", where="model.quantize_skip", fix=fix)
-
-
-def _wrong_width(widths: Mapping[str, int]) -> ModelError:
-    name, width = next(iter(widths.items()))
-    more = f" (and {len(widths) - 1} more)" if len(widths) > 1 else ""
-    tails = sorted({name.rpartition(".")[2] for name in widths})
-    return ModelError(
-        f"'{name}'{more} reads {width} numbers, which blocks of {BLOCK} do not divide",
-        where="model.quantize",
-        fix=f"set model.quantize=int8, or model.quantize_skip=[{','.join(tails)}]",
-    )
-
-
 def _unexpected(model: Any, names: StoredNames, entries: Mapping[str, TensorEntry]) -> list[str]:
     """Stored tensors that the model has no place for."""
     used = {stored for group in names.groups for stored in group.stored}
@@ -155,7 +103,7 @@ class _Reader:
 
     def layer(self, name: str, module: nn.Module, quantization: Quantization) -> nn.Module:
         """The quantized layer in the place of an empty one, or that one where it has no values."""
-        out_features, in_features = _sizes(module) or (0, 0)
+        out_features, in_features = sizes_of(module) or (0, 0)
         bias = (
             None
             if getattr(module, "bias", None) is None
