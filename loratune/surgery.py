@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,6 +114,7 @@ def wrap_model(
     strict: bool = True,
     will_be_loaded: bool = False,
     tokens: Sequence[int] = (),
+    read_original: Callable[[str], torch.Tensor] | None = None,
 ) -> WrappedModel:
     """Freeze the model and swap its target layers for adapters, in place.
 
@@ -126,6 +128,7 @@ def wrap_model(
         strict: every listed pattern must match; else one match in all is enough.
         will_be_loaded: skip a costly start that loading an adapter will overwrite.
         tokens: ids whose rows of both embeddings train.
+        read_original: gives a parameter as it was before a layer was quantized.
 
     Raises:
         ModelError: if a pattern matches nothing, or a layer cannot be adapted.
@@ -151,7 +154,7 @@ def wrap_model(
     model.requires_grad_(False)
     if seed is not None:
         torch.manual_seed(seed)
-    plans = [_plan(model, shape, config) for shape in match.shapes]
+    plans = [_plan(model, shape, config, read_original) for shape in match.shapes]
     start = config.without_costly_init() if will_be_loaded else config
     adapters = adapter_class(config.variant).build(plans, start)
     for plan, adapter in zip(plans, adapters, strict=True):
@@ -163,14 +166,29 @@ def wrap_model(
     return WrappedModel(model, named, saved, config, match, _put_rows(model, ends, tokens))
 
 
-def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPlan:
+def _plan(
+    model: nn.Module,
+    shape: LayerShape,
+    config: AdapterConfig,
+    read: Callable[[str], torch.Tensor] | None,
+) -> LayerPlan:
     rank, alpha = rank_for(shape.name, config), alpha_for(shape.name, config)
     layer = (
         StackedWeight(model.get_parameter(shape.name))
         if shape.is_stacked
         else model.get_submodule(shape.name)
     )
-    return LayerPlan(layer, shape, rank, alpha)
+    has_original = read is not None and blocks_of(layer) is not None
+    original = partial(original_weight, layer, shape, read) if read and has_original else None
+    return LayerPlan(layer, shape, rank, alpha, original)
+
+
+def original_weight(
+    layer: nn.Module, shape: LayerShape, read: Callable[[str], torch.Tensor]
+) -> torch.Tensor:
+    """The weight (out, in) that a quantized layer was made of; ``read`` gives a parameter."""
+    weight = read(shape.parameter)
+    return weight.T if getattr(layer, "stored_input_first", False) else weight
 
 
 def _put(model: nn.Module, shape: LayerShape, new: nn.Module) -> None:

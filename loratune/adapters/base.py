@@ -26,12 +26,16 @@ RowWriter = Callable[[slice, Tensor], None]
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer to adapt: the layer, its shape, and the rank and alpha that apply to it."""
+    """One layer to adapt: the layer, its shape, and the rank and alpha that apply to it.
+
+    ``original`` gives the weight (out, in) that a quantized layer was made of.
+    """
 
     base_layer: nn.Module
     shape: LayerShape
     rank: int
     alpha: float | None
+    original: Callable[[], Tensor] | None = None
 
 
 class Adapter(nn.Module, ABC):

@@ -118,8 +118,11 @@ class _Reader:
         )
         if weight is None:
             return module
-        oriented = weight.T if type(module).__name__ == "Conv1D" else weight
-        return quantized_linear(oriented, bias, quantization, self.dtype)
+        is_turned = type(module).__name__ == "Conv1D"
+        oriented = weight.T if is_turned else weight
+        layer: Any = quantized_linear(oriented, bias, quantization, self.dtype)
+        layer.stored_input_first = is_turned
+        return layer  # type: ignore[no-any-return]
 
     def _stored(self, name: str, shape: torch.Size, bias: Tensor | None) -> nn.Module:
         place = self.names.own(f"{name}.weight")
