@@ -21,6 +21,7 @@ from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
 from loratune.models.measure import count_numbers, layer_shapes, measure_model, stacked_experts
+from loratune.models.quantized.adoption import adopt_layers
 from loratune.models.stored_names import shared_names
 from loratune.models.vocabulary import embedding_names
 from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for, targets_of
@@ -133,6 +134,7 @@ def wrap_model(
     Raises:
         ModelError: if a pattern matches nothing, or a layer cannot be adapted.
     """
+    adopt_layers(model)
     if family is None:
         family = getattr(getattr(model, "config", None), "model_type", None)
     targets = targets_of(config, targets, measure_model(model))

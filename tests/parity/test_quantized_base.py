@@ -78,3 +78,15 @@ def test_loss_and_gradients_equal_pefts_on_the_same_quantized_base(
         assert got is not None and expected is not None and expected.any(), name
         limit = TOLERANCE * float(expected.abs().max())
         assert float((got - expected).abs().max()) <= limit, name
+
+
+def test_a_model_that_another_library_quantized_is_adapted_as_it_is(base: Any) -> None:
+    """Bitsandbytes' own layers, used once before, as transformers leaves them."""
+    theirs, ids = with_plain_layers(base), token_ids(3)
+    theirs.train()(input_ids=ids, use_cache=False)
+    settings = {"seed": 5, "rank": 4, "init": "random"}
+    results = []
+    for model in (theirs, copy.deepcopy(base)):
+        wrapped = our_model(model, "lora", TARGETS, **settings)
+        results.append(wrapped.model.eval()(input_ids=ids, use_cache=False).logits)
+    assert torch.equal(*results)
