@@ -94,13 +94,15 @@ def product_candidates(
     weight = torch.randn(out_features, in_features) / in_features**0.5
     plain = torch.nn.Linear(in_features, out_features, bias=False)
     plain.weight = torch.nn.Parameter(weight, requires_grad=False)
-    ours: Any = quantized_linear(weight, None, Quantization(kind), torch.float32)
+    ours, lent = (
+        quantized_linear(weight, None, Quantization(kind), torch.float32) for _ in range(2)
+    )
     sizes = in_features, out_features, False
     if kind is Quantize.int8:
         theirs: Any = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, device="meta")
     else:
         theirs = bnb.nn.Linear4bit(*sizes, compute_dtype=torch.float32, device="meta")
-    theirs.weight = ours.weight
+    theirs.weight = lent.weight
     x = torch.randn(tokens, in_features, requires_grad=True)
     handed_over = adapted(ours, Kernel.reference)
     handed_over.base_layer = theirs.train()

@@ -23,7 +23,13 @@ from loratune.models.quantized.library import import_bitsandbytes
 bnb = import_bitsandbytes()
 
 CPU_BLOCK = 1 << 20
-"""Numbers that are widened, or quantized, at a time on a CPU: 4 MB, which stay in the cache."""
+"""Numbers that are widened at a time on a CPU: 4 MB, which stay in the cache."""
+QUANTIZED_AT_ONCE = 1 << 16
+"""Numbers that are quantized at a time on a CPU.
+
+The C library maps what is much larger than anything it has freed, and takes the rest from one heap:
+larger pieces here would lie between the finished tensors there, and never be given back.
+"""
 DEVICE_BLOCK = 1 << 24
 """The same on an accelerator, where a block should be worth a launch."""
 
@@ -47,7 +53,7 @@ class _Frozen(nn.Linear):
         raise NotImplementedError
 
     def _rows(self) -> Iterator[slice]:
-        return _row_slices(self.out_features, self.in_features, self.weight.device)
+        return _row_slices(self.out_features, self.in_features, self.weight.device, CPU_BLOCK)
 
 
 class Linear4Bit(_Frozen, bnb.nn.Linear4bit):  # type: ignore[misc, name-defined]
@@ -87,8 +93,8 @@ def _scales(state: Any) -> Tensor:
     return cast(Tensor, wide.float().add_(state.offset))
 
 
-def _row_slices(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
-    numbers = CPU_BLOCK if device.type == "cpu" else DEVICE_BLOCK
+def _row_slices(rows: int, columns: int, device: torch.device, on_cpu: int) -> Iterator[slice]:
+    numbers = on_cpu if device.type == "cpu" else DEVICE_BLOCK
     step = max(1, numbers // columns)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
@@ -108,7 +114,7 @@ def quantized_linear(
     """
     out_features, in_features = weight.shape
     build = _in_4_bits if quantization.is_4bit else _in_8_bits
-    rows = list(_row_slices(out_features, in_features, weight.device))
+    rows = list(_row_slices(out_features, in_features, weight.device, QUANTIZED_AT_ONCE))
     return _layer(build(weight, rows, quantization, dtype), weight.shape, bias, dtype)
 
 
