@@ -146,7 +146,7 @@ def _quantization(config: RunConfig) -> Iterator[ConfigError]:
         return
     if reason := config.adapter.why_not_quantized():
         cause = f"{config.adapter.variant} cannot adapt a quantized base: {reason}"
-        fix = "choose another variant (adapter=lora), or model.quantize=null"
+        fix = "choose another variant (adapter=...), or model.quantize=null"
         yield ConfigError(cause, where=f"model.quantize={kind}", fix=fix)
     if config.launch.shard:
         cause = "a quantized base cannot be sharded"

@@ -8,7 +8,6 @@ is compared with quantized base + adapter on the run's own rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from torch import Tensor
 from loratune import files
 from loratune.adapter_files.into_model import wrap_for_loading
 from loratune.adapter_files.peft_format import AdapterFolder
-from loratune.config.schema import MergeBase, RunConfig
+from loratune.config.schema import MergeBase, RunConfig, Verify
 from loratune.console import say
 from loratune.data.encoded_rows import EncodedRow
 from loratune.errors import ConfigError, MergeError
@@ -101,18 +100,20 @@ def merge_quantized(
     if any(quantization_of(adapter) != quantization for adapter in adapters):
         raise MergeError("the adapters were trained on bases quantized otherwise", where=str(out))
     choice = _chosen(config, adapters[0], quantization)
-    trained = _Trained(adapters, base_folder, quantization, rows())
-    comparisons = [trained.itself] if trained.itself else []
+    compares = config.merge.verify is not Verify.weights and len(adapters) == 1
+    trained = _Trained(adapters[0], base_folder, quantization, rows()) if compares else None
+    comparisons = [trained.itself] if trained else []
 
     def compare(name: str, must_agree: bool, folder: Path) -> dict[str, Any]:
-        comparisons.append(trained.compare(name, folder, must_agree=must_agree))
+        if trained is not None:
+            comparisons.append(trained.compare(name, folder, must_agree=must_agree))
         return {
             "merged_into": str(choice),
             "quantization": quantization.to_dict(),
             "comparisons": [asdict(one) for one in comparisons],
         }
 
-    is_exact = choice is MergeBase.dequantized and len(adapters) == 1
+    is_exact = choice is MergeBase.dequantized
     requantize = config.merge.requantize
     with _plain_base(choice, base_folder, quantization, out) as plain, _target(out, config) as into:
         report = merge(
@@ -207,30 +208,23 @@ def _bound_to(
 
 
 class _Trained:
-    """Quantized base + adapter, and what it says on some rows."""
+    """What quantized base + adapter says on some rows."""
 
     def __init__(
         self,
-        adapters: Sequence[AdapterFolder],
+        adapter: AdapterFolder,
         base_folder: Path,
         quantization: Quantization,
         rows: Sequence[EncodedRow],
     ) -> None:
         self._rows = list(rows[:ROWS]) or [_probe_row(base_folder)]
-        self.loss, self._logits = math.nan, None
-        if len(adapters) == 1:
-            self._logits = self._of_quantized(adapters[0], base_folder, quantization)
-
-    def _of_quantized(
-        self, adapter: AdapterFolder, base_folder: Path, quantization: Quantization
-    ) -> Tensor:
-        folder, asked = base_folder, quantization
-        if quantization.in_files:
+        self._targets = _targets(self._rows)
+        folder = base_folder
+        if quantization.in_files:  # the base that is named now may be the original
             folder = model_folder(str(adapter.facts.get("base_path") or base_folder))
-        model = load_model(
-            folder, torch.float32, quantization=None if quantization.in_files else asked
-        )
-        return _logits(wrap_for_loading(model, adapter).model.eval(), self._rows)
+        asked = None if quantization.in_files else quantization
+        model = load_model(folder, torch.float32, quantization=asked)
+        self._logits = _logits(wrap_for_loading(model, adapter).model.eval(), self._rows)
 
     def compare(self, name: str, folder: Path, *, must_agree: bool) -> Comparison:
         """A plain or quantized model folder against what was trained.
@@ -239,8 +233,7 @@ class _Trained:
             MergeError: if they must agree and do not.
         """
         got = _logits(load_model(folder, torch.float32), self._rows)
-        trained = got if self._logits is None else self._logits
-        comparison = _comparison(name, trained, got, _targets(self._rows))
+        comparison = _comparison(name, self._logits, got, self._targets)
         limit = TOLERANCE * max(1.0, comparison.max_logit)
         if must_agree and not comparison.max_difference <= limit:
             raise MergeError(
@@ -252,12 +245,10 @@ class _Trained:
         return comparison
 
     @property
-    def itself(self) -> Comparison | None:
+    def itself(self) -> Comparison:
         """Its own loss, in the form of a comparison."""
-        if self._logits is None:
-            return None
         name = "quantized base + adapter"
-        return _comparison(name, self._logits, self._logits, _targets(self._rows))
+        return _comparison(name, self._logits, self._logits, self._targets)
 
 
 def _probe_row(base_folder: Path) -> EncodedRow:
