@@ -22,14 +22,16 @@ from loratune.models.quantized.library import import_bitsandbytes
 
 bnb = import_bitsandbytes()
 
-CPU_BLOCK = 1 << 20
-"""Numbers that are widened at a time on a CPU: 4 MB, which stay in the cache."""
-QUANTIZED_AT_ONCE = 1 << 16
-"""Numbers that are quantized at a time on a CPU.
+CPU_BLOCK = 1 << 18
+"""Numbers that are widened at a time on a CPU: 1 MB, which stays in the cache.
 
-The C library maps what is much larger than anything it has freed, and takes the rest from one heap:
-larger pieces here would lie between the finished tensors there, and never be given back.
+The C library takes what is no larger than something it has freed from one heap, where what stays
+(finished tensors, activations) comes to lie between the holes: small pieces leave small holes.
 """
+QUANTIZED_AT_ONCE = 1 << 16
+"""Numbers that are quantized at a time on a CPU, with several temporary tensors of their size."""
+FEWEST_ROWS = 64
+"""Rows that are widened at a time at least: a product with fewer is slow."""
 DEVICE_BLOCK = 1 << 24
 """The same on an accelerator, where a block should be worth a launch."""
 
@@ -53,7 +55,8 @@ class _Frozen(nn.Linear):
         raise NotImplementedError
 
     def _rows(self) -> Iterator[slice]:
-        return _row_slices(self.out_features, self.in_features, self.weight.device, CPU_BLOCK)
+        at_once = max(CPU_BLOCK, FEWEST_ROWS * self.in_features)
+        return _row_slices(self.out_features, self.in_features, self.weight.device, at_once)
 
 
 class Linear4Bit(_Frozen, bnb.nn.Linear4bit):  # type: ignore[misc, name-defined]

@@ -132,17 +132,17 @@ class _Reader:
     def fill(self, name: str, module: nn.Module) -> None:
         """Give a module its own parameters and stored buffers; tied ones stay tied."""
         for key, parameter in list(module.named_parameters(recurse=False)):
-            full = f"{name}.{key}" if name else key
+            own = f"{name}.{key}" if name else key
             if id(parameter) not in self.filled:
-                value = self.value(full, parameter)
+                value = self.value(own, parameter)
                 if value is None:
                     continue
                 self.filled[id(parameter)] = nn.Parameter(value, requires_grad=False)
             module.register_parameter(key, self.filled[id(parameter)])
         for key, buffer in module.named_buffers(recurse=False):
-            full = f"{name}.{key}" if name else key
-            if self.names.own(full) is not None:
-                buffer.copy_(self.names.read(full))
+            own = f"{name}.{key}" if name else key
+            if self.names.own(own) is not None:
+                buffer.copy_(self.names.read(own))
 
     def value(self, name: str, wanted: Any) -> Tensor | None:
         """A parameter's value, copied out of its file."""
