@@ -21,19 +21,19 @@ from torch import Tensor, nn
 
 from benchmarks import common, models
 from benchmarks.step import FLOOR
+from loratune.adapters.config import AdapterConfig
 from loratune.adapters.registry import variant_names
-from loratune.config.schema import TrainerConfig
+from loratune.config.schema import TargetsConfig, TrainerConfig
 from loratune.data.collate import Batch
-from loratune.library import wrap
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.loss.supervised import causal_targets
 from loratune.models.devices import resolve_device
+from loratune.surgery import wrap_model
 from loratune.training.forward import checkpoint_activations
 from loratune.training.optim import make_optimizer
 from loratune.training.step import train_step
 
 Step = Callable[[], object]
-TITLES = {"lora": "LoRA", "lora_fa": "LoRA-FA", "lora_plus": "LoRA+", "vera": "VeRA"}
 RATE = 1e-5
 """Too small to move anything: every step computes the same."""
 
@@ -63,7 +63,7 @@ class Plan:
 
     models: tuple[Model, ...]
     rank: int
-    vera_rank: int
+    wide_rank: int
     rounds: dict[str, int]
 
 
@@ -156,10 +156,11 @@ def floor_step(base: Any, ids: Tensor) -> Step:
 
 
 def own_step(
-    base: Any, ids: Tensor, variant: str, rank: int, *, recompute: bool = False, exact: bool = True
+    base: Any, ids: Tensor, settings: AdapterConfig, *, recompute: bool = False, exact: bool = True
 ) -> Step:
     """A training step of loratune."""
-    wrapped = wrap(models.sharing_weights(base), variant, targets="all_linear", rank=rank)
+    targets = TargetsConfig(modules="all_linear")
+    wrapped = wrap_model(models.sharing_weights(base), settings, targets)
     wrapped.model.train()
     if recompute:
         checkpoint_activations(wrapped.model)
@@ -189,29 +190,21 @@ def peft_step(model: Any, ids: Tensor, *, recompute: bool = False) -> Step:
 def candidates(plan: Plan, base: Any, ids: Tensor) -> dict[str, Callable[[], Step]]:
     """Name → a function that builds the candidate and gives its step."""
 
-    def rank(variant: str) -> int:
-        return plan.vera_rank if variant == "vera" else plan.rank
+    def own(variant: str, **options: bool) -> Callable[[], Step]:
+        settings = models.settings_at(variant, plan.rank, plan.wide_rank)
+        return lambda: own_step(base, ids, settings, **options)
 
-    def lora(**settings: Any) -> Callable[[], Step]:
-        return lambda: own_step(base, ids, "lora", plan.rank, **settings)
+    def peft(variant: str, **options: bool) -> Callable[[], Step]:
+        settings = models.settings_at(variant, plan.rank, plan.wide_rank)
+        return lambda: peft_step(models.theirs(base, settings, "all-linear"), ids, **options)
 
-    def peft(**settings: Any) -> Any:
-        return models.peft_lora(base, plan.rank, targets="all-linear", **settings)
-
-    found: dict[str, Callable[[], Step]] = {FLOOR: lambda: floor_step(base, ids)}
-    for variant in variant_names():
-        found[f"loratune {TITLES.get(variant, variant)}"] = lambda variant=variant: own_step(
-            base, ids, variant, rank(variant)
-        )
-    return found | {
-        "loratune LoRA, trainer.deterministic=false": lora(exact=False),
-        "loratune LoRA, checkpointing": lora(recompute=True),
-        "PEFT LoRA": lambda: peft_step(peft(), ids),
-        "PEFT LoRA, A frozen": lambda: peft_step(peft(frozen_A=True), ids),
-        "PEFT VeRA": lambda: peft_step(
-            models.peft_vera(base, plan.vera_rank, targets="all-linear"), ids
-        ),
-        "PEFT LoRA, checkpointing": lambda: peft_step(peft(), ids, recompute=True),
+    return {
+        FLOOR: lambda: floor_step(base, ids),
+        **{f"loratune {models.title(name)}": own(name) for name in variant_names()},
+        "loratune LoRA, trainer.deterministic=false": own("lora", exact=False),
+        "loratune LoRA, checkpointing": own("lora", recompute=True),
+        **{f"PEFT {models.title(name)}": peft(name) for name in models.peft_counterparts()},
+        "PEFT LoRA, checkpointing": peft("lora", recompute=True),
     }
 
 
@@ -325,7 +318,7 @@ def main() -> None:
     content = {
         "device": torch.cuda.get_device_name() if is_cuda else "CPU, to try the script",
         "cuda": torch.version.cuda,
-        "settings": {"rank": plan.rank, "vera_rank": plan.vera_rank},
+        "settings": {"rank": plan.rank, "wide_rank": plan.wide_rank},
         "tables": tables,
     }
     for number, model in enumerate(plan.models):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loratune.library import wrap
+from loratune.adapters.config import AdapterConfig, LayerKind, LayerShape
+from loratune.adapters.registry import variant_names
+from loratune.config.recipes.variant_settings import recipe_file, variant_settings
+from loratune.config.schema import TargetsConfig
+from loratune.surgery import wrap_model
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 VOCABULARY = 50272
@@ -66,46 +72,72 @@ def sharing_weights(base: nn.Module) -> Any:
     return copy.deepcopy(base, kept)
 
 
-def ours(base: nn.Module, variant: str, **settings: Any) -> Any:
-    """Loratune's adapters on all linear layers, B (or λ_b) made non-zero as in mid-training."""
-    targets = settings.pop("targets", "all_linear")
-    wrapped = wrap(sharing_weights(base), variant, targets=targets, **settings)
-    _perturb(wrapped.model, ("lora_B", "vera_lambda_b"))
+def title(variant: str) -> str:
+    """What its recipe's comment calls a variant: ``LoRA-FA`` of ``lora_fa``."""
+    path = recipe_file("adapter", variant)
+    assert path is not None
+    described = path.read_text(encoding="utf-8").splitlines()[1]
+    return re.split(r" \(|[,:]", described.removeprefix("# "))[0]
+
+
+def settings_at(variant: str, rank: int, wide_rank: int) -> AdapterConfig:
+    """A variant's settings as its recipe has them, at one of two ranks."""
+    return variant_settings(variant).with_rank(wide_rank if is_wide(variant) else rank)
+
+
+def is_wide(variant: str) -> bool:
+    """Whether its own rank is far above LoRA's, since a rank costs it few numbers."""
+    return variant_settings(variant).rank >= 64
+
+
+def peft_counterparts() -> list[str]:
+    """Variants that PEFT has too; one that trains what an earlier one does is left out."""
+    layer = LayerShape("layer", LayerKind.linear, 64, 64)
+    seen: dict[str, str] = {}
+    for variant in variant_names():
+        settings = variant_settings(variant)
+        if not settings.why_not_in_peft(layer):
+            alike = repr((settings.to_peft(), settings.count([(layer, settings.rank)])))
+            seen.setdefault(alike, variant)
+    return list(seen.values())
+
+
+def ours(base: nn.Module, settings: AdapterConfig, targets: str = "all_linear") -> Any:
+    """Loratune's adapters, nothing that trains left at zero: as in mid-training."""
+    wrapped = wrap_model(sharing_weights(base), settings, TargetsConfig(modules=targets))
+    _perturb(wrapped.model)
     return wrapped.model.train()
 
 
-def peft_lora(base: nn.Module, rank: int, *, frozen_A: bool = False, **settings: Any) -> Any:
-    """PEFT's LoRA; with ``frozen_A`` only B trains, as in its LoRA-FA."""
-    from peft import LoraConfig, get_peft_model
+def theirs(base: nn.Module, settings: AdapterConfig, targets: Any = None) -> Any:
+    """PEFT's adapter of the same settings; it freezes what loratune's variant does."""
+    from peft import get_peft_config, get_peft_model
 
-    targets = settings.pop("targets", LINEAR)
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=targets, task_type="CAUSAL_LM", **settings
-    )
-    model = get_peft_model(sharing_weights(base), config)
+    targets = targets or LINEAR
+    described = {**settings.to_peft(), "target_modules": targets, "task_type": "CAUSAL_LM"}
+    with warnings.catch_warnings():  # of what it adjusts: block sizes that do not divide a width
+        warnings.simplefilter("ignore")
+        model = get_peft_model(sharing_weights(base), get_peft_config(described))
+    trained = _trained_parts(settings)
     for name, parameter in model.named_parameters():
-        if frozen_A and "lora_A" in name:
-            parameter.requires_grad_(False)
-    _perturb(model, ("lora_B",))
+        parameter.requires_grad_(any(part in trained for part in name.split(".")))
+    _perturb(model)
     return model.train()
 
 
-def peft_vera(base: nn.Module, rank: int, **settings: Any) -> Any:
-    """PEFT's VeRA."""
-    from peft import VeraConfig, get_peft_model
-
-    targets = settings.pop("targets", LINEAR)
-    config = VeraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM", **settings)
-    model = get_peft_model(sharing_weights(base), config)
-    _perturb(model, ("vera_lambda_b",))
-    return model.train()
+def _trained_parts(settings: AdapterConfig) -> set[str]:
+    """What PEFT calls the tensors that loratune's variant trains in a layer."""
+    layers = wrap_model(nn.Sequential(nn.Linear(64, 64)), settings, TargetsConfig(modules=["0"]))
+    [layer] = layers.adapters.values()
+    tensors = layer.adapter_tensors().items()
+    return {name.partition(".")[0] for name, tensor in tensors if tensor.requires_grad}
 
 
 @torch.no_grad()
-def _perturb(model: nn.Module, names: tuple[str, ...]) -> None:
+def _perturb(model: nn.Module) -> None:
     torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and any(part in name for part in names):
+    for parameter in model.parameters():
+        if parameter.requires_grad and not parameter.any():
             parameter.normal_(std=0.01)
 
 

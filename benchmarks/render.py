@@ -46,7 +46,7 @@ def render(template: str, results: Results) -> str:
 
 def common_names() -> set[str]:
     """Benchmarks that may not have run."""
-    return {"step", "e2e", "real", "scaling", "merge", "startup", "cuda"}
+    return {"step", "e2e", "real", "scaling", "merge", "startup", "long_list", "cuda"}
 
 
 def write_page() -> Path:
@@ -160,7 +160,10 @@ def saved(results: Results) -> str:
     names = list(dict.fromkeys(row["name"] for row in rows))
     by_key = {(row["name"], row["dtype"], row["dropout"]): row["bytes"] for row in rows}
     head = ["MiB beyond the floor", *(f"{dtype}, dropout {p:g}" for dtype, p in cases)]
-    lines = [[name, *(mib(by_key[name, *case]) for case in cases)] for name in names]
+    lines = [
+        [name, *(mib(by_key[name, *case]) if (name, *case) in by_key else "" for case in cases)]
+        for name in names
+    ]
     return table(head, lines)
 
 
@@ -268,6 +271,23 @@ def starting(results: Results) -> str:
     return table(["", "seconds"], [[row["name"], spread(row["seconds"])] for row in rows])
 
 
+def long_list(results: Results) -> str:
+    """Starts with ever more rows."""
+    head = ["rows", "first start, s", "its peak, MB", "later start, s", "its peak, MB", "step, ms"]
+    rows = [
+        [
+            f"{row['rows']:,}",
+            f"{row['first']['first_step']:.1f}",
+            f"{row['first']['peak'] / 1e6:,.0f}",
+            f"{row['second']['first_step']:.1f}",
+            f"{row['second']['peak'] / 1e6:,.0f}",
+            f"{row['second']['step'] * 1e3:.1f}",
+        ]
+        for row in results["long_list"]["rows"]
+    ]
+    return table(head, rows)
+
+
 def cuda(results: Results) -> str:
     """The CUDA tables, or that there are none."""
     if "cuda" not in results:
@@ -354,6 +374,7 @@ PLACES: dict[str, Callable[[Results], str]] = {
     "merging": merging,
     "merge_size": merge_size,
     "starting": starting,
+    "long_list": long_list,
     "cuda": cuda,
     "rows_source": rows_source,
     "lora_ratio": ratio_of("short", "loratune LoRA"),

@@ -15,8 +15,8 @@ import torch
 from benchmarks import common, models
 from benchmarks.memory import saved_bytes
 from benchmarks.step import FLOOR
-
-VARIANTS = {"lora": "LoRA", "lora_fa": "LoRA-FA", "lora_plus": "LoRA+", "vera": "VeRA"}
+from loratune.adapters.registry import variant_names
+from loratune.config.recipes.variant_settings import variant_settings
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,16 @@ def points(values: dict[str, list[int]], middle: Point) -> list[tuple[str, Point
 def measure(
     point: Point, shape: models.Shape, rounds: int, now: Callable[[], float]
 ) -> list[dict[str, Any]]:
-    """Times and saved bytes of every variant at one point."""
+    """Times and saved bytes of every variant that has a rank, at one point."""
     shape = replace(shape, layers=point.layers)
     base = models.frozen_opt(shape)
     ids = models.token_ids(shape, point.batch, point.length)
-    built = {name: models.ours(base, v, rank=point.rank) for v, name in VARIANTS.items()}
+    own = [variant_settings(variant) for variant in variant_names()]
+    built = {
+        models.title(settings.variant): models.ours(base, settings.with_rank(point.rank))
+        for settings in own
+        if "rank" not in settings.without_effect
+    }
     steps: dict[str, Callable[[], object]] = {FLOOR: models.floor_step(base, ids)}
     steps |= {name: models.adapter_step(model, ids) for name, model in built.items()}
     rows = common.timing_rows(common.interleaved(steps, rounds, now=now), FLOOR)

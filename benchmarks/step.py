@@ -18,7 +18,8 @@ from torch import Tensor
 
 from benchmarks import common, models
 from benchmarks.memory import saved_bytes
-from loratune.adapters.config import Kernel
+from loratune.adapters.config import AdapterConfig, Kernel
+from loratune.adapters.registry import variant_names
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.loss.supervised import causal_targets
 
@@ -27,67 +28,73 @@ FLOOR = "floor"
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes and repetitions."""
+    """Sizes and repetitions; ``wide_rank`` is for variants whose own rank is far above LoRA's."""
 
     shape: models.Shape
     batch: int
     long_batch: int
     length: int
     rank: int
-    vera_rank: int
+    wide_rank: int
     rounds: int
     long_rounds: int
+
+    def settings(self, variant: str) -> AdapterConfig:
+        """A variant at its rank."""
+        return models.settings_at(variant, self.rank, self.wide_rank)
 
 
 FULL = Plan(models.OPT_125M, 4, 32, 128, 16, 256, 9, 3)
 MICRO = Plan(models.MICRO, 2, 4, 8, 4, 8, 2, 1)
-Build = Callable[..., Any]
 
 
-def builders(plan: Plan) -> dict[str, Build]:
-    """Name → a function from the frozen base (and dropout) to the adapted model."""
+@dataclass(frozen=True)
+class Candidate:
+    """An adapted model to measure.
 
-    def loratune(variant: str, rank: int, kernel: Kernel = Kernel.auto) -> Build:
-        return lambda base, dropout=0.0: models.ours(
-            base, variant, rank=rank, kernel=kernel, dropout=dropout
-        )
+    Attributes:
+        settings: the variant's.
+        is_ours: loratune's model, or PEFT's.
+    """
 
-    def peft_lora(frozen_A: bool) -> Build:
-        return lambda base, dropout=0.0: models.peft_lora(
-            base, plan.rank, frozen_A=frozen_A, lora_dropout=dropout
-        )
+    settings: AdapterConfig
+    is_ours: bool = True
 
-    return {
-        "loratune LoRA": loratune("lora", plan.rank),
-        "loratune LoRA-FA": loratune("lora_fa", plan.rank),
-        "loratune LoRA+": loratune("lora_plus", plan.rank),
-        "loratune VeRA": loratune("vera", plan.vera_rank),
-        "loratune DoRA": loratune("dora", plan.rank),
-        "loratune IA3": loratune("ia3", plan.rank),
-        "loratune OFT": loratune("oft", plan.rank),
-        "loratune LoRA, reference kernel": loratune("lora", plan.rank, Kernel.reference),
-        "loratune LoRA-FA, reference kernel": loratune("lora_fa", plan.rank, Kernel.reference),
-        "loratune VeRA, reference kernel": loratune("vera", plan.vera_rank, Kernel.reference),
-        "PEFT LoRA": peft_lora(False),
-        "PEFT LoRA, A frozen": peft_lora(True),
-        "PEFT DoRA": lambda base, dropout=0.0: models.peft_lora(
-            base, plan.rank, frozen_A=False, lora_dropout=dropout, use_dora=True
-        ),
-        "PEFT VeRA": lambda base, dropout=0.0: models.peft_vera(
-            base, plan.vera_rank, vera_dropout=dropout
-        ),
-    }
+    @property
+    def name(self) -> str:
+        """Whose it is, the variant, and the kernel where it is the readable one."""
+        title = models.title(self.settings.variant)
+        if not self.is_ours:
+            return f"PEFT {title}"
+        is_reference = self.settings.kernel is Kernel.reference
+        return f"loratune {title}" + (", reference kernel" if is_reference else "")
+
+    def build(self, base: Any, dropout: float = 0.0) -> Any:
+        """The frozen base with the adapter."""
+        settings = replace(self.settings, dropout=dropout)
+        return models.ours(base, settings) if self.is_ours else models.theirs(base, settings)
 
 
-VERA = ["loratune VeRA", "PEFT VeRA"]
-NO_REFERENCE = [
-    "loratune LoRA",
-    "loratune LoRA-FA",
-    "loratune VeRA",
-    "PEFT LoRA",
-    "PEFT LoRA, A frozen",
-    "PEFT VeRA",
-]
+def candidates(plan: Plan) -> dict[str, Candidate]:
+    """Every variant, with its readable kernel where it has two, and PEFT's; by name."""
+    own = [plan.settings(variant) for variant in variant_names()]
+    readable = [
+        replace(settings, kernel=Kernel.reference)
+        for settings in own
+        if "kernel" not in settings.without_effect
+    ]
+    peft = [plan.settings(variant) for variant in models.peft_counterparts()]
+    listed = [*map(Candidate, [*own, *readable]), *(Candidate(each, False) for each in peft)]
+    return {candidate.name: candidate for candidate in listed}
+
+
+def wide_names(plan: Plan) -> list[str]:
+    """Candidates whose rank makes the number of tokens matter."""
+    return [
+        name
+        for name, candidate in candidates(plan).items()
+        if not name.endswith("kernel") and models.is_wide(candidate.settings.variant)
+    ]
 
 
 def timed(
@@ -102,9 +109,9 @@ def timed(
 ) -> dict[str, Any]:
     """Step times of the named candidates on ``batch`` rows, as a table."""
     ids = models.token_ids(plan.shape, batch, plan.length)
-    build = builders(plan)
+    chosen = candidates(plan)
     steps: dict[str, Callable[[], object]] = {FLOOR: models.floor_step(base, ids)}
-    built = {name: build[name](base) for name in names}
+    built = {name: chosen[name].build(base) for name in names}
     steps |= {name: models.adapter_step(model, ids) for name, model in built.items()}
     if own_head:
         steps["loratune LoRA, own loss head"] = own_head_step(built["loratune LoRA"], ids)
@@ -151,8 +158,10 @@ def saved(plan: Plan, bases: Mapping[torch.dtype, Any]) -> list[dict[str, Any]]:
     for dtype, base in bases.items():
         least = saved_bytes(base, ids)
         for dropout in (0.0, 0.1):
-            for name, build in builders(plan).items():
-                extra = saved_bytes(build(base, dropout=dropout), ids) - least
+            for name, candidate in candidates(plan).items():
+                if dropout and "dropout" in candidate.settings.without_effect:
+                    continue
+                extra = saved_bytes(candidate.build(base, dropout), ids) - least
                 rows.append(
                     {"name": name, "dtype": str(dtype)[6:], "dropout": dropout, "bytes": extra}
                 )
@@ -161,10 +170,11 @@ def saved(plan: Plan, bases: Mapping[torch.dtype, Any]) -> list[dict[str, Any]]:
 
 
 def rank_numbers(plan: Plan) -> dict[str, int]:
-    """Numbers that r a token and module come to, for LoRA-FA's and VeRA's rank."""
+    """Numbers that r a token and module come to, for every variant's rank."""
     modules = len(models.LINEAR) * plan.shape.layers
     tokens = plan.batch * plan.length
-    return {"lora_fa": modules * tokens * plan.rank, "vera": modules * tokens * plan.vera_rank}
+    own = [plan.settings(variant) for variant in variant_names()]
+    return {each.variant: modules * tokens * each.rank for each in own}
 
 
 def _name(base: Any) -> str:
@@ -178,9 +188,10 @@ def main() -> None:
     arguments = found.parse_args()
     options = common.options_of(arguments)
     plan = MICRO if options.is_micro else FULL
-    names = list(builders(plan))
+    names = list(candidates(plan))
+    fast = [name for name in names if not name.endswith("kernel")]
     if arguments.brief:
-        plan, names = replace(plan, rounds=3, long_rounds=1), NO_REFERENCE
+        plan, names = replace(plan, rounds=3, long_rounds=1), fast
     torch.set_num_threads(options.threads)
     base = models.frozen_opt(plan.shape)
     half = models.frozen_opt(plan.shape, torch.bfloat16)
@@ -190,7 +201,7 @@ def main() -> None:
     before = json.loads(earlier.read_text()) if arguments.keep_saved else None
     tables: dict[str, Any] = {}
     content = {
-        "settings": {"rank": plan.rank, "vera_rank": plan.vera_rank, "shape": vars(plan.shape)},
+        "settings": {"rank": plan.rank, "wide_rank": plan.wide_rank, "shape": vars(plan.shape)},
         "tables": tables,
         "rank_numbers": rank_numbers(plan),
         "saved": before["saved"] if before else saved(plan, bases),
@@ -200,10 +211,12 @@ def main() -> None:
     tables["short"] = timed(plan, base, names, plan.batch, plan.rounds, options.now, own_head=True)
     common.write_result("step", options, content)
     common.say(f"bf16, {plan.batch} x {plan.length} tokens")
-    tables["half"] = timed(plan, half, NO_REFERENCE, plan.batch, plan.rounds, options.now)
+    tables["half"] = timed(plan, half, fast, plan.batch, plan.rounds, options.now)
     common.write_result("step", options, content)
     common.say(f"fp32, {plan.long_batch} x {plan.length} tokens")
-    tables["long"] = timed(plan, base, VERA, plan.long_batch, plan.long_rounds, options.now)
+    tables["long"] = timed(
+        plan, base, wide_names(plan), plan.long_batch, plan.long_rounds, options.now
+    )
     common.write_result("step", options, content)
 
 

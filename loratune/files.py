@@ -215,11 +215,6 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_bytes(content: bytes | memoryview) -> str:
-    """Hex sha256 of bytes in memory."""
-    return hashlib.sha256(content).hexdigest()
-
-
 @contextlib.contextmanager
 def published_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Build a folder under a temporary name and rename it to ``target`` when the block succeeds.

@@ -246,7 +246,8 @@ def _ends_with_tokens(model: nn.Module, match: TargetMatch, targets: TargetsConf
             raise ModelError(
                 f"'{name}' is trained otherwise already: single tokens of it cannot be",
                 where="targets.tokens",
-                fix="remove it, or leave that layer out of the targets",
+                fix="remove it and model.add_tokens (the rows of tokens that exist train with "
+                "that layer), or leave the layer out of the targets",
             )
     return ends
 

@@ -138,7 +138,10 @@ SAID_ELSEWHERE = {
 
 
 def words_of(path: Path) -> set[str]:
-    """Identifiers, and the words in strings that are not docstrings."""
+    """Identifiers, and the words in strings that are not docstrings.
+
+    A local variable may be called as any setting is: its value comes from elsewhere, by a word.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     words: set[str] = set()
@@ -150,8 +153,12 @@ def words_of(path: Path) -> set[str]:
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             words |= {part for name in names for part in name.split(".")}
         else:
-            words |= {getattr(node, field, None) or "" for field in ("id", "attr", "arg")}
-    return words
+            words |= {getattr(node, field, None) or "" for field in ("attr", "arg")}
+    return words | local_names(tree) & set(variant_names())
+
+
+def local_names(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def test_no_module_names_a_variant_or_its_settings_but_its_own_folder() -> None:

@@ -153,14 +153,16 @@ def peft_config(
         base_name: ``base_model_name_or_path``.
         settings: of the variant, by default the model's own.
     """
+    own = (settings or wrapped.config).to_peft()
+    if "fan_in_fan_out" in own:  # PEFT warns of it where its variant has no such setting
+        own["fan_in_fan_out"] = stores_input_first(wrapped)
     config = {
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "modules_to_save": list(wrapped.saved_modules) or None,
         "task_type": "CAUSAL_LM",
         **_token_settings(wrapped),
-        **(settings or wrapped.config).to_peft(),
-        "fan_in_fan_out": stores_input_first(wrapped),
+        **own,
     }
     return {**config, **peft_targets(wrapped, config).settings}
 

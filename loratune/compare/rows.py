@@ -134,7 +134,7 @@ def _split(
             data, path=None, sources=None, limit=None, eval_path=data.test_path, test_path=None
         )
         final = read(only, prompt_format=first.prompt_format)
-        return first.train, first.eval, final, sources | {"test": data.test_path}
+        return list(first.train), first.eval, final, sources | {"test": data.test_path}
     fraction, seed = config.compare.dev_fraction, config.trainer.seed
     train, dev = split_by_question(first.train, fraction, seed)
     return train, dev, first, sources | {"dev": paths}

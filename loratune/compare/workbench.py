@@ -109,7 +109,7 @@ class Workbench:
             self._take(prepare_comparison(self.config, tokenizer, self._vocabulary, moment))
 
     def _take(self, rows: ComparisonRows) -> None:
-        check_positions(rows.every, self.base.model)
+        check_positions(self.base.model, rows.every)
         self.rows, self._units = rows, units(rows.test)
         texts = range(len(rows.heldout))
         self._heldout_units = [list(texts[n : n + TEXTS_A_UNIT]) for n in texts[::TEXTS_A_UNIT]]

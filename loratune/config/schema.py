@@ -254,6 +254,8 @@ class DataConfig:
     """Rows of one beginning share a batch instead, so that more of them is computed once."""
     packing: bool = False
     """Several rows share one sequence, without seeing each other."""
+    cache: str | None = None
+    """Folder that keeps the encoded rows: a later start reads them from there, not all at once."""
     share_prefixes: Any = "auto"
     """Compute once what a batch's rows begin with in common: true, false, or auto where exact."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 
 from torch import nn
 
 from loratune.config.schema import RunConfig
 from loratune.data.batches import evaluation_batches
+from loratune.data.cached_rows import row_lengths
 from loratune.data.collate import Batch, collate, collate_together
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.packing import Bins, pack, pack_trees
@@ -129,7 +130,7 @@ def sharing_line(row_tokens: int, computed: int) -> str:
 
 
 def arrange(
-    config: RunConfig, model: nn.Module, pad_id: int, rows: Sequence[EncodedRow]
+    config: RunConfig, model: nn.Module, pad_id: int, *parts: Sequence[EncodedRow]
 ) -> tuple[Arrangement, list[str]]:
     """How a model's rows are laid out, and what is to be said about it.
 
@@ -137,16 +138,17 @@ def arrange(
         config: the recipe.
         model: the model that will compute them, adapters included or not; it stays as it is.
         pad_id: fills short sequences.
-        rows: the rows to train or evaluate on.
+        parts: the rows to train and to evaluate on.
 
     Raises:
         ModelError: a model that sees later tokens.
         ConfigError: packing, sharing or padding that this model would compute wrongly.
     """
     data = config.data
-    if not rows:
+    longest = max((int(max(row_lengths(rows), default=0)) for rows in parts), default=0)
+    if not longest:
         return Arrangement(pad_id), []
-    sample, longest = rows[:_LOOKED_AT], max(map(len, rows))
+    sample = list(islice(chain(*parts), _LOOKED_AT))
     tokens = sorted({token for row in sample for token in row.input_ids})
     check_single_rows(config, model, longest, tokens)
     if config.trainer.router_loss:

@@ -6,20 +6,20 @@ to judge; a note is only worth knowing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from heapq import nlargest
 
 from loratune.config.schema import DataConfig, RowFormat, SpecialTokens
+from loratune.data.cached_rows import row_lengths
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.findings import Audit, Finding, Severity, gravest_first
 from loratune.data.not_supervised import all_masked, unmask
 from loratune.data.prepare import PreparedData
 from loratune.data.report import SplitReport
 from loratune.data.rows import left_out_words
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import SPACE_MARKS, RowTokenizer, Tokenizer
-from loratune.errors import DataError, raise_together
 
 LONGEST_SHOWN = 3
 SPELLINGS_SHOWN = 3
@@ -27,94 +27,25 @@ SAMPLED = 500
 """Rows whose texts are looked at, where looking at every row would take long."""
 
 
-class Severity(StrEnum):
-    """How much a finding matters."""
-
-    error = "error"
-    warning = "warning"
-    note = "note"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found.
-
-    Attributes:
-        name: stable, for programs.
-        message: what was found, one sentence.
-        where: ``file:line`` of the first case, or a setting.
-        fix: what to do about it.
-        rows: how many rows are concerned.
-    """
-
-    severity: Severity
-    name: str
-    message: str
-    where: str = ""
-    fix: str = ""
-    rows: int = 0
-
-    @property
-    def line(self) -> str:
-        """On one line."""
-        return f"{self.severity}: " + "; ".join(filter(None, (self.message, self.where, self.fix)))
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Everything found.
-
-    Attributes:
-        findings: the gravest first.
-        longest: ``(file:line, tokens)`` of the longest training rows, as they are trained on.
-    """
-
-    findings: tuple[Finding, ...]
-    longest: tuple[tuple[str, int], ...]
-
-    def of(self, severity: Severity) -> list[Finding]:
-        """The findings of one severity."""
-        return [finding for finding in self.findings if finding.severity is severity]
-
-    def raise_errors(self) -> None:
-        """Stop if anything found is an error.
-
-        Raises:
-            DataError: each of them.
-        """
-        raise_together(
-            DataError(found.message, where=found.where, fix=found.fix)
-            for found in self.of(Severity.error)
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
-        return asdict(self)
-
-
-def audit(
-    data: PreparedData, tokenizer: Tokenizer, config: DataConfig, further: Iterable[Finding] = ()
-) -> Audit:
+def audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> Audit:
     """Look for rows that teach nothing, twice, too much, or the wrong beginning and end.
 
     Args:
         data: the prepared rows; a side may be empty.
         tokenizer: the base model's.
         config: how the rows were prepared.
-        further: what was found elsewhere.
     """
     rows = RowTokenizer(tokenizer)
     found = [
-        *further,
         *(finding for part in _parts(data) for finding in _of_part(part, rows, config)),
         *_cut("evaluation", _sourceless(data), config.max_length),
         *_repeated(data.train),
         *_shared(data),
     ]
-    order = list(Severity)
-    found.sort(key=lambda finding: order.index(finding.severity))
-    longest = sorted(data.train, key=len, reverse=True)[:LONGEST_SHOWN]
-    return Audit(tuple(found), tuple((row.source, len(row)) for row in longest))
+    lengths = row_lengths(data.train)
+    places = nlargest(LONGEST_SHOWN, range(len(lengths)), key=lengths.__getitem__)
+    longest = (data.train[place] for place in places)
+    return Audit(gravest_first(found), tuple((row.source, len(row)) for row in longest))
 
 
 @dataclass(frozen=True)
@@ -213,16 +144,19 @@ def _curve(report: SplitReport) -> str:
 
 def _doubled_start(rows: Sequence[EncodedRow], tokenizer: RowTokenizer) -> Iterator[Finding]:
     start = tokenizer.start_ids
-    twice = [row for row in rows if start and row.input_ids[: 2 * len(start)] == start * 2]
-    if twice:
-        severity = Severity.error if 2 * len(twice) > len(rows) else Severity.warning
+    twice = _Counted()
+    for row in rows if start else ():
+        if row.input_ids[: 2 * len(start)] == start * 2:
+            twice.add(row)
+    if twice.first:
+        severity = Severity.error if 2 * twice.rows > len(rows) else Severity.warning
         yield Finding(
             severity,
             "doubled_start",
-            f"{len(twice):,} of {len(rows):,} rows begin with the start token twice",
-            twice[0].source,
+            f"{twice.rows:,} of {len(rows):,} rows begin with the start token twice",
+            twice.first.source,
             "remove it from the text or the chat template: it is added to every row",
-            len(twice),
+            twice.rows,
         )
 
 
@@ -233,39 +167,54 @@ def _endings(
 
     Those that may have been cut do not count.
     """
-    whole = [row for row in rows if len(row) < max_length]
     special = {tokenizer.end_id, *tokenizer.special_ids()}
-    open_ended = [row for row in whole if _last_learnt(row) not in special]
-    others = [row for row in whole if _last_learnt(row) != tokenizer.end_id]
-    if open_ended:
-        severity = Severity.error if 2 * len(open_ended) > len(whole) else Severity.warning
-        masked = [row for row in open_ended if _answer_masked(row) and row.input_ids[-1] in special]
-        template = [row for row in open_ended if row not in masked]
-        for concerned, because, fix in (
-            (masked, _masked_end(masked), unmask(masked[0].unsupervised) if masked else ""),
-            (template, "", "close the assistant's turn with the end token in the chat template"),
-        ):
-            if concerned:
+    whole, masked, template, others = _Counted(), _Counted(), _Counted(), _Counted()
+    because = dict[str, None]()
+    for row in rows:
+        if len(row) >= max_length:
+            continue
+        whole.add(row)
+        if _last_learnt(row) != tokenizer.end_id:
+            others.add(row)
+        if _last_learnt(row) in special:
+            continue
+        if _answer_masked(row) and row.input_ids[-1] in special:
+            masked.add(row)
+            because.update(dict.fromkeys(row.unsupervised))
+        else:
+            template.add(row)
+    if masked.first or template.first:
+        severity = (
+            Severity.error if 2 * (masked.rows + template.rows) > whole.rows else Severity.warning
+        )
+        why = f": the turn that ends them is not supervised ({', '.join(because)})"
+        close = "close the assistant's turn with the end token in the chat template"
+        for concerned, reason in ((masked, why), (template, "")):
+            if concerned.first:
                 yield Finding(
                     severity,
                     "no_end",
-                    f"{len(concerned):,} of {len(whole):,} rows do not teach the model to stop"
-                    f"{because}",
-                    concerned[0].source,
-                    fix,
-                    len(concerned),
+                    f"{concerned.rows:,} of {whole.rows:,} rows do not teach the model to stop"
+                    f"{reason}",
+                    concerned.first.source,
+                    unmask(concerned.first.unsupervised) if reason else close,
+                    concerned.rows,
                 )
-    elif others:
-        [token] = tokenizer.tokenizer.convert_ids_to_tokens([_last_learnt(others[0])])
-        [end] = tokenizer.tokenizer.convert_ids_to_tokens([tokenizer.end_id])
-        yield Finding(
-            Severity.warning,
-            "other_end",
-            f"{len(others):,} rows end with {token!r}, and the tokenizer's eos_token is {end!r}",
-            others[0].source,
-            "we stop at both; for other programs make the template's closing token the eos_token",
-            len(others),
-        )
+    elif others.first:
+        yield _other_end(others.first, others.rows, tokenizer)
+
+
+def _other_end(row: EncodedRow, rows: int, tokenizer: RowTokenizer) -> Finding:
+    [token] = tokenizer.tokenizer.convert_ids_to_tokens([_last_learnt(row)])
+    [end] = tokenizer.tokenizer.convert_ids_to_tokens([tokenizer.end_id])
+    return Finding(
+        Severity.warning,
+        "other_end",
+        f"{rows:,} rows end with {token!r}, and the tokenizer's eos_token is {end!r}",
+        row.source,
+        "we stop at both; for other programs make the template's closing token the eos_token",
+        rows,
+    )
 
 
 def _last_learnt(row: EncodedRow) -> int:
@@ -276,12 +225,6 @@ def _last_learnt(row: EncodedRow) -> int:
 def _answer_masked(row: EncodedRow) -> bool:
     """Whether nothing is learnt of the last answer."""
     return bool(row.unsupervised) and row.spans[-1][1] <= row.prompt_length
-
-
-def _masked_end(rows: Sequence[EncodedRow]) -> str:
-    """Why rows do not teach it although the chat template ends them."""
-    why = ", ".join(dict.fromkeys(why for row in rows for why in row.unsupervised))
-    return f": the turn that ends them is not supervised ({why})"
 
 
 def _glued(rows: Sequence[EncodedRow], tokenizer: Tokenizer) -> Iterator[Finding]:
@@ -324,11 +267,15 @@ def _chat(part: _Part, tokenizer: Tokenizer) -> Iterator[Finding]:
 
 def _spelt(rows: Sequence[EncodedRow], setting: SpecialTokens) -> Iterator[Finding]:
     """Words that spell special tokens: what a model takes for an end may be talk about one."""
-    spelling = [row for row in rows if row.spelt]
-    if spelling:
+    spelling, spelt = _Counted(), dict[str, None]()
+    for row in rows:
+        if row.spelt:
+            spelling.add(row)
+            spelt.update(dict.fromkeys(row.spelt))
+    if spelling.first:
         parsed = setting is SpecialTokens.parse
-        usual = 2 * len(spelling) >= len(rows)
-        tokens = list(dict.fromkeys(token for row in spelling for token in row.spelt))
+        usual = 2 * spelling.rows >= len(rows)
+        tokens = list(spelt)
         shown = ", ".join(map(repr, tokens[:SPELLINGS_SHOWN]))
         more = f" and {len(tokens) - SPELLINGS_SHOWN} more" if tokens[SPELLINGS_SHOWN:] else ""
         became = "become these tokens" if parsed else "are encoded as plain text"
@@ -336,41 +283,48 @@ def _spelt(rows: Sequence[EncodedRow], setting: SpecialTokens) -> Iterator[Findi
         yield Finding(
             Severity.warning if parsed or usual else Severity.note,
             "special_tokens",
-            f"the words of {len(spelling):,} of {len(rows):,} rows spell special tokens ({shown}"
+            f"the words of {spelling.rows:,} of {len(rows):,} rows spell special tokens ({shown}"
             f"{more}); they {became}",
-            spelling[0].source,
+            spelling.first.source,
             f"set data.special_tokens_in_text={other} if they are not to, or error to refuse them",
-            len(spelling),
+            spelling.rows,
         )
 
 
 def _left_out(rows: Sequence[EncodedRow]) -> Iterator[Finding]:
-    concerned = [row for row in rows if row.left_out]
-    if concerned:
-        turns = sum(row.left_out for row in concerned)
+    concerned, turns = _Counted(), 0
+    for row in rows:
+        if row.left_out:
+            concerned.add(row)
+            turns += row.left_out
+    if concerned.first:
         yield Finding(
             Severity.note,
             "reasoning_left_out",
-            f"the chat template leaves out the reasoning of {turns:,} turns in {len(concerned):,} "
+            f"the chat template leaves out the reasoning of {turns:,} turns in {concerned.rows:,} "
             f"of {len(rows):,} rows: the model neither sees nor learns it",
-            concerned[0].source,
+            concerned.first.source,
             "most templates show only the last turn's; split the rows to learn from every turn",
-            len(concerned),
+            concerned.rows,
         )
 
 
 def _repeated(rows: Sequence[EncodedRow]) -> Iterator[Finding]:
-    seen: dict[int, EncodedRow] = {}
-    copies = [row for row in rows if seen.setdefault(_key(row.input_ids), row) is not row]
-    if copies:
-        severity = Severity.warning if 100 * len(copies) >= len(rows) else Severity.note
+    copies, seen = _Counted(), set[int]()
+    for row in rows:
+        key = _key(row.input_ids)
+        if key in seen:
+            copies.add(row)
+        seen.add(key)
+    if copies.first:
+        severity = Severity.warning if 100 * copies.rows >= len(rows) else Severity.note
         yield Finding(
             severity,
             "duplicates",
-            f"{len(copies):,} of {len(rows):,} training rows repeat an earlier row",
-            copies[0].source,
+            f"{copies.rows:,} of {len(rows):,} training rows repeat an earlier row",
+            copies.first.source,
             "remove them: repeated rows are learnt by heart",
-            len(copies),
+            copies.rows,
         )
 
 
@@ -385,9 +339,9 @@ def _shared(data: PreparedData) -> Iterator[Finding]:
             "evaluate on other rows",
             data.report.overlap,
         )
-    prompts = {_key(row.input_ids[: row.prompt_length]) for row in data.train}
-    asked = [row for row in data.eval if row.prompt_length > 1]
-    known = [row for row in asked if _key(row.input_ids[: row.prompt_length]) in prompts]
+    asked = {_prompt_key(row) for row in data.eval if row.prompt_length > 1}
+    trained = {key for row in data.train if asked and (key := _prompt_key(row)) in asked}
+    known = [row for row in data.eval if row.prompt_length > 1 and _prompt_key(row) in trained]
     if len(known) > data.report.overlap:
         yield Finding(
             Severity.warning,
@@ -404,6 +358,22 @@ def _empty(report: SplitReport | None) -> Iterator[Finding]:
         rows = sum(report.empty.values())
         message = f"{rows:,} of {report.rows:,} rows are {left_out_words(report.empty)}"
         yield Finding(Severity.note, "empty", message, report.first_empty, rows=rows)
+
+
+@dataclass
+class _Counted:
+    """Rows of one kind: how many, and the first of them; the others are not held."""
+
+    rows: int = 0
+    first: EncodedRow | None = None
+
+    def add(self, row: EncodedRow) -> None:
+        self.rows += 1
+        self.first = self.first or row
+
+
+def _prompt_key(row: EncodedRow) -> int:
+    return _key(row.input_ids[: row.prompt_length])
 
 
 def _key(ids: Sequence[int]) -> int:

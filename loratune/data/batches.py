@@ -7,8 +7,10 @@ A resumed run therefore needs to know only its step.  The rows of a step depend 
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from loratune.config.schema import DataConfig, TrainerConfig
@@ -47,7 +49,7 @@ class BatchPlan:
         epochs: float | None = None,
         mixture: Mixture | None = None,
     ) -> None:
-        self.lengths = list(lengths)
+        self.lengths = lengths
         self.mixture = mixture
         self.batch_size = batch_size
         self.rows_per_step = batch_size * grad_accum_steps
@@ -55,12 +57,12 @@ class BatchPlan:
         self.group_by_length = group_by_length
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.rows_per_step)
         wanted = steps if steps is not None else math.ceil((epochs or 0) * self.steps_per_epoch)
-        self.total_steps = wanted if self.lengths else 0
+        self.total_steps = wanted if len(lengths) else 0
         if self.total_steps < 1:
             rows, size = len(self.lengths), self.rows_per_step
             cause = f"0 optimizer steps: {rows} rows, {size} rows a step, {epochs or 0} epochs"
             raise DataError(cause, where="trainer", fix="set trainer.steps or trainer.epochs")
-        self._epoch_steps = lru_cache(maxsize=2)(self._order_epoch)
+        self._epoch = lru_cache(maxsize=2)(self._order_epoch)
 
     @classmethod
     def from_config(
@@ -92,14 +94,14 @@ class BatchPlan:
     def step_rows(self, step: int) -> list[int]:
         """Row numbers of optimizer step ``step`` (from 0)."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        return list(self._epoch_steps(epoch)[place])
+        return self._epoch(epoch).step(place)
 
     def times_seen(self) -> dict[str, float]:
         """How often the whole run sees a row of each source of a mixture, on average."""
         if self.mixture is None:
             return {}
         epochs, steps = divmod(self.total_steps, self.steps_per_epoch)
-        last = Counter(row for place in range(steps) for row in self._epoch_steps(epochs)[place])
+        last = Counter(row for place in range(steps) for row in self._epoch(epochs).step(place))
         parts = zip(self.mixture.names, self.mixture.draws, self.mixture.members, strict=True)
         return {
             name: (epochs * count + sum(last[row] for row in rows)) / len(rows)
@@ -108,40 +110,63 @@ class BatchPlan:
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """The step's rows in micro-batches of ``batch_size``; fewer in a smaller last step."""
-        rows, size = self.step_rows(step), self.batch_size
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [list(rows) for rows in batched(self.step_rows(step), self.batch_size)]
 
-    def _order_epoch(self, epoch: int) -> list[list[int]]:
+    def _order_epoch(self, epoch: int) -> _Epoch:
         if self.mixture is not None:
-            order = self.mixture.epoch(epoch, self.seed)
+            order = array("q", self.mixture.epoch(epoch, self.seed))
         else:
             order = shuffled(len(self.lengths), self.seed, epoch)
         if not self.group_by_length:
-            return self._cut(order)
-        steps: list[list[int]] = []
+            return _Epoch(order, self.rows_per_step, range(self.steps_per_epoch))
         size = self.rows_per_step * MEGABATCH_STEPS
         for start in range(0, len(order), size):
-            steps += self._like_lengths(order[start : start + size])
-        return [steps[place] for place in shuffled(len(steps), self.seed, epoch, 1)]
+            like = self._like_lengths(order[start : start + size])
+            order[start : start + size] = array("q", like)
+        return _Epoch(
+            order, self.rows_per_step, shuffled(self.steps_per_epoch, self.seed, epoch, 1)
+        )
 
-    def _like_lengths(self, order: list[int]) -> list[list[int]]:
-        """Steps of rows of like length; of a mixture, every step keeps the sources' shares."""
+    def _like_lengths(self, order: Sequence[int]) -> Iterable[int]:
+        """The rows of some steps by length; of a mixture, every step keeps the sources' shares."""
         # A stable sort: rows of equal length stay in their random order.
         key = self.lengths.__getitem__
         if self.mixture is None:
-            return self._cut(sorted(order, key=key))
-        steps = self._cut(self.mixture.by_length(order, self.lengths))
-        return [sorted(step, key=key) for step in steps]  # for micro-batches of like length
+            return sorted(order, key=key)
+        by_length = self.mixture.by_length(order, self.lengths)
+        steps = batched(by_length, self.rows_per_step)
+        return (row for step in steps for row in sorted(step, key=key))  # like micro-batches
 
-    def _cut(self, order: list[int]) -> list[list[int]]:
-        size = self.rows_per_step
-        return [order[start : start + size] for start in range(0, len(order), size)]
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The order of one epoch, in eight bytes a row.
+
+    Attributes:
+        rows: row numbers; every ``size`` of them make a step, the last one perhaps fewer.
+        size: rows of a full step.
+        places: the order of the steps.
+    """
+
+    rows: array[int]
+    size: int
+    places: Sequence[int]
+
+    def step(self, number: int) -> list[int]:
+        """Row numbers of a step."""
+        start = self.places[number] * self.size
+        return self.rows[start : start + self.size].tolist()
+
+
+def batched(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """``size`` of them at a time, the last time perhaps fewer."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def evaluation_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """All rows in batches of like length, shortest first: little padding, always the same."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [list(rows) for rows in batched(order, batch_size)]
 
 
 def shard(rows: Sequence[int], rank: int, world: int) -> list[int]:

@@ -6,14 +6,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loratune.data.audit import Finding, Severity
+from loratune.data.cached_rows import row_lengths
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.findings import Finding, Severity
 from loratune.data.rows import ERRORS_SHOWN, raise_first
 from loratune.errors import DataError
 from loratune.models.positions import learned_positions, positions
 
 
-def check_positions(rows: Sequence[EncodedRow], model: Any) -> list[str]:
+def check_positions(model: Any, *parts: Sequence[EncodedRow]) -> list[str]:
     """Compare the rows' lengths with the positions that the model knows.
 
     Returns:
@@ -22,7 +23,7 @@ def check_positions(rows: Sequence[EncodedRow], model: Any) -> list[str]:
     Raises:
         DataError: naming the rows that go beyond a table of positions.
     """
-    limit, long = _beyond(rows, model)
+    limit, long = _beyond(model, parts)
     if long and learned_positions(model) is None:
         return [f"note: {_rotary_line(limit, long)}; data.max_length={limit} stays within them"]
     errors = [
@@ -37,14 +38,14 @@ def check_positions(rows: Sequence[EncodedRow], model: Any) -> list[str]:
     return []
 
 
-def position_findings(rows: Sequence[EncodedRow], model: Any) -> Iterator[Finding]:
+def position_findings(model: Any, *parts: Sequence[EncodedRow]) -> Iterator[Finding]:
     """The same as a finding, for those who look before a weight is read.
 
     Args:
-        rows: of training and evaluation.
         model: the base, also one without weights.
+        parts: rows of training and evaluation.
     """
-    limit, long = _beyond(rows, model)
+    limit, long = _beyond(model, parts)
     if not long:
         return
     longest = max(long, key=len)
@@ -58,9 +59,14 @@ def position_findings(rows: Sequence[EncodedRow], model: Any) -> Iterator[Findin
     yield Finding(severity, "positions", line, long[0].source, fix, len(long))
 
 
-def _beyond(rows: Sequence[EncodedRow], model: Any) -> tuple[int, list[EncodedRow]]:
+def _beyond(model: Any, parts: Sequence[Sequence[EncodedRow]]) -> tuple[int, list[EncodedRow]]:
     limit = positions(model) or sys.maxsize
-    return limit, [row for row in rows if len(row) > limit]
+    return limit, [
+        rows[place]
+        for rows in parts
+        for place, length in enumerate(row_lengths(rows))
+        if length > limit
+    ]
 
 
 def _rotary_line(limit: int, long: Sequence[EncodedRow]) -> str:

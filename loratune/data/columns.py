@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from loratune.config.schema import RowFormat
@@ -91,7 +91,7 @@ def check_meaning(row: Row, prompt_format: PromptFormat, named: Mapping[str, Any
 
 
 def column_notes(
-    rows: Sequence[Row], prompt_format: PromptFormat, *, recognised: bool
+    rows: Iterable[Row], prompt_format: PromptFormat, *, recognised: bool
 ) -> tuple[str, ...]:
     """What a person should know about the columns, one sentence each.
 
@@ -103,7 +103,9 @@ def column_notes(
     formats = dict[RowFormat, None]()
     unused, numbers = Counter[str](), Counter[str]()
     seen: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}
+    count = 0
     for row in rows:
+        count += 1
         shape = tuple(row.columns)
         if shape not in seen:
             named = prompt_format.named(row.columns)
@@ -118,7 +120,7 @@ def column_notes(
         chosen = prompt_format.format
         notes.append(f"the rows hold several formats ({names}): data.format={chosen} is used")
     if unused:
-        notes.append(f"columns not used: {_counted(unused, len(rows))}")
+        notes.append(f"columns not used: {_counted(unused, count)}")
     if numbers:
         notes.append(f"numbers taken as text: {_counted(numbers, 0)}")
     return tuple(notes)

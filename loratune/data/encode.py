@@ -19,10 +19,9 @@ from loratune.data.encoded_rows import (
     EncodedRow,
     EncodedRows,
     learnable,
-    length_to_keep,
     truncate,
 )
-from loratune.data.not_supervised import IN_HISTORY, all_masked, unmask
+from loratune.data.not_supervised import IN_HISTORY
 from loratune.data.rows import ERRORS_SHOWN, Example, raise_first
 from loratune.data.segments import RowText, Segment, SpellingFinder, cut
 from loratune.data.templates import PromptFormat
@@ -60,8 +59,21 @@ class Encoder:
             DataError: a row too long under ``overlong=error``; a conversation that the chat
                 template cannot write; no row left with anything to learn.
         """
+        result = self.encode_some(examples, max_length=max_length, overlong=overlong)
+        result.require_rows(max_length)
+        return result
+
+    def encode_some(
+        self, examples: Sequence[Example], *, max_length: int, overlong: Overlong
+    ) -> EncodedRows:
+        """The same of some examples of several; there may be nothing to learn in them.
+
+        Raises:
+            DataError: as for ``encode``, but for what is left.
+        """
         whole = self._whole_rows(examples, max_length)
-        result = EncodedRows(lengths=[len(row) for row in whole])
+        rows: list[EncodedRow] = []
+        result = EncodedRows(rows=rows, lengths=[len(row) for row in whole])
         if overlong is Overlong.error:
             _check_overlong(whole, max_length)
         for number, row in enumerate(whole):
@@ -78,10 +90,8 @@ class Encoder:
                 result.dropped["no_target"] += 1
                 continue
             result.truncated += len(fitted) < len(row)
-            result.rows.append(fitted)
+            rows.append(fitted)
             result.kept.append(number)
-        if examples and not result.rows:
-            raise _nothing_left(result, max_length)
         return result
 
     def prompt_ids(self, example: Example) -> list[int]:
@@ -255,20 +265,4 @@ def _check_overlong(rows: Sequence[EncodedRow], max_length: int) -> None:
             for row in long[:ERRORS_SHOWN]
         ],
         total=len(long),
-    )
-
-
-def _nothing_left(result: EncodedRows, max_length: int) -> DataError:
-    total, masked = len(result.lengths), result.first_masked
-    if masked is not None and not result.dropped["no_target"]:
-        cause = all_masked(result.dropped["masked"], total, masked.unsupervised)
-        return DataError(cause, where=masked.source, fix=unmask(masked.unsupervised))
-    keep = ", ".join(
-        f"{length_to_keep(result.lengths, share)} keeps {share:.0%}" for share in (0.95, 0.99, 1.0)
-    )
-    lost = sum(result.dropped.values())
-    return DataError(
-        f"{lost}/{total} rows have no supervised token within data.max_length={max_length}",
-        where="data.max_length",
-        fix=f"raise it: {keep} of the rows whole",
     )

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from loratune.data.not_supervised import all_masked, unmask
+from loratune.errors import DataError
 from loratune.loss.constants import IGNORED
 
 
@@ -79,13 +81,13 @@ class EncodedRows:
         lengths: every row's whole length in tokens, before truncation.
     """
 
-    rows: list[EncodedRow] = field(default_factory=list)
+    rows: Sequence[EncodedRow] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     first_masked: EncodedRow | None = None
     truncated: int = 0
     lost_target_tokens: int = 0
-    lengths: list[int] = field(default_factory=list)
+    lengths: Sequence[int] = field(default_factory=list)
 
     @classmethod
     def joined(cls, parts: Sequence[EncodedRows]) -> EncodedRows:
@@ -93,18 +95,41 @@ class EncodedRows:
         whole = cls()
         for part in parts:
             whole.kept += [len(whole.lengths) + place for place in part.kept]
-            whole.rows += part.rows
+            whole.rows = [*whole.rows, *part.rows]
             whole.dropped += part.dropped
             whole.first_masked = whole.first_masked or part.first_masked
             whole.truncated += part.truncated
             whole.lost_target_tokens += part.lost_target_tokens
-            whole.lengths += part.lengths
+            whole.lengths = [*whole.lengths, *part.lengths]
         return whole
 
     def of_source(self, name: str) -> EncodedRows:
         """The same with rows that say their source."""
         return replace(
             self, rows=[replace(row, origin=name) for row in self.rows] if name else self.rows
+        )
+
+    def require_rows(self, max_length: int) -> None:
+        """Check that there is something to learn, where there were rows.
+
+        Raises:
+            DataError: saying why there is nothing.
+        """
+        total, masked = len(self.lengths), self.first_masked
+        if len(self.rows) or not total:
+            return
+        if masked is not None and not self.dropped["no_target"]:
+            cause = all_masked(self.dropped["masked"], total, masked.unsupervised)
+            raise DataError(cause, where=masked.source, fix=unmask(masked.unsupervised))
+        keep = ", ".join(
+            f"{length_to_keep(self.lengths, share)} keeps {share:.0%}"
+            for share in (0.95, 0.99, 1.0)
+        )
+        lost = sum(self.dropped.values())
+        raise DataError(
+            f"{lost}/{total} rows have no supervised token within data.max_length={max_length}",
+            where="data.max_length",
+            fix=f"raise it: {keep} of the rows whole",
         )
 
 

@@ -10,7 +10,7 @@ messages                          every assistant turn is supervised; also ``con
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,14 +52,17 @@ from loratune.errors import ConfigError, DataError, LoratuneError, did_you_mean
 ANSWERS = {RowFormat.prompt: "completion", RowFormat.instruction: "output"}
 
 
-def choose_format(config: DataConfig, rows: Sequence[Row]) -> PromptFormat:
+def choose_format(config: DataConfig, rows: Iterable[Row]) -> PromptFormat:
     """The format of the rows, from ``data.format`` or the columns of the first row with a value.
 
     Raises:
         DataError: no format fits; names the missing column and those found.
         ConfigError: ``data.columns`` or ``data.template`` name what is not there.
     """
-    first = next((row for row in rows if not _is_empty(row)), rows[0])
+    rows = iter(rows)
+    first = next(rows)
+    if _is_empty(first):
+        first = next((row for row in rows if not _is_empty(row)), first)
     named = PromptFormat(RowFormat.text, columns=config.columns).named(first.columns)
     _check_columns(config, first)
     answer = None

@@ -44,6 +44,8 @@ class Mixture:
             rows: encoded rows.
             weights: name to weight of every source; one without rows is left out.
         """
+        if not weights:
+            return None
         members: dict[str, list[int]] = {name: [] for name in weights}
         for number, row in enumerate(rows):
             if row.origin in members:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import TypeVar
 
 from loratune.config.mixture import SOURCES, sources_of
 from loratune.config.schema import DataConfig, RowFormat, SourceConfig
-from loratune.data.reading import read_rows
+from loratune.data.reading import RowsInFiles, read_rows
 from loratune.data.rows import Row
 from loratune.errors import DataError, LoratuneError, SeveralErrors, raise_together
 
@@ -24,26 +25,26 @@ class Part:
     Attributes:
         name: of the source; empty without sources.
         config: the settings that hold for them.
-        train: rows to train on, before any are split off.
+        train: rows to train on, before any are split off; read again each time, if streamed.
         held_out: rows of ``data.eval_path``; a mixture's are read as its first source is.
     """
 
     name: str
     config: DataConfig
-    train: list[Row]
+    train: Iterable[Row]
     held_out: list[Row]
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> Iterator[Row]:
         """All of them, the training rows first."""
-        return [*self.train, *self.held_out]
+        return chain(self.train, self.held_out)
 
     @property
-    def read(self) -> dict[str, list[Row]]:
+    def read(self) -> dict[str, Iterable[Row]]:
         """What each file gave, under the names that fingerprints have."""
         name = f"sources.{self.name}" if self.name else "train"
         sides = {name: self.train, "eval": self.held_out}
-        return {name: rows for name, rows in sides.items() if rows}
+        return {name: rows for name, rows in sides.items() if any(True for _ in rows)}
 
     @property
     def recognises(self) -> bool:
@@ -51,8 +52,13 @@ class Part:
         return self.config.template is None and self.config.format is RowFormat.auto
 
 
-def read_parts(config: DataConfig) -> list[Part]:
+def read_parts(config: DataConfig, *, streamed: bool = False) -> list[Part]:
     """Read the rows of every source, or of ``data.path``, and those of ``data.eval_path``.
+
+    Args:
+        config: the recipe's ``data``.
+        streamed: leave the training rows in their files, to be read whenever they are gone
+            through.
 
     Raises:
         DataError: for every file that cannot be read; or there is none.
@@ -60,8 +66,11 @@ def read_parts(config: DataConfig) -> list[Part]:
 
     def with_rows(part: Part) -> Part:
         own = part.config
-        rows = [] if own.path is None else read_rows(own.path, split=own.split, limit=own.limit)
-        return replace(part, train=rows)
+        if own.path is None:
+            return part
+        if streamed:
+            return replace(part, train=RowsInFiles(own.path, own.split, own.limit))
+        return replace(part, train=read_rows(own.path, split=own.split, limit=own.limit))
 
     settings = sources_of(config) or {"": config}
     parts = in_parts([Part(name, own, [], []) for name, own in settings.items()], with_rows)
@@ -70,7 +79,7 @@ def read_parts(config: DataConfig) -> list[Part]:
             config.eval_path, split=config.split, limit=config.eval_limit, key="data.eval_path"
         )
         parts[0] = replace(parts[0], held_out=held_out)
-    if not any(part.rows for part in parts):
+    if not any(True for part in parts for _ in part.rows):
         raise DataError("no data", where="data.path", fix="set data.path to a file of rows")
     return parts
 

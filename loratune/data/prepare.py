@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from loratune.config.mixture import source_weights
 from loratune.config.schema import DataConfig, RowFormat
+from loratune.data.cached_rows import RowStore
 from loratune.data.chat import chat_template_of
 from loratune.data.clock import now, reads_clock
 from loratune.data.columns import column_notes
@@ -17,12 +20,16 @@ from loratune.data.encoded_rows import EncodedRow, EncodedRows, encoded_fingerpr
 from loratune.data.formats import choose_format, parse_rows
 from loratune.data.mixture import Mixture
 from loratune.data.parts import Part, in_parts, read_parts
+from loratune.data.reading import RowsInFiles
 from loratune.data.report import DataReport, SourceReport, SplitReport, turn_notes, warnings_of
 from loratune.data.rows import Example, LeftOut, Row, data_fingerprint, left_out_words
 from loratune.data.split import split_examples
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer, Tokenizer
 from loratune.errors import DataError
+
+STREAMED_ROWS = 4096
+"""Rows that are in memory as text at a time, where a store takes the encoded ones."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class PreparedData:
         weights: mixtures only: name to weight of every source.
     """
 
-    train: list[EncodedRow]
+    train: Sequence[EncodedRow]
     eval: list[EncodedRow]
     prompts: list[GenerationPrompt]
     prompt_format: PromptFormat
@@ -97,11 +104,19 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class _Side:
-    """Examples of one side, how many rows they came from, and those left out."""
+    """Rows of one side as text.
+
+    Attributes:
+        examples: with something to learn; of rows that are read block by block, none is kept.
+        rows: how many they came from.
+        left_out: those of them that ask or answer nothing.
+        contents: hashes that two equal rows share.
+    """
 
     examples: list[Example]
     rows: int
     left_out: Sequence[LeftOut] = ()
+    contents: Set[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,7 @@ def prepare_data(
     prompt_format: PromptFormat | None = None,
     source_formats: Mapping[str, PromptFormat] | None = None,
     clock: str | None = None,
+    store: RowStore | None = None,
 ) -> PreparedData:
     """Read, check, split, encode and count.
 
@@ -135,13 +151,14 @@ def prepare_data(
         prompt_format: the format kept with an adapter, to evaluate it as it was trained.
         source_formats: likewise those of a mixture's sources.
         clock: the moment that a chat template takes for now; null is the present one.
+        store: takes the training rows block by block, so that they are never all in memory.
 
     Raises:
         DataError: unusable rows, each with its ``file:line``.
         ConfigError: a template or column mapping that does not fit the rows.
         ModelError: a tokenizer that does not fit the model.
     """
-    parts = read_parts(config)
+    parts = read_parts(config, streamed=store is not None)
     recorded = {**(source_formats or {})}
     if prompt_format is not None:
         recorded[parts[0].name] = prompt_format
@@ -153,15 +170,15 @@ def prepare_data(
         if chosen is None:
             chosen = choose_format(part.config, part.rows)
             chosen = _with_chat_template(chosen, tokenizer, clock)
-        return _encoded(part, chosen, rows, seed, recognised=recognised)
+        return _encoded(part, chosen, rows, seed, recognised=recognised, store=store)
 
     encoded = in_parts(parts, prepared)
-    train, held_out = (EncodedRows.joined([one.rows[side] for one in encoded]) for side in (0, 1))
-    rows.check_ids((row.input_ids for row in (*train.rows, *held_out.rows)), vocab_size)
+    train, held_out = (_joined([one.rows[side] for one in encoded]) for side in (0, 1))
+    rows.check_ids((row.input_ids for row in chain(train.rows, held_out.rows)), vocab_size)
     weights = source_weights(config)
     return PreparedData(
         train=train.rows,
-        eval=held_out.rows,
+        eval=list(held_out.rows),
         prompts=_generation_prompts(encoded),
         prompt_format=encoded[0].format,
         report=_report(config, encoded, train, held_out),
@@ -184,22 +201,62 @@ def _with_chat_template(
 
 
 def _encoded(
-    part: Part, prompt_format: PromptFormat, rows: RowTokenizer, seed: int, *, recognised: bool
+    part: Part,
+    prompt_format: PromptFormat,
+    rows: RowTokenizer,
+    seed: int,
+    *,
+    recognised: bool,
+    store: RowStore | None,
 ) -> _Encoded:
     """A part's rows as ids; those that may be drawn for training say its name."""
-    sides = _sides(part, prompt_format, seed)
     notes = column_notes(part.rows, prompt_format, recognised=recognised)
     encoder = Encoder(rows, prompt_format, part.config)
-    train, held_out = (_encode(encoder, part.config, side) for side in sides)
+    if store is None:
+        sides = _sides(part, prompt_format, seed)
+        train, held_out = (_encode(encoder, part.config, side) for side in sides)
+    else:
+        side, train = _streamed(part, prompt_format, encoder, store)
+        sides = (side, _parsed(part.held_out, prompt_format))
+        held_out = _encode(encoder, part.config, sides[1])
     train = train.of_source(part.name)
     if not part.held_out:  # rows of data.eval_path belong to no source
         held_out = held_out.of_source(part.name)
-    notes = (*notes, *turn_notes([*train.rows, *held_out.rows]))
+    notes = (*notes, *turn_notes(train.rows, held_out.rows))
     return _Encoded(part, prompt_format, sides, (train, held_out), notes)
 
 
+def _streamed(
+    part: Part, prompt_format: PromptFormat, encoder: Encoder, store: RowStore
+) -> tuple[_Side, EncodedRows]:
+    """Training rows, read and encoded block by block; the store has what is left of them."""
+    whole, left_out, contents, count = EncodedRows(), list[LeftOut](), set[int](), 0
+    lengths = array("i")
+    assert isinstance(part.train, RowsInFiles)
+    for block in part.train.blocks(STREAMED_ROWS):
+        examples, empty = parse_rows(block, prompt_format)
+        encoded = encoder.encode_some(
+            examples, max_length=part.config.max_length, overlong=part.config.overlong
+        )
+        store.add(encoded.rows)
+        whole = EncodedRows.joined([whole, replace(encoded, rows=[], kept=[], lengths=[])])
+        lengths.extend(encoded.lengths)
+        left_out += empty
+        contents.update(hash(example.content) for example in examples)
+        count += len(block)
+    whole = replace(whole, rows=store.finished(), lengths=lengths)
+    if len(left_out) == count:
+        raise _nothing_to_learn(part.train, left_out, count)
+    whole.require_rows(part.config.max_length)
+    return _Side([], count, left_out, contents), whole
+
+
+def _joined(parts: Sequence[EncodedRows]) -> EncodedRows:
+    return parts[0] if len(parts) == 1 else EncodedRows.joined(parts)
+
+
 def _sides(part: Part, prompt_format: PromptFormat, seed: int) -> tuple[_Side, _Side]:
-    config, train = part.config, _parsed(part.train, prompt_format)
+    config, train = part.config, _parsed(list(part.train), prompt_format)
     if config.eval_path is not None or config.eval_fraction == 0:
         return train, _parsed(part.held_out, prompt_format)
     kept, held_out = split_examples(
@@ -207,17 +264,22 @@ def _sides(part: Part, prompt_format: PromptFormat, seed: int) -> tuple[_Side, _
     )
     held_out = held_out[: config.eval_limit]
     rows = len(kept) + len(train.left_out)
-    return _Side(kept, rows, train.left_out), _Side(held_out, len(held_out))
+    contents = {hash(example.content) for example in kept}
+    return _Side(kept, rows, train.left_out, contents), _Side(held_out, len(held_out))
 
 
 def _parsed(rows: Sequence[Row], prompt_format: PromptFormat) -> _Side:
     examples, left_out = parse_rows(rows, prompt_format)
     if rows and not examples:
-        why = left_out_words(Counter(row.why for row in left_out))
-        number = f"all {len(rows):,} rows are" if len(rows) > 1 else "the only row is"
-        fix = "use rows with something to learn"
-        raise DataError(f"{number} {why}", where=rows[0].source, fix=fix)
-    return _Side(examples, len(rows), left_out)
+        raise _nothing_to_learn(rows, left_out, len(rows))
+    return _Side(examples, len(rows), left_out, {hash(example.content) for example in examples})
+
+
+def _nothing_to_learn(rows: Iterable[Row], left_out: Sequence[LeftOut], count: int) -> DataError:
+    why = left_out_words(Counter(row.why for row in left_out))
+    number = f"all {count:,} rows are" if count > 1 else "the only row is"
+    fix = "use rows with something to learn"
+    return DataError(f"{number} {why}", where=next(iter(rows)).source, fix=fix)
 
 
 def _encode(encoder: Encoder, config: DataConfig, side: _Side) -> EncodedRows:
@@ -255,8 +317,11 @@ def _report(
         _split_report(encoded, [one.sides[side] for one in parts])
         for side, encoded in enumerate((train, held_out))
     ]
-    known = {example.content for one in parts for example in one.sides[0].examples}
-    overlap = sum(row.content in known for one in parts for row in one.sides[1].examples)
+    overlap = sum(
+        any(hash(row.content) in other.sides[0].contents for other in parts)
+        for one in parts
+        for row in one.sides[1].examples
+    )
     warnings = warnings_of(reports[0], reports[1], overlap, config.max_length)
     notes = [
         f"{one.part.name}: {note}" if one.part.name else note for one in parts for note in one.notes

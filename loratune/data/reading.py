@@ -12,6 +12,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import IO, Any
 
 from loratune.data.json_rows import read_json, read_json_lines
@@ -40,15 +41,35 @@ def read_rows(
         DataError: nothing there, unreadable, malformed (with ``file:line``), or no row at all.
     """
     try:
-        rows = list(itertools.islice(_all_rows(path, split), limit))
-        if not rows:
-            fix = "every row counts once it holds a JSON object or a line below the header"
-            raise DataError(f"'{path}' has 0 rows", where=_PATH, fix=fix)
+        return list(RowsInFiles(path, split, limit))
     except DataError as error:
         if error.where == _PATH:
             error.where = key
         raise
-    return rows
+
+
+@dataclass(frozen=True)
+class RowsInFiles:
+    """The rows that ``read_rows`` gives, read anew each time that one goes through them."""
+
+    path: str
+    split: str = "train"
+    limit: int | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        some = False
+        for row in itertools.islice(_all_rows(self.path, self.split), self.limit):
+            some = True
+            yield row
+        if not some:
+            fix = "every row counts once it holds a JSON object or a line below the header"
+            raise DataError(f"'{self.path}' has 0 rows", where=_PATH, fix=fix)
+
+    def blocks(self, size: int) -> Iterator[list[Row]]:
+        """``size`` of them at a time, the last time perhaps fewer."""
+        rows = iter(self)
+        while block := list(itertools.islice(rows, size)):
+            yield block
 
 
 def _all_rows(path: str, split: str) -> Iterator[Row]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
+from loratune.data.cached_rows import row_lengths
 from loratune.data.encoded_rows import EncodedRow, EncodedRows, length_to_keep
 from loratune.data.not_supervised import unsupervised_turns
 from loratune.data.rows import LeftOut
@@ -61,7 +63,7 @@ class SplitReport:
             dropped={reason: count for reason, count in sorted(dropped.items()) if count},
             truncated=encoded.truncated,
             lost_target_tokens=encoded.lost_target_tokens,
-            tokens=sum(map(len, encoded.rows)),
+            tokens=int(sum(row_lengths(encoded.rows))),
             supervised_tokens=sum(row.supervised for row in encoded.rows),
             longest=max(encoded.lengths, default=0),
             max_length_to_keep={f"{s:.0%}": length_to_keep(encoded.lengths, s) for s in shares},
@@ -69,6 +71,13 @@ class SplitReport:
             first_empty=left_out[0].source if left_out else "",
             first_masked=masked.source if masked else "",
             masked_by=masked.unsupervised if masked else (),
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> SplitReport | None:
+        """The report whose fields these are."""
+        return (
+            None if values is None else cls(**{**values, "masked_by": tuple(values["masked_by"])})
         )
 
 
@@ -108,6 +117,13 @@ class SourceReport:
         """As JSON-able values."""
         return {**asdict(self), "share": self.share, "passes": self.passes}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SourceReport:
+        """The report that ``to_dict`` wrote."""
+        own = {key: value for key, value in values.items() if key not in ("share", "passes")}
+        sides = {side: SplitReport.from_dict(values[side]) for side in ("train", "eval")}
+        return cls(**{**own, **sides})
+
     @property
     def line(self) -> str:
         """For people."""
@@ -145,6 +161,18 @@ class DataReport:
         values = {**asdict(self), "warnings": list(self.warnings), "notes": list(self.notes)}
         return {**values, "sources": [source.to_dict() for source in self.sources]}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataReport:
+        """The report that ``to_dict`` wrote."""
+        return cls(
+            SplitReport.from_dict(values["train"]),
+            SplitReport.from_dict(values["eval"]),
+            values["overlap"],
+            tuple(values["warnings"]),
+            tuple(values["notes"]),
+            tuple(SourceReport.from_dict(source) for source in values["sources"]),
+        )
+
     def lines(self) -> list[str]:
         """One line a side, a source and a note, for people; warnings are not among them."""
         sides = [("train", self.train), ("eval", self.eval)]
@@ -153,25 +181,42 @@ class DataReport:
         return [*counts, *sources, *(f"note: {note}" for note in self.notes)]
 
 
-def turn_notes(rows: Sequence[EncodedRow]) -> tuple[str, ...]:
-    """What of conversations is not used or not learnt, one sentence each."""
+def turn_notes(*parts: Sequence[EncodedRow]) -> tuple[str, ...]:
+    """What of the conversations in some rows is not used or not learnt, one sentence each."""
+    every = sum(map(len, parts))
+    rows, turns, first = Counter[str](), Counter[str](), dict[str, str]()
+    unsupervised, keys = Counter[str](), Counter[str]()
+    for row in chain(*parts):
+        unsupervised.update(row.unsupervised)
+        keys.update(row.unused_keys)
+        counts = {
+            "unanswered": row.unanswered,
+            "unsupervised": len(row.unsupervised),
+            "dropped": row.dropped_reasoning,
+        }
+        for what, count in counts.items():
+            if count:
+                rows[what] += 1
+                turns[what] += count
+                first.setdefault(what, row.source)
     notes = []
-    if cut := [row for row in rows if row.unanswered]:
-        turns = sum(row.unanswered for row in cut)
+    if rows["unanswered"]:
         notes.append(
-            f"turns not used: {turns:,} in {len(cut):,} of {len(rows):,} rows stand behind the "
-            f"assistant's last turn, where nothing is learnt ({cut[0].source})"
+            f"turns not used: {turns['unanswered']:,} in {rows['unanswered']:,} of {every:,} rows "
+            f"stand behind the assistant's last turn, where nothing is learnt "
+            f"({first['unanswered']})"
         )
-    if masked := [row for row in rows if row.unsupervised]:
-        unlearnt = unsupervised_turns(why for row in masked for why in row.unsupervised)
-        notes.append(f"{unlearnt}, in {len(masked):,} of {len(rows):,} rows ({masked[0].source})")
-    if bare := [row for row in rows if row.dropped_reasoning]:
-        count = sum(row.dropped_reasoning for row in bare)
+    if rows["unsupervised"]:
+        unlearnt = unsupervised_turns(unsupervised)
         notes.append(
-            f"reasoning removed (data.reasoning=drop) from {count:,} turn{'s' if count > 1 else ''}"
-            f" in {len(bare):,} of {len(rows):,} rows ({bare[0].source})"
+            f"{unlearnt}, in {rows['unsupervised']:,} of {every:,} rows ({first['unsupervised']})"
         )
-    keys = Counter(key for row in rows for key in row.unused_keys)
+    if rows["dropped"]:
+        plural = "s" if turns["dropped"] > 1 else ""
+        notes.append(
+            f"reasoning removed (data.reasoning=drop) from {turns['dropped']:,} turn{plural}"
+            f" in {rows['dropped']:,} of {every:,} rows ({first['dropped']})"
+        )
     if keys:
         named = ", ".join(
             f"{key} ({count:,} row{'s' if count > 1 else ''})" for key, count in keys.items()

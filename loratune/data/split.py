@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from array import array
 from collections.abc import Sequence
 
 from loratune.data.rows import Example
@@ -43,9 +44,9 @@ def split_examples(
     return train, [example for n, example in enumerate(examples) if n in held_out]
 
 
-def shuffled(count: int, *seeds: int) -> list[int]:
+def shuffled(count: int, *seeds: int) -> array[int]:
     """A permutation of ``range(count)``, a pure function of ``count`` and the seeds."""
     digest = hashlib.sha256(repr(seeds).encode()).digest()
-    order = list(range(count))
+    order = array("q", range(count))
     random.Random(int.from_bytes(digest[:8], "big")).shuffle(order)
     return order

@@ -9,6 +9,7 @@ from loratune.config.mixture import source_weights
 from loratune.config.schema import DataConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement
 from loratune.data.batches import BatchPlan, shard
+from loratune.data.cached_rows import row_lengths
 from loratune.data.collate import Batch
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.mixture import Mixture
@@ -40,7 +41,7 @@ class TrainingSet:
     ) -> TrainingSet:
         """Rows in a recipe's order and batches."""
         mixture = Mixture.of(rows, source_weights(data))
-        likeness = prefix_ranks(rows) if data.group_by_prefix else [len(row) for row in rows]
+        likeness = prefix_ranks(rows) if data.group_by_prefix else row_lengths(rows)
         plan = BatchPlan.from_config(likeness, data, trainer, mixture)
         return cls(rows, plan, arrangement)
 

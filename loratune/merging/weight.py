@@ -37,7 +37,7 @@ class ModuleProof:
 
 
 PROBE_TOLERANCE = 1e-4
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """Elements that are summed and proved at a time: the intermediate results stay in the cache."""
 
 

@@ -28,7 +28,6 @@ class WrittenModel:
         plan: what was to be written.
         entries: the written tensors.
         base_hashes: base tensor name to sha256, taken while they were read.
-        hashes: written tensor name to sha256, taken while they were written.
         proofs: of every merged module.
         file_hashes: file name to sha256 of every shard written.
     """
@@ -36,7 +35,6 @@ class WrittenModel:
     plan: MergePlan
     entries: dict[str, TensorEntry] = field(default_factory=dict)
     base_hashes: dict[str, str] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
     proofs: list[ModuleProof] = field(default_factory=list)
     file_hashes: dict[str, str] = field(default_factory=dict)
 
@@ -44,11 +42,6 @@ class WrittenModel:
     def base(self) -> str:
         """Fingerprint of the base's weights."""
         return combine_hashes(self.plan.entries, self.base_hashes)
-
-    @property
-    def merged(self) -> str:
-        """Fingerprint of the merged weights."""
-        return combine_hashes(self.entries, self.hashes)
 
 
 @dataclass(frozen=True)
@@ -58,13 +51,11 @@ class _EncodedTensor:
     Attributes:
         data: its bytes.
         base: sha256 of the base's bytes; ``None`` if another tensor took it.
-        merged: sha256 of ``data``; ``None`` if it is the base's.
         proofs: of what was merged for it.
     """
 
     data: memoryview
     base: str | None
-    merged: str | None
     proofs: Sequence[ModuleProof] = ()
 
 
@@ -100,7 +91,6 @@ def _write_file(
             drop_pages(contents[source.file], source.begin, source.end)
             if tensor.base is not None:
                 written.base_hashes[source.name] = tensor.base
-            written.hashes[entry.name] = tensor.merged or written.base_hashes[source.name]
             written.entries[entry.name] = entry
             written.proofs += tensor.proofs
     written.file_hashes[path.name] = writer.sha256
@@ -125,7 +115,7 @@ def _encode(
     if hashes_base:
         check_stored(source, content)
     if plan.is_copied(entry):
-        return _EncodedTensor(content[source.begin : source.end], base, None)
+        return _EncodedTensor(content[source.begin : source.end], base)
     result, proofs = plan.value(entry, content)
     data = result.contiguous().view(torch.uint8).reshape(-1).numpy().data
-    return _EncodedTensor(data, base, files.sha256_bytes(data), proofs)
+    return _EncodedTensor(data, base, proofs)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from loratune.errors import LoratuneError, ModelError, raise_together
-from loratune.models.build import first_line, read_transformers_config
+from loratune.models.build import auto_class, first_line, read_transformers_config
 from loratune.models.quantized.format import Quantization, stored_quantization
 from loratune.models.quantized.library import import_bitsandbytes
 from loratune.models.untrusted import check_tokenizer
@@ -65,12 +65,10 @@ def _read_quantized(
 
 def _read(folder: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
     """The model as transformers loads it, and what of its files does not fit."""
-    from transformers import AutoModelForCausalLM
-
-    read_transformers_config(folder)
+    config = read_transformers_config(folder)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class(config, str(folder)).from_pretrained(
             str(folder),
             dtype=dtype,
             local_files_only=True,

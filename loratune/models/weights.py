@@ -12,7 +12,7 @@ import json
 import math
 import mmap
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -347,7 +347,7 @@ def tensor_hash(entry: TensorEntry, content: memoryview) -> str:
 
 
 def hash_tensors(
-    entries: dict[str, TensorEntry],
+    entries: Mapping[str, TensorEntry],
     check: Callable[[TensorEntry, memoryview], None] | None = None,
 ) -> dict[str, str]:
     """Hex sha256 per tensor, several tensors at a time (hashing releases the interpreter).

@@ -82,7 +82,7 @@ def evaluate_adapter(
             raise ConfigError(
                 "no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE"
             )
-        for line in check_positions(data.eval, wrapped.model):
+        for line in check_positions(wrapped.model, data.eval):
             say(line)
     head = LanguageModelHead(wrapped.model)
     evaluate_and_show(wrapped, head, base.tokenizer, data, config, out, as_json=as_json)

@@ -23,11 +23,10 @@ from loratune.config.mixture import training_paths
 from loratune.config.schema import DataConfig, RunConfig, Stage, trained_tokens
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.variant_table import report_variants
-from loratune.data.audit import audit
 from loratune.data.bounds import check_positions
+from loratune.data.cache import prepare_and_audit
 from loratune.data.clock import now
 from loratune.data.prepare import PreparedData, prepare_data
-from loratune.data.tokenizing import Tokenizer
 from loratune.errors import ConfigError
 from loratune.files import BUILTIN
 from loratune.models.measure import measure_model
@@ -57,21 +56,17 @@ def load_data_and_base(
     clock = clock or processes.broadcast(now())
     folder = model_folder(config.model.path, config.model.revision)
     tokenizer, vocabulary = tokenizer_and_rows(folder, config.model.add_tokens)
-    data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed, clock=clock)
+    seed = config.trainer.seed
+    checked = prepare_and_audit(config.data, tokenizer, vocabulary, seed, clock=clock)
+    data = checked.data
     processes.say_once(*data.report.lines())
     if Stage.train in config.stages:
-        _audit(data, tokenizer, config.data)
+        checked.audit.raise_errors()
+        processes.say_once(*(finding.line for finding in checked.audit.findings))
     processes.say_once(f"base {config.model.path}")
     base = load(config.model, config.trainer.precision, tokenizer)
-    processes.say_once(*check_positions([*data.train, *data.eval], base.model))
+    processes.say_once(*check_positions(base.model, data.train, data.eval))
     return data, base
-
-
-def _audit(data: PreparedData, tokenizer: Tokenizer, config: DataConfig) -> None:
-    """Say what is doubtful about the rows; stop at what would teach the wrong thing."""
-    result = audit(data, tokenizer, config)
-    result.raise_errors()
-    processes.say_once(*(finding.line for finding in result.findings))
 
 
 def adapter_to_continue(config: RunConfig) -> AdapterFolder | None:
@@ -187,7 +182,7 @@ def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> Prepar
         config.trainer.seed,
         prompt_format=data.prompt_format,
     )
-    processes.say_once(*check_positions(rows.eval, base.model))
+    processes.say_once(*check_positions(base.model, rows.eval))
     return rows
 
 

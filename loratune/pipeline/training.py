@@ -37,7 +37,7 @@ def train_adapter(
         LoratuneError: whatever stopped training; published checkpoints stay whole.
     """
     config = records.config
-    arrangement, notes = arrange(config, wrapped.model, data.pad_id, [*data.train, *data.eval])
+    arrangement, notes = arrange(config, wrapped.model, data.pad_id, data.train, data.eval)
     processes.say_once(*notes, *_router_notes(wrapped, head))
     rows = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
     warning = warmup_warning(rows.plan.total_steps, config.trainer)
@@ -46,7 +46,7 @@ def train_adapter(
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(wrapped.model)
     if config.launch.shard:
-        shard_base(wrapped.model)
+        shard_base(wrapped)
     step = checkpoint.step if checkpoint else 0
     trackers = open_trackers(config, records.run_dir, step) if processes.is_main() else []
     with compile_errors():

@@ -8,7 +8,7 @@ from pathlib import Path
 from loratune import files
 from loratune.config.schema import Dtype, RunConfig, Stage
 from loratune.counting.parameters import FP32_BYTES
-from loratune.data.audit import Severity
+from loratune.data.findings import Severity
 from loratune.models.dtypes import ITEM_BYTES, safetensors_name
 from loratune.models.measure import find_architecture
 from loratune.plan.calibration import calibrate

@@ -51,8 +51,8 @@ def check_model(config: RunConfig, architecture: Architecture, rows: Rows) -> Ch
         check_single_rows(config, model, config.data.max_length, range(vocabulary(architecture)))
         arrangement, notes = assumed_arrangement(config), list[str]()
     else:
-        every = [*rows.data.train, *rows.data.eval]
-        arrangement, notes = arrange(config, model, rows.data.pad_id, every)
+        data = rows.data
+        arrangement, notes = arrange(config, model, data.pad_id, data.train, data.eval)
     try:
         checkpoint_activations(model)
         recomputes = True

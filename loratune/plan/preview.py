@@ -18,18 +18,19 @@ from rich.text import Text
 from loratune.config.schema import RunConfig
 from loratune.console import console, escaped, printable, say
 from loratune.data.arrangement import assumed_arrangement, sharing_line
-from loratune.data.audit import Audit, Finding, Severity, audit
 from loratune.data.bounds import position_findings
+from loratune.data.cache import prepare_and_audit
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.findings import Audit, Finding, Severity
 from loratune.data.mixture import seen_line
 from loratune.data.not_supervised import unsupervised_turns
-from loratune.data.prepare import PreparedData, prepare_data
+from loratune.data.prepare import PreparedData
 from loratune.data.report import DataReport
 from loratune.data.tokenizing import RowTokenizer
 from loratune.data.training_set import TrainingSet
 from loratune.errors import LoratuneError, ModelError
 from loratune.models.build import meta_model, read_transformers_config
-from loratune.models.measure import measure_model
+from loratune.models.measure import find_architecture
 from loratune.models.source import model_folder
 from loratune.models.vocabulary import tokenizer_and_rows
 from loratune.plan.notices import match_targets
@@ -157,11 +158,11 @@ def make_preview(config: RunConfig, rows: int) -> Preview:
     return Preview(
         tuple(_shown(row, tokenizer, data.pad_id, width) for row in first),
         data.report,
-        audit(data, tokenizer, config.data, read.findings),
+        read.audit,
         config.data.max_length,
         _sharing(config, data),
         _times_seen(config, data),
-        _target_notes(config, read.model),
+        _target_notes(config),
     )
 
 
@@ -198,18 +199,18 @@ class ReadRows(NamedTuple):
     Attributes:
         data: the rows.
         tokenizer: the base model's.
-        model: the base without weights; None where it cannot be built, which training says.
-        findings: how the rows fit the model.
+        findings: how the rows fit the model; none where it cannot be built, which training says.
+        audit: these, and what is likely to be wrong with the rows themselves.
     """
 
     data: PreparedData
     tokenizer: Any
-    model: Any
     findings: tuple[Finding, ...]
+    audit: Audit
 
 
 def read_prepared(config: RunConfig) -> ReadRows:
-    """The recipe's rows as training gets them, with tokenizer and model.
+    """The recipe's rows as training gets them, with the tokenizer.
 
     Raises:
         LoratuneError: rows or a tokenizer that cannot be used at all.
@@ -217,21 +218,21 @@ def read_prepared(config: RunConfig) -> ReadRows:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     folder = model_folder(config.model.path, config.model.revision, weights=False)
     tokenizer, vocabulary = tokenizer_and_rows(folder, config.model.add_tokens)
-    data = prepare_data(config.data, tokenizer, vocabulary, config.trainer.seed)
+    checked = prepare_and_audit(config.data, tokenizer, vocabulary, config.trainer.seed)
+    data = checked.data
     try:
         model = meta_model(read_transformers_config(folder), str(folder))
     except ModelError:
-        return ReadRows(data, tokenizer, None, ())
-    findings = position_findings([*data.train, *data.eval], model)
-    return ReadRows(data, tokenizer, model, tuple(findings))
+        return ReadRows(data, tokenizer, (), checked.audit)
+    findings = tuple(position_findings(model, data.train, data.eval))
+    return ReadRows(data, tokenizer, findings, checked.audit.with_further(findings))
 
 
-def _target_notes(config: RunConfig, model: Any) -> tuple[str, ...]:
+def _target_notes(config: RunConfig) -> tuple[str, ...]:
     """What training would say of the targets; what it would refuse is not the rows' affair."""
     notices: tuple[str, ...] = ()
-    if model is not None:
-        with suppress(LoratuneError):
-            notices = match_targets(config, measure_model(model)).notices
+    with suppress(LoratuneError):
+        notices = match_targets(config, find_architecture(config.model)).notices
     return (*notices, *config.adapter.warnings())
 
 

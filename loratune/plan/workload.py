@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from loratune.config.mixture import training_paths
 from loratune.config.schema import RowFormat, RunConfig, TrainerConfig
 from loratune.data.arrangement import Arrangement, assumed_arrangement
-from loratune.data.audit import Audit, Finding, audit
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.findings import Audit
 from loratune.data.prepare import PreparedData
 from loratune.data.report import DataReport
 from loratune.data.training_set import TrainingSet
@@ -87,8 +86,7 @@ class Rows:
     """The recipe's rows and how they fit its model, or why there are none to look at."""
 
     data: PreparedData | None
-    tokenizer: Any = None
-    findings: tuple[Finding, ...] = ()
+    audit: Audit | None = None
     reason: str = ""
 
 
@@ -105,7 +103,7 @@ def read_workload_rows(config: RunConfig) -> Rows:
     except ModelError as error:
         return Rows(None, reason=f"the tokenizer is not here ({error.cause})")
     Audit(read.findings, ()).raise_errors()  # nothing can be measured on such rows
-    return Rows(read.data, read.tokenizer, read.findings)
+    return Rows(read.data, read.audit)
 
 
 def workload(config: RunConfig, rows: Rows, arrangement: Arrangement | None = None) -> Workload:
@@ -141,7 +139,7 @@ def workload(config: RunConfig, rows: Rows, arrangement: Arrangement | None = No
         round(share * sum(batch.row_tokens for batch in batches)),
         sum(map(len, data.eval)),
         data.report,
-        audit(data, rows.tokenizer, config.data, rows.findings),
+        rows.audit,
         times_seen=plan.times_seen(),
     )
 

@@ -86,7 +86,6 @@ def _merge(run: RunRecords) -> Section:
     pairs = [
         ("base", str(run.merge.get("base", ""))),
         ("adapter", ", ".join(map(str, run.merge.get("adapters", [])))),
-        ("merged weights", str(run.merge.get("merged", ""))),
         ("number format", str(run.merge.get("dtype", ""))),
         ("correction kept after rounding", f"{run.merge.get('delta_kept', 0):.4%}"),
     ]

@@ -45,11 +45,11 @@ def merged_before(folder: Path) -> dict[str, Any] | None:
     """What a base model was merged from, where loratune merged it, else ``None``."""
     try:
         report = files.read_sealed_json(folder / MERGE_REPORT)
-        return {key: report[key] for key in ("base", "adapters", "merged")}
+        return {key: report[key] for key in ("base", "adapters")}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, AttributeError):
-        return {"base": None, "adapters": None, "merged": None}  # merged, but the record is broken
+        return {"base": None, "adapters": None}  # merged, but the record is broken
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

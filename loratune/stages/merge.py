@@ -34,7 +34,6 @@ class MergeReport:
         base: fingerprint of the base's weights.
         adapters: fingerprint of each adapter's tensors.
         tokenizer: fingerprint recorded with the first adapter, if any.
-        merged: fingerprint of the merged weights.
         dtype: of the merged weights where it was changed, else ``base``.
         untied: whether head and input embedding had to part.
         modules: the proof of every changed module.
@@ -50,7 +49,6 @@ class MergeReport:
     base: str
     adapters: list[str]
     tokenizer: str | None
-    merged: str
     dtype: str
     untied: bool
     modules: list[ModuleProof]
@@ -120,7 +118,6 @@ def merge(
             base=written.base,
             adapters=[tensors_fingerprint(adapter.tensors) for adapter in adapters],
             tokenizer=tokenizer,
-            merged=written.merged,
             dtype="base" if config.dtype is Dtype.auto else str(config.dtype),
             untied=bool(plan.parted),
             modules=written.proofs,

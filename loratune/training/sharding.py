@@ -9,9 +9,11 @@ from torch import nn
 
 from loratune.errors import ConfigError
 from loratune.runs import processes
+from loratune.surgery import WrappedModel
+from loratune.training.state import adapter_tensors
 
 
-def shard_base(model: nn.Module) -> None:
+def shard_base(wrapped: WrappedModel) -> None:
     """Shard every block of the base, then what is left of its backbone.
 
     A block's weights are gathered just before it runs, forward and backward, and dropped after.
@@ -28,11 +30,21 @@ def shard_base(model: nn.Module) -> None:
             where="launch.shard",
             fix="launch.nproc=N",
         )
-    backbone = getattr(model, "base_model", model)
-    adapters = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    backbone = getattr(wrapped.model, "base_model", wrapped.model)
+    whole = _whole_parameters(wrapped)
     for block in _blocks(backbone):
-        fully_shard(block, ignored_params=adapters)
-    fully_shard(backbone, ignored_params=adapters)
+        fully_shard(block, ignored_params=whole)
+    fully_shard(backbone, ignored_params=whole)
+
+
+def _whole_parameters(wrapped: WrappedModel) -> set[nn.Parameter]:
+    """What trains, what an adapter keeps frozen, and embeddings of which some rows train.
+
+    The second is stored with what trains; the last is read as a whole, with those rows in it.
+    """
+    own = {tensor.data_ptr() for tensor in adapter_tensors(wrapped).values()}
+    own |= {p.data_ptr() for rows in wrapped.token_rows.values() for p in rows.parameters()}
+    return {p for p in wrapped.model.parameters() if p.requires_grad or p.data_ptr() in own}
 
 
 def _blocks(backbone: nn.Module) -> list[nn.Module]:

@@ -15,11 +15,10 @@ from loratune.merging.plan import MergePlan
 from loratune.merging.threads import in_order, tensor_threads
 from loratune.models.build import meta_base
 from loratune.models.dtypes import FLOATING
-from loratune.models.fingerprint import combine_hashes, file_fingerprint
+from loratune.models.fingerprint import file_fingerprint
 from loratune.models.stored_names import StoredGroup, StoredNames
 from loratune.models.weights import (
     TensorEntry,
-    check_stored,
     hash_tensors,
     read_one,
     tensor_entries,
@@ -44,23 +43,15 @@ def check_merged(
     checks = [seal, *file_checks(folder, report["files"], MERGE_REPORT, MergeError)]
     if any(check.problem for check in checks):
         return checks
-    try:
-        merged = tensor_entries(folder)
-        hashes = hash_tensors(merged, check_stored)
-    except LoratuneError as error:
-        return [*checks, unusable(".", "weights", error)]
-    now = combine_hashes(merged, hashes)
-    checks.append(compared(".", "merged weights", report.get("merged"), now))
     if base is not None:
-        checks += _base_checks(report, base, merged, hashes, adapters)
+        checks += _base_checks(report, base, folder, adapters)
     return checks
 
 
 def _base_checks(
     report: Mapping[str, Any],
     base: Base,
-    merged: Mapping[str, TensorEntry],
-    hashes: Mapping[str, str],
+    folder: Path,
     adapters: Sequence[Path],
 ) -> list[Check]:
     try:
@@ -69,9 +60,13 @@ def _base_checks(
         return [unusable(".", "base weights", error)]
     if checks[0].problem:
         return checks
+    try:
+        merged = tensor_entries(folder)
+    except LoratuneError as error:
+        return [*checks, unusable(".", "weights", error)]
     if adapters:
         return [*checks, *_recompute(report, base, merged, adapters)]
-    return [*checks, *_norm_checks(report, base, merged, hashes)]
+    return [*checks, *_norm_checks(report, base, merged)]
 
 
 # -- without the adapter -------------------------------------------------------------------
@@ -81,7 +76,6 @@ def _norm_checks(
     report: Mapping[str, Any],
     base: Base,
     merged: Mapping[str, TensorEntry],
-    hashes: Mapping[str, str],
 ) -> list[Check]:
     """W' − W of every certified module must be as large as its certificate says."""
     entries = base.entries
@@ -89,6 +83,7 @@ def _norm_checks(
     names = StoredNames(meta_base(base.folder), entries)
     bad = _moved_otherwise(proofs, names, entries, merged)
     problem = f"'{bad[0]}' moved by another amount ({bad[1]:.1%})" if bad else ""
+    hashes = hash_tensors(merged)
     changed = [n for n in merged if n in entries and hashes[n] != base.hashes[n]]
     same_dtype = all(merged[n].dtype == entries[n].dtype for n in merged if n in entries)
     groups = (names.own(_weight_of(module, names)) for module in proofs)

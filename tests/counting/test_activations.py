@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loratune.adapters.config import Kernel
-from loratune.adapters.registry import config_class
+from loratune.adapters.registry import config_class, variant_names
 from loratune.config.schema import TargetsConfig
 from loratune.counting.activations import ActivationReport, measure_activations
 from loratune.errors import ModelError
@@ -56,7 +56,7 @@ def test_reference_vera_keeps_the_wide_product_of_each_layer_as_well() -> None:
     assert measure("vera").added < reference.added
 
 
-@pytest.mark.parametrize("variant", ["lora", "lora_fa", "vera"])
+@pytest.mark.parametrize("variant", variant_names())
 def test_the_fused_kernel_never_keeps_more_than_the_reference(variant: str) -> None:
     for dropout in (0.0, 0.1):
         fused = measure(variant, dropout=dropout, kernel=Kernel.fused)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from loratune.config.schema import DataConfig, Learn, Reasoning, SpecialTokens
-from loratune.data.audit import Severity, audit
+from loratune.data.audit import audit
+from loratune.data.findings import Severity
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.errors import DataError
 from loratune.files import ASSETS

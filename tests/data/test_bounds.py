@@ -31,9 +31,9 @@ def tiny_gptj() -> Any:
 @pytest.mark.parametrize("model", [tiny_opt, tiny_gpt2, tiny_gptj])
 def test_rows_beyond_a_table_of_positions_are_refused(model: Any) -> None:
     built = model()
-    assert check_positions(rows(POSITIONS), built) == []
+    assert check_positions(built, rows(POSITIONS)) == []
     with pytest.raises(LoratuneError) as caught:
-        check_positions(rows(9, POSITIONS + 1, 500), built)
+        check_positions(built, rows(9, POSITIONS + 1, 500))
     said = str(caught.value)
     assert "rows.jsonl:2" in said and "rows.jsonl:3" in said and "rows.jsonl:1" not in said
     assert f"{POSITIONS + 1} tokens, and the model has {POSITIONS} positions" in said
@@ -43,8 +43,8 @@ def test_rows_beyond_a_table_of_positions_are_refused(model: Any) -> None:
 def test_rows_beyond_computed_positions_are_noted() -> None:
     model = tiny_llama()
     assert learned_positions(model) is None
-    assert check_positions(rows(POSITIONS), model) == []
-    [line] = check_positions(rows(9, POSITIONS + 1), model)
+    assert check_positions(model, rows(POSITIONS)) == []
+    [line] = check_positions(model, rows(9, POSITIONS + 1))
     assert line.startswith("note: 1 row is longer than the 128 positions")
 
 

@@ -10,6 +10,7 @@ import shutil
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from support.command_line import Outcome
 from faults.conftest import Bench
 from faults.harness import in_parallel, tree
 from faults.tally import TALLY
-from loratune.adapters.registry import config_class, variant_names
+from loratune.adapters.registry import adapter_class, config_class, variant_names
 from loratune.config.schema import RunConfig
 
 
@@ -98,6 +99,7 @@ MUTATIONS: dict[str, Mutation] = {
     "data.group_by_length": m("data.group_by_length=false"),
     "data.group_by_prefix": m("data.group_by_prefix=true"),
     "data.packing": m("data.packing=true"),
+    "data.cache": m("data.cache={cache}", calls="loratune.data.cache.RowStore"),
     "trainer.steps": m("trainer.steps=5"),
     "trainer.epochs": m("trainer.epochs=2", within=("trainer.steps=null", "trainer.epochs=1")),
     "trainer.batch_size": m("trainer.batch_size=3"),
@@ -161,20 +163,11 @@ MUTATIONS: dict[str, Mutation] = {
     "adapter.rank_pattern": m("+adapter.rank_pattern.q_proj=4"),
     "adapter.alpha_pattern": m("+adapter.alpha_pattern.q_proj=9"),
     "adapter.init": m("adapter.init=gaussian"),
-    "adapter.rslora": m("adapter.rslora=true"),
     "adapter.block_size": m("adapter.block_size=4"),
-    "adapter.cayley_terms": m("adapter.cayley_terms=0"),
     "adapter.feedforward_layers": m("adapter.feedforward_layers=[q_proj]"),
-    "adapter.exact_gradient": m("adapter.exact_gradient=true"),
-    "adapter.projected": m("adapter.projected=true"),
-    "adapter.lr_ratio": m("adapter.lr_ratio=4"),
     "adapter.embedding_lr": m(
         "adapter.embedding_lr=0.5", within=("targets.modules=[q_proj,embed_tokens]",)
     ),
-    "adapter.projection_seed": m("adapter.projection_seed=1"),
-    "adapter.d_initial": m("adapter.d_initial=0.2"),
-    "adapter.save_projection": m("adapter.save_projection=false"),
-    "adapter.every_parameter": m("adapter.every_parameter=true"),
 }
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}{{ m.content }}</s>{% endfor %}"
@@ -186,13 +179,6 @@ TURNS = [
     {"role": "user", "content": "c?"},
     {"role": "assistant", "reasoning_content": "so", "content": "d"},
 ]
-KERNELS = {
-    "vera": "vera.module.fused_vera_linear",
-    "dora": "dora.module.fused_lora_linear",
-    "ia3": "ia3.module.IA3.fused_forward",
-    "oft": "oft.module.OFT.fused_forward",
-}
-"""What kernel=reference does not call, where that is not LoRA's."""
 ELSEWHERE = {
     "model.architecture": "count-params without the model",
     "data.split": "sources with several splits, which come from the hub",
@@ -212,10 +198,30 @@ def mutation_of(leaf: str) -> tuple[str, Mutation]:
     if not leaf.startswith("adapter["):
         return "lora", MUTATIONS[leaf]
     variant, _, key = leaf.removeprefix("adapter[").partition("].")
-    mutation = MUTATIONS[f"adapter.{key}"]
+    mutation = MUTATIONS.get(f"adapter.{key}") or another_value(variant, key)
     if key == "variant" and variant == "lora_fa":
         mutation = m("adapter=lora")
     return variant, mutation
+
+
+def another_value(variant: str, key: str) -> Mutation:
+    """Another value of a variant's own setting that is not listed: a number, a switch, a choice."""
+    value = getattr(config_class(variant)(), key)
+    if isinstance(value, Enum):
+        other: object = next(choice for choice in type(value) if choice is not value)
+    elif isinstance(value, bool):
+        other = str(not value).lower()
+    else:
+        assert isinstance(value, int | float), f"give adapter.{key} a mutation here"
+        other = value + 1 if isinstance(value, int) else 2 * value or 0.5
+    return m(f"adapter.{key}={other}")
+
+
+def kernel_of(variant: str) -> str:
+    """What ``kernel=reference`` does not call."""
+    classes = adapter_class(variant).__mro__
+    owner = next(cls for cls in classes if "fused_forward" in vars(cls))
+    return f"{owner.__module__.removeprefix('loratune.adapters.')}.{owner.__name__}.fused_forward"
 
 
 def what_the_bench_may_not_set(variant: str) -> tuple[str, ...]:
@@ -229,7 +235,7 @@ def test_every_key_of_the_schema_has_a_mutation_here() -> None:
     known = {leaf for leaf in leaves(RunConfig) if not is_read_elsewhere(leaf)}
     plain = {leaf for leaf in known if not leaf.startswith("adapter[")}
     own = {"adapter." + leaf.partition("].")[2] for leaf in known - plain}
-    assert plain | own == set(MUTATIONS)
+    assert plain <= set(MUTATIONS) <= plain | own
 
 
 @dataclass
@@ -291,6 +297,7 @@ def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> 
         "adapter": bench.folder / "before" / "adapter",
         "chat": bench.folder / "chat",
         "talk": bench.folder / "talk.jsonl",
+        "cache": bench.folder / "cache",
     }
     shutil.copytree(bench.shared / "base", places["chat"])
     (places["chat"] / "chat_template.jinja").write_text(CHAT_TEMPLATE)
@@ -312,8 +319,7 @@ def test_every_key_changed_alone_changes_the_run_or_is_refused(bench: Bench) -> 
         changed = {word.lstrip("+").partition("=")[0] for word in words}
         kept = tuple(word for word in within if word.partition("=")[0] not in changed)
         reference = within if first != "adapter" else (f"adapter={variant}", *within)
-        kernel = KERNELS.get(variant, "lora.module.fused_lora_linear")
-        calls = mutation.calls.replace("KERNEL", kernel)
+        calls = mutation.calls.replace("KERNEL", kernel_of(variant))
         plain, before = live.unchanged(reference, calls)
         if plain.code != 0:
             dead.append(f"{leaf}: the plain run failed: {plain.last}")

@@ -22,7 +22,6 @@ from loratune.adapters.registry import config_class
 from loratune.config.schema import MergeConfig, TargetsConfig
 from loratune.errors import ModelError
 from loratune.files import read_sealed_json, write_sealed_json
-from loratune.models.fingerprint import base_fingerprint
 from loratune.models.stored_names import StoredNames
 from loratune.models.weights import tensor_entries
 from loratune.runs.manifest import describe_files
@@ -149,7 +148,7 @@ def reseal(folder: Path) -> None:
     """A certificate of whatever the folder holds, as a forger would write it."""
     report = read_sealed_json(folder / MERGE_REPORT)
     files = describe_files(path for path in folder.iterdir() if path.name != MERGE_REPORT)
-    report |= {"files": files, "merged": base_fingerprint(folder)}
+    report |= {"files": files}
     report.pop("sha256", None)
     write_sealed_json(folder / MERGE_REPORT, report)
 

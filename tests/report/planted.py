@@ -88,7 +88,7 @@ def write_run(
     ]
     (folder / "merged").mkdir()
     merge = {
-        "base": "b16c", "adapters": ["e005"], "merged": "48ed", "dtype": "float32",
+        "base": "b16c", "adapters": ["e005"], "dtype": "float32",
         "modules": proofs, "delta_kept": 0.99999, "logits": None,
     }  # fmt: skip
     _json(folder / "merged" / "merge_report.json", merge)

@@ -59,8 +59,8 @@ def test_an_adapter_of_a_newer_format_is_named(tmp_path: Path) -> None:
 
 def test_a_base_that_was_merged_is_recognised(tmp_path: Path) -> None:
     assert merged_before(tmp_path) is None
-    record = {"base": "b", "adapters": ["a"], "merged": "m"}
+    record = {"base": "b", "adapters": ["a"]}
     files.write_sealed_json(tmp_path / "merge_report.json", {"format": 1, **record, "more": 1})
     assert merged_before(tmp_path) == record
     (tmp_path / "merge_report.json").write_text("{}")
-    assert merged_before(tmp_path) == {"base": None, "adapters": None, "merged": None}
+    assert merged_before(tmp_path) == {"base": None, "adapters": None}

@@ -63,7 +63,7 @@ def test_lora_plus_keeps_its_ratio_at_every_step() -> None:
 
 
 def test_weight_decay_reaches_every_group_of_matrices() -> None:
-    for variant in ("lora", "lora_plus"):
+    for variant in variant_names():
         model = wrapped(variant)
         trainer = TrainerConfig(weight_decay=0.1)
         optimizer = make_optimizer(model.model, model.config, trainer)

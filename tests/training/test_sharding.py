@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from loratune.adapters.registry import variant_names
 from loratune.cli import main
 
 
@@ -18,7 +20,9 @@ def losses(run: Path) -> list[float]:
 
 def train(monkeypatch, out: str, *words: str) -> int:
     base = ["loratune", "train", "recipe=smoke", "stages=[train]", "trainer.steps=4", f"out={out}"]
-    monkeypatch.setattr(sys, "argv", [*base, *words])
+    given = {word.partition("=")[0] for word in words}
+    kept = [word for word in base if word.partition("=")[0] not in given]
+    monkeypatch.setattr(sys, "argv", [*kept, *words])
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
@@ -28,6 +32,49 @@ def test_two_processes_with_a_sharded_base_equal_one(monkeypatch, tmp_path) -> N
     assert train(monkeypatch, "one") == 0
     assert train(monkeypatch, "sharded", "launch.nproc=2", "launch.shard=true") == 0
     assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+SHARDED = ("launch.nproc=2", "launch.shard=true")
+LIVES = {
+    **{name: [f"adapter={name}", "targets=all_linear"] for name in variant_names()},
+    "every parameter": ["adapter=full", "adapter.every_parameter=true"],
+    "embedding": ["adapter=dora", "targets.modules=[embed_tokens,q_proj]"],
+    "readable kernel": ["adapter=dora", "adapter.kernel=reference", "targets=all_linear"],
+    "recomputed": ["adapter=dora", "trainer.gradient_checkpointing=true"],
+    "a start taken away": ["adapter=lora", "adapter.init=pissa"],
+    "tokens": ['model.add_tokens=["<think>"]', 'targets.tokens=["."]'],
+    "a module": ["targets.modules_to_save=[lm_head]"],
+}
+"""Every variant, and what else trains."""
+
+
+def same_bytes(one: Path, other: Path, *names: str) -> None:
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("life", LIVES)
+def test_what_trains_does_not_see_whether_the_base_is_sharded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, life: str
+) -> None:
+    """Trained, cut off, resumed and merged as by two processes with a whole base each."""
+    words = [*LIVES[life], "stages=[train,merge]", "trainer.save_every=2"]
+    assert train(monkeypatch, "one", *LIVES[life], "trainer.steps=1") == 0
+    assert train(monkeypatch, "whole", *words, "launch.nproc=2") == 0
+    assert train(monkeypatch, "sharded", *words, *SHARDED) == 0
+    assert losses(tmp_path / "sharded")[:1] == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+    last, end = "checkpoints/step_000004", ("adapter/adapter_model.safetensors", "metrics.jsonl")
+    states = [f"{last}/{name}.safetensors" for name in ("adapter", "optimizer")]
+    same_bytes(tmp_path / "sharded", tmp_path / "whole", *states, *end)
+    merged = (tmp_path / run / "merged/model.safetensors" for run in ("sharded", "whole"))
+    assert len({path.read_bytes() for path in merged}) == 1
+    shutil.copytree(tmp_path / "sharded", tmp_path / "resumed")
+    for name in ("adapter", "merged", last):
+        shutil.rmtree(tmp_path / "resumed" / name)
+    (tmp_path / "resumed/summary.json").unlink()
+    assert train(monkeypatch, "resumed", *words, *SHARDED, "resume=auto") == 0
+    same_bytes(tmp_path / "resumed", tmp_path / "sharded", *states, *end)
 
 
 def test_sharding_with_one_process_is_refused(monkeypatch, capfd) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,8 +143,11 @@ def test_missing_linked_and_planted_files_are_found(run: Path, tmp_path: Path, p
 
 
 def test_a_certificate_of_other_weights_is_found(run: Path) -> None:
-    reseal(run / "merged", "merge_report.json", lambda value: value.update(merged="0" * 64))
-    assert problems(verify(run / "merged")) == ["."]
+    def of_others(report: dict[str, Any]) -> None:
+        report["files"]["model.safetensors"]["sha256"] = "0" * 64
+
+    reseal(run / "merged", "merge_report.json", of_others)
+    assert problems(verify(run / "merged")) == ["model.safetensors"]
 
 
 def test_an_adapter_of_another_tool_that_does_not_fit_the_base_is_found(
@@ -176,7 +180,7 @@ def test_the_merge_is_computed_again_from_base_and_adapter(finished: Path, base:
     assert any("computed again" in check.what for check in result.checks)
 
 
-def reseal(folder: Path, name: str, edit: Callable[[dict[str, object]], None]) -> None:
+def reseal(folder: Path, name: str, edit: Callable[[dict[str, Any]], None]) -> None:
     """Forge a certificate: change it and give it a valid seal."""
     path = folder / name
     value = json.loads(path.read_text())

@@ -1,0 +1,1 @@
+"""MiSS, one trained shard that is repeated along a layer's inputs."""
