@@ -169,6 +169,14 @@ class AdapterConfig(ABC):
         """Why PEFT cannot adapt a layer that this variant can, or an empty string."""
         return ""
 
+    def why_not_quantized(self) -> str:
+        """Why this variant cannot adapt layers whose weights are quantized, or an empty string."""
+        return ""
+
+    def starts_from_quantization_error(self) -> bool:
+        """Whether the start reads the weights that quantized layers were made of."""
+        return False
+
     def without_costly_init(self) -> Self:
         """The same settings with the cheapest start, for an adapter about to be loaded."""
         return self

@@ -25,6 +25,14 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Quantize(StrEnum):
+    """Number format that the base's linear layers are quantized to as they are read."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+    int8 = "int8"
+
+
 class Attention(StrEnum):
     """Which implementation of attention the base model runs; auto is transformers' choice."""
 
@@ -115,6 +123,15 @@ class Verify(StrEnum):
     logits = "logits"
 
 
+class MergeBase(StrEnum):
+    """Which weights an adapter is merged into that was trained on a quantized base."""
+
+    dequantized = "dequantized"
+    """Those that training saw: the quantized numbers, widened."""
+    original = "original"
+    """Those that were quantized."""
+
+
 class ExportFormat(StrEnum):
     """What ``export`` writes."""
 
@@ -150,6 +167,12 @@ class ModelConfig:
     """Hub revision (branch, tag or commit)."""
     dtype: Dtype = Dtype.auto
     """auto keeps the file's dtype on CUDA and loads fp32 on a CPU unless precision says bf16."""
+    quantize: Quantize | None = None
+    """nf4, fp4 or int8: the base's linear layers in 4 or 8 bits (bitsandbytes' formats)."""
+    quantize_double: bool = False
+    """Quantize the scales of 4-bit blocks as well: 0.37 bits less for every weight."""
+    quantize_skip: list[str] = field(default_factory=list)
+    """Layers to leave as they are, by name or suffix; the output head always stays."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     add_tokens: list[str] = field(default_factory=list)
@@ -341,6 +364,11 @@ class LaunchConfig:
 @dataclass(kw_only=True)
 class MergeConfig:
     """How the merged model is written."""
+
+    base: MergeBase | None = None
+    """Where the base was quantized: dequantized (what training saw) or original."""
+    requantize: Quantize | None = None
+    """Write the merged model in nf4, fp4 or int8 once more."""
 
     dtype: Dtype = Dtype.auto
     """Number format of the merged weights; auto keeps the base's."""

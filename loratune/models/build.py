@@ -161,6 +161,36 @@ def outline(numbers: Mapping[str, Any]) -> nn.Module:
             return build_model(numbers)
 
 
+def empty_model(folder: Path, dtype: Any, attention: str = "auto") -> nn.Module:
+    """The model of a folder in evaluation mode, with its buffers and without its weights.
+
+    Args:
+        folder: the model's.
+        dtype: torch's, of parameters and buffers.
+        attention: as ``model.attention``.
+
+    Raises:
+        ModelError: if transformers cannot build it.
+    """
+    from transformers import GenerationConfig
+    from transformers.initialization import no_init_weights
+
+    config = read_transformers_config(folder)
+    vars(config).pop("quantization_config", None)  # how the files are stored, not the model
+    options = {} if attention == "auto" else {"attn_implementation": attention}
+    with _build_errors(str(folder)), no_init_weights(), _parameters_without_data():
+        model: Any = auto_class(config, str(folder)).from_config(
+            config, dtype=dtype, trust_remote_code=False, **options
+        )
+        model.tie_weights()
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                str(folder), local_files_only=True
+            )
+    built: nn.Module = model.eval()
+    return built
+
+
 @contextlib.contextmanager
 def _parameters_without_data() -> Iterator[None]:
     """Modules made in the block hold parameters on the meta device, and real buffers.

@@ -71,6 +71,11 @@ class StoredNames:
         self._entries = entries
         self._reader = _Reader(model, entries)
 
+    @property
+    def groups(self) -> list[StoredGroup]:
+        """Everything that is read, each group once."""
+        return list({id(group): group for group in self._groups.values()}.values())
+
     @cached_property
     def _groups(self) -> dict[str, StoredGroup]:
         groups: dict[str, StoredGroup] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +13,16 @@ from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import ExportFormat, RunConfig
 from loratune.console import say
 from loratune.data.arrangement import arrange
+from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import PreparedData
 from loratune.errors import ConfigError
 from loratune.loss.causal_model import LanguageModelHead
+from loratune.pipeline.merged_quantized import (
+    check_choice,
+    merge_quantized,
+    quantization_of,
+    show_comparisons,
+)
 from loratune.report.scores import retention_table, score_table
 from loratune.runs import processes
 from loratune.stages.evaluate import Evaluation, Sample, evaluate
@@ -97,22 +104,38 @@ def merge_and_show(
     tokenizer: str,
     out: Path,
     config: RunConfig,
+    rows: Callable[[], Sequence[EncodedRow]] = tuple,
 ) -> None:
     """Merge adapters into their base and print the proof.
+
+    Args:
+        adapters: the adapters.
+        base_folder: their base.
+        tokenizer: fingerprint of its tokenizer.
+        out: the folder to write.
+        config: the recipe.
+        rows: gives rows of the run, on which models are compared where the base was quantized.
 
     Raises:
         LoratuneError: what stands against it; nothing is published then.
     """
-    report = merge(
-        adapters,
-        base_folder,
-        out,
-        config.merge,
-        tokenizer=tokenizer,
-        allow_drift=config.allow_drift,
-    )
+    if any(quantization_of(adapter) for adapter in adapters):
+        report, comparisons = merge_quantized(adapters, base_folder, tokenizer, out, config, rows)
+    else:
+        check_choice(config)
+        comparisons = []
+        report = merge(
+            adapters,
+            base_folder,
+            out,
+            config.merge,
+            tokenizer=tokenizer,
+            allow_drift=config.allow_drift,
+        )
     for line in _merge_lines(report):
         say(line)
+    if comparisons:
+        show_comparisons(comparisons)
     say(f"merged model: {out}")
 
 

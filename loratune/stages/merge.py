@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class MergeReport:
         files: name to sha256 and bytes of every file written.
         drift: differences from what was recorded that were allowed.
         notes: what to know about the folder, one sentence each.
+        quantized: where the adapter's base was quantized, which weights it was merged into, and
+            how the result compares with what was trained.
     """
 
     base: str
@@ -58,6 +60,7 @@ class MergeReport:
     seconds: float
     drift: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    quantized: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -75,6 +78,8 @@ def merge(
     *,
     tokenizer: str | None = None,
     allow_drift: Sequence[str] = (),
+    recorded_as: Callable[[str], str] | None = None,
+    compare: Callable[[Path], dict[str, Any]] | None = None,
 ) -> MergeReport:
     """Write ``out`` as a plain Hugging Face folder of base + adapters; whole or not at all.
 
@@ -88,6 +93,9 @@ def merge(
         config: output dtype and kind of proof.
         tokenizer: fingerprint of the base's tokenizer, compared with the recorded one.
         allow_drift: recorded facts (base, tokenizer) allowed to differ.
+        recorded_as: gives what the adapters recorded of a base whose weights have a fingerprint,
+            where that is not the fingerprint itself.
+        compare: looks at the merged folder before it appears; what it returns is certified.
 
     Raises:
         MergeError: wrong base, an adapter without effect, or a proof that fails.
@@ -98,7 +106,8 @@ def merge(
     own, note = _own_tokenizer(plan)
     with files.published_folder(out) as target:
         written = write_merged(plan, target)
-        drift = _check_bindings(adapters, written.base, tokenizer, allow_drift)
+        base = recorded_as(written.base) if recorded_as else written.base
+        drift = _check_bindings(adapters, base, tokenizer, allow_drift)
         complete_folder(
             base_folder,
             target,
@@ -121,6 +130,7 @@ def merge(
             seconds=time.perf_counter() - started,
             drift=drift,
             notes=[*plan.notices, *([note] if note else [])],
+            quantized=compare(target) if compare else None,
             versions=package_versions(),
             files=describe_files(target.iterdir(), written.file_hashes),
         )
