@@ -34,6 +34,7 @@ _NOT_SHARED = (
     "resume",
     "launch",
     "gate",
+    "gguf",
     "trackers",
     "stages",
     "merge",
