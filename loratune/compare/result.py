@@ -52,6 +52,7 @@ class CurvePoint:
         seconds: time spent in steps, evaluations left out.
         train_loss: mean over the steps since the point before; ``None`` before the first step.
         dev_loss: on the search split.
+        heldout_loss: on held-out text, where ``compare.target_loss`` is set.
     """
 
     step: int
@@ -59,6 +60,7 @@ class CurvePoint:
     seconds: float
     train_loss: float | None
     dev_loss: float | None
+    heldout_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,8 @@ class SeedRun:
         token_accuracy: share of supervised tokens ranked first, final rows.
         exact_match: share of prompts answered exactly.
         forgetting: loss on held-out text minus the base model's.
+        forgetting_at_target: the same where the dev loss reached ``compare.target_loss``.
+        text: name of every other metric of ``evaluate.metrics`` to its value.
         step_seconds: median time of a step.
         peak_bytes: largest allocation during one training step: base, adapter, gradients,
             optimizer state, activations.
@@ -108,6 +112,8 @@ class SeedRun:
     token_accuracy: float | None = None
     exact_match: float | None = None
     forgetting: float | None = None
+    forgetting_at_target: float | None = None
+    text: dict[str, float] = field(default_factory=dict)
     step_seconds: float | None = None
     peak_bytes: int | None = None
     steps_to_target: float | None = None
@@ -133,12 +139,34 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Twin:
+    """A contender that is another one's training under a name of its own, up to rounding.
+
+    Attributes:
+        label: its name.
+        of: the contender that it is.
+        rate_factor: at a learning rate, it is the other at so many times this rate.
+        but: settings that keep the two trainings apart; empty where nothing does.
+        trained: whether it was trained all the same.
+    """
+
+    label: str
+    of: str
+    rate_factor: float
+    but: list[str] = field(default_factory=list)
+    trained: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class VariantResult:
     """One setting under comparison.
 
     Attributes:
         label: its name in tables; unique in the comparison.
         variant: the adapter variant.
+        overrides: what it changes of the recipe, as it was asked for.
+        changes: of these, what lies outside the adapter, by dotted names.
+        steps: of its final trainings, where they are not the comparison's.
         adapter: all its settings, with the chosen learning rate.
         lr: the chosen learning rate; ``None`` if no rate was usable.
         lr_ratio: the chosen ratio, for variants that have one.
@@ -146,7 +174,8 @@ class VariantResult:
         members: one per seed.
         estimates: metric name to mean and interval over the runs that succeeded: ``loss``,
             ``token_accuracy``, ``exact_match``, ``forgetting``, ``step_seconds``, ``peak_bytes``,
-            ``steps_to_target``, ``seconds_to_target``, ``merge_residual``; absent if unmeasured.
+            ``steps_to_target``, ``seconds_to_target``, ``forgetting_at_target``,
+            ``merge_residual``, and the comparison's ``text_metrics``; absent if unmeasured.
         reason: why the whole setting failed, or an empty string.
         notes: what to know about it, one sentence each.
     """
@@ -162,6 +191,9 @@ class VariantResult:
     estimates: dict[str, Estimate] = field(default_factory=dict)
     reason: str = ""
     notes: list[str] = field(default_factory=list)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +207,12 @@ class Difference:
         p_holm: the same after Holm's correction over all pairs of the metric.
         significant: ``p_holm`` is below 0.05.
         words: the finding as a sentence.
+        margin: what counts as no difference in this metric; ``None`` where nothing says so.
+        p_equivalence: of the two one-sided tests that the difference is beyond the margin, the
+            larger p-value, after Holm's correction over all pairs of the metric.
+        equivalent: ``p_equivalence`` is below 0.05.
+        by_seed: the difference for each seed that both finished, in the order of ``seeds``.
+        seeds: these seeds.
     """
 
     metric: str
@@ -187,6 +225,11 @@ class Difference:
     p_holm: float
     significant: bool
     words: str
+    margin: float | None = None
+    p_equivalence: float | None = None
+    equivalent: bool = False
+    by_seed: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +259,7 @@ class BaseScores:
     token_accuracy: float | None = None
     exact_match: float | None = None
     heldout_loss: float | None = None
+    text: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +299,11 @@ class Comparison:
         steps: optimizer steps of every final training.
         seeds: the seeds trained.
         target_loss: dev loss of the time-to-target columns.
+        text_metrics: those of ``evaluate.metrics``, besides exact match.
         variants: in the order asked for.
         differences: every pair in every metric that has an interval.
+        margin: share of the best one's gain over the base below which a difference counts as none.
+        twins: contenders that are one training, or nearly.
         findings: which variant to choose, how sure that is, and what limits it.
         recipe: the resolved recipe.
         provenance: versions, machine, device.
@@ -272,7 +319,10 @@ class Comparison:
     base: BaseScores
     rows: Rows
     variants: list[VariantResult]
+    text_metrics: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
+    margin: float = 0.01
+    twins: list[Twin] = field(default_factory=list)
     samples: list[ComparedSample] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)

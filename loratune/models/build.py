@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+GENERATION_CONFIG = "generation_config.json"
+
+
 def read_transformers_config(source: Path | str, revision: str | None = None) -> Any:
     """``config.json`` as transformers understands it.
 
@@ -26,8 +29,8 @@ def read_transformers_config(source: Path | str, revision: str | None = None) ->
         revision: of the hub's model.
 
     Raises:
-        ModelError: an architecture it does not know, one that is no causal language model, or a
-            value of the wrong type.
+        ModelError: an architecture it does not know, one that does not write text, or a value of
+            the wrong type.
     """
     from transformers import AutoConfig
 
@@ -42,27 +45,60 @@ def read_transformers_config(source: Path | str, revision: str | None = None) ->
         fix = "restore the file that belongs to the weights" if is_local else "check model.path"
         cause = f"unusable config.json: {first_line(error)}"
         raise ModelError(cause, where=where, fix=fix) from error
-    _require_causal_class(config, str(source))
+    auto_class(config, str(source))
     return config
 
 
-def _require_causal_class(config: Any, where: str) -> None:
-    """Check that transformers loads such a checkpoint as a causal language model.
+def read_generation_config(folder: Path) -> Any:
+    """``generation_config.json`` as transformers understands it; an empty one where there is none.
 
     Raises:
-        ModelError: if it does not: an encoder, or a model that reads images or sound too.
+        ModelError: if it cannot be read.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import GenerationConfig
 
-    if type(config) in AutoModelForCausalLM._model_mapping:
-        return
-    mixed = "; they read more than text" if config.get_text_config() is not config else ""
-    raise ModelError(
-        f"transformers has no causal language model for checkpoints of type '{config.model_type}'"
-        f"{mixed}",
-        where=where,
-        fix="choose a checkpoint that AutoModelForCausalLM loads, one of text alone",
-    )
+    if not (folder / GENERATION_CONFIG).is_file():
+        return GenerationConfig()
+    _quiet()
+    try:
+        return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever its own checks raise
+        raise ModelError(
+            f"unusable {GENERATION_CONFIG}: {first_line(error)}",
+            where=str(folder),
+            fix="restore it, or remove it",
+        ) from error
+
+
+def auto_class(config: Any, where: str) -> Any:
+    """The automatic class of transformers that loads a checkpoint whole.
+
+    A checkpoint that reads images or sound too is kept whole, so that it can be written again;
+    its language model trains on text alone.
+
+    Args:
+        config: as transformers understands it; where both classes know it, the architecture that
+            it names decides.
+        where: named in errors.
+
+    Raises:
+        ModelError: if there is none: an encoder, say.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    both = (AutoModelForCausalLM, AutoModelForMultimodalLM)
+    able = [auto for auto in both if type(config) in auto._model_mapping]
+    able = [auto for auto in able if auto._model_mapping[type(config)].can_generate()]
+    if not able:
+        raise ModelError(
+            f"transformers has no causal language model for checkpoints of type "
+            f"'{config.model_type}'",
+            where=where,
+            fix="choose a checkpoint that AutoModelForCausalLM or AutoModelForMultimodalLM loads",
+        )
+    names = config.architectures or ()
+    named = [auto for auto in able if auto._model_mapping[type(config)].__name__ in names]
+    return (named or able)[0]
 
 
 def _quiet() -> None:
@@ -83,12 +119,12 @@ def build_model(numbers: Mapping[str, Any]) -> nn.Module:
     Raises:
         ModelError: if transformers cannot build it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    values = dict(numbers)
-    with _build_errors("model.architecture"):
+    values, where = dict(numbers), "model.architecture"
+    with _build_errors(where):
         config = AutoConfig.for_model(values.pop("model_type"), **values)
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: nn.Module = auto_class(config, where).from_config(config, trust_remote_code=False)
     return model
 
 
@@ -103,10 +139,9 @@ def meta_model(config: Any, where: str) -> nn.Module:
         ModelError: if transformers cannot build it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     with _build_errors(where), torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: nn.Module = auto_class(config, where).from_config(config, trust_remote_code=False)
     return model
 
 
@@ -124,6 +159,36 @@ def outline(numbers: Mapping[str, Any]) -> nn.Module:
     except ModelError:  # a single tensor may be larger than the memory
         with torch.device("meta"):
             return build_model(numbers)
+
+
+def empty_model(folder: Path, dtype: Any, attention: str = "auto") -> nn.Module:
+    """The model of a folder in evaluation mode, with its buffers and without its weights.
+
+    Args:
+        folder: the model's.
+        dtype: torch's, of parameters and buffers.
+        attention: as ``model.attention``.
+
+    Raises:
+        ModelError: if transformers cannot build it.
+    """
+    from transformers import GenerationConfig
+    from transformers.initialization import no_init_weights
+
+    config = read_transformers_config(folder)
+    vars(config).pop("quantization_config", None)  # how the files are stored, not the model
+    options = {} if attention == "auto" else {"attn_implementation": attention}
+    with _build_errors(str(folder)), no_init_weights(), _parameters_without_data():
+        model: Any = auto_class(config, str(folder)).from_config(
+            config, dtype=dtype, trust_remote_code=False, **options
+        )
+        model.tie_weights()
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                str(folder), local_files_only=True
+            )
+    built: nn.Module = model.eval()
+    return built
 
 
 @contextlib.contextmanager

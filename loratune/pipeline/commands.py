@@ -6,20 +6,23 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loratune import files
 from loratune.adapter_files.peft_format import AdapterFolder, read_adapter
 from loratune.adapter_files.tokenizer import own_tokenizer
+from loratune.config.mixture import training_paths
 from loratune.config.schema import ExportFormat, ModelConfig, RunConfig
 from loratune.console import console, say
 from loratune.data.bounds import check_positions
 from loratune.data.encode import Encoder
+from loratune.data.encoded_rows import EncodedRow
 from loratune.data.formats import choose_format, parse_question, question_row
-from loratune.data.prepare import prepare_data
-from loratune.data.reading import read_rows
+from loratune.data.prepare import PreparedData, prepare_data
+from loratune.data.reading import read_for, read_rows
 from loratune.data.rows import ERRORS_SHOWN, Row, raise_first
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer
@@ -31,12 +34,44 @@ from loratune.merging.folder import replaced_tokenizer
 from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder, read_model_config
-from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
-from loratune.pipeline.loading import check_base, evaluation_only
+from loratune.models.vocabulary import tokenizer_and_rows
+from loratune.pipeline.later_stages import (
+    evaluate_with_retention,
+    export_and_show,
+    golden_of,
+    merge_and_show,
+    show_evaluation,
+)
+from loratune.pipeline.loading import (
+    check_base,
+    evaluation_only,
+    require_prompts,
+    retention_rows,
+)
+from loratune.pipeline.merged_quantized import quantization_of
+from loratune.report.scores import task_table
+from loratune.runs.golden import Golden, write_golden
 from loratune.stages.combine import combine
 from loratune.stages.load import BaseModel, load
+from loratune.stages.tasks import evaluate_tasks
 from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel, disabled
+from loratune.tables import show
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What lm-eval is to measure.
+
+    Attributes:
+        names: of its tasks.
+        folder: YAML definitions of one's own, if any.
+        limit: first documents of each; ``None`` takes all.
+    """
+
+    names: Sequence[str]
+    folder: Path | None = None
+    limit: int | None = None
 
 
 def evaluate_adapter(
@@ -46,8 +81,9 @@ def evaluate_adapter(
     base_named: bool,
     own_template: bool,
     out: Path | None,
-    golden: Path | None,
     as_json: bool,
+    golden: Path | None = None,
+    tasks: Tasks | None = None,
 ) -> None:
     """Measure base and adapted model on the recipe's evaluation rows; print and write the scores.
 
@@ -57,17 +93,78 @@ def evaluate_adapter(
         base_named: whether ``model`` was chosen, by the user or by a run; see ``base_model``.
         own_template: whether ``data.template`` stands in place of the adapter's.
         out: a file for the scores.
-        golden: a file for golden prompts.
         as_json: whether the scores are printed as JSON.
+        golden: a file for golden prompts.
+        tasks: lm-eval's tasks, in place of the rows.
 
     Raises:
         LoratuneError: unusable data, base or adapter, or drift.
     """
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        adapter, base, wrapped = load_adapted(config, folder, base_named)
+        loaded = load_adapted(config, folder, base_named)
         for file in filter(None, (out, golden)):
-            files.check_outside(file, base.folder, adapter.path)
-        data = prepare_data(
+            files.check_outside(file, loaded.base.folder, loaded.adapter.path)
+        if tasks is not None:
+            record = _task_scores(config, loaded, tasks)
+        else:
+            rows = final_rows_of(config, loaded, own_template=own_template)
+            kept = retention_rows(config, loaded.base)
+            head, tokenizer = LanguageModelHead(loaded.wrapped.model), loaded.base.tokenizer
+            result = evaluate_with_retention(loaded.wrapped, head, tokenizer, rows, kept, config)
+            record = result.as_dict()
+            show_evaluation(result)
+            if golden is not None:
+                _write_golden(golden, golden_of(result, loaded.wrapped, tokenizer, rows, config))
+    if out is not None:
+        files.write_json(out, record)
+    if as_json:
+        print(files.to_json(record), end="")
+    elif out is not None:
+        say(f"scores: {out}")
+
+
+def _write_golden(path: Path, golden: Golden | None) -> None:
+    if golden is None:
+        raise ConfigError(
+            "no prompt could be answered, so there are no golden prompts",
+            where=f"golden={path}",
+            fix="use rows with prompts, and evaluate.generate=true",
+        )
+    write_golden(path, golden)
+    say(f"golden prompts: {path}")
+
+
+def _task_scores(config: RunConfig, loaded: LoadedAdapter, tasks: Tasks) -> dict[str, Any]:
+    scores = evaluate_tasks(
+        loaded.wrapped,
+        loaded.base.tokenizer,
+        tasks.names,
+        tasks.folder,
+        batch_size=config.evaluate.batch_size,
+        limit=tasks.limit,
+        base=config.evaluate.base,
+    )
+    record = {"tasks": [asdict(score) for score in scores]}
+    show(task_table(record["tasks"]))
+    return record
+
+
+def final_rows_of(
+    config: RunConfig, loaded: LoadedAdapter, *, own_template: bool = False
+) -> PreparedData:
+    """The rows of the final evaluation, asked as in training.
+
+    Args:
+        config: the recipe.
+        loaded: the adapter in its base.
+        own_template: whether ``data.template`` stands in place of the adapter's.
+
+    Raises:
+        LoratuneError: unusable rows, or none.
+    """
+    base, adapter = loaded.base, loaded.adapter
+    with read_for("data.test_path") if config.data.test_path else nullcontext():
+        rows = prepare_data(
             evaluation_only(config.data),
             base.tokenizer,
             base.vocab_size,
@@ -75,22 +172,14 @@ def evaluate_adapter(
             prompt_format=None if own_template else prompt_format_of(adapter),
             source_formats=None if own_template else _source_formats(adapter),
         )
-        if not data.eval:
-            raise ConfigError(
-                "no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE"
-            )
-        for line in check_positions(wrapped.model, data.eval):
-            say(line)
-    head = LanguageModelHead(wrapped.model)
-    evaluate_and_show(wrapped, head, base.tokenizer, data, config, out, golden, as_json=as_json)
-    if out is not None and not as_json:
-        say(f"scores: {out}")
-    if golden is not None and not golden.exists():
+    if not rows.eval:
         raise ConfigError(
-            "no prompt could be answered, so there are no golden prompts",
-            where=f"golden={golden}",
-            fix="use rows with prompts, and evaluate.generate=true",
+            "no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE"
         )
+    for line in check_positions(loaded.wrapped.model, rows.eval):
+        say(line)
+    require_prompts(config, rows)
+    return rows
 
 
 def merge_adapters(
@@ -104,7 +193,26 @@ def merge_adapters(
     adapters = [_adapter_to_merge(folder) for folder in folders]
     base_folder = _base_folder(adapters[0], config, base_named)
     tokenizer = tokenizer_fingerprint(load_tokenizer(base_folder))
-    merge_and_show(adapters, base_folder, tokenizer, out, config)
+    rows = partial(_rows_of_the_run, adapters[0], base_folder, config)
+    merge_and_show(adapters, base_folder, tokenizer, out, config, rows)
+
+
+def _rows_of_the_run(
+    adapter: AdapterFolder, base_folder: Path, config: RunConfig
+) -> Sequence[EncodedRow]:
+    """The recipe's evaluation rows, or else its training rows; none where it names none."""
+    if not (config.data.eval_path or training_paths(config.data)):
+        return []
+    tokenizer, vocabulary = tokenizer_and_rows(base_folder, config.model.add_tokens)
+    data = prepare_data(
+        evaluation_only(config.data),
+        tokenizer,
+        vocabulary,
+        config.trainer.seed,
+        prompt_format=prompt_format_of(adapter),
+        source_formats=_source_formats(adapter),
+    )
+    return data.eval or data.train
 
 
 def export_adapter(
@@ -213,6 +321,7 @@ def base_model(adapter: AdapterFolder, model: ModelConfig, *, named: bool) -> Mo
     Raises:
         ConfigError: if nobody says.
     """
+    model = _quantized_alike(adapter, model)
     if named:
         return model
     recorded = str(adapter.facts.get("base_path") or "")
@@ -227,6 +336,19 @@ def base_model(adapter: AdapterFolder, model: ModelConfig, *, named: bool) -> Mo
     )
 
 
+def _quantized_alike(adapter: AdapterFolder, model: ModelConfig) -> ModelConfig:
+    """The settings with which the base was quantized that the adapter was trained on."""
+    quantization = quantization_of(adapter)
+    if quantization is None or quantization.in_files or model.quantize is not None:
+        return model
+    return replace(
+        model,
+        quantize=quantization.kind,
+        quantize_double=quantization.double,
+        quantize_skip=list(quantization.skip),
+    )
+
+
 def _base_folder(adapter: AdapterFolder, config: RunConfig, base_named: bool) -> Path:
     model = base_model(adapter, config.model, named=base_named)
     folder = model_folder(model.path, model.revision)
@@ -234,13 +356,19 @@ def _base_folder(adapter: AdapterFolder, config: RunConfig, base_named: bool) ->
     return folder
 
 
-def load_adapted(
-    config: RunConfig, folder: Path, base_named: bool
-) -> tuple[AdapterFolder, BaseModel, WrappedModel]:
-    """An adapter on its base, in eval mode, with the tokenizer that belongs to it.
+class LoadedAdapter(NamedTuple):
+    """An adapter in its base, in eval mode."""
+
+    adapter: AdapterFolder
+    base: BaseModel
+    wrapped: WrappedModel
+
+
+def load_adapted(config: RunConfig, folder: Path, base_named: bool) -> LoadedAdapter:
+    """An adapter's folder, its base, and the base with the adapter in it.
 
     Raises:
-        LoratuneError: an unusable base or adapter, or drift.
+        LoratuneError: unusable base or adapter, or drift.
     """
     adapter = read_adapter(folder)
     model = base_model(adapter, config.model, named=base_named)
@@ -254,7 +382,7 @@ def load_adapted(
         base.tokenizer = replaced_tokenizer(base.folder, own)
     for line in (*wrapped.match.notices, *([note] if note else [])):
         say(f"note: {line}")
-    return adapter, base, wrapped
+    return LoadedAdapter(adapter, base, wrapped)
 
 
 def _adapter_to_merge(folder: Path) -> AdapterFolder:

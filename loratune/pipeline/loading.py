@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from loratune.adapter_files.embeddings import check_continuable
 from loratune.adapter_files.peft_config import structure_of
@@ -16,7 +19,7 @@ from loratune.adapter_files.peft_format import (
 )
 from loratune.adapter_files.writing_back import require_places
 from loratune.config.convert import to_plain
-from loratune.config.mixture import training_paths
+from loratune.config.mixture import test_rows_are_the_demos
 from loratune.config.schema import DataConfig, RunConfig, Stage, trained_tokens
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.variant_table import report_variants
@@ -24,7 +27,8 @@ from loratune.data.bounds import check_positions
 from loratune.data.cache import prepare_and_audit
 from loratune.data.clock import now
 from loratune.data.prepare import PreparedData, prepare_data
-from loratune.errors import ConfigError
+from loratune.data.reading import read_for
+from loratune.errors import ConfigError, DataError
 from loratune.files import BUILTIN
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder
@@ -33,9 +37,10 @@ from loratune.models.vocabulary import tokenizer_and_rows
 from loratune.models.weights import tensor_entries
 from loratune.runs import processes
 from loratune.runs.drift import check_binding
+from loratune.scoring.registry import EXACT_MATCH
 from loratune.stages.load import BaseModel, load
 from loratune.stages.wrap import wrap
-from loratune.surgery import WrappedModel
+from loratune.surgery import WrappedModel, original_weight
 
 
 def load_data_and_base(
@@ -110,7 +115,9 @@ def wrap_base(
     architecture = measure_model(base.model)
     drift = [] if saved is None else check_base(base, saved, config.allow_drift)
     names = StoredNames(base.model, tensor_entries(base.folder))
-    wrapped = wrap(base.model, config, saved, base.tokenizer)
+    is_original = base.quantization is not None and not base.quantization.in_files
+    read_original = names.read if is_original else None
+    wrapped = wrap(base.model, config, saved, base.tokenizer, read_original)
     if saved is not None:
         check_continuable(saved, wrapped)
     require_places(base.folder, names, wrapped)
@@ -119,7 +126,25 @@ def wrap_base(
     processes.say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
     notices = [*wrapped.match.notices, *wrapped.config.warnings(), *peft_notices(wrapped)]
     processes.say_once(*(f"note: {line}" for line in notices))
+    if saved is None and read_original and config.adapter.starts_from_quantization_error():
+        processes.say_once(*quantization_errors(wrapped, read_original))
     return wrapped, report_variants(architecture, wrapped), drift
+
+
+def quantization_errors(
+    wrapped: WrappedModel, read_original: Callable[[str], Tensor]
+) -> Iterator[str]:
+    """What quantizing every adapted layer lost, and what of that the adapter's start leaves."""
+    with torch.no_grad():
+        for name, adapter in wrapped.adapters.items():
+            layer, quantized = adapter.base_layer, adapter.weight.float()
+            original = original_weight(layer, adapter.shape, read_original).to(quantized)
+            lost, size = original - quantized, original.norm()
+            left = lost - adapter.delta_weight(quantized).float()
+            yield (
+                f"quantization error of {name}: {float(lost.norm() / size):.4f} of ‖W‖, "
+                f"{float(left.norm() / size):.4f} with the adapter's start"
+            )
 
 
 def check_base(base: BaseModel, adapter: AdapterFolder, allow_drift: Sequence[str]) -> list[str]:
@@ -138,6 +163,12 @@ def check_base(base: BaseModel, adapter: AdapterFolder, allow_drift: Sequence[st
 def evaluation_only(data: DataConfig) -> DataConfig:
     """The settings that read the rows of the final evaluation alone, where any are named."""
     path = data.test_path or data.eval_path
+    if test_rows_are_the_demos(data):
+        path = data.eval_path
+        processes.say_once(
+            f"note: data.test_path={data.test_path} belongs to the demo; the evaluation rows are "
+            "used instead"
+        )
     if path is None:
         return data
     return replace(data, path=None, sources=None, eval_path=path, test_path=None)
@@ -148,28 +179,53 @@ def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> Prepar
 
     They are read before training, so that what is wrong with them is not found after it.
     """
-    if Stage.evaluate not in config.stages or config.data.test_path is None:
+    if Stage.evaluate not in config.stages:
         return data
-    if _test_rows_are_the_demos(config):
+    only = evaluation_only(config.data)
+    if config.data.test_path is None or only.eval_path == config.data.eval_path:
+        require_prompts(config, data)
         return data
-    rows = prepare_data(
-        evaluation_only(config.data),
-        base.tokenizer,
-        base.vocab_size,
-        config.trainer.seed,
-        prompt_format=data.prompt_format,
-    )
+    with read_for("data.test_path"):
+        rows = prepare_data(
+            only,
+            base.tokenizer,
+            base.vocab_size,
+            config.trainer.seed,
+            prompt_format=data.prompt_format,
+        )
     processes.say_once(*check_positions(base.model, rows.eval))
+    require_prompts(config, rows)
     return rows
 
 
-def _test_rows_are_the_demos(config: RunConfig) -> bool:
-    """Whether the test rows are the embedded demo's although the training rows are the user's."""
-    path = str(config.data.test_path)
-    rows = training_paths(config.data)
-    mismatched = path.startswith(BUILTIN) and not any(one.startswith(BUILTIN) for one in rows)
-    if mismatched:
-        processes.say_once(
-            f"note: data.test_path={path} belongs to the demo; the evaluation rows are used instead"
+def retention_rows(config: RunConfig, base: BaseModel) -> dict[str, PreparedData]:
+    """The rows of every file of ``evaluate.retention``, by a name of its own.
+
+    Raises:
+        LoratuneError: unusable rows, named with ``evaluate.retention``.
+    """
+    rows: dict[str, PreparedData] = {}
+    for path in config.evaluate.retention:
+        name = path.removeprefix(BUILTIN).rstrip("/").rpartition("/")[2].partition(".")[0] or path
+        settings = DataConfig(eval_path=path, max_length=config.data.max_length)
+        with read_for("evaluate.retention"):
+            data = prepare_data(settings, base.tokenizer, base.vocab_size, config.trainer.seed)
+        processes.say_once(*check_positions(base.model, data.eval))
+        rows[name if name not in rows else path] = data
+    return rows
+
+
+def require_prompts(config: RunConfig, rows: PreparedData) -> None:
+    """Check that the metrics that the recipe asks for have answers to compare.
+
+    Raises:
+        DataError: if the rows are plain text: nobody asks anything in them.
+    """
+    asked = [name for name in config.evaluate.metrics if name != EXACT_MATCH]
+    if asked and rows.eval and not rows.prompts:
+        raise DataError(
+            f"{', '.join(asked)} {'compares' if len(asked) == 1 else 'compare'} answers with "
+            "references, and these rows are plain text without prompts",
+            where=rows.eval[0].source,
+            fix="use rows with prompts and answers, or set evaluate.metrics=[exact_match]",
         )
-    return mismatched

@@ -22,6 +22,7 @@ from loratune.pipeline.loading import (
     adapter_to_continue,
     final_rows,
     load_data_and_base,
+    retention_rows,
     wrap_base,
 )
 from loratune.pipeline.records import Records, run_facts, started_with
@@ -56,6 +57,7 @@ def run(config: RunConfig) -> None:
         head = LanguageModelHead(wrapped.model, router_loss=config.trainer.router_loss)
 
         final = final_rows(config, data, base)
+        kept = retention_rows(config, base) if Stage.evaluate in config.stages else {}
         facts = run_facts(config, base, data, wrapped, drift)
         check_agreement({**facts, **started_with(wrapped, final)})
         records = Records(config, run_dir, resumed_facts(checkpoint, facts, config))
@@ -68,14 +70,15 @@ def run(config: RunConfig) -> None:
 
         with stop_at_once(training.steps if training else 0, run_dir.path):
             if Stage.evaluate in config.stages:
-                scores, golden = run_dir.evaluation, run_dir.golden
-                evaluate_and_show(wrapped, head, base.tokenizer, final, config, scores, golden)
+                outs = run_dir.evaluation, run_dir.golden
+                evaluate_and_show(wrapped, head, base.tokenizer, final, kept, config, *outs)
             if not processes.is_main():
                 return  # what follows works on files
             adapter, own = read_adapter(run_dir.adapter), base.tokenizer_fingerprint
             if _merges(config):
                 files.discard_folder(run_dir.merged)  # what a killed start left
-                merge_and_show([adapter], base.folder, own, run_dir.merged, config)
+                rows = final.eval or data.train
+                merge_and_show([adapter], base.folder, own, run_dir.merged, config, lambda: rows)
             if _exports(config):
                 files.discard_folder(run_dir.export)
                 export_and_show(adapter, base.folder, run_dir.export, config.export.format, config)

@@ -63,12 +63,13 @@ class LoRA(LowRank):
             return None
         return fused_lora_linear(
             x,
-            self.weight,
+            self.stored_weight,
             self.bias,
             *self._pair(),
             self.scaling,
             self.config.dropout if self.training else 0.0,
             transposed=self.shape.kind is LayerKind.conv1d,
+            blocks=self.weight_blocks,
         )
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
@@ -87,6 +88,12 @@ class LoRA(LowRank):
         if self.start_A is None or self.start_B is None:
             return own
         return {**own, "start_A": self.start_A, "start_B": self.start_B}
+
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        """ΔW = s·B A times ``scale``: in B, and in B₀ of a subtracted start."""
+        names = ("lora_B.weight", "lora_embedding_B", "start_B")
+        own = self.adapter_tensors()
+        return {name: value * scale if name in names else value for name, value in own.items()}
 
     def peft_tensors(self) -> dict[str, Tensor]:
         """With a subtracted start, plain LoRA of twice the rank: A over A₀, and B beside −B₀."""

@@ -50,7 +50,7 @@ class OFT(Adapter):
     def __init__(self, plan: LayerPlan, config: OFTConfig) -> None:
         super().__init__(plan, config)
         width = plan.shape.in_features
-        block, device = config.block_of(width), data_device(self.weight)
+        block, device = config.block_of(width), data_device(self.stored_weight)
         self.oft_R = Rotation(width, block, config.cayley_terms, device)
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
@@ -99,6 +99,10 @@ class OFT(Adapter):
         blocks = weight[first * b : last * b].to(dtype).reshape(last - first, b, -1)
         turned = torch.bmm(turns[first:last], blocks).reshape(-1, weight.shape[1])
         return turned[rows.start - first * b : rows.stop - first * b]
+
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        """Every angle times ``scale``: a turn stays a turn, which W + scale · ΔW would not be."""
+        return {"oft_R.weight": self.oft_R.weight * scale}
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"oft_R.weight": self.oft_R.weight}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loratune.cli.arguments import TableFormat
+from loratune.cli.inputs import require_metrics
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.console import say
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 class Config(RunConfig):
     """A recipe, and how to compare; ``out`` is the folder that holds the work."""
 
-    variants: Any = "all"
-    """all, or a list of names and settings: [lora,vera] or [lora,{variant:lora,rank:16}]."""
+    variants: Any = None
+    """all, or [lora,vera], [lora,{variant:lora,rank:16}], labels of compare.contenders; null
+    takes these, or all."""
     match: str = "own"
     """own ranks, the recipe's rank, or its trainable numbers or bytes (or trainable:589824)."""
     seeds: int | None = None
-    """Final trainings of each variant, from trainer.seed on; null takes compare.seeds."""
+    """Final trainings of each contender, from trainer.seed on; null takes compare.seeds."""
     lr_grid: list[float] | None = None
     """Learning rates to try; null takes compare.lr_points rates around each variant's own."""
     ratio_grid: list[float] | None = None
@@ -45,6 +47,7 @@ class Config(RunConfig):
 def run(config: Config, command_line: CommandLine) -> None:
     """Compare, and print what came out."""
     options = _options(config, command_line)
+    require_metrics(config)
     from loratune.compare.run import compare, require_a_result
     from loratune.report.build import write_comparison_report
 
