@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from loratune import files
 from loratune.adapter_files.peft_format import (
+    CARD,
+    peft_config,
     read_adapter,
     read_back,
+    replace_card,
     shared_fingerprint,
     write_adapter,
 )
@@ -23,14 +25,14 @@ from loratune.data.prepare import PreparedData
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.report.build import finished_report
 from loratune.report.card import CardSubject, adapter_card
-from loratune.report.records import RunRecords, read_run
+from loratune.report.records import read_run
 from loratune.runs import processes
 from loratune.runs.provenance import merged_before, package_versions, provenance
 from loratune.runs.records import link_latest, recipe_record, write_recipe, write_summary
-from loratune.runs.run_dir import CARD, RunDir
+from loratune.runs.run_dir import RunDir
 from loratune.stages.load import BaseModel
 from loratune.stages.train import TrainResult
-from loratune.surgery import WrappedModel
+from loratune.surgery import WrappedModel, adapter_state
 from loratune.tables import show
 
 _FINGERPRINTS = ("base", "tokenizer", "data", "encoded", "projection")
@@ -155,10 +157,12 @@ class Records:
         with files.published_folder(self.run_dir.adapter, replace=True) as target:
             if wrapped.token_rows:
                 tokenizer.save_pretrained(target)
+            peft = peft_config(wrapped, self.config.model.path)
+            unmeasured = replace(read_run(self.run_dir.path), evaluation={})
+            subject = CardSubject(facts, peft, unmeasured)
+            files.write_text(target / CARD, adapter_card(subject, sorted(adapter_state(wrapped))))
             write_adapter(target, wrapped, facts, self.config.model.path)
             read_back(target, wrapped)
-            unmeasured = replace(read_run(self.run_dir.path), evaluation={})
-            files.write_text(target / CARD, _card(target, unmeasured))
         link_latest(self.run_dir, self.config.name)
         processes.say_once(f"adapter saved: {self.run_dir.adapter}")
 
@@ -170,14 +174,9 @@ class Records:
             "training": asdict(training) if training else None,
             "stages": [str(stage) for stage in self.config.stages],
         }
-        card = _card(self.run_dir.adapter, read_run(self.run_dir.path))
-        files.write_text(self.run_dir.adapter / CARD, card)
+        adapter = read_adapter(self.run_dir.adapter)
+        subject = CardSubject(adapter.facts, adapter.peft, read_run(self.run_dir.path))
+        replace_card(self.run_dir.adapter, adapter_card(subject, sorted(adapter.tensors)))
         write_summary(self.run_dir, record)
         processes.say_once(f"everything lies in {self.run_dir.path}")
         processes.say_once(f"report: {finished_report(self.run_dir.path)}")
-
-
-def _card(folder: Path, run: RunRecords) -> str:
-    """An adapter's card, with what its run has measured so far."""
-    adapter = read_adapter(folder)
-    return adapter_card(CardSubject(adapter.facts, adapter.peft, run), sorted(adapter.tensors))

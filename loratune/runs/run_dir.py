@@ -26,7 +26,6 @@ SUMMARY = "summary.json"
 PAGE = "report.html"
 LOCK = ".lock"
 MERGE_REPORT = "merge_report.json"
-CARD = "README.md"
 CERTIFICATE = "certificate.json"
 """In every merged model's folder, a run's or not."""
 

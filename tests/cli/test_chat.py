@@ -17,6 +17,7 @@ import pytest
 import torch
 from support.command_line import CommandLine
 from support.served_model import CHAT, LONGEST, adapted_model, chat_tokenizer
+from transformers import OPTConfig
 
 from loratune.adapter_files.peft_format import write_adapter
 from loratune.config.schema import DataConfig, RowFormat
@@ -119,7 +120,7 @@ def test_an_answer_that_is_interrupted_is_as_long_as_it_was(tokenizer: Any) -> N
 class _Recited(torch.nn.Linear):
     """Says the same to everything, as transformers' ``generate`` says it to a streamer."""
 
-    config: Any = type("Config", (), {"max_position_embeddings": 99})()
+    config = OPTConfig(max_position_embeddings=99)
 
     def __init__(self, ids: list[int], stops_after: int | None = None) -> None:
         super().__init__(1, 1)

@@ -65,9 +65,8 @@ def rounded_to_blocks(wrapped: WrappedModel, levels: int = 15) -> WrappedModel:
     return wrapped
 
 
-def conversations(folder: Path) -> PreparedData:
-    """Rows that ask ``QUESTIONS`` as conversations."""
-    tokenizer = chat_tokenizer(folder)
+def conversations(folder: Path, tokenizer: Any) -> PreparedData:
+    """Rows that ask ``QUESTIONS`` as conversations, in a file in ``folder``."""
     rows = [
         {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Aye."}]}
         for text in QUESTIONS

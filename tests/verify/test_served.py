@@ -40,7 +40,8 @@ def tokenizer(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def golden(folder: Path, tokenizer: Any) -> Path:
     write_golden(
-        folder / "golden.json", recorded(adapted_model(), tokenizer, conversations(folder))
+        folder / "golden.json",
+        recorded(adapted_model(), tokenizer, conversations(folder, tokenizer)),
     )
     return folder / "golden.json"
 

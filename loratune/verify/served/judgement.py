@@ -99,7 +99,9 @@ def _distances(prompt: GoldenPrompt, answer: ServedAnswer) -> list[float]:
     """Mean difference of log-probabilities from each recorded strength."""
     stripped = _stripped(prompt.first)
     found = {
-        text: prompt.first.get(text) or stripped.get(_without_spaces(text)) for text in answer.first
+        text: prompt.first.get(text) or stripped.get(_without_spaces(text))
+        for text in answer.first
+        if text  # special tokens are written as nothing
     }
     common = [(values, answer.first[text]) for text, values in found.items() if values]
     if not common:
