@@ -102,7 +102,8 @@ def running(model: Path, *words: str) -> Iterator[str]:
             sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port),
             "--n_ctx", "256", "--logits_all", "true", "--n_threads", "1", *words,
         ],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"HOST": "127.0.0.1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"HOST": "127.0.0.1"},
     )  # fmt: skip
     url, ends = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
     try:
