@@ -74,7 +74,9 @@ class ChatSession:
         while True:
             try:
                 yield input(_PROMPT)
-            except (EOFError, KeyboardInterrupt):
+            except KeyboardInterrupt:  # meant for an answer, or for the line
+                print()
+            except EOFError:
                 print()
                 return
 
