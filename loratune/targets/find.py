@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loratune.adapters.config import AdapterConfig, LayerShape
@@ -271,12 +271,19 @@ def _selection_errors(shapes: Sequence[LayerShape], targets: TargetsConfig) -> l
     return errors
 
 
+def refusals(
+    config: AdapterConfig, matched: Sequence[LayerShape]
+) -> Iterator[tuple[str, LayerShape]]:
+    """Why a variant cannot adapt a layer at its rank there, and the layer, for each such layer."""
+    for shape in matched:
+        if reason := config.check_layer(shape, rank_for(shape.name, config)):
+            yield reason, shape
+
+
 def _variant_errors(matched: Sequence[LayerShape], config: AdapterConfig) -> list[LoratuneError]:
     fix = "leave it out with targets.exclude, or choose another adapter"
     return [
-        ModelError(refusal, where=shape.name, fix=fix)
-        for shape in matched
-        if (refusal := config.check_layer(shape))
+        ModelError(reason, where=shape.name, fix=fix) for reason, shape in refusals(config, matched)
     ]
 
 

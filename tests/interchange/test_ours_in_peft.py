@@ -9,12 +9,14 @@ import pytest
 from support.command_line import CommandLine
 from support.tiny_models import logits
 from support.tolerance import T0, T1, largest
+from support.variants import in_peft, structures_in_peft
 
 from interchange.adapters import (
     load_here,
     load_with_peft,
     tensors_of,
     train_here,
+    variant_of,
 )
 
 OURS = {
@@ -27,6 +29,11 @@ OURS = {
     "ia3": ["adapter=ia3", "targets=all_linear"],
     "vera": ["adapter=vera", "adapter.rank=8", "targets=all_linear"],
 }
+OURS |= {
+    name: [f"adapter={name}", "targets=all_linear"]
+    for name in structures_in_peft()
+    if name not in OURS
+}
 # What only one family can express.
 SOME = {
     ("opt", "patterns"): [
@@ -36,7 +43,7 @@ SOME = {
     ("gpt2", "patterns of the rank alone"): [
         "adapter=lora", "adapter.rank=4", "adapter.rank_pattern={c_fc: 2}", "targets=all_linear",
     ],
-    ("opt", "oft"): ["adapter=oft", "adapter.block_size=8", "targets=all_linear"],
+    ("opt", "oft, small blocks"): ["adapter=oft", "adapter.block_size=8", "targets=all_linear"],
     ("llama", "oft, exact"): ["adapter=oft", "adapter.block_size=8", "adapter.cayley_terms=0"],
     ("opt", "dora, embedding"): ["adapter=dora", "targets.modules=[embed_tokens,fc1]"],
     ("opt", "embedding"): ["adapter=lora", "adapter.rank=4", "targets.modules=[embed_tokens,fc1]"],
@@ -46,7 +53,12 @@ SOME = {
         "adapter=vera", "adapter.rank=8", "adapter.save_projection=false",
     ],
 }  # fmt: skip
-CASES = [(family, kind) for family in ("opt", "gpt2", "llama") for kind in OURS] + list(SOME)
+CASES = [
+    (family, kind)
+    for family in ("opt", "gpt2", "llama")
+    for kind in OURS
+    if in_peft(variant_of(kind), family)
+] + list(SOME)
 
 
 @pytest.mark.case(67, T0)

@@ -63,7 +63,7 @@ class LoRAConfig(AdapterConfig):
         resolved = float(rank) if alpha is None else alpha
         return resolved / math.sqrt(rank) if self.rslora else resolved / rank
 
-    def check_layer(self, shape: LayerShape) -> str:
+    def check_layer(self, shape: LayerShape, rank: int) -> str:
         if shape.is_stacked and self.dropout:
             return "experts stacked in one tensor take no dropout: adapter.dropout=0"
         is_costly = self.init in (Init.orthonormal, Init.svd) or self.init.is_subtracted
