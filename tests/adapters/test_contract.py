@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from support.tiny_models import tiny_gpt2, tiny_llama
-from support.variants import ranked
+from support.variants import adapts, ranked
 from torch import nn
 
 import loratune
@@ -47,6 +47,12 @@ IDS = torch.arange(12).reshape(2, 6)
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize("variant", VARIANTS)
 class TestEveryVariant:
+    @pytest.fixture(autouse=True)
+    def _takes_the_layers(self, variant: str, build) -> None:
+        family = "gpt2" if build is tiny_gpt2 else "llama"
+        if not adapts(variant, family):
+            pytest.skip(f"{variant} refuses layers of {family}")
+
     def test_starts_exactly_as_the_base(self, variant: str, build) -> None:
         model = build()
         before = model(IDS).logits

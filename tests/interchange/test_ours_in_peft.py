@@ -29,11 +29,6 @@ OURS = {
     "ia3": ["adapter=ia3", "targets=all_linear"],
     "vera": ["adapter=vera", "adapter.rank=8", "targets=all_linear"],
 }
-OURS |= {
-    name: [f"adapter={name}", "targets=all_linear"]
-    for name in structures_in_peft()
-    if name not in OURS
-}
 # What only one family can express.
 SOME = {
     ("opt", "patterns"): [
@@ -43,7 +38,7 @@ SOME = {
     ("gpt2", "patterns of the rank alone"): [
         "adapter=lora", "adapter.rank=4", "adapter.rank_pattern={c_fc: 2}", "targets=all_linear",
     ],
-    ("opt", "oft, small blocks"): ["adapter=oft", "adapter.block_size=8", "targets=all_linear"],
+    ("opt", "oft"): ["adapter=oft", "adapter.block_size=8", "targets=all_linear"],
     ("llama", "oft, exact"): ["adapter=oft", "adapter.block_size=8", "adapter.cayley_terms=0"],
     ("opt", "dora, embedding"): ["adapter=dora", "targets.modules=[embed_tokens,fc1]"],
     ("opt", "embedding"): ["adapter=lora", "adapter.rank=4", "targets.modules=[embed_tokens,fc1]"],
@@ -53,6 +48,12 @@ SOME = {
         "adapter=vera", "adapter.rank=8", "adapter.save_projection=false",
     ],
 }  # fmt: skip
+NAMED = {variant_of(kind) for kind in (*OURS, *(kind for _, kind in SOME))}
+OURS |= {
+    name: [f"adapter={name}", "targets=all_linear"]
+    for name in structures_in_peft()
+    if name not in NAMED
+}
 CASES = [
     (family, kind)
     for family in ("opt", "gpt2", "llama")

@@ -13,10 +13,20 @@ def ranked(variant: str, rank: int) -> dict[str, int]:
     return {} if "rank" in config_class(variant).without_effect else {"rank": rank}
 
 
+def adapts(variant: str, family: str) -> bool:
+    """Whether the variant takes the layers of a family's models: linear ones, or Conv1D."""
+    return not config_class(variant)().check_layer(_layer_of(family), 4)
+
+
 def in_peft(variant: str, family: str) -> bool:
-    """Whether PEFT has the variant for the linear layers of a family's models."""
+    """Whether PEFT has the variant for those layers too."""
+    why_not = config_class(variant)().why_not_in_peft(_layer_of(family))
+    return adapts(variant, family) and not why_not
+
+
+def _layer_of(family: str) -> LayerShape:
     kind = LayerKind.conv1d if family == "gpt2" else LayerKind.linear
-    return not config_class(variant)().why_not_in_peft(LayerShape("layer", kind, 32, 32))
+    return LayerShape("layer", kind, 32, 32)
 
 
 def structures_in_peft() -> list[str]:
