@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from loratune.scoring.metric import AnswerScore, TextMetric
     from loratune.surgery import WrappedModel
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "optimizer", "wrap"]
+__all__ = ["__version__", "optimizer", "register_metric", "wrap"]
 
 
 # Thin, so that `import loratune` (and with it `loratune --help`) never imports torch.
@@ -29,3 +30,10 @@ def optimizer(wrapped: WrappedModel, **settings: Any) -> torch.optim.Optimizer:
     from loratune import library
 
     return library.optimizer(wrapped, **settings)
+
+
+def register_metric(name: str, metric: TextMetric | AnswerScore, label: str = "") -> None:
+    """Add a metric for ``evaluate.metrics``; see ``loratune.scoring.registry``."""
+    from loratune.scoring import registry
+
+    registry.register_metric(name, metric, label)

@@ -10,6 +10,7 @@
     ├── StorageError        8   disk full, unwritable, out of quota
     ├── SecurityError       9   input that tried to be more than data
     ├── BusyError          10   the run folder belongs to another run
+    ├── GateError          11   a run that does not pass its gate
     ├── Preempted          75   SIGTERM: saved, resumable
     └── Interrupted       130   SIGINT: saved, resumable
 
@@ -106,6 +107,12 @@ class BusyError(LoratuneError):
     """The run folder belongs to another run."""
 
     exit_code = 10
+
+
+class GateError(LoratuneError):
+    """A run is sound, and not what its gate demands."""
+
+    exit_code = 11
 
 
 class Preempted(LoratuneError):

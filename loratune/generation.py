@@ -14,7 +14,7 @@ from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import Tokenizer
 from loratune.data.turn_ends import turn_ends
 from loratune.errors import DataError
-from loratune.models.positions import learned_positions
+from loratune.models.positions import learned_positions, positions
 from loratune.models.probes.batched_generation import BatchedGeneration, probe_batched_generation
 from loratune.models.prompt_cache import EncodedPrefix, batch_inputs, encoded_prefix
 
@@ -40,8 +40,8 @@ def stop_ids(model: Any, tokenizer: Tokenizer, prompt_format: PromptFormat | Non
     closes a turn in the chat template of training.
     """
     named = [
-        model.config.get_text_config().eos_token_id,
-        model.config.eos_token_id,
+        getattr(model.config.get_text_config(), "eos_token_id", None),
+        getattr(model.config, "eos_token_id", None),
         model.generation_config.eos_token_id,
         tokenizer.eos_token_id,
     ]
@@ -166,14 +166,14 @@ def _room(model: Any, width: int, wanted: int) -> int:
     Raises:
         DataError: if the prompt alone fills positions that the model has learned.
     """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    room = wanted if positions is None else min(wanted, positions - width)
+    most = positions(model)
+    room = wanted if most is None else min(wanted, most - width)
     if room < 1 and learned_positions(model) is None:
         return wanted  # rotary positions go on; training said that it goes beyond them
     if room < 1:
         raise DataError(
             f"a prompt of {width} tokens leaves no room for an answer",
-            where=f"the model has {positions} positions",
+            where=f"the model has {most} positions",
             fix="shorten the prompt",
         )
     return room

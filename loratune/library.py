@@ -18,6 +18,7 @@ from loratune.adapters.optimizer import OptimizerSettings
 from loratune.adapters.registry import adapter_class, config_class
 from loratune.config.schema import TargetsConfig
 from loratune.errors import raise_together
+from loratune.models.probes.layers import unusable_layers
 from loratune.surgery import WrappedModel, wrap_model
 
 
@@ -27,6 +28,7 @@ def wrap(
     *,
     targets: str | list[str] = "attention_qv",
     seed: int | None = 0,
+    text_only: bool = False,
     **settings: Any,
 ) -> WrappedModel:
     """Freeze ``model`` and swap its target layers for adapters, in place.
@@ -36,6 +38,9 @@ def wrap(
         variant: name of a folder in ``loratune/adapters``, such as lora.
         targets: a role word, a list of module names, or a regular expression.
         seed: of the random start; ``None`` draws from torch's current state.
+        text_only: leave out (or refuse by name) layers that a loss on text never reaches, such as
+            a tower that reads images, as ``loratune train`` does: a pass through a small copy of
+            a transformers model tells.  What your own loss reaches, only you know.
         **settings: the variant's own settings: rank, alpha, dropout, init, ...
 
     Raises:
@@ -43,7 +48,8 @@ def wrap(
     """
     config = config_class(variant)(**settings)
     raise_together(config.useless_settings())
-    return wrap_model(model, config, TargetsConfig(modules=targets), seed=seed)
+    unusable = unusable_layers(model) if text_only else None
+    return wrap_model(model, config, TargetsConfig(modules=targets), seed=seed, unusable=unusable)
 
 
 def optimizer(

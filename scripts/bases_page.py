@@ -25,6 +25,12 @@ COLUMNS = {
     "generation": "batched generation",
     "experts": "experts",
 }
+MULTIMODAL_COLUMNS = {
+    **{key: title for key, title in COLUMNS.items() if key != "experts"},
+    "checkpointing": "checkpointing",
+    "commands": "other commands",
+    "towers": "outside the language model",
+}
 VERDICTS = {
     "works": "train, merge to base + adapter, and verify",
     "refused": "are refused before the first step",
@@ -53,8 +59,43 @@ COLUMNS_EXPLAINED = """\
 """
 
 
-def page(records: Sequence[dict[str, str]], versions: Mapping[str, str]) -> str:
+MULTIMODAL = """\
+# The text of multimodal checkpoints
+
+Models that read images or sound too (transformers' `AutoModelForMultimodalLM`) are loaded whole, by
+the class that their `config.json` names, and trained on rows of text: `all_linear` and role words
+mean the language model, layers that text never reaches are left out and named, and merging writes
+the whole checkpoint again. PEFT reads the adapter on that class. Tried in the same way.
+"""
+MULTIMODAL_EXPLAINED = """\
+- **checkpointing** (`trainer.gradient_checkpointing`): *exact* says that the gradients are those
+  of activations that are kept.
+- **other commands**: `plan`, `preview`, `count-params activations=true`, `evaluate`, `generate` and
+  `export` on the run.
+- **outside the language model**: tensors of towers and projectors, which are the base's bit for bit
+  in the merged folder.
+"""
+
+
+def page(
+    records: Sequence[dict[str, str]],
+    multimodal: Sequence[dict[str, str]],
+    versions: Mapping[str, str],
+) -> str:
     """The page of these records, and of the versions that they were made with."""
+    text = part(INTRO, COLUMNS_EXPLAINED, COLUMNS, records, versions)
+    explained = MULTIMODAL_EXPLAINED
+    return text + "\n" + part(MULTIMODAL, explained, MULTIMODAL_COLUMNS, multimodal, versions)
+
+
+def part(
+    intro: str,
+    explained: str,
+    columns: Mapping[str, str],
+    records: Sequence[dict[str, str]],
+    versions: Mapping[str, str],
+) -> str:
+    """What became of one kind of bases: counts, reasons, and the table of those that work."""
     by_verdict = {name: [r for r in records if r["verdict"] == name] for name in VERDICTS}
     counts = [
         f"- {len(of_one)} {said}" for (_, said), of_one in zip(
@@ -63,7 +104,7 @@ def page(records: Sequence[dict[str, str]], versions: Mapping[str, str]) -> str:
     ]  # fmt: skip
     made_with = ", ".join(f"{name} {number}" for name, number in versions.items())
     listed = "\n".join(counts)
-    parts = [INTRO, f"Of {len(records)} types ({made_with}, CPU, fp32):\n\n{listed}\n"]
+    parts = [intro, f"Of {len(records)} types ({made_with}, CPU, fp32):\n\n{listed}\n"]
     for name, title in (
         ("fails", "Fail"),
         ("refused", "Refused before the first step"),
@@ -73,10 +114,8 @@ def page(records: Sequence[dict[str, str]], versions: Mapping[str, str]) -> str:
             rows = [[f"`{r['type']}`", r["reason"]] for r in by_verdict[name]]
             parts.append(f"## {title}\n\n{table(['type', 'reason'], rows)}")
     works = by_verdict["works"]
-    cells = [[f"`{r['type']}`", *(r[key] for key in list(COLUMNS)[1:])] for r in works]
-    parts.append(
-        f"## Work\n\n{COLUMNS_EXPLAINED}\n{totals(works)}\n{table(COLUMNS.values(), cells)}"
-    )
+    cells = [[f"`{r['type']}`", *(r[key] for key in list(columns)[1:])] for r in works]
+    parts.append(f"## Work\n\n{explained}\n{totals(works)}\n{table(columns.values(), cells)}")
     return "\n".join(parts)
 
 
@@ -104,7 +143,8 @@ def _cell(text: str) -> str:
 def main() -> None:
     """Write the page."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    PAGE.write_text(page(results["records"], results["versions"]), encoding="utf-8")
+    text = page(results["records"], results["multimodal"], results["versions"])
+    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

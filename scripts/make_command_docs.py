@@ -150,7 +150,7 @@ def main() -> None:
         if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
     if "--check" in sys.argv:
-        sys.exit("\n".join(f"stale: {path.relative_to(ROOT)}" for path in stale))
+        sys.exit("\n".join(f"stale: {path.relative_to(ROOT)}" for path in stale) or 0)
     FOLDER.mkdir(parents=True, exist_ok=True)
     for path in stale:
         path.write_text(texts[path], encoding="utf-8")

@@ -283,6 +283,21 @@ class Adapter(nn.Module, ABC):
 
     # -- state -----------------------------------------------------------------------------
 
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        """``adapter_tensors`` of an adapter of this strength: 0 is the base, 1 what was trained.
+
+        Both ends to the bit.  In between it is W + scale · ΔW where the variant can hold that,
+        and else the path that its own parameters take to it.
+
+        Raises:
+            ModelError: for a variant that has no such path.
+        """
+        raise ModelError(
+            f"{self.config.variant} cannot be trained and then scaled: it has no scaled_tensors",
+            where=self.shape.name,
+            fix="train it for fewer steps, or at a lower rate, instead",
+        )
+
     def peft_tensors(self) -> dict[str, Tensor]:
         """What the adapter file holds for this layer: the state, in the form that PEFT reads."""
         return self.adapter_tensors()

@@ -61,6 +61,10 @@ class TokenRows(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
+    def base_rows(self) -> Tensor:
+        """The base's own rows of the same tokens, (tokens, width), in fp32."""
+        return self._base_weight().detach()[self.token_ids].float()
+
     @torch.no_grad()
     def whole_weight(self) -> Tensor:
         """The whole weight with the trained rows in it, in fp32."""

@@ -11,6 +11,8 @@ COMMANDS = {
     "generate": "answer a prompt or a file of rows, base beside adapted",
     "merge": "write base + adapter as one plain model, with proof",
     "export": "write an adapter for other tools: peft, merged, portable, lora, compact",
+    "rewind": "sweep a trained adapter's scale, and fold in the one that forgets less",
+    "gate": "exit 0 if a run gains enough, forgets little and its merge is proved, else 11",
     "combine": "add, average or scale adapters: one plain LoRA, with proof",
     "recipes": "list, show and copy recipe files: ls, show NAME, copy NAME",
     "preview": "the first rows as the model sees them, and an audit of all of them",

@@ -12,6 +12,7 @@ from loratune.config.schema import RunConfig, Stage
 from loratune.config.settings import GROUPS
 from loratune.errors import ConfigError
 from loratune.runs.run_dir import RunDir, resumed_run
+from loratune.scoring import registry as metrics
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
@@ -42,6 +43,16 @@ def recorded_recipe(
 def names_base(keys: set[str], run: str | None) -> bool:
     """Whether the recipe's ``model`` is meant: chosen by these keys, or recorded in a run."""
     return run is not None or bool(keys & {"model", "model.path", "recipe"})
+
+
+def require_metrics(config: RunConfig) -> None:
+    """Stop before torch is imported if a metric does not exist, or what computes it is missing.
+
+    Raises:
+        ConfigError: if one does not.
+    """
+    if config.evaluate.generate:
+        metrics.require_metrics(config.evaluate.metrics)
 
 
 def require_rows(config: RunConfig) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from loratune.compare.metrics import METRICS, difference_in_words
+from loratune.compare.metrics import BY_KEY, difference_in_words, metrics_with
 from loratune.compare.plan import ComparisonPlan, Task, VariantSearch
 from loratune.compare.result import (
     BaseScores,
@@ -22,9 +22,12 @@ from loratune.compare.result import (
 )
 from loratune.compare.statistics import SIGNIFICANT, Interval, Scores, holm, interval, over_seeds
 from loratune.compare.store import FAILED
+from loratune.compare.text_scores import TextScores
 from loratune.config.convert import to_plain
 from loratune.data.prepare import GenerationPrompt
 from loratune.data.tokenizing import Tokenizer
+from loratune.scoring.registry import text_metrics
+from loratune.scoring.resampling import score_of
 
 SAMPLES = 6
 _OVER_SEEDS = (
@@ -32,6 +35,7 @@ _OVER_SEEDS = (
     "peak_bytes",
     "steps_to_target",
     "seconds_to_target",
+    "forgetting_at_target",
     "merge_residual",
 )
 
@@ -43,11 +47,15 @@ class Assembly:
         variants: the result of each setting.
         differences: every pair in every metric.
         target_loss: dev loss of the time-to-target columns.
+        text_metrics: name to metric of those that were measured on answers, besides exact match.
     """
 
     def __init__(self, plan: ComparisonPlan, target_loss: float | None) -> None:
         self._plan = plan
         self._base = plan.result(plan.base()) or {}
+        measured = [name for name in self._base.get("parts", {}) if name not in BY_KEY]
+        self.text_metrics = {metric.name: metric for metric in text_metrics(measured)}
+        self._metrics = metrics_with(self.text_metrics)
         self._scores: dict[str, list[dict[str, Any]]] = {}
         variants = list(map(self._variant, plan.searches))
         self.target_loss = target_loss if target_loss is not None else _common_target(variants)
@@ -85,6 +93,7 @@ class Assembly:
         assert task.setting is not None
         self._scores.setdefault(task.setting.label, []).append(value)
         run, scores = build(SeedRun, value["member"]), self._scores_of([value], "heldout")
+        run = replace(run, text=self._text_values(value))
         if scores is None:
             return run
         return replace(run, forgetting=interval(scores, resamples=1).mean)
@@ -93,11 +102,10 @@ class Assembly:
         runs = [self._on_target(run) for run in variant.members]
         finished = [run for run in runs if not run.reason]
         estimates: dict[str, Estimate] = {}
-        for metric in METRICS:
+        for metric in self._metrics:
             scores = self._scores_of(self._scores.get(variant.label, []), metric.source)
             if scores is not None:
-                units = len(scores.weights)
-                estimates[metric.key] = _estimate(interval(scores), len(scores.sums), units)
+                estimates[metric.key] = _estimate(interval(scores), scores.seeds, scores.units)
         for key in _OVER_SEEDS:
             values = [float(v) for run in finished if (v := getattr(run, key)) is not None]
             if values:
@@ -109,14 +117,38 @@ class Assembly:
         if steps is None:
             return run
         seconds = None if run.step_seconds is None else steps * run.step_seconds
-        return replace(run, steps_to_target=steps, seconds_to_target=seconds)
+        return replace(
+            run,
+            steps_to_target=steps,
+            seconds_to_target=seconds,
+            forgetting_at_target=self._forgotten_after(run, steps),
+        )
+
+    def _forgotten_after(self, run: SeedRun, step: float) -> float | None:
+        """Forgetting after so many steps, on straight lines between measurements."""
+        heldout = self._base.get("heldout")
+        points = [(p.step, p.heldout_loss) for p in run.curve if p.heldout_loss is not None]
+        for (start, before), (end, after) in itertools.pairwise(points):
+            if heldout and start <= step <= end:
+                loss = before + (step - start) / (end - start) * (after - before)
+                return float(loss - sum(heldout["loss"]) / sum(heldout["tokens"]))
+        return None
+
+    def _text_values(self, value: dict[str, Any]) -> dict[str, float]:
+        parts = value.get("parts", {})
+        return {name: score_of(metric, parts[name]) for name, metric in self.text_metrics.items()}
 
     # -- scores ----------------------------------------------------------------------------
 
-    def _scores_of(self, values: Sequence[dict[str, Any]], source: str) -> Scores | None:
+    def _scores_of(
+        self, values: Sequence[dict[str, Any]], source: str
+    ) -> Scores | TextScores | None:
         """One metric of several runs, unit by unit; ``None`` where it was not measured."""
         if not values:
             return None
+        if source in self.text_metrics:
+            parts = [value["parts"][source] for value in values]
+            return TextScores(self.text_metrics[source], [(1.0, parts)])
         if source == "exact":
             sums = [value["exact"] for value in values]
             return Scores(sums, [1.0] * len(sums[0])) if sums[0] else None
@@ -137,7 +169,7 @@ class Assembly:
     def _differences(self) -> list[Difference]:
         differences: list[Difference] = []
         labels = [variant.label for variant in self.variants if variant.label in self._scores]
-        for metric in METRICS:
+        for metric in self._metrics:
             pairs = [
                 (first, second, self._pair(first, second, metric.source))
                 for first, second in itertools.combinations(labels, 2)
@@ -156,9 +188,7 @@ class Assembly:
         )
         seeds = sorted(mine.keys() & theirs.keys())
         scores = [self._scores_of([side[s] for s in seeds], source) for side in (mine, theirs)]
-        if scores[0] is None or scores[1] is None:
-            return None
-        return interval(scores[0].minus(scores[1]))
+        return _difference_interval(*scores)
 
     # -- the rest --------------------------------------------------------------------------
 
@@ -190,7 +220,18 @@ class Assembly:
             token_accuracy=run.token_accuracy,
             exact_match=run.exact_match,
             heldout_loss=sum(heldout["loss"]) / sum(heldout["tokens"]) if heldout else None,
+            text=self._text_values(self._base),
         )
+
+
+def _difference_interval(
+    one: Scores | TextScores | None, other: Scores | TextScores | None
+) -> Interval | None:
+    if isinstance(one, TextScores) and isinstance(other, TextScores):
+        return interval(one.minus(other))
+    if isinstance(one, Scores) and isinstance(other, Scores):
+        return interval(one.minus(other))
+    return None
 
 
 def _whole_failure(trials: Sequence[Trial], runs: Sequence[SeedRun], unsearched: bool) -> str:

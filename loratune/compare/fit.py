@@ -50,6 +50,7 @@ def fit(
     rows: TrainingSet,
     trainer: TrainerConfig,
     dev_loss: Callable[[], float] | None = None,
+    heldout_loss: Callable[[], float] | None = None,
     points: int = 10,
 ) -> Fit:
     """Train the adapter for the plan's steps and leave the model in eval mode.
@@ -60,6 +61,7 @@ def fit(
         rows: rows and their order.
         trainer: settings, the seed among them.
         dev_loss: measured before the first step and at about ``points`` places after it.
+        heldout_loss: likewise.
         points: of the curve.
 
     Raises:
@@ -68,7 +70,7 @@ def fit(
     """
     model, total = wrapped.model, rows.plan.total_steps
     optimizer = start(wrapped, trainer)
-    curve = _Curve(model, dev_loss)
+    curve = _Curve(model, dev_loss, heldout_loss)
     curve.add(0)
     every = max(1, total // points)
     model.train()
@@ -94,11 +96,16 @@ def _order(plan: BatchPlan) -> str:
 
 
 class _Curve:
-    """Training loss between two points, and the loss of the rows to choose by at each."""
+    """Training loss between two points, and the losses of other rows at each."""
 
-    def __init__(self, model: nn.Module, dev_loss: Callable[[], float] | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dev_loss: Callable[[], float] | None,
+        heldout_loss: Callable[[], float] | None,
+    ) -> None:
         self.points: list[CurvePoint] = []
-        self._model, self._dev_loss = model, dev_loss
+        self._model, self._dev_loss, self._heldout_loss = model, dev_loss, heldout_loss
         self.seconds: list[float] = []
         self._losses: list[float] = []
         self._tokens = 0
@@ -114,6 +121,7 @@ class _Curve:
         self._model.eval()
         train_loss = statistics.fmean(self._losses) if self._losses else None
         dev_loss = None if self._dev_loss is None else self._dev_loss()
+        heldout_loss = None if self._heldout_loss is None else self._heldout_loss()
         self.points.append(
             CurvePoint(
                 step=step,
@@ -121,6 +129,7 @@ class _Curve:
                 seconds=sum(self.seconds),
                 train_loss=train_loss,
                 dev_loss=dev_loss,
+                heldout_loss=heldout_loss,
             )
         )
         self._losses = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from loratune.compare.result import Difference, Estimate
+from loratune.scoring.registry import metric_label
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,31 @@ METRICS = (
     Metric("forgetting", "heldout", "forgetting", "{:+.4f}".format, "{:+.4f}".format),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
+_SHARES = ("exact_match", "token_accuracy")
+
+
+def metric_of(key: str) -> Metric:
+    """A metric by its key: one of the above, or one of ``evaluate.metrics``."""
+    if key in BY_KEY:
+        return BY_KEY[key]
+    return Metric(key, key, metric_label(key), "{:.4g}".format, "{:+.3g}".format)
+
+
+def metrics_with(text_metrics: Iterable[str]) -> list[Metric]:
+    """All metrics of a comparison that measured these on its answers."""
+    return [*METRICS, *(metric_of(name) for name in text_metrics if name not in BY_KEY)]
 
 
 def possible_interval(metric: str, low: float, high: float) -> tuple[float, float]:
     """The interval without what cannot be: a share below 0 or above 1, a negative loss."""
     if metric == "forgetting":
         return low, high
-    return max(0.0, low), high if metric == "loss" else min(1.0, high)
+    return max(0.0, low), min(1.0, high) if metric in _SHARES else high
 
 
 def difference_in_words(one: Difference) -> str:
     """``lora has a lower loss than vera: -0.0123 (95 % CI -0.02 to -0.01, p 0.001 after Holm)``."""
-    metric = BY_KEY[one.metric]
+    metric = metric_of(one.metric)
     numbers = (
         f"{metric.signed(one.difference)} "
         f"(95 % CI {metric.span(one.low, one.high)}, "

@@ -52,6 +52,7 @@ class CurvePoint:
         seconds: time spent in steps, evaluations left out.
         train_loss: mean over the steps since the point before; ``None`` before the first step.
         dev_loss: on the search split.
+        heldout_loss: on held-out text, where ``compare.target_loss`` is set.
     """
 
     step: int
@@ -59,6 +60,7 @@ class CurvePoint:
     seconds: float
     train_loss: float | None
     dev_loss: float | None
+    heldout_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,8 @@ class SeedRun:
         token_accuracy: share of supervised tokens ranked first, final rows.
         exact_match: share of prompts answered exactly.
         forgetting: loss on held-out text minus the base model's.
+        forgetting_at_target: the same where the dev loss reached ``compare.target_loss``.
+        text: name of every other metric of ``evaluate.metrics`` to its value.
         step_seconds: median time of a step.
         peak_bytes: largest allocation during one training step: base, adapter, gradients,
             optimizer state, activations.
@@ -108,6 +112,8 @@ class SeedRun:
     token_accuracy: float | None = None
     exact_match: float | None = None
     forgetting: float | None = None
+    forgetting_at_target: float | None = None
+    text: dict[str, float] = field(default_factory=dict)
     step_seconds: float | None = None
     peak_bytes: int | None = None
     steps_to_target: float | None = None
@@ -146,7 +152,8 @@ class VariantResult:
         members: one per seed.
         estimates: metric name to mean and interval over the runs that succeeded: ``loss``,
             ``token_accuracy``, ``exact_match``, ``forgetting``, ``step_seconds``, ``peak_bytes``,
-            ``steps_to_target``, ``seconds_to_target``, ``merge_residual``; absent if unmeasured.
+            ``steps_to_target``, ``seconds_to_target``, ``forgetting_at_target``,
+            ``merge_residual``, and the comparison's ``text_metrics``; absent if unmeasured.
         reason: why the whole setting failed, or an empty string.
         notes: what to know about it, one sentence each.
     """
@@ -216,6 +223,7 @@ class BaseScores:
     token_accuracy: float | None = None
     exact_match: float | None = None
     heldout_loss: float | None = None
+    text: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +263,7 @@ class Comparison:
         steps: optimizer steps of every final training.
         seeds: the seeds trained.
         target_loss: dev loss of the time-to-target columns.
+        text_metrics: those of ``evaluate.metrics``, besides exact match.
         variants: in the order asked for.
         differences: every pair in every metric that has an interval.
         findings: which variant to choose, how sure that is, and what limits it.
@@ -272,6 +281,7 @@ class Comparison:
     base: BaseScores
     rows: Rows
     variants: list[VariantResult]
+    text_metrics: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     samples: list[ComparedSample] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,8 @@ from loratune.config.schema import DataConfig, RunConfig
 from loratune.data.clock import now
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import GenerationPrompt, PreparedData, prepare_data
+from loratune.data.questions import question, units
+from loratune.data.reading import read_for
 from loratune.data.split import shuffled
 from loratune.data.templates import PromptFormat
 from loratune.errors import ConfigError, DataError
@@ -50,20 +52,6 @@ class ComparisonRows:
         return [*self.train, *self.dev, *self.test, *self.heldout]
 
 
-def question(row: EncodedRow) -> Hashable:
-    """What makes rows belong together: the prompt's ids, or the whole row for plain text."""
-    cut = row.prompt_length
-    return tuple(row.input_ids[:cut]) if cut > 1 else tuple(row.input_ids)
-
-
-def units(rows: Sequence[EncodedRow]) -> list[list[int]]:
-    """Row numbers by question, in the order of first rows: what a bootstrap resamples."""
-    groups: dict[Hashable, list[int]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(question(row), []).append(number)
-    return list(groups.values())
-
-
 def prepare_comparison(
     config: RunConfig, tokenizer: Any, vocab_size: int, clock: str | None = None
 ) -> ComparisonRows:
@@ -99,7 +87,8 @@ def prepare_comparison(
     stopped_at = first.clock
     if config.compare.heldout_path is not None:
         text = DataConfig(eval_path=config.compare.heldout_path, max_length=data.max_length)
-        prepared = read(text)
+        with read_for("compare.heldout_path"):
+            prepared = read(text)
         heldout, sources["heldout"] = prepared.eval, config.compare.heldout_path
         fingerprints["heldout"] = prepared.fingerprint
         stopped_at = stopped_at or prepared.clock
@@ -133,7 +122,8 @@ def _split(
         only = replace(
             data, path=None, sources=None, limit=None, eval_path=data.test_path, test_path=None
         )
-        final = read(only, prompt_format=first.prompt_format)
+        with read_for("data.test_path"):
+            final = read(only, prompt_format=first.prompt_format)
         return list(first.train), first.eval, final, sources | {"test": data.test_path}
     fraction, seed = config.compare.dev_fraction, config.trainer.seed
     train, dev = split_by_question(first.train, fraction, seed)

@@ -33,13 +33,14 @@ from loratune.runs.output import OUTPUTS, TASK, check_output, check_unoccupied
 from loratune.runs.provenance import package_versions, provenance
 from loratune.training.optim import learning_rate
 
-MEASURED = 2
+MEASURED = 3
 """Raised whenever a task measures something else than before: old results then do not count."""
 _NOT_SHARED = (
     "name",
     "out",
     "resume",
     "launch",
+    "gate",
     "trackers",
     "stages",
     "merge",
@@ -138,6 +139,7 @@ def _shared(config: RunConfig, bench: Workbench) -> dict[str, Any]:
         recipe[part] = {key: value for key, value in recipe[part].items() if key not in keys}
     recipe["data"] |= {"path": None, "eval_path": None, "test_path": None}
     recipe["compare"]["heldout_path"] = None
+    recipe["evaluate"].pop("retention")
     return {
         "recipe": redact(recipe),
         "base": bench.base.fingerprint,
@@ -147,6 +149,7 @@ def _shared(config: RunConfig, bench: Workbench) -> dict[str, Any]:
         "device": bench.base.device.type,
         "loratune": package_versions().get("loratune"),
         "measured": MEASURED,
+        "heldout_curve": config.compare.target_loss is not None,
     }
 
 
@@ -216,6 +219,7 @@ def assemble(
         target_loss=assembly.target_loss,
         base=assembly.base(config.model.path, base.fingerprint, parameters),
         rows=bench.rows.summary,
+        text_metrics=list(assembly.text_metrics),
         variants=assembly.variants,
         differences=assembly.differences,
         samples=assembly.samples(bench.rows.prompts, base.tokenizer),

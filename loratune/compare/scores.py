@@ -55,8 +55,8 @@ def score_units(
     scores = UnitScores([], [], [])
     for group in groups:
         batches = [group[n : n + batch_size] for n in range(0, len(group), batch_size)]
-        loss, correct, tokens, *_ = summed_scores(head, rows, batches, arrangement)
-        scores.loss.append(loss)
-        scores.correct.append(correct)
-        scores.tokens.append(tokens)
+        own = summed_scores(head, rows, batches, arrangement)
+        scores.loss.append(own.loss)
+        scores.correct.append(own.correct)
+        scores.tokens.append(own.tokens)
     return scores

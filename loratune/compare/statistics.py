@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loratune.compare.text_scores import TextScores
+from loratune.scoring.resampling import two_sided
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -34,6 +37,30 @@ class Scores:
 
     sums: Sequence[Sequence[float]]
     weights: Sequence[float]
+
+    @property
+    def seeds(self) -> int:
+        """Trainings behind it."""
+        return len(self.sums)
+
+    @property
+    def units(self) -> int:
+        """Prompts or texts behind it."""
+        return len(self.weights)
+
+    def seed_means(self) -> Tensor:
+        """The weighted mean over all units, for each seed; (seeds,)."""
+        import torch
+
+        return torch.tensor(self.sums, dtype=torch.float64).sum(1) / sum(self.weights)
+
+    def resampled(self, resamples: int, generator: torch.Generator) -> Tensor:
+        """Means over the seeds, of units drawn again; (resamples,)."""
+        import torch
+
+        sums = torch.tensor(self.sums, dtype=torch.float64).mean(0)
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        return _resampled_means(sums, weights, resamples, generator)
 
     def minus(self, other: Scores) -> Scores:
         """The paired difference, seed by seed and unit by unit.
@@ -63,8 +90,8 @@ class Interval:
     p: float | None
 
 
-def interval(scores: Scores, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The weighted mean over units and seeds, with its uncertainty.
+def interval(scores: Scores | TextScores, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The mean over units and seeds, with its uncertainty.
 
     Each resample draws as many units as there are, with replacement, and adds s/sqrt(S) times a
     draw of Student's t with S - 1 degrees of freedom, s being the standard deviation of the S
@@ -72,20 +99,18 @@ def interval(scores: Scores, *, resamples: int = RESAMPLES, seed: int = 0) -> In
     """
     import torch
 
-    sums = torch.tensor(scores.sums, dtype=torch.float64)
-    weights = torch.tensor(scores.weights, dtype=torch.float64)
-    seeds, units = sums.shape
-    mean = float(sums.sum() / (seeds * weights.sum()))
-    if units < 2 and seeds < 2:
+    means, seeds = scores.seed_means(), scores.seeds
+    mean = float(means.mean())
+    if scores.units < 2 and seeds < 2:
         return Interval(mean, None, None, None)
     generator = torch.Generator().manual_seed(seed)
-    draws = _resampled_means(sums.mean(0), weights, resamples, generator)
+    draws = scores.resampled(resamples, generator)
     if seeds > 1:
-        deviation = float((sums.sum(1) / weights.sum()).std())
-        draws = draws + deviation / math.sqrt(seeds) * _student(seeds - 1, resamples, generator)
+        deviation = float(means.std())
+        draws = draws + deviation / math.sqrt(seeds) * _student(seeds - 1, len(draws), generator)
     tail = (1 - LEVEL) / 2
     low, high = torch.quantile(draws, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(mean, low, high, _two_sided(draws))
+    return Interval(mean, low, high, two_sided(draws))
 
 
 def _resampled_means(
@@ -113,12 +138,6 @@ def _student(degrees: int, count: int, generator: torch.Generator) -> Tensor:
     normal = torch.randn(count, dtype=torch.float64, generator=generator)
     squares = torch.randn(count, degrees, dtype=torch.float64, generator=generator).square()
     return normal / squares.mean(1).sqrt()
-
-
-def _two_sided(draws: Tensor) -> float:
-    """Twice the smaller share of draws beyond zero; never 0, since draws are finite in number."""
-    below, above = int((draws <= 0).sum()), int((draws >= 0).sum())
-    return min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

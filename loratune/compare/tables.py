@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from loratune.compare.metrics import BY_KEY, METRICS, p_value
+from loratune.compare.metrics import metric_of, metrics_with, p_value
 from loratune.compare.result import Comparison, Trial, VariantResult
 from loratune.compare.verdict import Choice, choose, difference, verdict
 from loratune.tables import Cell, Table, markdown_text
@@ -27,6 +27,7 @@ _MEASURED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("step_seconds", "seconds a step", duration),
     ("steps_to_target", "steps to target", _three_digits),
     ("seconds_to_target", "seconds to it", duration),
+    ("forgetting_at_target", "forgetting there", "{:+.4f}".format),
     ("merge_residual", "merge residual", "{:.1e}".format),
 )
 """Estimate, heading and format of what is measured."""
@@ -34,7 +35,8 @@ _MEASURED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 def quality_table(comparison: Comparison) -> Table:
     """What each setting reached, with 95 % intervals, and the base."""
-    measured = [m for m in METRICS if any(m.key in v.estimates for v in comparison.variants)]
+    metrics = metrics_with(comparison.text_metrics)
+    measured = [m for m in metrics if any(m.key in v.estimates for v in comparison.variants)]
     choice = choose(comparison)
     rows: list[tuple[Cell, ...]] = [
         (
@@ -50,7 +52,8 @@ def quality_table(comparison: Comparison) -> Table:
         )
         for variant in comparison.variants
     ]
-    base = [getattr(comparison.base, metric.key, None) for metric in measured]
+    text = comparison.base.text
+    base = [text.get(m.key, getattr(comparison.base, m.key, None)) for m in measured]
     cells = [None if v is None else m.text(v) for m, v in zip(measured, base, strict=True)]
     rows.append(("(base)", None, *cells, None))
     counts = comparison.rows
@@ -136,20 +139,20 @@ def _mean(variant: VariantResult, key: str, form: Callable[[float], str]) -> Cel
     return f"{form(estimate.mean)}\n({estimate.seeds} of {seeds} seeds)"
 
 
-def difference_table(comparison: Comparison, metrics: tuple[str, ...] = tuple(BY_KEY)) -> Table:
-    """Every pair, first minus second, paired by prompt and seed."""
+def difference_table(comparison: Comparison, metrics: tuple[str, ...] = ()) -> Table:
+    """Every pair, first minus second, paired by prompt and seed; of all metrics where none are."""
     rows = tuple(
         (
-            BY_KEY[one.metric].name,
+            metric_of(one.metric).name,
             f"{one.first} - {one.second}",
-            BY_KEY[one.metric].signed(one.difference),
-            BY_KEY[one.metric].span(one.low, one.high),
+            metric_of(one.metric).signed(one.difference),
+            metric_of(one.metric).span(one.low, one.high),
             p_value(one.p),
             p_value(one.p_holm),
             "significant" if one.significant else "not significant",
         )
         for one in comparison.differences
-        if one.metric in metrics
+        if not metrics or one.metric in metrics
     )
     columns = ("metric", "pair", "difference", "95 % CI", "p", "p (Holm)", "verdict")
     return Table("differences, paired by prompt and seed", columns, rows)
@@ -232,5 +235,5 @@ def csv(comparison: Comparison) -> str:
 def screen(comparison: Comparison) -> list[Table]:
     """The tables for a terminal."""
     tables = [search_table(comparison), cost_table(comparison), quality_table(comparison)]
-    pairs = difference_table(comparison, _IN_A_TERMINAL)
+    pairs = difference_table(comparison, (*_IN_A_TERMINAL, *comparison.text_metrics))
     return [*tables, pairs] if pairs.rows else tables

@@ -12,7 +12,7 @@ from loratune.adapters.config import AdapterConfig
 from loratune.compare.fit import Fit, fit
 from loratune.compare.memory import peak_bytes
 from loratune.compare.result import Costs, SeedRun, Trial
-from loratune.compare.rows import ComparisonRows, prepare_comparison, units
+from loratune.compare.rows import ComparisonRows, prepare_comparison
 from loratune.compare.scores import UnitScores, score_units
 from loratune.compare.search import Point
 from loratune.config.schema import RunConfig, TrainerConfig, trained_tokens
@@ -21,6 +21,7 @@ from loratune.counting.parameters import count_in
 from loratune.data.arrangement import arrange
 from loratune.data.bounds import check_positions
 from loratune.data.encoded_rows import EncodedRow
+from loratune.data.questions import units
 from loratune.data.training_set import TrainingSet
 from loratune.errors import Interrupted, LoratuneError, Preempted, TrainingError
 from loratune.loss.causal_model import LanguageModelHead
@@ -54,6 +55,7 @@ class Measured:
         exact: 1 or 0 for each prompt.
         heldout: on the held-out text, if there is any.
         answers: to each prompt.
+        parts: name of every metric of ``evaluate.metrics`` to its numbers of each prompt.
     """
 
     member: SeedRun
@@ -61,6 +63,7 @@ class Measured:
     exact: list[float] = field(default_factory=list)
     heldout: UnitScores | None = None
     answers: list[str] = field(default_factory=list)
+    parts: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 class Workbench:
@@ -142,7 +145,11 @@ class Workbench:
         """
         with self._wrapped(config, seed) as (wrapped, head):
             result = self._fit(
-                wrapped, head, self._trainer(seed), dev_loss=lambda: self._dev_loss(head)
+                wrapped,
+                head,
+                self._trainer(seed),
+                dev_loss=lambda: self._dev_loss(head),
+                heldout_loss=self._heldout_loss(head),
             )
             measured = self._measure(head, seed)
             _finite(measured.test.mean_loss)
@@ -225,13 +232,21 @@ class Workbench:
         head: LanguageModelHead,
         trainer: TrainerConfig,
         dev_loss: Callable[[], float] | None = None,
+        heldout_loss: Callable[[], float] | None = None,
     ) -> Fit:
         rows = self._training_set(self.rows.train, trainer, wrapped.config)
-        return fit(wrapped, head, rows, trainer, dev_loss)
+        return fit(wrapped, head, rows, trainer, dev_loss, heldout_loss)
 
     def _dev_loss(self, head: LanguageModelHead) -> float:
         batch_size = self.config.evaluate.batch_size
         return evaluation_loss(head, self.rows.dev, self.arrangement, batch_size)[0]
+
+    def _heldout_loss(self, head: LanguageModelHead) -> Callable[[], float] | None:
+        """Measured along the way where forgetting is wanted at a target loss: it takes its time."""
+        rows, size = self.rows.heldout, self.config.evaluate.batch_size
+        if not rows or self.config.compare.target_loss is None:
+            return None
+        return lambda: evaluation_loss(head, rows, self.arrangement, size)[0]
 
     def _measure(self, head: LanguageModelHead, seed: int) -> Measured:
         """Scores and answers of a model in eval mode."""
@@ -241,16 +256,17 @@ class Workbench:
         if rows.heldout:
             heldout = score_units(head, rows.heldout, self._heldout_units, arrangement, size)
         tokenizer = self.base.tokenizer
-        answers, exact = answer_prompts(
+        answers = answer_prompts(
             head.model, tokenizer, rows.prompts, config, rows.pad_id, rows.prompt_format
         )
+        exact = answers.exact
         run = SeedRun(
             seed=seed,
             loss=test.mean_loss,
             token_accuracy=test.token_accuracy,
             exact_match=sum(exact) / len(exact) if exact else None,
         )
-        return Measured(run, test, exact, heldout, answers)
+        return Measured(run, test, exact, heldout, answers.texts, answers.parts)
 
     def _peak(
         self, wrapped: WrappedModel, head: LanguageModelHead, optimizer: torch.optim.Optimizer

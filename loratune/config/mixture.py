@@ -111,3 +111,10 @@ def by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
         for source in listed
     }
     return {**recipe, "data": {**data, "sources": named}}
+
+
+def test_rows_are_the_demos(data: DataConfig) -> bool:
+    """Whether the test rows are the embedded demo's although the training rows are the user's."""
+    rows = training_paths(data)
+    is_own = bool(rows) and not any(path.startswith(BUILTIN) for path in rows)
+    return is_own and str(data.test_path).startswith(BUILTIN)

@@ -305,6 +305,10 @@ class EvaluateConfig:
     """Rows to generate answers for; null means all."""
     max_new_tokens: int = 64
     """Longest generated answer."""
+    metrics: list[str] = field(default_factory=lambda: ["exact_match"])
+    """Of generated answers: exact_match, bleu, chrf, rouge_l, or one that a package brings."""
+    retention: list[str] = field(default_factory=list)
+    """Files of text, or of another task's rows, that forgetting is measured on."""
     base: bool = True
     """Measure the base model beside the adapted one."""
 
@@ -337,6 +341,22 @@ class ExportConfig:
 
     format: ExportFormat = ExportFormat.peft
     """peft, merged, portable, lora or compact."""
+
+
+@dataclass(kw_only=True)
+class GateConfig:
+    """What ``gate`` demands of a run, on its test rows."""
+
+    metric: str = "loss"
+    """What the gain is measured in: loss, or a metric of ``evaluate.metrics``."""
+    min_gain: float = 0.0
+    """The whole 95 % interval of what was gained over the base must lie above it."""
+    max_forgetting: float | None = None
+    """The whole 95 % interval of what was forgotten, in nats per token, must lie below it."""
+    max_bytes: str | None = None
+    """Largest adapter file, such as 5MB."""
+    merge: bool = True
+    """There must be a merged model, and it must prove itself again."""
 
 
 @dataclass(kw_only=True)
@@ -376,6 +396,7 @@ class RunConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     stages: list[Stage] = field(default_factory=lambda: [Stage.train, Stage.evaluate])
     """Stages to run after load and wrap, in this order: train, evaluate, merge, export."""

@@ -11,6 +11,8 @@ from typing import Any
 from loratune.config.mixture import SOURCES, source_problems
 from loratune.config.schema import RunConfig, Stage
 from loratune.errors import ConfigError
+from loratune.scoring.registry import EXACT_MATCH
+from loratune.units import parse_bytes
 
 Check = tuple[Callable[[Any], bool], str]
 """Whether a value is allowed, and the advice if it is not."""
@@ -78,6 +80,9 @@ _RANGES: dict[str, Check] = {
     "compare.lr_factor": _above(1),
     "compare.steps": _at_least(1),
     "compare.target_loss": (math.isfinite, "use a number"),
+    "gate.min_gain": (math.isfinite, "use a number"),
+    "gate.max_forgetting": (math.isfinite, "use a number, or null for any"),
+    "gate.max_bytes": (lambda value: parse_bytes(value) is not None, "use a size, such as 5MB"),
     "launch.nproc": _at_least(1),
 }
 """Settings with a range; null is allowed wherever the type allows it."""
@@ -104,6 +109,7 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
         cause = "trainer.eval_every is set but there is nothing to evaluate on"
         fix = "set data.eval_path or data.eval_fraction, or trainer.eval_every=0"
         yield ConfigError(cause, where="trainer.eval_every", fix=fix)
+    yield from _unmeasured(config)
     if trainer.early_stop_patience and not trainer.eval_every:
         key = "trainer.early_stop_patience"
         cause = f"{key} has no effect without trainer.eval_every"
@@ -115,6 +121,17 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
     if not _is_folder_name(config.name):
         fix = "use a plain name: no /, no leading dot, dash or space, at most 100 characters"
         yield ConfigError(f"{config.name!r} cannot name a folder", where="name", fix=fix)
+
+
+def _unmeasured(config: RunConfig) -> Iterator[ConfigError]:
+    """What is asked of an evaluation that measures no answers, or no base."""
+    asked = [name for name in config.evaluate.metrics if name != EXACT_MATCH]
+    if asked and not config.evaluate.generate:
+        cause = f"{', '.join(asked)} needs answers, and evaluate.generate is false"
+        yield ConfigError(cause, where="evaluate.metrics", fix="set evaluate.generate=true")
+    if config.evaluate.retention and not config.evaluate.base:
+        cause = "forgetting is measured against the base, and evaluate.base is false"
+        yield ConfigError(cause, where="evaluate.retention", fix="set evaluate.base=true")
 
 
 def _is_folder_name(name: str) -> bool:

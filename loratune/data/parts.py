@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from loratune.config.mixture import SOURCES, sources_of
 from loratune.config.schema import DataConfig, RowFormat, SourceConfig
-from loratune.data.reading import RowsInFiles, read_rows
+from loratune.data.reading import EVAL_PATH, RowsInFiles, read_rows
 from loratune.data.rows import Row
 from loratune.errors import DataError, LoratuneError, SeveralErrors, raise_together
 
@@ -76,7 +76,7 @@ def read_parts(config: DataConfig, *, streamed: bool = False) -> list[Part]:
     parts = in_parts([Part(name, own, [], []) for name, own in settings.items()], with_rows)
     if config.eval_path is not None:
         held_out = read_rows(
-            config.eval_path, split=config.split, limit=config.eval_limit, key="data.eval_path"
+            config.eval_path, split=config.split, limit=config.eval_limit, key=EVAL_PATH
         )
         parts[0] = replace(parts[0], held_out=held_out)
     if not any(True for part in parts for _ in part.rows):

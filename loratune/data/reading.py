@@ -12,6 +12,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -19,9 +20,10 @@ from loratune.data.json_rows import read_json, read_json_lines
 from loratune.data.rows import Row
 from loratune.data.sources import DataFile, find_files, is_hub_id, read_error
 from loratune.data.table_rows import read_table
-from loratune.errors import DataError
+from loratune.errors import DataError, LoratuneError, SeveralErrors
 
 _PATH = "data.path"
+EVAL_PATH = "data.eval_path"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -70,6 +72,21 @@ class RowsInFiles:
         rows = iter(self)
         while block := list(itertools.islice(rows, size)):
             yield block
+
+
+@contextmanager
+def read_for(key: str) -> Iterator[None]:
+    """Errors of the block about ``data.eval_path`` name ``key``, whose rows are read in its place.
+
+    Raises:
+        LoratuneError: what the block raises.
+    """
+    try:
+        yield
+    except LoratuneError as error:
+        for one in error.errors if isinstance(error, SeveralErrors) else [error]:
+            one.where = one.where.replace(EVAL_PATH, key)
+        raise
 
 
 def _all_rows(path: str, split: str) -> Iterator[Row]:

@@ -26,8 +26,8 @@ def read_transformers_config(source: Path | str, revision: str | None = None) ->
         revision: of the hub's model.
 
     Raises:
-        ModelError: an architecture it does not know, one that is no causal language model, or a
-            value of the wrong type.
+        ModelError: an architecture it does not know, one that does not write text, or a value of
+            the wrong type.
     """
     from transformers import AutoConfig
 
@@ -42,27 +42,39 @@ def read_transformers_config(source: Path | str, revision: str | None = None) ->
         fix = "restore the file that belongs to the weights" if is_local else "check model.path"
         cause = f"unusable config.json: {first_line(error)}"
         raise ModelError(cause, where=where, fix=fix) from error
-    _require_causal_class(config, str(source))
+    auto_class(config, str(source))
     return config
 
 
-def _require_causal_class(config: Any, where: str) -> None:
-    """Check that transformers loads such a checkpoint as a causal language model.
+def auto_class(config: Any, where: str) -> Any:
+    """The automatic class of transformers that loads a checkpoint whole.
+
+    A checkpoint that reads images or sound too is kept whole, so that it can be written again;
+    its language model trains on text alone.
+
+    Args:
+        config: as transformers understands it; where both classes know it, the architecture that
+            it names decides.
+        where: named in errors.
 
     Raises:
-        ModelError: if it does not: an encoder, or a model that reads images or sound too.
+        ModelError: if there is none: an encoder, say.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
-    if type(config) in AutoModelForCausalLM._model_mapping:
-        return
-    mixed = "; they read more than text" if config.get_text_config() is not config else ""
-    raise ModelError(
-        f"transformers has no causal language model for checkpoints of type '{config.model_type}'"
-        f"{mixed}",
-        where=where,
-        fix="choose a checkpoint that AutoModelForCausalLM loads, one of text alone",
-    )
+    both = (AutoModelForCausalLM, AutoModelForMultimodalLM)
+    able = [auto for auto in both if type(config) in auto._model_mapping]
+    able = [auto for auto in able if auto._model_mapping[type(config)].can_generate()]
+    if not able:
+        raise ModelError(
+            f"transformers has no causal language model for checkpoints of type "
+            f"'{config.model_type}'",
+            where=where,
+            fix="choose a checkpoint that AutoModelForCausalLM or AutoModelForMultimodalLM loads",
+        )
+    names = config.architectures or ()
+    named = [auto for auto in able if auto._model_mapping[type(config)].__name__ in names]
+    return (named or able)[0]
 
 
 def _quiet() -> None:
@@ -83,12 +95,12 @@ def build_model(numbers: Mapping[str, Any]) -> nn.Module:
     Raises:
         ModelError: if transformers cannot build it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    values = dict(numbers)
-    with _build_errors("model.architecture"):
+    values, where = dict(numbers), "model.architecture"
+    with _build_errors(where):
         config = AutoConfig.for_model(values.pop("model_type"), **values)
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: nn.Module = auto_class(config, where).from_config(config, trust_remote_code=False)
     return model
 
 
@@ -103,10 +115,9 @@ def meta_model(config: Any, where: str) -> nn.Module:
         ModelError: if transformers cannot build it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     with _build_errors(where), torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: nn.Module = auto_class(config, where).from_config(config, trust_remote_code=False)
     return model
 
 

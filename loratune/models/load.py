@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from loratune.errors import LoratuneError, ModelError, raise_together
-from loratune.models.build import first_line, read_transformers_config
+from loratune.models.build import auto_class, first_line, read_transformers_config
 from loratune.models.untrusted import check_tokenizer
 
 
@@ -22,12 +22,11 @@ def load_model(
         ModelError: naming every tensor that does not fit, or why transformers cannot load it.
     """
     import transformers
-    from transformers import AutoModelForCausalLM
 
-    read_transformers_config(folder)
+    config = read_transformers_config(folder)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class(config, str(folder)).from_pretrained(
             str(folder),
             dtype=dtype,
             local_files_only=True,

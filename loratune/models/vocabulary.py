@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loratune.errors import ConfigError
+from loratune.models.build import read_transformers_config
 from loratune.models.load import load_tokenizer
 from loratune.models.source import read_model_config
 
@@ -24,8 +25,10 @@ def tokenizer_and_rows(folder: Path, added: Sequence[str] = ()) -> tuple[Any, in
     Raises:
         LoratuneError: a folder without a usable tokenizer; a token that cannot be added.
     """
-    numbers, tokenizer = read_model_config(folder), load_tokenizer(folder)
-    rows = int(numbers.get("vocab_size") or len(tokenizer))
+    read_model_config(folder)
+    tokenizer = load_tokenizer(folder)
+    text = read_transformers_config(folder).get_text_config()
+    rows = int(getattr(text, "vocab_size", None) or len(tokenizer))
     if added:
         add_tokens(tokenizer, added)
         rows = max(rows, len(tokenizer))

@@ -6,9 +6,9 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loratune import files
 from loratune.adapter_files.peft_format import AdapterFolder, read_adapter
@@ -18,8 +18,8 @@ from loratune.console import console, say
 from loratune.data.bounds import check_positions
 from loratune.data.encode import Encoder
 from loratune.data.formats import choose_format, parse_question, question_row
-from loratune.data.prepare import prepare_data
-from loratune.data.reading import read_rows
+from loratune.data.prepare import PreparedData, prepare_data
+from loratune.data.reading import read_for, read_rows
 from loratune.data.rows import ERRORS_SHOWN, Row, raise_first
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer
@@ -31,12 +31,40 @@ from loratune.merging.folder import replaced_tokenizer
 from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder, read_model_config
-from loratune.pipeline.later_stages import evaluate_and_show, export_and_show, merge_and_show
-from loratune.pipeline.loading import check_base, evaluation_only
+from loratune.pipeline.later_stages import (
+    evaluate_with_retention,
+    export_and_show,
+    merge_and_show,
+    show_evaluation,
+)
+from loratune.pipeline.loading import (
+    check_base,
+    evaluation_only,
+    require_prompts,
+    retention_rows,
+)
+from loratune.report.scores import task_table
 from loratune.stages.combine import combine
 from loratune.stages.load import BaseModel, load
+from loratune.stages.tasks import evaluate_tasks
 from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel, disabled
+from loratune.tables import show
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What lm-eval is to measure.
+
+    Attributes:
+        names: of its tasks.
+        folder: YAML definitions of one's own, if any.
+        limit: first documents of each; ``None`` takes all.
+    """
+
+    names: Sequence[str]
+    folder: Path | None = None
+    limit: int | None = None
 
 
 def evaluate_adapter(
@@ -47,6 +75,7 @@ def evaluate_adapter(
     own_template: bool,
     out: Path | None,
     as_json: bool,
+    tasks: Tasks | None = None,
 ) -> None:
     """Measure base and adapted model on the recipe's evaluation rows; print and write the scores.
 
@@ -57,15 +86,63 @@ def evaluate_adapter(
         own_template: whether ``data.template`` stands in place of the adapter's.
         out: a file for the scores.
         as_json: whether the scores are printed as JSON.
+        tasks: lm-eval's tasks, in place of the rows.
 
     Raises:
         LoratuneError: unusable data, base or adapter, or drift.
     """
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        adapter, base, wrapped = _load_adapted(config, folder, base_named)
+        loaded = load_adapted(config, folder, base_named)
         if out is not None:
-            files.check_outside(out, base.folder, adapter.path)
-        data = prepare_data(
+            files.check_outside(out, loaded.base.folder, loaded.adapter.path)
+        if tasks is not None:
+            record = _task_scores(config, loaded, tasks)
+        else:
+            rows = final_rows_of(config, loaded, own_template=own_template)
+            kept = retention_rows(config, loaded.base)
+            head, tokenizer = LanguageModelHead(loaded.wrapped.model), loaded.base.tokenizer
+            result = evaluate_with_retention(loaded.wrapped, head, tokenizer, rows, kept, config)
+            record = result.as_dict()
+            show_evaluation(result)
+    if out is not None:
+        files.write_json(out, record)
+    if as_json:
+        print(files.to_json(record), end="")
+    elif out is not None:
+        say(f"scores: {out}")
+
+
+def _task_scores(config: RunConfig, loaded: LoadedAdapter, tasks: Tasks) -> dict[str, Any]:
+    scores = evaluate_tasks(
+        loaded.wrapped,
+        loaded.base.tokenizer,
+        tasks.names,
+        tasks.folder,
+        batch_size=config.evaluate.batch_size,
+        limit=tasks.limit,
+        base=config.evaluate.base,
+    )
+    record = {"tasks": [asdict(score) for score in scores]}
+    show(task_table(record["tasks"]))
+    return record
+
+
+def final_rows_of(
+    config: RunConfig, loaded: LoadedAdapter, *, own_template: bool = False
+) -> PreparedData:
+    """The rows of the final evaluation, asked as in training.
+
+    Args:
+        config: the recipe.
+        loaded: the adapter in its base.
+        own_template: whether ``data.template`` stands in place of the adapter's.
+
+    Raises:
+        LoratuneError: unusable rows, or none.
+    """
+    base, adapter = loaded.base, loaded.adapter
+    with read_for("data.test_path") if config.data.test_path else nullcontext():
+        rows = prepare_data(
             evaluation_only(config.data),
             base.tokenizer,
             base.vocab_size,
@@ -73,16 +150,14 @@ def evaluate_adapter(
             prompt_format=None if own_template else _prompt_format(adapter),
             source_formats=None if own_template else _source_formats(adapter),
         )
-        if not data.eval:
-            raise ConfigError(
-                "no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE"
-            )
-        for line in check_positions(wrapped.model, data.eval):
-            say(line)
-    head = LanguageModelHead(wrapped.model)
-    evaluate_and_show(wrapped, head, base.tokenizer, data, config, out, as_json=as_json)
-    if out is not None and not as_json:
-        say(f"scores: {out}")
+    if not rows.eval:
+        raise ConfigError(
+            "no evaluation rows", where="data.eval_path", fix="set data.eval_path=FILE"
+        )
+    for line in check_positions(loaded.wrapped.model, rows.eval):
+        say(line)
+    require_prompts(config, rows)
+    return rows
 
 
 def merge_adapters(
@@ -168,7 +243,7 @@ def generate(
         LoratuneError: unusable rows, base or adapter, or drift.
     """
     with redirect_stdout(sys.stderr):  # answers alone go to standard output
-        adapter, base, wrapped = _load_adapted(config, folder, base_named)
+        adapter, base, wrapped = load_adapted(config, folder, base_named)
     tokenizer = RowTokenizer(base.tokenizer)
     prompt_format = _prompt_format(adapter)
     rows = (
@@ -226,9 +301,20 @@ def _base_folder(adapter: AdapterFolder, config: RunConfig, base_named: bool) ->
     return folder
 
 
-def _load_adapted(
-    config: RunConfig, folder: Path, base_named: bool
-) -> tuple[AdapterFolder, BaseModel, WrappedModel]:
+class LoadedAdapter(NamedTuple):
+    """An adapter in its base, in eval mode."""
+
+    adapter: AdapterFolder
+    base: BaseModel
+    wrapped: WrappedModel
+
+
+def load_adapted(config: RunConfig, folder: Path, base_named: bool) -> LoadedAdapter:
+    """An adapter's folder, its base, and the base with the adapter in it.
+
+    Raises:
+        LoratuneError: unusable base or adapter, or drift.
+    """
     adapter = read_adapter(folder)
     model = base_model(adapter, config.model, named=base_named)
     base = load(replace(model, add_tokens=[]), config.trainer.precision)  # the adapter's own come
@@ -241,7 +327,7 @@ def _load_adapted(
         base.tokenizer = replaced_tokenizer(base.folder, own)
     for line in (*wrapped.match.notices, *([note] if note else [])):
         say(f"note: {line}")
-    return adapter, base, wrapped
+    return LoadedAdapter(adapter, base, wrapped)
 
 
 def _adapter_to_merge(folder: Path) -> AdapterFolder:

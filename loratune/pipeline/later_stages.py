@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from loratune.console import say
 from loratune.data.arrangement import arrange
 from loratune.data.prepare import PreparedData
 from loratune.loss.causal_model import LanguageModelHead
-from loratune.report.scores import score_table
+from loratune.report.scores import retention_table, score_table
 from loratune.runs import processes
-from loratune.stages.evaluate import Sample, evaluate
+from loratune.stages.evaluate import Evaluation, Sample, evaluate
 from loratune.stages.export import export
 from loratune.stages.merge import MergeReport, merge
 from loratune.surgery import WrappedModel
@@ -30,10 +31,9 @@ def evaluate_and_show(
     head: LanguageModelHead,
     tokenizer: Any,
     rows: PreparedData,
+    retention: Mapping[str, PreparedData],
     config: RunConfig,
     out: Path | None,
-    *,
-    as_json: bool = False,
 ) -> None:
     """Measure base and adapted model; write the scores to ``out``, and print them.
 
@@ -44,18 +44,47 @@ def evaluate_and_show(
     """
     if not rows.eval:
         return
-    arrangement, notes = arrange(config, wrapped.model, rows.pad_id, rows.eval)
-    if not as_json:
-        processes.say_once(*notes)
-    result = evaluate(wrapped, head, tokenizer, rows, arrangement, config.evaluate)
+    result = evaluate_with_retention(wrapped, head, tokenizer, rows, retention, config)
     if not processes.is_main():
         return
     if out is not None:
         files.write_json(out, result.as_dict())
-    if as_json:
-        print(files.to_json(result.as_dict()), end="")
-        return
+    show_evaluation(result)
+
+
+def evaluate_with_retention(
+    wrapped: WrappedModel,
+    head: LanguageModelHead,
+    tokenizer: Any,
+    rows: PreparedData,
+    retention: Mapping[str, PreparedData],
+    config: RunConfig,
+) -> Evaluation:
+    """Base and adapted model on the rows, and on those that forgetting is measured on.
+
+    Args:
+        wrapped: the model, in eval mode.
+        head: its loss head.
+        tokenizer: decodes answers.
+        rows: the final ones.
+        retention: name to rows.
+        config: the recipe.
+    """
+
+    def measured(data: PreparedData) -> Evaluation:
+        arrangement, notes = arrange(config, wrapped.model, data.pad_id, data.eval)
+        processes.say_once(*notes)
+        return evaluate(wrapped, head, tokenizer, data, arrangement, config.evaluate)
+
+    result = measured(rows)
+    return replace(result, retention={name: measured(data) for name, data in retention.items()})
+
+
+def show_evaluation(result: Evaluation) -> None:
+    """Print the scores, what was forgotten, and a few answers."""
     show(score_table(result.as_dict()))
+    if (kept := retention_table(result.as_dict())) is not None:
+        show(kept)
     if result.samples:
         show(_sample_table(result.samples))
 

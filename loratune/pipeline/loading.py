@@ -16,7 +16,7 @@ from loratune.adapter_files.peft_format import (
 )
 from loratune.adapter_files.writing_back import require_places
 from loratune.config.convert import to_plain
-from loratune.config.mixture import training_paths
+from loratune.config.mixture import test_rows_are_the_demos
 from loratune.config.schema import DataConfig, RunConfig, Stage, trained_tokens
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.variant_table import report_variants
@@ -24,7 +24,8 @@ from loratune.data.bounds import check_positions
 from loratune.data.cache import prepare_and_audit
 from loratune.data.clock import now
 from loratune.data.prepare import PreparedData, prepare_data
-from loratune.errors import ConfigError
+from loratune.data.reading import read_for
+from loratune.errors import ConfigError, DataError
 from loratune.files import BUILTIN
 from loratune.models.measure import measure_model
 from loratune.models.source import model_folder
@@ -33,6 +34,7 @@ from loratune.models.vocabulary import tokenizer_and_rows
 from loratune.models.weights import tensor_entries
 from loratune.runs import processes
 from loratune.runs.drift import check_binding
+from loratune.scoring.registry import EXACT_MATCH
 from loratune.stages.load import BaseModel, load
 from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel
@@ -138,6 +140,12 @@ def check_base(base: BaseModel, adapter: AdapterFolder, allow_drift: Sequence[st
 def evaluation_only(data: DataConfig) -> DataConfig:
     """The settings that read the rows of the final evaluation alone, where any are named."""
     path = data.test_path or data.eval_path
+    if test_rows_are_the_demos(data):
+        path = data.eval_path
+        processes.say_once(
+            f"note: data.test_path={data.test_path} belongs to the demo; the evaluation rows are "
+            "used instead"
+        )
     if path is None:
         return data
     return replace(data, path=None, sources=None, eval_path=path, test_path=None)
@@ -148,28 +156,53 @@ def final_rows(config: RunConfig, data: PreparedData, base: BaseModel) -> Prepar
 
     They are read before training, so that what is wrong with them is not found after it.
     """
-    if Stage.evaluate not in config.stages or config.data.test_path is None:
+    if Stage.evaluate not in config.stages:
         return data
-    if _test_rows_are_the_demos(config):
+    only = evaluation_only(config.data)
+    if config.data.test_path is None or only.eval_path == config.data.eval_path:
+        require_prompts(config, data)
         return data
-    rows = prepare_data(
-        evaluation_only(config.data),
-        base.tokenizer,
-        base.vocab_size,
-        config.trainer.seed,
-        prompt_format=data.prompt_format,
-    )
+    with read_for("data.test_path"):
+        rows = prepare_data(
+            only,
+            base.tokenizer,
+            base.vocab_size,
+            config.trainer.seed,
+            prompt_format=data.prompt_format,
+        )
     processes.say_once(*check_positions(base.model, rows.eval))
+    require_prompts(config, rows)
     return rows
 
 
-def _test_rows_are_the_demos(config: RunConfig) -> bool:
-    """Whether the test rows are the embedded demo's although the training rows are the user's."""
-    path = str(config.data.test_path)
-    rows = training_paths(config.data)
-    mismatched = path.startswith(BUILTIN) and not any(one.startswith(BUILTIN) for one in rows)
-    if mismatched:
-        processes.say_once(
-            f"note: data.test_path={path} belongs to the demo; the evaluation rows are used instead"
+def retention_rows(config: RunConfig, base: BaseModel) -> dict[str, PreparedData]:
+    """The rows of every file of ``evaluate.retention``, by a name of its own.
+
+    Raises:
+        LoratuneError: unusable rows, named with ``evaluate.retention``.
+    """
+    rows: dict[str, PreparedData] = {}
+    for path in config.evaluate.retention:
+        name = path.removeprefix(BUILTIN).rstrip("/").rpartition("/")[2].partition(".")[0] or path
+        settings = DataConfig(eval_path=path, max_length=config.data.max_length)
+        with read_for("evaluate.retention"):
+            data = prepare_data(settings, base.tokenizer, base.vocab_size, config.trainer.seed)
+        processes.say_once(*check_positions(base.model, data.eval))
+        rows[name if name not in rows else path] = data
+    return rows
+
+
+def require_prompts(config: RunConfig, rows: PreparedData) -> None:
+    """Check that the metrics that the recipe asks for have answers to compare.
+
+    Raises:
+        DataError: if the rows are plain text: nobody asks anything in them.
+    """
+    asked = [name for name in config.evaluate.metrics if name != EXACT_MATCH]
+    if asked and rows.eval and not rows.prompts:
+        raise DataError(
+            f"{', '.join(asked)} {'compares' if len(asked) == 1 else 'compare'} answers with "
+            "references, and these rows are plain text without prompts",
+            where=rows.eval[0].source,
+            fix="use rows with prompts and answers, or set evaluate.metrics=[exact_match]",
         )
-    return mismatched

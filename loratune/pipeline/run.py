@@ -22,6 +22,7 @@ from loratune.pipeline.loading import (
     adapter_to_continue,
     final_rows,
     load_data_and_base,
+    retention_rows,
     wrap_base,
 )
 from loratune.pipeline.records import Records, run_facts, started_with
@@ -56,6 +57,7 @@ def run(config: RunConfig) -> None:
         head = LanguageModelHead(wrapped.model, router_loss=config.trainer.router_loss)
 
         final = final_rows(config, data, base)
+        kept = retention_rows(config, base) if Stage.evaluate in config.stages else {}
         facts = run_facts(config, base, data, wrapped, drift)
         check_agreement({**facts, **started_with(wrapped, final)})
         records = Records(config, run_dir, resumed_facts(checkpoint, facts, config))
@@ -68,7 +70,8 @@ def run(config: RunConfig) -> None:
 
         with stop_at_once(training.steps if training else 0, run_dir.path):
             if Stage.evaluate in config.stages:
-                evaluate_and_show(wrapped, head, base.tokenizer, final, config, run_dir.evaluation)
+                out = run_dir.evaluation
+                evaluate_and_show(wrapped, head, base.tokenizer, final, kept, config, out)
             if not processes.is_main():
                 return  # what follows works on files
             adapter, own = read_adapter(run_dir.adapter), base.tokenizer_fingerprint

@@ -30,7 +30,7 @@ from loratune.data.tokenizing import RowTokenizer
 from loratune.data.training_set import TrainingSet
 from loratune.errors import LoratuneError, ModelError
 from loratune.models.build import meta_model, read_transformers_config
-from loratune.models.measure import measure_model
+from loratune.models.measure import find_architecture
 from loratune.models.source import model_folder
 from loratune.models.vocabulary import tokenizer_and_rows
 from loratune.plan.notices import match_targets
@@ -162,7 +162,7 @@ def make_preview(config: RunConfig, rows: int) -> Preview:
         config.data.max_length,
         _sharing(config, data),
         _times_seen(config, data),
-        _target_notes(config, read.model),
+        _target_notes(config),
     )
 
 
@@ -199,20 +199,18 @@ class ReadRows(NamedTuple):
     Attributes:
         data: the rows.
         tokenizer: the base model's.
-        model: the base without weights; None where it cannot be built, which training says.
-        findings: how the rows fit the model.
+        findings: how the rows fit the model; none where it cannot be built, which training says.
         audit: these, and what is likely to be wrong with the rows themselves.
     """
 
     data: PreparedData
     tokenizer: Any
-    model: Any
     findings: tuple[Finding, ...]
     audit: Audit
 
 
 def read_prepared(config: RunConfig) -> ReadRows:
-    """The recipe's rows as training gets them, with tokenizer and model.
+    """The recipe's rows as training gets them, with the tokenizer.
 
     Raises:
         LoratuneError: rows or a tokenizer that cannot be used at all.
@@ -225,17 +223,16 @@ def read_prepared(config: RunConfig) -> ReadRows:
     try:
         model = meta_model(read_transformers_config(folder), str(folder))
     except ModelError:
-        return ReadRows(data, tokenizer, None, (), checked.audit)
+        return ReadRows(data, tokenizer, (), checked.audit)
     findings = tuple(position_findings(model, data.train, data.eval))
-    return ReadRows(data, tokenizer, model, findings, checked.audit.with_further(findings))
+    return ReadRows(data, tokenizer, findings, checked.audit.with_further(findings))
 
 
-def _target_notes(config: RunConfig, model: Any) -> tuple[str, ...]:
+def _target_notes(config: RunConfig) -> tuple[str, ...]:
     """What training would say of the targets; what it would refuse is not the rows' affair."""
     notices: tuple[str, ...] = ()
-    if model is not None:
-        with suppress(LoratuneError):
-            notices = match_targets(config, measure_model(model)).notices
+    with suppress(LoratuneError):
+        notices = match_targets(config, find_architecture(config.model)).notices
     return (*notices, *config.adapter.warnings())
 
 

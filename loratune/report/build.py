@@ -79,7 +79,7 @@ def write_run_report(folder: Path, out: Path | None = None) -> Path:
         ConfigError: if it is not a run folder.
         StorageError: if it cannot be written.
     """
-    return _write(out or folder / PAGE, render(run_page(read_run(folder), _footer())))
+    return _write(out or folder / PAGE, render(run_page(read_run(folder), footer())))
 
 
 def finished_report(folder: Path) -> Path:
@@ -114,7 +114,7 @@ def write_comparison_report(folder: Path, out: Path | None = None) -> Path:
             where=str(path),
             fix="name a folder that `loratune compare` made",
         ) from error
-    return _write(out or folder / PAGE, render(comparison_page(comparison, _footer())))
+    return _write(out or folder / PAGE, render(comparison_page(comparison, footer())))
 
 
 def write_runs_report(folders: Sequence[Path], out: Path) -> Path:
@@ -125,7 +125,7 @@ def write_runs_report(folders: Sequence[Path], out: Path) -> Path:
         StorageError: if it cannot be written.
     """
     runs = [read_run(folder) for folder in folders]
-    return _write(out, render(runs_page(runs, _footer())))
+    return _write(out, render(runs_page(runs, footer())))
 
 
 def _write(path: Path, page: str) -> Path:
@@ -136,5 +136,6 @@ def _write(path: Path, page: str) -> Path:
     return path
 
 
-def _footer() -> str:
+def footer() -> str:
+    """When a page was written, and by what."""
     return f"Written by loratune {__version__} on {time.strftime('%Y-%m-%d %H:%M %Z')}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from statistics import fmean
 
-from loratune.compare.metrics import BY_KEY
+from loratune.compare.metrics import metric_of
 from loratune.compare.result import Comparison, CurvePoint, VariantResult
 from loratune.compare.verdict import Choice
 from loratune.report.charts.chart_frame import Chart, drawn
@@ -45,6 +45,10 @@ def difference_charts(comparison: Comparison, choice: Choice | None) -> tuple[Ch
     return drawn(
         _differences(comparison, best, "loss", _LOSS, "Left"),
         _differences(comparison, best, "exact_match", "share of prompts", "Right"),
+        *(
+            _differences(comparison, best, name, metric_of(name).name, "Right")
+            for name in comparison.text_metrics
+        ),
     )
 
 
@@ -59,7 +63,7 @@ def _differences(
         for d in pairs
     ]
     return interval_chart(
-        f"Differences in {BY_KEY[metric].name}",
+        f"Differences in {metric_of(metric).name}",
         f"difference in {unit}",
         intervals,
         note=f"{better} of zero: the first is better. Hollow: not told from zero after correction "

@@ -10,7 +10,7 @@ from loratune.report.parameter_section import parameter_section
 from loratune.report.records import RunRecords
 from loratune.report.run_charts import curve_charts
 from loratune.report.run_verdict import scored_rows, verdict
-from loratune.report.scores import score_table
+from loratune.report.scores import retention_table, score_table
 from loratune.report.source_table import source_tables
 from loratune.tables import Table, facts
 from loratune.training.advice import Setup, advise
@@ -67,7 +67,9 @@ def _evaluation(run: RunRecords) -> Section:
     if not run.adapted:
         return Section("evaluation", "Evaluation")
     caption = f"{scored_rows(run)}, {run.adapted.get('tokens', 0):,} answer tokens"
-    return Section("evaluation", "Evaluation", tables=(score_table(run.evaluation, caption),))
+    kept = retention_table(run.evaluation)
+    tables = (score_table(run.evaluation, caption), *([kept] if kept else []))
+    return Section("evaluation", "Evaluation", tables=tables)
 
 
 def _samples(run: RunRecords) -> Section:

@@ -15,7 +15,7 @@ from loratune.errors import CheckpointError, LoratuneError, raise_together
 # Keys that do not change what is computed, or whose content has a fingerprint of its own.
 _IRRELEVANT = (
     "name", "out", "resume", "allow_drift", "trackers", "stages", "adapter_path", "evaluate",
-    "merge", "export", "data.path", "data.eval_path", "data.test_path", "data.cache",
+    "merge", "export", "gate", "data.path", "data.eval_path", "data.test_path", "data.cache",
     "model.path",
     "model.revision",
     "model.architecture", "trainer.keep_checkpoints", "trainer.save_every", "trainer.log_every",

@@ -281,10 +281,16 @@ def refusals(
 
 
 def _variant_errors(matched: Sequence[LayerShape], config: AdapterConfig) -> list[LoratuneError]:
-    fix = "leave it out with targets.exclude, or choose another adapter"
-    return [
-        ModelError(reason, where=shape.name, fix=fix) for reason, shape in refusals(config, matched)
-    ]
+    """One error for each reason, however many layers it refuses."""
+    refused: dict[str, list[str]] = {}
+    for reason, shape in refusals(config, matched):
+        refused.setdefault(reason, []).append(shape.name)
+    errors: list[LoratuneError] = []
+    for refusal, names in refused.items():
+        them, more = ("them", f" and {len(names) - 1} more") if len(names) > 1 else ("it", "")
+        fix = f"leave {them} out with targets.exclude, or choose another adapter"
+        errors.append(ModelError(refusal, where=f"{names[0]}{more}", fix=fix))
+    return errors
 
 
 def dead_patterns(matched: Sequence[LayerShape], config: AdapterConfig) -> list[tuple[str, str]]:

@@ -52,7 +52,7 @@ def checkpoint_activations(model: Any) -> None:
     """Recompute every block's activations in the backward pass instead of keeping them.
 
     The non-reentrant form: it needs no input that requires a gradient, so adapters in the first
-    block get theirs.
+    block get theirs, and an embedding's output stays what it is: some models add to it in place.
 
     Raises:
         ConfigError: for a model that cannot.
@@ -63,6 +63,7 @@ def checkpoint_activations(model: Any) -> None:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        model.disable_input_require_grads()
     except ValueError as error:
         raise ConfigError(
             f"this model cannot recompute its activations: {first_line(error)}",

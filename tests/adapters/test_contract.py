@@ -19,6 +19,7 @@ from loratune.config.convert import to_plain
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ConfigError
 from loratune.models.measure import layer_shapes
+from loratune.stages.rewind import Strength
 from loratune.surgery import (
     adapter_state,
     disabled,
@@ -113,6 +114,34 @@ class TestEveryVariant:
             assert not torch.equal(once, before)
             adapter.unmerge()
             assert torch.equal(adapter.weight, before)
+
+    def test_scale_0_is_the_base_and_scale_1_the_adapter_to_the_bit(
+        self, variant: str, build
+    ) -> None:
+        for kernel in (Kernel.reference, Kernel.auto):
+            model = build().eval()
+            before = model(IDS).logits
+            wrapped = wrapped_with_motion(model, variant, kernel=kernel)
+            trained, state = model(IDS).logits, copy.deepcopy(adapter_state(wrapped))
+            strength = Strength(wrapped)
+            strength.set(0.5)
+            assert not torch.equal(model(IDS).logits, trained)
+            strength.set(0.0)
+            assert torch.equal(model(IDS).logits, before)
+            assert not any(bool(one.delta_weight().any()) for one in wrapped.adapters.values())
+            strength.set(1.0)
+            assert torch.equal(model(IDS).logits, trained)
+            now = adapter_state(wrapped)
+            assert all(torch.equal(now[key], tensor) for key, tensor in state.items())
+
+    def test_a_low_rank_correction_scales_with_its_strength(self, variant: str, build) -> None:
+        wrapped = wrapped_with_motion(build(), variant)
+        if not all(isinstance(adapter, LowRank) for adapter in wrapped.adapters.values()):
+            pytest.skip("its correction has a path of its own")
+        whole = {n: a.delta_weight().clone() for n, a in wrapped.adapters.items()}
+        Strength(wrapped).set(0.25)
+        for name, adapter in wrapped.adapters.items():
+            torch.testing.assert_close(adapter.delta_weight(), 0.25 * whole[name])
 
     def test_delta_equals_delta_weight(self, variant: str, build) -> None:
         wrapped = wrapped_with_motion(build(), variant)

@@ -32,26 +32,40 @@ def all_types() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def write_base(name: str, folder: Path) -> None:
-    """Write a model of type ``name``: config, weights, the embedded demo's tokenizer."""
+def multimodal_types() -> list[str]:
+    """Every type of transformers' models that write text and read more than text."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+
+
+def write_base(name: str, folder: Path, *, multimodal: bool = False) -> None:
+    """Write a model of type ``name``: config, weights, the embedded demo's tokenizer.
+
+    Args:
+        name: one of ``all_types``, or of ``multimodal_types``.
+        folder: to write to.
+        multimodal: the whole of a model that reads more than text.
+    """
     torch.manual_seed(0)
-    _model(tiny_config(name)).float().save_pretrained(folder)
+    config = tiny_config(name)
+    (_whole_model if multimodal else _model)(config).float().save_pretrained(folder)
     for file in TOKENIZER.glob("tokenizer*"):
         shutil.copy(file, folder)
 
 
 def _model(config: Any) -> Any:
     """The causal language model of a config; all of the model if it would not load by itself."""
-    from transformers import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-    )
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return model
-    return AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    return model if type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING else _whole_model(config)
+
+
+def _whole_model(config: Any) -> Any:
+    from transformers import AutoModelForMultimodalLM
+
+    return AutoModelForMultimodalLM.from_config(config, dtype=torch.float32)
 
 
 def tiny_config(name: str) -> Any:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,17 @@ from loratune.cli.dispatch import dispatch
 from loratune.data.arrangement import Arrangement
 from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prefix_tree import tree_order
+from loratune.errors import ConfigError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.models.load import load_model
 from loratune.models.measure import stacked_experts
 from loratune.models.probes.batched_generation import probe_batched_generation
 from loratune.models.probes.rows_alone import probe_rows_alone
 from loratune.models.probes.rows_together import probe_rows_together
-from loratune.training.forward import batch_loss
+from loratune.surgery import WrappedModel
+from loratune.training.forward import batch_loss, checkpoint_activations
 
-SECONDS = 90.0
+SECONDS = 240.0
 TOLERANCE = 1e-4
 """Of logits, where they are large relative to the largest; and of losses."""
 SEEN = 1e-2
@@ -46,6 +48,11 @@ STEPS = 3
 _TESTS = Path(__file__).parents[1]
 _NO_PEFT = "note: PEFT cannot use this adapter: "
 _TOKENS = range(3, 740)
+_WORDS = (
+    "recipe=smoke", "data=local", "targets=all_linear", "adapter=lora", "adapter.lr=0.02",
+    "trainer.lr_scale=1", f"trainer.steps={STEPS}", "data.max_length=250",
+    "data.eval_fraction=0.25", "stages=[train]",
+)  # fmt: skip
 
 
 @dataclass
@@ -56,8 +63,8 @@ class Record:
         type: transformers' name of it.
         verdict: "works", "refused" before the first step, "not buildable" here, or "fails".
         reason: of every verdict but "works".
-        train, merge, peft, padding, packing, sharing, generation, experts: cells of the table, as
-            far as the trial came.
+        train, merge, peft, padding, packing, sharing, checkpointing, generation, commands,
+            experts: cells of the table, as far as the trial came.
     """
 
     type: str
@@ -69,8 +76,21 @@ class Record:
     padding: str = ""
     packing: str = ""
     sharing: str = ""
+    checkpointing: str = ""
     generation: str = ""
+    commands: str = ""
     experts: str = ""
+
+
+@dataclass
+class MultimodalRecord(Record):
+    """What became of a base that reads more than text, trained on text.
+
+    Attributes:
+        towers: the parameters outside its language model in the merged folder.
+    """
+
+    towers: str = ""
 
 
 class Ended(Exception):
@@ -96,24 +116,35 @@ class _Output:
 # -- the child -----------------------------------------------------------------------------
 
 
-def try_base(name: str, folder: Path, seconds: float = SECONDS) -> dict[str, str]:
+def try_base(
+    name: str,
+    folder: Path,
+    seconds: float = SECONDS,
+    *,
+    multimodal: bool = False,
+    every_command: bool = True,
+) -> dict[str, str]:
     """What becomes of a tiny base of type ``name``.
 
     Args:
-        name: a type of transformers' causal language models.
+        name: a type of transformers' causal language models, or of its multimodal ones.
         folder: an empty one, for the model, its run and what they print.
         seconds: after which the trial is ended.
+        multimodal: the whole of a model that reads more than text.
+        every_command: whether the commands beside training, merging and verifying are tried too.
     """
-    child = _server().Process(target=_child, args=(name, folder))
+    empty = (MultimodalRecord if multimodal else Record)(name)
+    child = _server().Process(target=_child, args=(empty, folder, every_command))
     child.start()
     child.join(seconds)
     if child.is_alive():
         child.kill()
         child.join()
-        return asdict(Record(name, reason=f"took more than {seconds:g} s"))
+        return asdict(replace(empty, reason=f"took more than {seconds:g} s"))
     written = folder / "record.json"
     if not written.exists():
-        return asdict(Record(name, reason=f"the process ended with exit code {child.exitcode}"))
+        ended = f"the process ended with exit code {child.exitcode}"
+        return asdict(replace(empty, reason=ended))
     record: dict[str, str] = json.loads(written.read_text(encoding="utf-8"))
     return record
 
@@ -129,16 +160,17 @@ def _server() -> Any:
     return context
 
 
-def _child(name: str, folder: Path) -> None:
+def _child(record: Record, folder: Path, every_command: bool) -> None:
     torch.set_num_threads(1)
     output = _Output(folder / "output")
     handle = os.open(output.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.chdir(folder)
-    record = Record(name)
     try:
         _trial(record, folder, output)
+        if every_command:
+            record.commands = _other_commands(folder, output)
         record.verdict = "works"
     except Ended as end:
         record.verdict, record.reason = end.args
@@ -151,7 +183,7 @@ def _child(name: str, folder: Path) -> None:
 
 def _trial(record: Record, folder: Path, output: _Output) -> None:
     base = folder / "base"
-    _build(record.type, base)
+    _build(record, base)
     printed = _train(record, folder, output)
     record.merge = _merge_and_verify(base, output)
     model = load_model(base, torch.float32)
@@ -160,20 +192,24 @@ def _trial(record: Record, folder: Path, output: _Output) -> None:
     wrapped = wrap_for_loading(model, read_adapter(folder / "run/adapter"))
     wrapped.model.eval()
     _compare_rows(record, wrapped.model)
+    record.checkpointing = _compare_checkpointing(wrapped)
+    wrapped.model.eval()
     adapted = _logits(wrapped.model)
     if float((adapted - before).abs().max()) < SEEN:
         raise Ended("fails", "the adapter changes no logits")
     _check_logits("merged", _logits(_plain(folder / "run/merged")), adapted)
     record.peft = _compare_peft(base, folder / "run/adapter", adapted, printed)
+    if isinstance(record, MultimodalRecord):
+        record.towers = _compare_towers(_plain(base), _plain(folder / "run/merged"))
 
 
 # -- the steps -----------------------------------------------------------------------------
 
 
-def _build(name: str, base: Path) -> None:
+def _build(record: Record, base: Path) -> None:
     """Write the base; transformers itself must load what it saved."""
     try:
-        write_base(name, base)
+        write_base(record.type, base, multimodal=isinstance(record, MultimodalRecord))
         _, info = _loaded(base)
     except Exception as error:  # every type has its own
         raise Ended("not buildable", _first_line(error)) from error
@@ -199,18 +235,13 @@ def _train(record: Record, folder: Path, output: _Output) -> str:
     """Train; in batches of one row where the base is refused for padding alone."""
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in _rows()), encoding="utf-8")
-    words = [
-        "recipe=smoke", "data=local", f"data.path={rows}", f"model.path={folder / 'base'}",
-        "targets=all_linear", "adapter=lora", "adapter.lr=0.02", "trainer.lr_scale=1",
-        f"trainer.steps={STEPS}", "data.max_length=250", "data.eval_fraction=0.25",
-        "stages=[train]", "out=run",
-    ]  # fmt: skip
-    code, text = _command(output, "train", *words, *_batches_of(2))
+    words = [*_WORDS, f"data.path={rows}", f"model.path={folder / 'base'}"]
+    code, text = _command(output, "train", *words, "out=run", *_batches_of(2))
     padding = "exact"
     if code == 2 and "filled up on the right" in text:
         padding = "refused"
         shutil.rmtree(folder / "run", ignore_errors=True)
-        code, text = _command(output, "train", *words, *_batches_of(1))
+        code, text = _command(output, "train", *words, "out=run", *_batches_of(1))
     if code:
         _require_refusal(code, text, folder / "run/metrics.jsonl")
         raise Ended("refused", _cause(text))
@@ -239,6 +270,23 @@ def _merge_and_verify(base: Path, output: _Output) -> str:
     if code:
         raise Ended("fails", f"the merged folder does not verify: {_cause(text)}")
     return "proved"
+
+
+def _other_commands(folder: Path, output: _Output) -> str:
+    """What else a user does with a base and a run."""
+    rows, base = f"data.path={folder / 'rows.jsonl'}", f"model.path={folder / 'base'}"
+    for words in (
+        ("plan", *_WORDS, rows, base, *_batches_of(1)),
+        ("preview", *_WORDS, rows, base, "rows=1"),
+        ("count-params", "recipe=smoke", base, "targets=all_linear", "activations=true"),
+        ("evaluate", "run=run"),
+        ("generate", "run=run", "prompt=name : Halney |", "max_new_tokens=4"),
+        ("export", "run=run", "format=peft"),
+    ):
+        code, text = _command(output, *words)
+        if code:
+            raise Ended("fails", f"trains, but `loratune {words[0]}` does not: {_cause(text)}")
+    return "all"
 
 
 def _read_probes(record: Record, model: nn.Module) -> None:
@@ -274,6 +322,32 @@ def _compare_rows(record: Record, model: nn.Module) -> None:
             raise Ended("fails", f"{name} rows are silently computed otherwise than single ones")
 
 
+def _compare_checkpointing(wrapped: WrappedModel) -> str:
+    """The adapter's gradients with recomputed activations, where the model can, against those
+    with activations that are kept.
+    """
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 740, (60,), generator=draw).tolist()
+    batch, model = Arrangement(1).batch([EncodedRow(ids, ((1, 60),), 1, "")]), wrapped.model
+
+    def gradients() -> Tensor:
+        model.zero_grad()
+        batch_loss(LanguageModelHead(model.train()), batch).total.backward()
+        trained = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+        return torch.cat([grad.flatten() for grad in trained])
+
+    torch.manual_seed(0)
+    kept = gradients()
+    try:
+        checkpoint_activations(model)
+    except ConfigError:
+        return "refused"
+    torch.manual_seed(0)
+    if (off := float((gradients() - kept).abs().max())) > TOLERANCE * float(kept.abs().max()):
+        raise Ended("fails", f"gradients of recomputed activations are off by {off:.1g}")
+    return "exact"
+
+
 @torch.no_grad()
 def _loss(
     head: LanguageModelHead, batches: Sequence[Sequence[EncodedRow]], arrangement: Arrangement
@@ -297,6 +371,18 @@ def _compare_peft(base: Path, adapter: Path, adapted: Tensor, printed: str) -> s
     return "equal"
 
 
+def _compare_towers(base: Any, merged: Any) -> str:
+    """Whether all outside the language model is what it was; transformers says where that is."""
+    text = {id(p) for p in merged.get_decoder().parameters()}
+    text |= {id(p) for p in merged.get_output_embeddings().parameters()}
+    before = dict(base.named_parameters())
+    towers = {name: p for name, p in merged.named_parameters() if id(p) not in text}
+    changed = [name for name, p in towers.items() if not torch.equal(p, before[name])]
+    if changed:
+        raise Ended("fails", f"'{changed[0]}' outside the language model has changed")
+    return f"{len(towers)} tensors equal" if towers else "none"
+
+
 # -- what they share -----------------------------------------------------------------------
 
 
@@ -308,9 +394,10 @@ def _command(output: _Output, *words: str) -> tuple[int, str]:
 
 
 def _loaded(folder: Path) -> tuple[nn.Module, Any]:
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    (kind,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    model, info = getattr(transformers, kind).from_pretrained(
         str(folder), dtype=torch.float32, output_loading_info=True
     )
     return model.eval(), info

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loratune.compare.rows import ComparisonRows, prepare_comparison, question, units
+from loratune.compare.rows import ComparisonRows, prepare_comparison
 from loratune.config.schema import (
     CompareConfig,
     DataConfig,
@@ -17,6 +17,7 @@ from loratune.config.schema import (
     TrainerConfig,
 )
 from loratune.data.arrangement import Arrangement
+from loratune.data.questions import question, units
 from loratune.data.training_set import TrainingSet
 from loratune.errors import ConfigError, DataError
 from loratune.models.load import load_tokenizer

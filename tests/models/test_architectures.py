@@ -7,11 +7,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+)
 
 from loratune.adapters.config import LayerKind
 from loratune.config.schema import ModelConfig
@@ -86,12 +92,14 @@ def recipe_numbers(path: Path) -> dict[str, object]:
     return numbers
 
 
-def transformers_model(numbers: dict[str, object]) -> torch.nn.Module:
+def transformers_model(numbers: dict[str, object]) -> Any:
     values = dict(numbers)
     # Their defaults lie outside small vocabularies, which transformers warns about.
     config = AutoConfig.for_model(str(values.pop("model_type")), **values)
+    is_text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    kind = AutoModelForCausalLM if is_text else AutoModelForMultimodalLM
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = kind.from_config(config)
     assert isinstance(model, torch.nn.Module)
     return model
 
@@ -115,6 +123,11 @@ def test_a_recipe_model_has_the_layers_and_parameters_that_transformers_builds(p
     assert counted.base_parameters == sum(parameter.numel() for parameter in model.parameters())
     said = re.search(r"with ([\d,]+) parameters", path.read_text())
     assert path.stem == "demo" or (said and said[1] == f"{counted.base_parameters:,}")
+    if images := re.search(r"([\d,]+) of them for images", path.read_text()):
+        text = {id(p) for p in model.get_decoder().parameters()}
+        text |= {id(p) for p in model.get_output_embeddings().parameters()}
+        others = [p.numel() for p in model.parameters() if id(p) not in text]
+        assert images[1] == f"{sum(others):,}"
 
 
 @pytest.mark.parametrize("numbers", NUMBERS.values(), ids=NUMBERS.keys())

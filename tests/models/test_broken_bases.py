@@ -80,15 +80,10 @@ def test_a_folder_with_base_and_adapter_asks_which_is_meant(tmp_path: Path) -> N
         read_model_config(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("kind", "mixed"), [("qwen2_5_vl", True), ("internvl", True), ("t5", False)]
-)
-def test_a_checkpoint_of_another_kind_is_named_for_what_it_is(
-    tmp_path: Path, kind: str, mixed: bool
-) -> None:
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_a_checkpoint_of_another_kind_is_named_for_what_it_is(tmp_path: Path, kind: str) -> None:
     from transformers import AutoConfig
 
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=f"checkpoints of type '{kind}'") as caught:
+    with pytest.raises(ModelError, match=f"checkpoints of type '{kind}'"):
         read_transformers_config(tmp_path)
-    assert ("they read more than text" in caught.value.cause) == mixed

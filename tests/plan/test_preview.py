@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from support.tiny_models import save_base, tiny_images_and_text
+
 from loratune.cli.dispatch import dispatch
 from loratune.files import ASSETS
 from loratune.models.load import load_tokenizer
@@ -46,6 +48,15 @@ def test_json_says_of_every_token_what_it_is(capsys):
     assert supervised.startswith(" Aye, matey!")
     assert content["audit"]["findings"] == []
     assert set(content["data"]["train"]["max_length_to_keep"]) == {"95%", "99%", "100%"}
+
+
+def test_layers_that_the_targets_leave_out_are_named_as_in_training(capsys, tmp_path):
+    base = save_base(tmp_path / "base", tiny_images_and_text())
+    rows = rows_file({"prompt": "one", "completion": "two"})
+    words = (*SMALL, rows, f"model.path={base}", "targets=all_linear")
+    code, out, _ = shown(capsys, *words)
+    assert code == 0
+    assert "note: all_linear leaves out 12 layers without effect on the loss: model.visual" in out
 
 
 def test_no_model_weight_is_read(capsys, monkeypatch):

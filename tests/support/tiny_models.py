@@ -93,6 +93,23 @@ def tiny_cohere(**changes: Any) -> Any:
     return CohereForCausalLM(CohereConfig(**(_DECODER | ids | changes)))
 
 
+def tiny_images_and_text(**changes: Any) -> Any:
+    """Qwen3-VL: a language model and a tower that reads images, whole."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    ids = {"image_token_id": 290, "video_token_id": 291,
+           "vision_start_token_id": 292, "vision_end_token_id": 293}  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    text = _DECODER | {"initializer_range": 0.2, "rope_parameters": rope}
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "depth": 2, "num_heads": 2, "patch_size": 4,
+        "out_hidden_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **(ids | changes))
+    return Qwen3VLForConditionalGeneration(config)
+
+
 def small_model(name: str, **settings: Any) -> Any:
     """A causal language model of any type that transformers has, in evaluation mode.
 

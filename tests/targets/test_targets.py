@@ -209,6 +209,9 @@ def test_experts_are_refused_by_name_where_the_variant_or_their_form_forbids_it(
     with pytest.raises(ModelError, match="vera cannot adapt experts") as caught:
         find(mixture(), [first], config_class("vera")())
     assert caught.value.where == f"model.{first}"
+    with pytest.raises(ModelError, match="vera cannot adapt experts") as several:
+        find(mixture(), "experts", config_class("vera")())
+    assert str(several.value.where).startswith(f"model.{first} and ")
     with pytest.raises(ModelError, match="take no dropout"):
         find(mixture(), [first], LoRAConfig(dropout=0.1))
     with pytest.raises(ModelError, match="group of modules") as grouped:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.tiny_models import FAMILIES, VOCABULARY, tiny_llama
 from support.variants import ranked
+from transformers import GitConfig, GitForCausalLM
 
 import loratune
 from loratune.adapters.registry import variant_names
@@ -79,6 +80,28 @@ def test_gradient_checkpointing_changes_no_gradient(variant: str, packing: bool)
             checkpoint_activations(model)
         batch = Arrangement(1, packed=20).batch(rows()) if packing else collate(rows(), 1)
         batch_loss(LanguageModelHead(model), batch).total.backward()
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(plain, checkpointed, atol=1e-6, rtol=1e-5)
+
+
+def test_gradient_checkpointing_leaves_embeddings_to_models_that_change_them_in_place() -> None:
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        config = GitConfig(
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+                           "num_attention_heads": 2, "image_size": 32, "patch_size": 16},
+        )  # fmt: skip
+        wrapped = loratune.wrap(GitForCausalLM(config), targets=["query", "value"], rank=4)
+        model = wrapped.model.train()
+        for layer in wrapped.adapters.values():
+            torch.nn.init.normal_(layer.lora_B, std=0.1)
+        if checkpointing:
+            checkpoint_activations(model)
+        batch_loss(LanguageModelHead(model), collate(rows(), 1)).total.backward()
         return [p.grad for p in model.parameters() if p.requires_grad]
 
     for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):

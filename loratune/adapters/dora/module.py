@@ -148,6 +148,26 @@ class DoRA(Adapter):
         self._norms_in_use = None
         return super().train(mode)
 
+    @torch.no_grad()
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        """B times ``scale``, and the magnitude as far on its way from ‖W‖.
+
+        W + scale · ΔW would change direction and magnitude by other shares than these.
+        """
+        *names, magnitude = own = self.adapter_tensors()
+        base_norms = output_norms(
+            self.weight,
+            self.lora_A,
+            torch.zeros_like(self.lora_B),
+            self.scaling,
+            input_first=self._stores_input_first,
+        )
+        return {
+            names[0]: own[names[0]],
+            names[1]: self.lora_B * scale,
+            magnitude: torch.lerp(base_norms, self.lora_magnitude_vector, scale),
+        }
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         is_embedding = self.shape.kind is LayerKind.embedding
         names = ("lora_embedding_A", "lora_embedding_B")

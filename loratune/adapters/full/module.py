@@ -93,6 +93,16 @@ class Full(Adapter):
             raise ModelError("merging gives NaN or infinite weights", where=self.shape.name)
         return merged
 
+    @torch.no_grad()
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        """W + scale · (W' − W), and the bias likewise."""
+        return {
+            f"trained_{name}": torch.lerp(
+                self.base_layer.get_parameter(name).to(value), value, scale
+            )
+            for name, value in self.trained.items()
+        }
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {f"trained_{name}": value for name, value in self.trained.items()}
 

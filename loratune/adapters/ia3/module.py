@@ -51,5 +51,9 @@ class IA3(Adapter):
     def delta_bias(self, bias: Tensor) -> Tensor:
         return (self.ia3_l.flatten() - 1) * bias.to(self.ia3_l)
 
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        """ΔW times ``scale``: the factors' way from 1."""
+        return {"ia3_l": torch.lerp(torch.ones_like(self.ia3_l), self.ia3_l, scale)}
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"ia3_l": self.ia3_l}

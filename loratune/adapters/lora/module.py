@@ -88,6 +88,12 @@ class LoRA(LowRank):
             return own
         return {**own, "start_A": self.start_A, "start_B": self.start_B}
 
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        """ΔW = s·B A times ``scale``: in B, and in B₀ of a subtracted start."""
+        names = ("lora_B.weight", "lora_embedding_B", "start_B")
+        own = self.adapter_tensors()
+        return {name: value * scale if name in names else value for name, value in own.items()}
+
     def peft_tensors(self) -> dict[str, Tensor]:
         """With a subtracted start, plain LoRA of twice the rank: A over A₀, and B beside −B₀."""
         if self.start_A is None or self.start_B is None:

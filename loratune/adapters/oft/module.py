@@ -100,5 +100,9 @@ class OFT(Adapter):
         turned = torch.bmm(turns[first:last], blocks).reshape(-1, weight.shape[1])
         return turned[rows.start - first * b : rows.stop - first * b]
 
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        """Every angle times ``scale``: a turn stays a turn, which W + scale · ΔW would not be."""
+        return {"oft_R.weight": self.oft_R.weight * scale}
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"oft_R.weight": self.oft_R.weight}

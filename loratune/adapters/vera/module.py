@@ -111,6 +111,10 @@ class VeRA(LowRank):
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"vera_lambda_b": self.vera_lambda_b, "vera_lambda_d": self.vera_lambda_d}
 
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        """ΔW times ``scale``, in λ_b."""
+        return {**self.adapter_tensors(), "vera_lambda_b": self.vera_lambda_b * scale}
+
     def peft_tensors(self) -> dict[str, Tensor]:
         """λ's as in PEFT's file, which knows no scaling: s is folded into λ_b, exactly."""
         return {**self.adapter_tensors(), "vera_lambda_b": self.vera_lambda_b * self.scaling}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loratune.cli.arguments import TableFormat
+from loratune.cli.inputs import require_metrics
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.console import say
@@ -45,6 +46,7 @@ class Config(RunConfig):
 def run(config: Config, command_line: CommandLine) -> None:
     """Compare, and print what came out."""
     options = _options(config, command_line)
+    require_metrics(config)
     from loratune.compare.run import compare, require_a_result
     from loratune.report.build import write_comparison_report
 

@@ -11,26 +11,31 @@ from loratune.errors import ConfigError, LoratuneError, raise_together
 if TYPE_CHECKING:
     from loratune.doctor.finding import Finding
 
-HELP = """usage: loratune doctor [format=table|json]
+HELP = """usage: loratune doctor [model.path=FOLDER_OR_HUB_ID] [format=table|json]
 
 Examines the installation in under a minute: package versions against known advisories, the
 machine, loading without a network, three training steps of every variant, two runs with the
 same bytes, and a merge that proves itself.
+
+With model.path also what training relies on about that base model, as `plan` and `train` measure
+it, on shapes alone: which layers an adapter can help, whether it is causal, whether padded, packed
+and shared rows are computed as single ones, gradient checkpointing, and batched generation.
 
 Exit code 0 if nothing failed."""
 
 
 def run(arguments: list[str]) -> None:
     """Print every finding as it is made; raise what failed."""
-    plain, values = read_arguments(arguments, {"format": tuple(TableOrJson)})
+    settings = {"format": tuple(TableOrJson), "model.path": ()}
+    plain, values = read_arguments(arguments, settings)
     form = values.get("format", "table")
     if plain:
-        fix = "loratune doctor [format=table|json]"
+        fix = "loratune doctor [model.path=FOLDER_OR_HUB_ID] [format=table|json]"
         raise ConfigError("unexpected arguments", where=" ".join(plain), fix=fix)
     from loratune.doctor import diagnose
 
     findings = []
-    for finding in diagnose():
+    for finding in diagnose(values.get("model.path")):
         findings.append(finding)
         if form == "table":
             _show(finding)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loratune.cli.arguments import TableOrJson
-from loratune.cli.inputs import adapter_folder, names_base, recorded_recipe
+from loratune.cli.inputs import adapter_folder, names_base, recorded_recipe, require_metrics
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.runs.run_dir import check_result_file
@@ -18,6 +18,12 @@ class Config(RunConfig):
 
     run: str | None = None
     """A run folder: its adapter, base and evaluation rows are taken, unless overridden."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of lm-eval to measure, in place of the rows (pip install 'loratune[lm-eval]')."""
+    tasks_path: str | None = None
+    """A folder of YAML files that define tasks of one's own, as lm-eval's --include_path."""
+    tasks_limit: int | None = None
+    """First documents of each task; null takes all."""
     format: TableOrJson = TableOrJson.table
     """What is printed: table or json."""
     out: str | None = None
@@ -28,7 +34,10 @@ def run(config: Config, command_line: CommandLine) -> None:
     """Measure the adapter of ``run=DIR``, or of ``adapter_path=DIR`` on ``model.path=DIR``."""
     folder = adapter_folder(config.run, config.adapter_path)
     out, as_json = _scores_file(config.out), config.format is TableOrJson.json
+    names, own, limit = config.tasks, config.tasks_path, config.tasks_limit
     config, keys = recorded_recipe(config, command_line, config.run), command_line.keys
+    if not names:
+        require_metrics(config)
     from loratune.pipeline import commands
 
     commands.evaluate_adapter(
@@ -38,6 +47,7 @@ def run(config: Config, command_line: CommandLine) -> None:
         own_template="data.template" in keys,
         out=out,
         as_json=as_json,
+        tasks=commands.Tasks(names, Path(own) if own else None, limit) if names else None,
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from loratune.cli.inputs import recorded_recipe, require_rows
+from loratune.cli.inputs import recorded_recipe, require_metrics, require_rows
 from loratune.config.command_line import CommandLine
-from loratune.config.schema import RunConfig
+from loratune.config.schema import RunConfig, Stage
 from loratune.runs.run_dir import AUTO, RunDir
 
 Config = RunConfig
@@ -19,6 +19,8 @@ def run(config: RunConfig, command_line: CommandLine) -> None:
     """
     config = recorded_recipe(config, command_line)
     require_rows(config)
+    if Stage.evaluate in config.stages:
+        require_metrics(config)
     if config.adapter_path is not None:
         from loratune.pipeline.continuing import check_continued
 

@@ -80,7 +80,9 @@ def short_copy(model: nn.Module) -> ShortCopy:
 def _few_words(model: nn.Module) -> dict[int, torch.Tensor]:
     """The beginning of every tensor with an entry for each word, by the tensor's ``id``."""
     find: Any = getattr(model, "get_input_embeddings", None)
-    words = len(find().weight) if find is not None else 0
+    words = 0
+    with suppress(NotImplementedError):  # a model that does not say where they are
+        words = len(find().weight) if find is not None else 0
     cut: dict[int, torch.Tensor] = {}
     for tensor in [*model.parameters(), *model.buffers()] if words > _MOST_WORDS else []:
         if words in tensor.shape:

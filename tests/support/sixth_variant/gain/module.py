@@ -33,5 +33,8 @@ class Gain(Adapter):
         norms = weight.to(self.gain.dtype).norm(dim=1 if self._is_linear else 0)
         return self.scaling * self.gain / norms
 
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        return {"gain": self.gain * scale}
+
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"gain": self.gain}
