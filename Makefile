@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real compare test test-faults test-slow test-bases test-gpu check format bench clean
+.PHONY: help setup demo real compare study test test-faults test-slow test-bases test-gpu check format bench clean
 
 help: ## list the chores
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ real: setup ## a real model on a help desk's messages: fetches 93 MB, under ten 
 
 compare: setup ## compare the four variants on the demo (under ten minutes)
 	$(BIN)/loratune compare recipe=demo
+
+study: setup ## run the study's comparisons on BASE=DIR (all, or STUDY="scale places"), write docs/study.md
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/study.py $(BASE) $(STUDY)
 
 test: setup ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not bases" -n logical --maxprocesses 4 --dist loadfile

@@ -20,7 +20,9 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2
-_PACKAGES = ("loratune", "torch", "transformers", "peft", "trl", "accelerate", "safetensors")
+_PACKAGES = (
+    "loratune", "torch", "transformers", "peft", "trl", "accelerate", "safetensors", "bitsandbytes",
+)  # fmt: skip
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 

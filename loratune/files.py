@@ -253,6 +253,27 @@ def published_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
                 raise
 
 
+@contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` for what its writing needs; it is gone at the end.
+
+    What a killed writer left of it, the next one removes.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target, restore=False)
+        temporary = temporary_name(target)
+        temporary.mkdir(_FOLDER_MODE)
+        with _held(temporary):
+            try:
+                yield temporary
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _publish(temporary: Path, target: Path, *, occupied: bool) -> None:
     for path in sorted(temporary.rglob("*")):
         path.chmod(path.stat().st_mode & _FOLDER_MODE)

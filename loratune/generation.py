@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import Tokenizer
 from loratune.data.turn_ends import turn_ends
 from loratune.errors import DataError
+from loratune.models.build import read_generation_config, read_transformers_config
 from loratune.models.positions import learned_positions, positions
 from loratune.models.probes.batched_generation import BatchedGeneration, probe_batched_generation
 from loratune.models.prompt_cache import EncodedPrefix, batch_inputs, encoded_prefix
@@ -39,16 +41,35 @@ def stop_ids(model: Any, tokenizer: Tokenizer, prompt_format: PromptFormat | Non
     What the model's ``config.json``, its generation settings and its tokenizer name, and what
     closes a turn in the chat template of training.
     """
+    return sorted(_ends(model.config, model.generation_config, tokenizer, prompt_format))
+
+
+def folder_stop_ids(
+    folder: Path, tokenizer: Tokenizer, prompt_format: PromptFormat | None
+) -> list[int]:
+    """The same from a model folder alone, the tokenizer's end token first.
+
+    Raises:
+        ModelError: if its generation_config.json is broken.
+    """
+    config = read_transformers_config(folder)
+    ends = _ends(config, read_generation_config(folder), tokenizer, prompt_format)
+    return sorted(ends, key=lambda end: (end != tokenizer.eos_token_id, end))
+
+
+def _ends(
+    config: Any, generation: Any, tokenizer: Tokenizer, prompt_format: PromptFormat | None
+) -> set[int]:
     named = [
-        getattr(model.config.get_text_config(), "eos_token_id", None),
-        getattr(model.config, "eos_token_id", None),
-        model.generation_config.eos_token_id,
+        getattr(config.get_text_config(), "eos_token_id", None),
+        getattr(config, "eos_token_id", None),
+        generation.eos_token_id,
         tokenizer.eos_token_id,
     ]
     if prompt_format is not None and prompt_format.chat_template is not None:
         named.append(turn_ends(tokenizer, prompt_format.chat_template))
     lists = [ids if isinstance(ids, list) else [ids] for ids in named]
-    return sorted({int(end) for ids in lists for end in ids if end is not None})
+    return {int(end) for ids in lists for end in ids if end is not None}
 
 
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int], stops: Collection[int]) -> str:
@@ -57,7 +78,6 @@ def answer_text(tokenizer: Tokenizer, ids: Sequence[int], stops: Collection[int]
     return tokenizer.decode(list(ids[:end]), skip_special_tokens=False)
 
 
-@torch.inference_mode()
 def generate_answers(
     model: Any,
     tokenizer: Tokenizer,
@@ -77,11 +97,26 @@ def generate_answers(
         stops: what ends an answer; by default what model and tokenizer name.
     """
     stops = stops or stop_ids(model, tokenizer, None)
-    answers = [""] * len(prompts)
+    answers = generate_ids(model, tokenizer, prompts, sampling, pad_id, stops)
+    return [answer_text(tokenizer, ids, stops) for ids in answers]
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    pad_id: int,
+    stops: Sequence[int],
+) -> list[list[int]]:
+    """The same as token ids, the one that ends an answer included."""
+    answers: list[list[int]] = [[]] * len(prompts)
     torch.manual_seed(sampling.seed)
-    for places, ids in _generated(model, tokenizer, prompts, sampling, pad_id, stops):
-        for place, row in zip(places, ids, strict=True):
-            answers[place] = answer_text(tokenizer, row, stops)
+    for places, rows in _generated(model, tokenizer, prompts, sampling, pad_id, stops):
+        for place, ids in zip(places, rows, strict=True):
+            end = next((n for n, token in enumerate(ids, start=1) if token in stops), len(ids))
+            answers[place] = ids[:end]
     return answers
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +13,15 @@ from torch import nn
 
 from loratune.adapters.base import Adapter, LayerPlan
 from loratune.adapters.config import AdapterConfig, LayerShape
+from loratune.adapters.kernels.blocks import blocks_of
 from loratune.adapters.registry import adapter_class
 from loratune.adapters.stacked import StackedWeight, put_adapter, put_parameter
 from loratune.adapters.token_rows import TokenRows
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
 from loratune.models.architectures import names_module
-from loratune.models.measure import layer_shapes, measure_model, stacked_experts
+from loratune.models.measure import count_numbers, layer_shapes, measure_model, stacked_experts
+from loratune.models.quantized.adoption import adopt_layers
 from loratune.models.stored_names import shared_names
 from loratune.models.vocabulary import embedding_names
 from loratune.targets.find import TargetMatch, alpha_for, find_targets, rank_for, targets_of
@@ -112,6 +115,7 @@ def wrap_model(
     strict: bool = True,
     will_be_loaded: bool = False,
     tokens: Sequence[int] = (),
+    read_original: Callable[[str], torch.Tensor] | None = None,
 ) -> WrappedModel:
     """Freeze the model and swap its target layers for adapters, in place.
 
@@ -125,10 +129,12 @@ def wrap_model(
         strict: every listed pattern must match; else one match in all is enough.
         will_be_loaded: skip a costly start that loading an adapter will overwrite.
         tokens: ids whose rows of both embeddings train.
+        read_original: gives a parameter as it was before a layer was quantized.
 
     Raises:
         ModelError: if a pattern matches nothing, or a layer cannot be adapted.
     """
+    adopt_layers(model)
     if family is None:
         family = getattr(getattr(model, "config", None), "model_type", None)
     targets = targets_of(config, targets, measure_model(model))
@@ -141,15 +147,16 @@ def wrap_model(
         others=others,
         stacked=stacked_experts(model),
         unusable=unusable,
-        base_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        base_parameters=count_numbers(model),
         strict=strict,
     )
     _check_overlap(match, targets)
+    _check_quantized(model, match, config)
     ends = _ends_with_tokens(model, match, targets) if tokens else []
     model.requires_grad_(False)
     if seed is not None:
         torch.manual_seed(seed)
-    plans = [_plan(model, shape, config) for shape in match.shapes]
+    plans = [_plan(model, shape, config, read_original) for shape in match.shapes]
     start = config.without_costly_init() if will_be_loaded else config
     adapters = adapter_class(config.variant).build(plans, start)
     for plan, adapter in zip(plans, adapters, strict=True):
@@ -161,14 +168,29 @@ def wrap_model(
     return WrappedModel(model, named, saved, config, match, _put_rows(model, ends, tokens))
 
 
-def _plan(model: nn.Module, shape: LayerShape, config: AdapterConfig) -> LayerPlan:
+def _plan(
+    model: nn.Module,
+    shape: LayerShape,
+    config: AdapterConfig,
+    read: Callable[[str], torch.Tensor] | None,
+) -> LayerPlan:
     rank, alpha = rank_for(shape.name, config), alpha_for(shape.name, config)
     layer = (
         StackedWeight(model.get_parameter(shape.name))
         if shape.is_stacked
         else model.get_submodule(shape.name)
     )
-    return LayerPlan(layer, shape, rank, alpha)
+    has_original = read is not None and blocks_of(layer) is not None
+    original = partial(original_weight, layer, shape, read) if read and has_original else None
+    return LayerPlan(layer, shape, rank, alpha, original)
+
+
+def original_weight(
+    layer: nn.Module, shape: LayerShape, read: Callable[[str], torch.Tensor]
+) -> torch.Tensor:
+    """The weight (out, in) that a quantized layer was made of; ``read`` gives a parameter."""
+    weight = read(shape.parameter)
+    return weight.T if getattr(layer, "stored_input_first", False) else weight
 
 
 def _put(model: nn.Module, shape: LayerShape, new: nn.Module) -> None:
@@ -192,6 +214,19 @@ def _check_overlap(match: TargetMatch, targets: TargetsConfig) -> None:
                     where=shape.name,
                     fix="remove it from targets.modules or from targets.modules_to_save",
                 )
+
+
+def _check_quantized(model: nn.Module, match: TargetMatch, config: AdapterConfig) -> None:
+    """Check that the variant can adapt every layer of the match whose weight is quantized."""
+    reason = config.why_not_quantized()
+    names = [] if not reason else [shape.name for shape in match.shapes if not shape.is_stacked]
+    for name in names:
+        if blocks_of(model.get_submodule(name)) is not None:
+            raise ModelError(
+                f"{config.variant} cannot adapt a quantized layer: {reason}",
+                where=name,
+                fix="choose another variant (adapter=...), or a base that is not quantized",
+            )
 
 
 def _ends_with_tokens(model: nn.Module, match: TargetMatch, targets: TargetsConfig) -> list[str]:
@@ -248,6 +283,12 @@ def _saved_names(model: nn.Module, targets: TargetsConfig) -> list[str]:
 
 
 def _save_module(model: nn.Module, name: str) -> SavedModule:
+    if any(blocks_of(part) is not None for part in model.get_submodule(name).modules()):
+        raise ModelError(
+            f"'{name}' is quantized, and cannot be trained in full",
+            where="targets.modules_to_save",
+            fix=f"leave it as it is with model.quantize_skip=[{name.rpartition('.')[2]}]",
+        )
     saved = SavedModule(model.get_submodule(name))
     model.set_submodule(name, saved)
     return saved

@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"report"},
     {"compare", "verify"},
     {"stages"},
-    {"training"},
+    {"training", "gguf_files"},
     {"generation"},
     {"data"},
     {"merging"},
@@ -119,6 +119,7 @@ SAID_ELSEWHERE = {
         "doctor/training.py", "doctor/model.py",  # likewise
         "config/schema.py", "adapter_files/forms.py", "cli/__init__.py",  # the format of exports
         "adapter_files/plain_lora.py",  # the variant of such an export
+        "gguf_files/adapter_file.py",  # the kind of adapter that llama.cpp has
         "config/convert.py", "config/recipes/defaults.py",  # examples in messages
     },
     "vera": {"cli/commands/recipes.py"},  # an example

@@ -48,6 +48,12 @@ class MetaAdapter:
         return _rows(self.wrapped.model)
 
     @property
+    def config(self) -> Any:
+        """The language model's configuration, as transformers understands it."""
+        model: Any = self.wrapped.model
+        return model.config.get_text_config()
+
+    @property
     def unties(self) -> bool:
         """Whether parameters that share a tensor in the base must part."""
         return bool(self.parted)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loratune.adapters.config import AdapterConfig, Kernel, LayerShape
+from loratune.adapters.kernels.blocks import Blocks, blocks_of, weight_of
 from loratune.adapters.optimizer import (
     OptimizerSettings,
     ParamGroup,
@@ -25,12 +26,16 @@ RowWriter = Callable[[slice, Tensor], None]
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer to adapt: the layer, its shape, and the rank and alpha that apply to it."""
+    """One layer to adapt: the layer, its shape, and the rank and alpha that apply to it.
+
+    ``original`` gives the weight (out, in) that a quantized layer was made of.
+    """
 
     base_layer: nn.Module
     shape: LayerShape
     rank: int
     alpha: float | None
+    original: Callable[[], Tensor] | None = None
 
 
 class Adapter(nn.Module, ABC):
@@ -176,7 +181,8 @@ class Adapter(nn.Module, ABC):
         """Whether the base layer's output is just x Wᵀ + bias, with nothing hooked in."""
         base = self.base_layer
         hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
-        return not hooked and (type(base) is nn.Linear or type(base).__name__ == "Conv1D")
+        is_known = type(base) is nn.Linear or type(base).__name__ == "Conv1D"
+        return not hooked and (is_known or self.weight_blocks is not None)
 
     def _base(self, x: Tensor) -> Tensor:
         y: Tensor = self.base_layer(x)
@@ -186,10 +192,20 @@ class Adapter(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The base weight, where models read ``layer.weight`` directly."""
+        """The base weight, where models read ``layer.weight`` directly; widened if quantized."""
+        return weight_of(self.base_layer)
+
+    @property
+    def stored_weight(self) -> Tensor:
+        """The base weight as it is stored."""
         weight = self.base_layer.weight
         assert isinstance(weight, Tensor)
         return weight
+
+    @property
+    def weight_blocks(self) -> Blocks | None:
+        """How the base weight is widened, where it is quantized."""
+        return blocks_of(self.base_layer)
 
     @property
     def bias(self) -> Tensor | None:
@@ -262,8 +278,9 @@ class Adapter(nn.Module, ABC):
     def merged_layer(self) -> nn.Module:
         """The plain layer with the correction in its weight (a tied weight gets its own copy)."""
         self.unmerge()
+        is_quantized = self.weight_blocks is not None
         self._exchange(self.merged_parameters())
-        return self.base_layer
+        return plain_linear(self.base_layer) if is_quantized else self.base_layer
 
     # -- training --------------------------------------------------------------------------
 
@@ -313,6 +330,16 @@ class Adapter(nn.Module, ABC):
         own = self.adapter_tensors()
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+
+def plain_linear(layer: nn.Module) -> nn.Linear:
+    """A plain linear layer with the parameters of one whose class is made for quantized ones."""
+    out_features, in_features = layer.get_parameter("weight").shape
+    bias = getattr(layer, "bias", None)
+    plain = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
+    plain.weight = layer.get_parameter("weight")
+    plain.register_parameter("bias", bias)
+    return plain.train(layer.training)
 
 
 def data_device(weight: Tensor) -> torch.device:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Self, TypeVar
 
+from loratune.adapters.training_form import ScaledLayer, TrainingForm, UpdateRule
 from loratune.errors import ConfigError
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -181,6 +182,14 @@ class AdapterConfig(ABC):
         """Why PEFT cannot adapt a layer that this variant can, or an empty string."""
         return ""
 
+    def why_not_quantized(self) -> str:
+        """Why this variant cannot adapt layers whose weights are quantized, or an empty string."""
+        return ""
+
+    def starts_from_quantization_error(self) -> bool:
+        """Whether the start reads the weights that quantized layers were made of."""
+        return False
+
     def without_costly_init(self) -> Self:
         """The same settings with the cheapest start, for an adapter about to be loaded."""
         return self
@@ -204,6 +213,19 @@ class AdapterConfig(ABC):
     def search_axes(self) -> dict[str, tuple[float, ...]]:
         """Settings to search beside the learning rate (one at most), with values to try."""
         return {}
+
+    def training_form(self, layers: Sequence[ScaledLayer], rule: UpdateRule) -> TrainingForm:
+        """What decides the training of these settings, up to rounding.
+
+        A variant that knows of settings that come to the same gives them the same form.
+
+        Args:
+            layers: those that are adapted.
+            rule: what the optimizer makes of a gradient's size.
+        """
+        elsewhere = {"lr", "rank", "alpha", "rank_pattern", "alpha_pattern"}
+        names = [item.name for item in fields(self) if item.name not in elsewhere]
+        return TrainingForm({name: getattr(self, name) for name in names}, tuple(layers), self.lr)
 
     def advice_on_jumps(self) -> str:
         """What to lower, beside the learning rate, where the loss jumps; or an empty string."""

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from loratune.compare.metrics import BY_KEY, difference_in_words, metrics_with
+from loratune.compare.metrics import (
+    BY_KEY,
+    FORGETTING,
+    LOSS,
+    Metric,
+    difference_in_words,
+    metric_of,
+    metrics_with,
+)
 from loratune.compare.plan import ComparisonPlan, Task, VariantSearch
 from loratune.compare.result import (
     BaseScores,
@@ -24,6 +32,7 @@ from loratune.compare.statistics import SIGNIFICANT, Interval, Scores, holm, int
 from loratune.compare.store import FAILED
 from loratune.compare.text_scores import TextScores
 from loratune.config.convert import to_plain
+from loratune.config.schema import CompareConfig
 from loratune.data.prepare import GenerationPrompt
 from loratune.data.tokenizing import Tokenizer
 from loratune.scoring.registry import text_metrics
@@ -50,8 +59,16 @@ class Assembly:
         text_metrics: name to metric of those that were measured on answers, besides exact match.
     """
 
-    def __init__(self, plan: ComparisonPlan, target_loss: float | None) -> None:
-        self._plan = plan
+    def __init__(self, plan: ComparisonPlan, compare: CompareConfig, steps: int) -> None:
+        """Put the results together.
+
+        Args:
+            plan: whose tasks are finished.
+            compare: target loss and margin.
+            steps: of a final training, where a contender has none of its own.
+        """
+        self._plan, self._margin, self._steps = plan, compare.margin, steps
+        target_loss = compare.target_loss
         self._base = plan.result(plan.base()) or {}
         measured = [name for name in self._base.get("parts", {}) if name not in BY_KEY]
         self.text_metrics = {metric.name: metric for metric in text_metrics(measured)}
@@ -84,6 +101,9 @@ class Assembly:
             members=runs,
             reason=_whole_failure(list(trials.values()), runs, point is None),
             notes=notes,
+            overrides=dict(setting.overrides),
+            changes=dict(setting.changes),
+            steps=one.search.rungs[-1] if one.search.rungs[-1] != self._steps else None,
         )
 
     def _seed_run(self, task: Task) -> SeedRun:
@@ -170,25 +190,63 @@ class Assembly:
         differences: list[Difference] = []
         labels = [variant.label for variant in self.variants if variant.label in self._scores]
         for metric in self._metrics:
+            margin = self._margin_of(metric)
             pairs = [
-                (first, second, self._pair(first, second, metric.source))
+                self._pair(metric, first, second, margin)
                 for first, second in itertools.combinations(labels, 2)
             ]
-            tested = [(a, b, i) for a, b, i in pairs if i is not None and i.p is not None]
-            adjusted = holm([i.p for _, _, i in tested if i.p is not None])
-            for (first, second, one), p_holm in zip(tested, adjusted, strict=True):
-                differences.append(_difference(metric.key, first, second, one, p_holm))
+            differences += _corrected([pair for pair in pairs if pair is not None])
         return differences
 
-    def _pair(self, first: str, second: str, source: str) -> Interval | None:
-        """First minus second over the seeds that both finished."""
+    def _margin_of(self, metric: Metric) -> float | None:
+        """What counts as no difference: a share of the best one's gain over the base.
+
+        Forgetting has no gain; it is in the loss's unit and takes the loss's margin.  ``None``
+        where nothing was gained.
+        """
+        key = LOSS if metric.key == FORGETTING else metric.key
+        values = {**(self._base.get("member") or {}), **self._text_values(self._base)}
+        base = values.get(key)
+        means = [v.estimates[key].mean for v in self.variants if key in v.estimates]
+        if base is None or not means:
+            return None
+        gain = base - min(means) if metric_of(key).lower_is_better else max(means) - base
+        return self._margin * gain if gain > 0 else None
+
+    def _pair(
+        self, metric: Metric, first: str, second: str, margin: float | None
+    ) -> Difference | None:
+        """First minus second over the seeds that both finished; ``None`` where untested."""
         mine, theirs = (
             {value["member"]["seed"]: value for value in self._scores[label]}
             for label in (first, second)
         )
         seeds = sorted(mine.keys() & theirs.keys())
-        scores = [self._scores_of([side[s] for s in seeds], source) for side in (mine, theirs)]
-        return _difference_interval(*scores)
+        scores = [
+            self._scores_of([side[s] for s in seeds], metric.source) for side in (mine, theirs)
+        ]
+        paired = _paired(*scores)
+        if paired is None:
+            return None
+        one = interval(paired, margin=margin)
+        if one.p is None or one.low is None or one.high is None:
+            return None
+        return Difference(
+            metric=metric.key,
+            first=first,
+            second=second,
+            difference=one.mean,
+            low=one.low,
+            high=one.high,
+            p=one.p,
+            p_holm=one.p,
+            significant=False,
+            words="",
+            margin=margin,
+            p_equivalence=one.p_equivalence,
+            by_seed=paired.seed_means().tolist(),
+            seeds=seeds,
+        )
 
     # -- the rest --------------------------------------------------------------------------
 
@@ -224,13 +282,14 @@ class Assembly:
         )
 
 
-def _difference_interval(
+def _paired(
     one: Scores | TextScores | None, other: Scores | TextScores | None
-) -> Interval | None:
+) -> Scores | TextScores | None:
+    """First minus second, where both were measured."""
     if isinstance(one, TextScores) and isinstance(other, TextScores):
-        return interval(one.minus(other))
+        return one.minus(other)
     if isinstance(one, Scores) and isinstance(other, Scores):
-        return interval(one.minus(other))
+        return one.minus(other)
     return None
 
 
@@ -265,18 +324,19 @@ def _estimate(one: Interval, seeds: int, units: int) -> Estimate:
     return Estimate(mean=one.mean, low=one.low, high=one.high, seeds=seeds, units=units)
 
 
-def _difference(metric: str, first: str, second: str, one: Interval, p_holm: float) -> Difference:
-    assert one.low is not None and one.high is not None and one.p is not None
-    difference = Difference(
-        metric=metric,
-        first=first,
-        second=second,
-        difference=one.mean,
-        low=one.low,
-        high=one.high,
-        p=one.p,
-        p_holm=p_holm,
-        significant=p_holm < SIGNIFICANT,
-        words="",
-    )
-    return replace(difference, words=difference_in_words(difference))
+def _corrected(pairs: Sequence[Difference]) -> list[Difference]:
+    """All pairs of a metric, their p-values corrected for the number of pairs, and in words."""
+    differ = holm([one.p for one in pairs])
+    equal = holm([1.0 if one.p_equivalence is None else one.p_equivalence for one in pairs])
+    corrected = []
+    for one, p, p_equal in zip(pairs, differ, equal, strict=True):
+        tested = one.p_equivalence is not None
+        judged = replace(
+            one,
+            p_holm=p,
+            significant=p < SIGNIFICANT,
+            p_equivalence=p_equal if tested else None,
+            equivalent=tested and p_equal < SIGNIFICANT,
+        )
+        corrected.append(replace(judged, words=difference_in_words(judged)))
+    return corrected

@@ -19,6 +19,7 @@ class Metric:
         name: in sentences and tables.
         text: how a value is written.
         signed: how a difference is written.
+        lower_is_better: the other way for shares of what is right.
     """
 
     key: str
@@ -26,6 +27,7 @@ class Metric:
     name: str
     text: Callable[[float], str]
     signed: Callable[[float], str]
+    lower_is_better: bool = False
 
     def span(self, low: float, high: float) -> str:
         """An interval of differences; its unit once."""
@@ -45,11 +47,20 @@ def _points(value: float) -> str:
     return f"{100 * value:+.1f} points"
 
 
+LOSS = "loss"
+FORGETTING = "forgetting"
 METRICS = (
-    Metric("loss", "loss", "loss", "{:.4f}".format, "{:+.4f}".format),
+    Metric(LOSS, "loss", "loss", "{:.4f}".format, "{:+.4f}".format, lower_is_better=True),
     Metric("exact_match", "exact", "exact match", "{:.1%}".format, _points),
     Metric("token_accuracy", "correct", "token accuracy", "{:.1%}".format, _points),
-    Metric("forgetting", "heldout", "forgetting", "{:+.4f}".format, "{:+.4f}".format),
+    Metric(
+        FORGETTING,
+        "heldout",
+        "forgetting",
+        "{:+.4f}".format,
+        "{:+.4f}".format,
+        lower_is_better=True,
+    ),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
 _SHARES = ("exact_match", "token_accuracy")
@@ -69,7 +80,7 @@ def metrics_with(text_metrics: Iterable[str]) -> list[Metric]:
 
 def possible_interval(metric: str, low: float, high: float) -> tuple[float, float]:
     """The interval without what cannot be: a share below 0 or above 1, a negative loss."""
-    if metric == "forgetting":
+    if metric == FORGETTING:
         return low, high
     return max(0.0, low), min(1.0, high) if metric in _SHARES else high
 
@@ -88,6 +99,16 @@ def difference_in_words(one: Difference) -> str:
         )
     way = "lower" if one.difference < 0 else "higher"
     return f"{one.first} has a {way} {metric.name} than {one.second}: {numbers}"
+
+
+def verdict_word(one: Difference) -> str:
+    """``equivalent within 0.038``, ``lora better`` or ``undecided``."""
+    metric = metric_of(one.metric)
+    if one.equivalent and one.margin is not None:
+        return f"equivalent within {metric.signed(one.margin).removeprefix('+')}"
+    if not one.significant:
+        return "undecided"
+    return f"{one.first if (one.difference < 0) == metric.lower_is_better else one.second} better"
 
 
 def p_value(p: float) -> str:

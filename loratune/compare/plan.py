@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loratune.compare.result import Trial, build
+from loratune.adapters.config import AdapterConfig
+from loratune.compare.result import Trial, Twin, build
 from loratune.compare.search import Point, Results, Search
 from loratune.compare.settings import Setting
 from loratune.compare.store import FAILED, CachedResult, Store, fingerprint
@@ -61,7 +62,8 @@ class ComparisonPlan:
     Attributes:
         store: where their results lie.
         shared: fingerprint of what all tasks share: recipe, base, rows.
-        searches: in the order asked for.
+        searches: in the order asked for; without the twins that are not trained.
+        twins: contenders that are one training, or nearly.
         seeds: of the final trainings; none for a search alone.
     """
 
@@ -69,6 +71,7 @@ class ComparisonPlan:
     shared: str
     searches: Sequence[VariantSearch]
     seeds: Sequence[int]
+    twins: Sequence[Twin] = ()
 
     def open_tasks(self) -> list[Task]:
         """Tasks that are not done and wait for nothing, searches first."""
@@ -121,18 +124,20 @@ class ComparisonPlan:
 
     def costs(self, setting: Setting) -> Task:
         """Counting what a setting costs."""
-        key = self._key("costs", to_plain(setting.config))
+        key = self._key("costs", *_decisive(setting, setting.config))
         return Task(CachedResult("costs", setting.label, "costs", key), setting)
 
     def trial(self, setting: Setting, point: Point, steps: int) -> Task:
         """One trial of a search."""
-        key = self._key("trial", to_plain(point.applied(setting.config)), steps)
+        config = point.applied(setting.config)
+        key = self._key("trial", *_decisive(setting, config), steps)
         name = f"{steps}-steps-{point.lr:g}"
         return Task(CachedResult("trials", setting.label, name, key), setting, point, steps)
 
     def seed_run(self, setting: Setting, point: Point, seed: int) -> Task:
         """One final training."""
-        key = self._key("member", to_plain(point.applied(setting.config)), seed)
+        config = point.applied(setting.config)
+        key = self._key("member", *_decisive(setting, config), seed)
         cached = CachedResult("members", setting.label, f"seed-{seed}", key)
         return Task(cached, setting, point, seed=seed)
 
@@ -144,6 +149,11 @@ class ComparisonPlan:
 
     def _key(self, *parts: Any) -> str:
         return fingerprint([self.shared, *parts])
+
+
+def _decisive(setting: Setting, config: AdapterConfig) -> list[dict[str, Any]]:
+    """What of a setting decides its results, beside what all of them share."""
+    return [to_plain(config), *filter(None, [dict(setting.changes)])]
 
 
 def _as_trial(value: dict[str, Any], point: Point, steps: int) -> Trial:

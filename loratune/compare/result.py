@@ -139,12 +139,34 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Twin:
+    """A contender that is another one's training under a name of its own, up to rounding.
+
+    Attributes:
+        label: its name.
+        of: the contender that it is.
+        rate_factor: at a learning rate, it is the other at so many times this rate.
+        but: settings that keep the two trainings apart; empty where nothing does.
+        trained: whether it was trained all the same.
+    """
+
+    label: str
+    of: str
+    rate_factor: float
+    but: list[str] = field(default_factory=list)
+    trained: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class VariantResult:
     """One setting under comparison.
 
     Attributes:
         label: its name in tables; unique in the comparison.
         variant: the adapter variant.
+        overrides: what it changes of the recipe, as it was asked for.
+        changes: of these, what lies outside the adapter, by dotted names.
+        steps: of its final trainings, where they are not the comparison's.
         adapter: all its settings, with the chosen learning rate.
         lr: the chosen learning rate; ``None`` if no rate was usable.
         lr_ratio: the chosen ratio, for variants that have one.
@@ -169,6 +191,9 @@ class VariantResult:
     estimates: dict[str, Estimate] = field(default_factory=dict)
     reason: str = ""
     notes: list[str] = field(default_factory=list)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +207,12 @@ class Difference:
         p_holm: the same after Holm's correction over all pairs of the metric.
         significant: ``p_holm`` is below 0.05.
         words: the finding as a sentence.
+        margin: what counts as no difference in this metric; ``None`` where nothing says so.
+        p_equivalence: of the two one-sided tests that the difference is beyond the margin, the
+            larger p-value, after Holm's correction over all pairs of the metric.
+        equivalent: ``p_equivalence`` is below 0.05.
+        by_seed: the difference for each seed that both finished, in the order of ``seeds``.
+        seeds: these seeds.
     """
 
     metric: str
@@ -194,6 +225,11 @@ class Difference:
     p_holm: float
     significant: bool
     words: str
+    margin: float | None = None
+    p_equivalence: float | None = None
+    equivalent: bool = False
+    by_seed: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +302,8 @@ class Comparison:
         text_metrics: those of ``evaluate.metrics``, besides exact match.
         variants: in the order asked for.
         differences: every pair in every metric that has an interval.
+        margin: share of the best one's gain over the base below which a difference counts as none.
+        twins: contenders that are one training, or nearly.
         findings: which variant to choose, how sure that is, and what limits it.
         recipe: the resolved recipe.
         provenance: versions, machine, device.
@@ -283,6 +321,8 @@ class Comparison:
     variants: list[VariantResult]
     text_metrics: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
+    margin: float = 0.01
+    twins: list[Twin] = field(default_factory=list)
     samples: list[ComparedSample] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)

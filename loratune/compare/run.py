@@ -1,4 +1,4 @@
-"""``compare`` from start to end: settle what is compared, do the work, write what came out."""
+"""``compare`` from start to end: prepare, do the work, write what came out."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from loratune import files
 from loratune.compare import tables
 from loratune.compare.assemble import Assembly
-from loratune.compare.plan import ComparisonPlan, VariantSearch
+from loratune.compare.plan import ComparisonPlan
+from loratune.compare.prepare import prepare
 from loratune.compare.result import Comparison
-from loratune.compare.search import Search, plan_search
-from loratune.compare.settings import Options, Setting, match_ranks, named_settings, parse_match
-from loratune.compare.store import FAILED, MARKDOWN, RESULT, SECONDS, Store, fingerprint
+from loratune.compare.settings import Options
+from loratune.compare.store import MARKDOWN, RESULT, SECONDS
 from loratune.compare.verdict import verdict
 from loratune.compare.work import do_all
 from loratune.compare.workbench import Workbench
@@ -29,27 +28,7 @@ from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.console import say
 from loratune.errors import Interrupted, LoratuneError, TrainingError
-from loratune.runs.output import OUTPUTS, TASK, check_output, check_unoccupied
-from loratune.runs.provenance import package_versions, provenance
-from loratune.training.optim import learning_rate
-
-MEASURED = 3
-"""Raised whenever a task measures something else than before: old results then do not count."""
-_NOT_SHARED = (
-    "name",
-    "out",
-    "resume",
-    "launch",
-    "gate",
-    "trackers",
-    "stages",
-    "merge",
-    "export",
-    "allow_drift",
-    "adapter",
-    "adapter_path",
-)
-_NOT_A_RESULT = ("target_loss", "seeds", "lr_points", "lr_factor", "rungs")
+from loratune.runs.provenance import provenance
 
 
 def compare(config: RunConfig, options: Options) -> tuple[Comparison, Path]:
@@ -68,91 +47,6 @@ def compare(config: RunConfig, options: Options) -> tuple[Comparison, Path]:
     return comparison, folder
 
 
-def prepare(config: RunConfig, options: Options) -> tuple[Workbench, ComparisonPlan]:
-    """Settle everything that can be wrong before the first step.
-
-    Raises:
-        LoratuneError: whatever is wrong.
-    """
-    check_output(config)
-    if config.out is not None:
-        check_unoccupied(Path(config.out), besides=[TASK])
-    parse_match(options.match)
-    settings = named_settings(options.variants, config.adapter, options.folders)
-    for setting in settings:
-        _search(config, options, setting, config.trainer.steps or 1)
-    _limit_threads(config, options)
-    bench = Workbench(config)
-    settings = match_ranks(
-        settings,
-        options.match,
-        config.adapter,
-        bench.architecture,
-        bench.layers,
-        config.targets.modules_to_save,
-    )
-    shared = _shared(config, bench)
-    path = Path(config.out or OUTPUTS / config.name / f"compare-{fingerprint(shared)[:8]}")
-    store = Store.open(path, shared)
-    if (clock := bench.rows.clock) is not None:
-        bench.stop_clock(store.clock(clock))
-    searches = [VariantSearch(s, _search(config, options, s, bench.steps)) for s in settings]
-    seeds = [config.trainer.seed + number for number in range(options.seeds)]
-    plan = ComparisonPlan(store, fingerprint(shared), searches, seeds)
-    if options.retry:
-        _forget_failures(plan)
-    for note in bench.rows.summary.notes:
-        say(f"note: {note}")
-    start = "continuing in" if (path / "trials").exists() else "working in"
-    is_open = bool(plan.open_tasks())
-    say(f"{start} {path}; about {plan.count()} tasks" if is_open else f"complete: {path}")
-    return bench, plan
-
-
-def _search(config: RunConfig, options: Options, setting: Setting, steps: int) -> Search:
-    ratios: Sequence[float | None] = [setting.ratio]
-    if setting.ratio is not None and options.ratio_grid is not None:
-        ratios = [float(ratio) for ratio in options.ratio_grid]
-    return plan_search(
-        learning_rate(config.trainer, setting.config),
-        steps,
-        points=config.compare.lr_points,
-        factor=config.compare.lr_factor,
-        rungs=config.compare.rungs,
-        grid=options.lr_grid,
-        ratios=ratios,
-    )
-
-
-def _limit_threads(config: RunConfig, options: Options) -> None:
-    """Two threads on two busy cores are slower than one; several processes share the cores."""
-    if config.trainer.threads is None:
-        crowded = options.processes > 1 or (os.cpu_count() or 1) <= 2
-        config.trainer = replace(config.trainer, threads=1 if crowded else None)
-
-
-def _shared(config: RunConfig, bench: Workbench) -> dict[str, Any]:
-    """What every task depends on, as plain values."""
-    recipe = run_fields(to_plain(config))
-    recipe = {key: value for key, value in recipe.items() if key not in _NOT_SHARED}
-    for part, keys in (("compare", _NOT_A_RESULT), ("trainer", ("threads", "seed"))):
-        recipe[part] = {key: value for key, value in recipe[part].items() if key not in keys}
-    recipe["data"] |= {"path": None, "eval_path": None, "test_path": None}
-    recipe["compare"]["heldout_path"] = None
-    recipe["evaluate"].pop("retention")
-    return {
-        "recipe": redact(recipe),
-        "base": bench.base.fingerprint,
-        "tokenizer": bench.base.tokenizer_fingerprint,
-        "rows": bench.rows.summary.fingerprints,
-        "split_seed": config.trainer.seed,
-        "device": bench.base.device.type,
-        "loratune": package_versions().get("loratune"),
-        "measured": MEASURED,
-        "heldout_curve": config.compare.target_loss is not None,
-    }
-
-
 def share_work(config: RunConfig, options: Options, bench: Workbench, plan: ComparisonPlan) -> None:
     """Do every open task here, with as many other processes as the options ask for."""
     number, count = options.part
@@ -162,16 +56,6 @@ def share_work(config: RunConfig, options: Options, bench: Workbench, plan: Comp
     except KeyboardInterrupt:
         fix = "give the same command again: what is finished is kept"
         raise Interrupted("interrupted", where=str(plan.store.path), fix=fix) from None
-
-
-def _forget_failures(plan: ComparisonPlan) -> None:
-    for one in plan.searches:
-        for (point, steps), trial in plan.trials(one).items():
-            if trial.reason:
-                plan.store.forget(plan.trial(one.setting, point, steps).cached)
-        for run in plan.seed_runs(one):
-            if FAILED in (plan.result(run) or {}):
-                plan.store.forget(run.cached)
 
 
 @contextlib.contextmanager
@@ -207,14 +91,14 @@ def assemble(
     config: RunConfig, options: Options, bench: Workbench, plan: ComparisonPlan
 ) -> Comparison:
     """The comparison that the finished tasks make."""
-    assembly = Assembly(plan, config.compare.target_loss)
+    assembly = Assembly(plan, config.compare, bench.steps(config))
     base, parameters = bench.base, bench.architecture.base_parameters
     comparison = Comparison(
         name=config.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seconds=sum(float(result.get(SECONDS, 0.0)) for result in plan.store.finished()),
         match=options.match,
-        steps=bench.steps,
+        steps=bench.steps(config),
         seeds=list(plan.seeds),
         target_loss=assembly.target_loss,
         base=assembly.base(config.model.path, base.fingerprint, parameters),
@@ -222,6 +106,8 @@ def assemble(
         text_metrics=list(assembly.text_metrics),
         variants=assembly.variants,
         differences=assembly.differences,
+        margin=config.compare.margin,
+        twins=list(plan.twins),
         samples=assembly.samples(bench.rows.prompts, base.tokenizer),
         recipe=redact(run_fields(to_plain(config))),
         provenance={

@@ -1,24 +1,19 @@
-"""What the command line asks for: settings of variants, comparable by rank, numbers or bytes."""
+"""What the command line asks for: which settings are compared, and how."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loratune.adapters.config import AdapterConfig, LayerShape
-from loratune.adapters.registry import config_class, variant_names
+from loratune.adapters.config import AdapterConfig
+from loratune.adapters.registry import variant_names
+from loratune.compare.contenders import Overrides, contender_recipe, training_changes
 from loratune.compare.search import search_axis
-from loratune.config.composition import to_typed
-from loratune.config.recipes.variant_settings import variant_settings
-from loratune.counting.budget import Budget, match_budget, parse_budget
-from loratune.counting.parameters import count_in
-from loratune.errors import ConfigError, did_you_mean, raise_together
-from loratune.models.architectures import Architecture
-
-MATCHES = ("own", "rank", "trainable", "bytes")
+from loratune.config.schema import RunConfig
+from loratune.errors import ConfigError, LoratuneError, SeveralErrors, choose_one, raise_together
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Options:
 
     Attributes:
         variants: see ``named_settings``.
-        match: see ``match_ranks``.
+        match: see ``matching.match_ranks``.
         seeds: how many final trainings each setting gets; 0 for a search alone.
         lr_grid: learning rates for every variant, instead of a grid around its own.
         ratio_grid: values of the setting that a variant searches beside its rate (LoRA+'s ratio),
@@ -38,7 +33,7 @@ class Options:
         folders: the user's recipe folders.
     """
 
-    variants: Any = "all"
+    variants: Any = None
     match: str = "own"
     seeds: int = 3
     lr_grid: Sequence[float] | None = None
@@ -68,13 +63,23 @@ class Setting:
     """One setting under comparison.
 
     Attributes:
-        label: unique, made of letters, digits and ``_``: it names files as well.
+        label: unique, made of letters, digits, ``_``, ``-`` and ``.``: it names files as well.
+        recipe: what is trained.
+        changes: dotted settings outside the adapter that differ from what the others share.
+        overrides: the contender as it was asked for; empty for a variant's name alone.
         notes: what to know about it, one sentence each.
     """
 
     label: str
-    config: AdapterConfig
+    recipe: RunConfig
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> AdapterConfig:
+        """The adapter."""
+        return self.recipe.adapter
 
     @property
     def ratio(self) -> float | None:
@@ -82,134 +87,102 @@ class Setting:
         axis = search_axis(self.config)
         return float(getattr(self.config, axis)) if axis else None
 
+    def with_adapter(self, config: AdapterConfig, *notes: str) -> Setting:
+        """The same with another adapter, and something more to know about it."""
+        recipe = replace(self.recipe, adapter=config)
+        return replace(self, recipe=recipe, notes=(*self.notes, *notes))
 
-def named_settings(
-    wanted: Any, chosen: AdapterConfig, folders: Sequence[Path] = ()
-) -> list[Setting]:
-    """The settings that ``variants=`` names.
+
+def named_settings(wanted: Any, recipe: RunConfig, folders: Sequence[Path] = ()) -> list[Setting]:
+    """The settings that ``variants=`` and ``compare.contenders`` name.
 
     Args:
-        wanted: ``all``, one name, or a list of names and of mappings such as
-            ``{variant: lora, rank: 16}``.
-        chosen: the recipe's own adapter; it stands for its variant as it is.
+        wanted: ``None`` for the recipe's contenders, or every variant where it has none;
+            ``all`` for every variant; one name, or a list of names, of contenders or variants,
+            and of mappings such as ``{variant: lora, rank: 16}``.
+        recipe: what they have in common; its adapter stands for its variant as it is.
         folders: the user's recipe folders, whose ``adapter/NAME.yaml`` count.
 
     Raises:
-        ConfigError: for each entry that names no variant or has a setting it does not know.
+        ConfigError: for each entry that names nothing or has a setting that does not exist.
     """
-    entries = _entries(wanted)
-    errors: list[ConfigError] = []
-    configs: list[AdapterConfig] = []
-    for entry in entries:
+    contenders = recipe.compare.contenders
+    errors: list[LoratuneError] = []
+    settings: list[Setting] = []
+    for label, overrides, where in _entries(wanted, contenders):
         try:
-            configs.append(_config(entry, chosen, folders))
-        except ConfigError as error:
-            errors.append(error)
+            changed = contender_recipe(recipe, overrides, where, folders)
+        except LoratuneError as error:
+            errors += _at(where, error)
+            continue
+        asked = {} if list(overrides) == ["adapter"] and not label else dict(overrides)
+        settings.append(Setting(label, changed, training_changes(changed, recipe), asked))
     raise_together(errors)
-    if not configs:
+    if not settings:
         raise ConfigError("no variant is named", where="variants", fix="variants=all")
-    return list(map(Setting, _labels(configs), configs))
+    labels = _labels(settings)
+    return [replace(one, label=label) for one, label in zip(settings, labels, strict=True)]
 
 
-def _entries(wanted: Any) -> list[Any]:
-    if wanted in (None, "all"):
-        return list(variant_names())
-    return list(wanted) if isinstance(wanted, (list, tuple)) else str(wanted).split(",")
+def _entries(wanted: Any, contenders: Mapping[str, Any]) -> list[tuple[str, Overrides, str]]:
+    """Label (empty where the variant's name will do), overrides and place of each entry."""
+    if wanted is None:
+        wanted = list(contenders) or "all"
+    if wanted == "all":
+        wanted = list(variant_names())
+    listed = list(wanted) if isinstance(wanted, (list, tuple)) else str(wanted).split(",")
+    return [_entry(one, contenders) for one in listed]
 
 
-def _config(entry: Any, chosen: AdapterConfig, folders: Sequence[Path]) -> AdapterConfig:
-    values = dict(entry) if isinstance(entry, Mapping) else {"variant": str(entry).strip()}
-    name = str(values.pop("variant", ""))
-    if name not in variant_names():
-        fix = did_you_mean(name, variant_names()) or f"choose among {', '.join(variant_names())}"
-        raise ConfigError(f"no adapter variant named '{name}'", where="variants", fix=fix)
-    start = chosen if name == chosen.variant else variant_settings(name, folders)
-    names = {field.name for field in fields(config_class(name))} - {"variant"}
-    unknown = [str(key) for key in values if key not in names]
-    if unknown:
-        fix = did_you_mean(unknown[0], names) or f"known here: {', '.join(sorted(names))}"
-        raise ConfigError(f"{name} has no setting '{unknown[0]}'", where="variants", fix=fix)
-    config = to_typed(start, values, "variants")
-    assert isinstance(config, AdapterConfig)
-    return config
+def _entry(entry: Any, contenders: Mapping[str, Any]) -> tuple[str, Overrides, str]:
+    if isinstance(entry, Mapping):
+        values = {str(key): value for key, value in entry.items()}
+        own = {f"adapter.{key}": value for key, value in values.items() if key != "variant"}
+        return "", {"adapter": str(values.get("variant", "")), **own}, "variants"
+    name = str(entry).strip()
+    if name not in contenders:
+        if contenders and name not in variant_names():
+            fix = choose_one(name, [*contenders, *variant_names()])
+            cause = f"no adapter variant or contender named '{name}'"
+            raise ConfigError(cause, where="variants", fix=fix)
+        return "", {"adapter": name}, "variants"
+    overrides, where = contenders[name], f"compare.contenders.{name}"
+    _check_label(name, where)
+    if not isinstance(overrides, Mapping):
+        fix = f"write {{{name}: {{adapter.rank: 4}}}}"
+        raise ConfigError(f"{overrides!r} is not a mapping of settings", where=where, fix=fix)
+    return name, overrides, where
 
 
-def _labels(configs: Sequence[AdapterConfig]) -> list[str]:
-    """The variants' names, with the rank where a variant comes twice, with a number if it must."""
-    names = [config.variant for config in configs]
+def _at(where: str, error: LoratuneError) -> list[LoratuneError]:
+    """Each problem of a contender, with its place."""
+    parts = error.errors if isinstance(error, SeveralErrors) else [error]
+    return [
+        part
+        if where in part.where
+        else type(part)(part.cause, where=f"{where}: {part.where}", fix=part.fix)
+        for part in parts
+    ]
+
+
+def _check_label(label: str, where: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,59}", label, re.ASCII):
+        fix = "use letters, digits, _, - and ., at most 60"
+        raise ConfigError(f"'{label}' cannot name a contender", where=where, fix=fix)
+
+
+def _labels(settings: Sequence[Setting]) -> list[str]:
+    """Labels of their own; else the variant, with the rank or a number where it comes twice."""
+    names = [one.config.variant for one in settings if not one.label]
+    taken = {one.label for one in settings if one.label}
     labels: list[str] = []
-    for config in configs:
-        label = config.variant
-        if names.count(label) > 1:
-            label = f"{label}_r{config.rank}"
+    for one in settings:
+        label = one.label or one.config.variant
+        if not one.label and names.count(label) > 1:
+            label = f"{label}_r{one.config.rank}"
         number, unique = 2, label
-        while unique in labels:
+        while not one.label and unique in taken:
             unique, number = f"{label}_{number}", number + 1
+        taken.add(unique)
         labels.append(unique)
     return labels
-
-
-# -- matching ------------------------------------------------------------------------------
-
-
-def parse_match(text: str) -> tuple[str, Budget | None]:
-    """``own``, ``rank``, ``trainable``, ``bytes``, or a budget such as ``trainable:589824``.
-
-    Raises:
-        ConfigError: if it is none of these.
-    """
-    if text in MATCHES:
-        return text, None
-    if re.match(r"(trainable|bytes):", text):
-        budget = parse_budget(text)
-        return budget.quantity, budget
-    fix = did_you_mean(text, MATCHES) or f"choose one of {', '.join(MATCHES)}"
-    raise ConfigError(f"unknown match '{text}'", where="match", fix=fix)
-
-
-def match_ranks(
-    settings: Sequence[Setting],
-    match: str,
-    chosen: AdapterConfig,
-    architecture: Architecture,
-    layers: Sequence[LayerShape],
-    modules_to_save: Sequence[str] = (),
-) -> list[Setting]:
-    """The settings at ranks that make them comparable.
-
-    ``own`` leaves every rank as it is; ``rank`` gives all of them the recipe's; ``trainable`` and
-    ``bytes`` give each the highest rank that stays within what the recipe's own adapter takes, or
-    within the budget that is written out.
-
-    Raises:
-        ConfigError: if a setting cannot stay within the budget: nothing would be compared.
-    """
-    quantity, budget = parse_match(match)
-    if quantity == "own":
-        return list(settings)
-    if quantity == "rank":
-        return [replace(s, config=s.config.with_rank(chosen.rank)) for s in settings]
-    if budget is None:
-        count = count_in(architecture, layers, chosen, modules_to_save)
-        budget = Budget(quantity, Budget(quantity, 0).spent(count))
-    configs = [setting.config for setting in settings]
-    matches = match_budget(architecture, layers, configs, budget, modules_to_save=modules_to_save)
-    pairs = list(zip(settings, matches, strict=True))
-    words = "trained numbers" if quantity == "trainable" else "stored bytes"
-    raise_together(
-        ConfigError(
-            f"{setting.label} cannot stay within {budget.limit:,} {words}: {one.least}",
-            where="match",
-            fix="raise the budget, or leave it out of variants",
-        )
-        for setting, one in pairs
-        if one.rank is None
-    )
-    return [
-        replace(
-            setting,
-            config=setting.config.with_rank(one.rank or 1),
-            notes=(*setting.notes, one.note) if one.note else setting.notes,
-        )
-        for setting, one in pairs
-    ]

@@ -82,16 +82,31 @@ class Interval:
     """A mean, its 95 % interval, and the two-sided p-value of being zero.
 
     ``low`` and ``high`` are ``None`` where nothing varies that could be resampled.
+    ``p_equivalence`` is that of two one-sided tests (TOST, Schuirmann 1987): how likely a mean as
+    near to zero would be, if the truth lay at the margin or beyond.
     """
 
     mean: float
     low: float | None
     high: float | None
     p: float | None
+    p_equivalence: float | None = None
 
 
-def interval(scores: Scores | TextScores, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def interval(
+    scores: Scores | TextScores,
+    *,
+    margin: float | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
     """The mean over units and seeds, with its uncertainty.
+
+    Args:
+        scores: of every seed and unit.
+        margin: what still counts as zero; ``None`` tests no equivalence.
+        resamples: draws that the uncertainty is read from.
+        seed: of the draws.
 
     Each resample draws as many units as there are, with replacement, and adds s/sqrt(S) times a
     draw of Student's t with S - 1 degrees of freedom, s being the standard deviation of the S
@@ -110,7 +125,8 @@ def interval(scores: Scores | TextScores, *, resamples: int = RESAMPLES, seed: i
         draws = draws + deviation / math.sqrt(seeds) * _student(seeds - 1, len(draws), generator)
     tail = (1 - LEVEL) / 2
     low, high = torch.quantile(draws, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(mean, low, high, two_sided(draws))
+    equivalence = None if margin is None else _beyond(draws, margin)
+    return Interval(mean, low, high, two_sided(draws), equivalence)
 
 
 def _resampled_means(
@@ -138,6 +154,12 @@ def _student(degrees: int, count: int, generator: torch.Generator) -> Tensor:
     normal = torch.randn(count, dtype=torch.float64, generator=generator)
     squares = torch.randn(count, degrees, dtype=torch.float64, generator=generator).square()
     return normal / squares.mean(1).sqrt()
+
+
+def _beyond(draws: Tensor, margin: float) -> float:
+    """The larger share of draws at or beyond either margin; never 0, since they are finite."""
+    above, below = int((draws >= margin).sum()), int((draws <= -margin).sum())
+    return (max(above, below) + 1) / (len(draws) + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from loratune.compare.metrics import metric_of, metrics_with, p_value
+from loratune.compare.metrics import metric_of, metrics_with, p_value, verdict_word
 from loratune.compare.result import Comparison, Trial, VariantResult
 from loratune.compare.verdict import Choice, choose, difference, verdict
 from loratune.tables import Cell, Table, markdown_text
@@ -147,15 +147,29 @@ def difference_table(comparison: Comparison, metrics: tuple[str, ...] = ()) -> T
             f"{one.first} - {one.second}",
             metric_of(one.metric).signed(one.difference),
             metric_of(one.metric).span(one.low, one.high),
-            p_value(one.p),
             p_value(one.p_holm),
-            "significant" if one.significant else "not significant",
+            None if one.p_equivalence is None else p_value(one.p_equivalence),
+            verdict_word(one),
         )
         for one in comparison.differences
         if not metrics or one.metric in metrics
     )
-    columns = ("metric", "pair", "difference", "95 % CI", "p", "p (Holm)", "verdict")
-    return Table("differences, paired by prompt and seed", columns, rows)
+    columns = (
+        "metric",
+        "pair",
+        "difference",
+        "95 % CI",
+        "p (Holm)",
+        "p (equivalence)",
+        "verdict",
+    )
+    caption = (
+        "Equivalent: two one-sided tests show that the difference is below "
+        f"{comparison.margin:.2%} of the best one's gain over the base (of the loss's gain for "
+        "forgetting). Both p-values are those after Holm's correction. Undecided: neither a "
+        "difference nor its absence is shown."
+    )
+    return Table("differences, paired by prompt and seed", columns, rows, caption=caption)
 
 
 def search_table(comparison: Comparison) -> Table:
@@ -219,12 +233,30 @@ def markdown_head(comparison: Comparison) -> list[str]:
 
 def markdown(comparison: Comparison) -> str:
     """The whole comparison as a Markdown page."""
-    tables = [quality_table(comparison), cost_table(comparison)]
+    tables = [contender_table(comparison), quality_table(comparison), cost_table(comparison)]
     tables += [difference_table(comparison), search_table(comparison)]
     parts = [f"# Comparison {markdown_text(comparison.name)}"]
     parts += markdown_head(comparison)
-    parts += [table.to_markdown() for table in tables]
+    parts += [table.to_markdown() for table in tables if table.rows]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
+def contender_table(comparison: Comparison) -> Table:
+    """What each contender changes of the recipe, and which are one training."""
+    rows: list[tuple[Cell, ...]] = [
+        (one.label, one.variant, _overrides(one), "") for one in comparison.variants
+    ]
+    rows += [
+        (twin.label, "", "", f"not trained: the same training as {twin.of}")
+        for twin in comparison.twins
+        if not twin.trained
+    ]
+    is_told = any(row[2] or row[3] for row in rows)
+    return Table("contenders", ("", "variant", "changes", ""), tuple(rows) if is_told else ())
+
+
+def _overrides(variant: VariantResult) -> str:
+    return ", ".join(f"{key}={value}" for key, value in variant.overrides.items())
 
 
 def csv(comparison: Comparison) -> str:
@@ -234,6 +266,6 @@ def csv(comparison: Comparison) -> str:
 
 def screen(comparison: Comparison) -> list[Table]:
     """The tables for a terminal."""
-    tables = [search_table(comparison), cost_table(comparison), quality_table(comparison)]
+    tables = [contender_table(comparison), search_table(comparison), cost_table(comparison)]
     pairs = difference_table(comparison, (*_IN_A_TERMINAL, *comparison.text_metrics))
-    return [*tables, pairs] if pairs.rows else tables
+    return [table for table in (*tables, quality_table(comparison), pairs) if table.rows]

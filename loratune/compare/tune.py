@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 
 from loratune import files
+from loratune.compare.prepare import prepare
 from loratune.compare.result import Trial
-from loratune.compare.run import prepare, share_work
+from loratune.compare.run import share_work
 from loratune.compare.search import Point, search_axis
 from loratune.compare.settings import Options
 from loratune.config.schema import RunConfig
@@ -60,6 +61,7 @@ def tune(config: RunConfig, options: Options, base_recipe: str | None, target: P
     if options.ratio_grid is None and axis:
         options = replace(options, ratio_grid=config.adapter.search_axes()[axis])
     options = replace(options, variants=[config.adapter.variant], seeds=0, match="own")
+    config = replace(config, compare=replace(config.compare, contenders={}))
     bench, plan = prepare(config, options)
     share_work(config, options, bench, plan)
     [one] = plan.searches

@@ -6,17 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from loratune.compare.metrics import possible_interval
-from loratune.compare.result import Comparison, Difference, VariantResult
+from loratune.compare.result import Comparison, Difference, Twin, VariantResult
 from loratune.units import byte_size, significant
 
-KEPT_SHARE = 0.99
-"""As good as the best: at least this share of what the best one gained over the base."""
 FEW_SEEDS = 3
 FEW_PROMPTS = 100
 """Below this one prompt is a point or more."""
 SATURATED = 0.02
 """Exact match this close to none or all tells nothing apart."""
-_AS_GOOD = f"as good (by the 95 % interval, {KEPT_SHARE:.0%} of what training gained is kept)"
 
 
 @dataclass(frozen=True)
@@ -73,14 +70,14 @@ def choose(comparison: Comparison) -> Choice | None:
     """Judge by loss; among equals by what the adapter stores and optimizes.
 
     "No significant difference" does not prove equality: with few seeds every interval is wide.
-    So a cheaper variant is chosen only if its interval shows that it keeps ``KEPT_SHARE`` of the
-    gain.  ``None`` if nothing was measured.
+    So a cheaper variant is chosen only if its interval shows that it keeps the gain but for the
+    comparison's margin.  ``None`` if nothing was measured.
     """
     measured = [variant for variant in comparison.variants if "loss" in variant.estimates]
     if not measured:
         return None
     best, *others = sorted(measured, key=lambda variant: variant.estimates["loss"].mean)
-    margin = (1 - KEPT_SHARE) * _gain(comparison, best)
+    margin = comparison.margin * _gain(comparison, best)
     as_good, undecided, worse = [], [], []
     for variant in sorted(others, key=_cost):
         test = difference(comparison, best.label, variant.label, "loss")
@@ -123,7 +120,7 @@ def _answer(comparison: Comparison, choice: Choice | None) -> Iterator[str]:
     if choice is None:
         yield "No variant finished, so there is nothing to choose between."
         return
-    yield _choice_sentence(choice)
+    yield _choice_sentence(choice, 1 - comparison.margin)
     yield from _undecided_sentence(comparison, choice)
     yield from _worse_sentences(comparison, choice)
     yield from _exact_match_sentence(comparison, choice.chosen)
@@ -131,9 +128,10 @@ def _answer(comparison: Comparison, choice: Choice | None) -> Iterator[str]:
         yield f"The base without any adapter: {significant(comparison.base.loss)}."
 
 
-def _choice_sentence(choice: Choice) -> str:
+def _choice_sentence(choice: Choice, kept: float) -> str:
     best, chosen = choice.best, choice.chosen
-    others = f"{_labels(choice.as_good)} {_verb(choice.as_good)} {_AS_GOOD}"
+    as_good = f"as good (by the 95 % interval, {100 * kept:.4g}% of what training gained is kept)"
+    others = f"{_labels(choice.as_good)} {_verb(choice.as_good)} {as_good}"
     if chosen is best:
         text = f"Choose {best.label}: it has the lowest loss, {_loss(best)}"
         return f"{text}; {others}, but no cheaper." if choice.as_good else f"{text}."
@@ -217,12 +215,27 @@ def _cautions(comparison: Comparison, choice: Choice | None) -> Iterator[str]:
     if 0 < prompts < FEW_PROMPTS:
         yield f"Only {prompts} prompts in the final rows: small differences cannot be seen."
     yield from _saturation(comparison)
+    yield from map(twin_in_words, comparison.twins)
     if choice is not None:
         best, undecided = choice.best.label, choice.undecided
         untested = [v for v in undecided if not difference(comparison, best, v.label, "loss")]
         if untested:
             yield f"Not tested against the best: {_labels(untested)}."
     yield from comparison.rows.notes
+
+
+def twin_in_words(twin: Twin) -> str:
+    """Which training a contender is, at which rate, and whether it was trained."""
+    rate = "" if abs(twin.rate_factor - 1) < 1e-6 else f" at {twin.rate_factor:.4g} times its rate"
+    same = f"the same training as {twin.of}{rate}"
+    if twin.but:
+        return f"{twin.label} would be {same}, but for {_listed(twin.but)}."
+    if twin.trained:
+        return f"{twin.label} is {same}: what differs between them is rounding."
+    return (
+        f"{twin.label} was not trained: up to rounding it is {same} "
+        "(compare.train_twins=true trains it too)."
+    )
 
 
 def _saturation(comparison: Comparison) -> Iterator[str]:

@@ -66,11 +66,12 @@ def _result(bench: Workbench, task: Task) -> dict[str, Any]:
     if setting is None:
         return asdict(bench.base_scores())
     if point is None:
-        return asdict(bench.costs(setting.config))
+        return asdict(bench.costs(setting.recipe))
     if task.cached.kind == "trials":
-        return asdict(bench.trial(setting.config, point, task.steps))
+        return asdict(bench.trial(setting.recipe, point, task.steps))
     try:
-        return asdict(bench.seed_run(point.applied(setting.config), task.seed))
+        chosen = setting.with_adapter(point.applied(setting.config))
+        return asdict(bench.seed_run(chosen.recipe, task.seed))
     except FAILURES as error:
         return {FAILED: failure_reason(error)}
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from loratune.adapters.config import AdapterConfig
+from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.compare.fit import Fit, fit
 from loratune.compare.memory import peak_bytes
 from loratune.compare.result import Costs, SeedRun, Trial
 from loratune.compare.rows import ComparisonRows, prepare_comparison
 from loratune.compare.scores import UnitScores, score_units
 from loratune.compare.search import Point
-from loratune.config.schema import RunConfig, TrainerConfig, trained_tokens
+from loratune.config.schema import RunConfig, TargetsConfig, TrainerConfig, trained_tokens
 from loratune.counting.activations import measure_activations
 from loratune.counting.parameters import count_in
 from loratune.data.arrangement import arrange
@@ -73,7 +73,6 @@ class Workbench:
         base: the loaded base; between two measurements it is as it was loaded.
         rows: what to train on, to choose by, and to measure on.
         architecture: the base's layers and parameters.
-        layers: those that the recipe's targets name.
         unusable: those that no adapter can do anything for, and why.
     """
 
@@ -87,16 +86,9 @@ class Workbench:
         rows = prepare_comparison(config, tokenizer, self._vocabulary)
         self.base = load(config.model, config.trainer.precision, tokenizer)
         self._take(rows)
-        self._tokens = token_ids(tokenizer, trained_tokens(config))
         self.architecture = measure_model(self.base.model, numbers)
         self.unusable = unusable_layers(self.base.model)
-        self.layers = find_targets(
-            self.architecture.layers,
-            config.targets,
-            config.adapter,
-            self.architecture.family,
-            unusable=self.unusable,
-        ).shapes
+        self.layers(config.targets, config.adapter)
         self.arrangement, _ = arrange(config, self.base.model, rows.pad_id, rows.every)
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(self.base.model)
@@ -117,44 +109,62 @@ class Workbench:
         texts = range(len(rows.heldout))
         self._heldout_units = [list(texts[n : n + TEXTS_A_UNIT]) for n in texts[::TEXTS_A_UNIT]]
 
-    @property
-    def steps(self) -> int:
+    def layers(
+        self, targets: TargetsConfig, config: AdapterConfig | None = None
+    ) -> tuple[LayerShape, ...]:
+        """The layers that targets name.
+
+        Args:
+            targets: names, words or a regular expression.
+            config: a variant that must be able to adapt them; ``None`` asks nobody.
+
+        Raises:
+            LoratuneError: targets that name nothing, or layers that the variant cannot adapt.
+        """
+        architecture = self.architecture
+        return find_targets(
+            architecture.layers, targets, config, architecture.family, unusable=self.unusable
+        ).shapes
+
+    def steps(self, recipe: RunConfig) -> int:
         """Optimizer steps of a whole training."""
-        trainer = self._trainer(self.config.trainer.seed)
-        return self._training_set(self.rows.train, trainer, self.config.adapter).plan.total_steps
+        trainer = _trainer(recipe, recipe.trainer.seed)
+        return self._training_set(self.rows.train, trainer, recipe.adapter).plan.total_steps
 
     # -- what is measured ------------------------------------------------------------------
 
-    def trial(self, config: AdapterConfig, point: Point, steps: int) -> Trial:
+    def trial(self, recipe: RunConfig, point: Point, steps: int) -> Trial:
         """A short training judged by the rows to choose by; a failure is a result too."""
         seed = self.config.trainer.seed + SEARCH_SEED_OFFSET
         reason, loss = "", None
         try:
-            with self._wrapped(point.applied(config), seed) as (wrapped, head):
-                self._fit(wrapped, head, self._trainer(seed, steps))
+            with self._wrapped(point.applied(recipe.adapter), recipe.targets, seed) as parts:
+                wrapped, head = parts
+                self._fit(wrapped, head, _trainer(recipe, seed, steps))
                 loss = _finite(self._dev_loss(head))
         except FAILURES as error:
             reason = failure_reason(error)
         return Trial(lr=point.lr, lr_ratio=point.ratio, steps=steps, loss=loss, reason=reason)
 
-    def seed_run(self, config: AdapterConfig, seed: int) -> Measured:
-        """A whole training with one seed, and everything measured on it.
+    def seed_run(self, recipe: RunConfig, seed: int) -> Measured:
+        """A whole training with one seed, at the adapter's own rate, and all that is measured.
 
         Raises:
             LoratuneError: if it diverged, or whatever else stopped it.
         """
-        with self._wrapped(config, seed) as (wrapped, head):
+        with self._wrapped(recipe.adapter, recipe.targets, seed) as (wrapped, head):
+            trainer = _trainer(recipe, seed)
             result = self._fit(
                 wrapped,
                 head,
-                self._trainer(seed),
+                trainer,
                 dev_loss=lambda: self._dev_loss(head),
                 heldout_loss=self._heldout_loss(head),
             )
             measured = self._measure(head, seed)
             _finite(measured.test.mean_loss)
             residual = max(_residuals(wrapped), default=0.0)
-            peak = self._peak(wrapped, head, result.optimizer)
+            peak = self._peak(wrapped, head, trainer, result.optimizer)
         run = replace(
             measured.member,
             order=result.order,
@@ -169,11 +179,12 @@ class Workbench:
         """The base model on the same rows, as a run of seed -1 that trained nothing."""
         return self._measure(LanguageModelHead(self.base.model.eval()), -1)
 
-    def costs(self, config: AdapterConfig) -> Costs:
+    def costs(self, recipe: RunConfig) -> Costs:
         """What a setting costs: closed forms, and one block's activations."""
-        saved = self.config.targets.modules_to_save
-        count = count_in(self.architecture, self.layers, config, saved, tokens=len(self._tokens))
-        added, base = self._activations(config)
+        config, targets, tokens = recipe.adapter, recipe.targets, self._tokens(recipe.targets)
+        layers, saved = self.layers(targets), targets.modules_to_save
+        count = count_in(self.architecture, layers, config, saved, tokens=len(tokens))
+        added, base = self._activations(config, targets, layers)
         return Costs(
             rank=config.rank,
             trainable=count.trainable,
@@ -189,16 +200,16 @@ class Workbench:
 
     @contextmanager
     def _wrapped(
-        self, config: AdapterConfig, seed: int
+        self, config: AdapterConfig, targets: TargetsConfig, seed: int
     ) -> Iterator[tuple[WrappedModel, LanguageModelHead]]:
         """The base with fresh adapters; without them again afterwards, whatever happens."""
         wrapped = wrap_model(
             self.base.model,
             config,
-            self.config.targets,
+            targets,
             seed=seed,
             unusable=self.unusable,
-            tokens=self._tokens,
+            tokens=self._tokens(targets),
         )
         try:
             routers = self.config.trainer.router_loss
@@ -207,17 +218,9 @@ class Workbench:
             unwrap_model(wrapped)
             self.base.model.eval()
 
-    def _trainer(self, seed: int, steps: int | None = None) -> TrainerConfig:
-        """The recipe's, for ``steps`` steps; the rate is the adapter's own.
-
-        The recipe's rate and factor went into the grid of the search.
-        """
-        trainer = replace(self.config.trainer, seed=seed, lr=None, lr_scale=1.0)
-        steps = steps or self.config.compare.steps
-        if steps is None:
-            return trainer
-        warmup = min(warmup_steps(steps, trainer), steps // 4)
-        return replace(trainer, steps=steps, epochs=None, warmup_steps=warmup, warmup_ratio=0.0)
+    def _tokens(self, targets: TargetsConfig) -> list[int]:
+        words = trained_tokens(replace(self.config, targets=targets))
+        return token_ids(self.base.tokenizer, words)
 
     def _training_set(
         self, rows: Sequence[EncodedRow], trainer: TrainerConfig, adapter: AdapterConfig
@@ -269,10 +272,13 @@ class Workbench:
         return Measured(run, test, exact, heldout, answers.texts, answers.parts)
 
     def _peak(
-        self, wrapped: WrappedModel, head: LanguageModelHead, optimizer: torch.optim.Optimizer
+        self,
+        wrapped: WrappedModel,
+        head: LanguageModelHead,
+        trainer: TrainerConfig,
+        optimizer: torch.optim.Optimizer,
     ) -> int:
         """Of a step on the longest rows; it comes last, since it moves the adapter once more."""
-        trainer = self.config.trainer
         longest = sorted(self.rows.train, key=len)[-trainer.batch_size :]
         rows = self._training_set(longest, trainer, wrapped.config)
         batch = rows.batch(range(len(longest))).to(self.base.device)
@@ -283,12 +289,14 @@ class Workbench:
             lambda: train_step(head, [batch], optimizer, trainer.clip_norm, 0),
         )
 
-    def _activations(self, config: AdapterConfig) -> tuple[float | None, float | None]:
+    def _activations(
+        self, config: AdapterConfig, targets: TargetsConfig, layers: Sequence[LayerShape]
+    ) -> tuple[float | None, float | None]:
         """Bytes a token that autograd holds for adapters and base, over all adapted blocks."""
-        blocks = len({block_of(shape.name) for shape in self.layers} - {None})
+        blocks = len({block_of(shape.name) for shape in layers} - {None})
         try:
-            report = measure_activations(self.architecture, self.config.targets, config)
-        except LoratuneError:  # a model that cannot be cut down to one block
+            report = measure_activations(self.architecture, targets, config)
+        except FAILURES:  # a model that cannot be cut down to one block, or no memory for it
             return None, None
         return report.added * max(1, blocks), report.base * max(1, blocks)
 
@@ -303,10 +311,24 @@ def failure_reason(error: BaseException) -> str:
         raise error
     if isinstance(error, LoratuneError):
         return "; ".join(part for part in (error.cause, error.where) if part)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    is_cpu_memory = "can't allocate memory" in str(error)  # of torch, a plain RuntimeError
+    if is_cpu_memory or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return "out of memory"
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
+
+
+def _trainer(recipe: RunConfig, seed: int, steps: int | None = None) -> TrainerConfig:
+    """The recipe's, for ``steps`` steps; the rate is the adapter's own.
+
+    The recipe's rate and factor went into the grid of the search.
+    """
+    trainer = replace(recipe.trainer, seed=seed, lr=None, lr_scale=1.0)
+    steps = steps or recipe.compare.steps
+    if steps is None:
+        return trainer
+    warmup = min(warmup_steps(steps, trainer), steps // 4)
+    return replace(trainer, steps=steps, epochs=None, warmup_steps=warmup, warmup_ratio=0.0)
 
 
 def _finite(loss: float) -> float:

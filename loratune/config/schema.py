@@ -25,6 +25,14 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Quantize(StrEnum):
+    """Number format that the base's linear layers are quantized to as they are read."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+    int8 = "int8"
+
+
 class Attention(StrEnum):
     """Which implementation of attention the base model runs; auto is transformers' choice."""
 
@@ -115,6 +123,15 @@ class Verify(StrEnum):
     logits = "logits"
 
 
+class MergeBase(StrEnum):
+    """Which weights an adapter is merged into that was trained on a quantized base."""
+
+    dequantized = "dequantized"
+    """Those that training saw: the quantized numbers, widened."""
+    original = "original"
+    """Those that were quantized."""
+
+
 class ExportFormat(StrEnum):
     """What ``export`` writes."""
 
@@ -123,6 +140,21 @@ class ExportFormat(StrEnum):
     portable = "portable"
     lora = "lora"
     compact = "compact"
+    gguf = "gguf"
+    gguf_lora = "gguf-lora"
+
+
+# OmegaConf looks members up by name, and no name in Python has a hyphen.
+ExportFormat._member_map_["gguf-lora"] = ExportFormat.gguf_lora
+
+
+class GgufDtype(StrEnum):
+    """Number formats of a GGUF model's matrices."""
+
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
 
 
 @dataclass(kw_only=True)
@@ -135,6 +167,12 @@ class ModelConfig:
     """Hub revision (branch, tag or commit)."""
     dtype: Dtype = Dtype.auto
     """auto keeps the file's dtype on CUDA and loads fp32 on a CPU unless precision says bf16."""
+    quantize: Quantize | None = None
+    """nf4, fp4 or int8: the base's linear layers in 4 or 8 bits (bitsandbytes' formats)."""
+    quantize_double: bool = False
+    """Quantize the scales of 4-bit blocks as well: 0.37 bits less for every weight."""
+    quantize_skip: list[str] = field(default_factory=list)
+    """Layers to leave as they are, by name or suffix; the output head always stays."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     add_tokens: list[str] = field(default_factory=list)
@@ -327,6 +365,11 @@ class LaunchConfig:
 class MergeConfig:
     """How the merged model is written."""
 
+    base: MergeBase | None = None
+    """Where the base was quantized: dequantized (what training saw) or original."""
+    requantize: Quantize | None = None
+    """Write the merged model in nf4, fp4 or int8 once more."""
+
     dtype: Dtype = Dtype.auto
     """Number format of the merged weights; auto keeps the base's."""
     verify: Verify = Verify.auto
@@ -340,7 +383,17 @@ class ExportConfig:
     """What ``export`` writes."""
 
     format: ExportFormat = ExportFormat.peft
-    """peft, merged, portable, lora or compact."""
+    """peft, merged, portable, lora, compact, gguf or gguf-lora."""
+
+
+@dataclass(kw_only=True)
+class GgufConfig:
+    """How ``export format=gguf`` and ``format=gguf-lora`` write."""
+
+    dtype: GgufDtype = GgufDtype.f16
+    """Number format of the model's matrices: f32, f16, bf16 or q8_0; an adapter's are fp32."""
+    base: str | None = None
+    """A GGUF file of the base, quantized or not, that the adapter is to run on: it is checked."""
 
 
 @dataclass(kw_only=True)
@@ -363,6 +416,9 @@ class GateConfig:
 class CompareConfig:
     """How ``compare`` and ``tune`` search, and what they measure on."""
 
+    contenders: dict[str, Any] = field(default_factory=dict)
+    """What is compared, each by a label and what it changes:
+    ``{narrow: {adapter: lora, adapter.rank: 4}, mlp: {targets: mlp}, full: {adapter: full}}``."""
     heldout_path: str | None = None
     """Text rows that forgetting is measured on; null leaves it out."""
     dev_fraction: float = 0.2
@@ -379,6 +435,10 @@ class CompareConfig:
     """Rounds of the search: each has twice the steps of the one before, for half the rates."""
     target_loss: float | None = None
     """Loss of the time-to-target column; null takes what every variant reaches in the end."""
+    margin: float = 0.01
+    """Differences below this share of the best one's gain over the base count as none."""
+    train_twins: bool = False
+    """Also train what is the same training as another contender, up to rounding."""
 
 
 @dataclass(kw_only=True)
@@ -395,6 +455,7 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    gguf: GgufConfig = field(default_factory=GgufConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from loratune.config.mixture import SOURCES, source_problems
-from loratune.config.schema import RunConfig, Stage
+from loratune.config.schema import Quantize, RunConfig, Stage
 from loratune.errors import ConfigError
 from loratune.scoring.registry import EXACT_MATCH
 from loratune.units import parse_bytes
@@ -83,6 +83,10 @@ _RANGES: dict[str, Check] = {
     "gate.min_gain": (math.isfinite, "use a number"),
     "gate.max_forgetting": (math.isfinite, "use a number, or null for any"),
     "gate.max_bytes": (lambda value: parse_bytes(value) is not None, "use a size, such as 5MB"),
+    "compare.margin": (
+        lambda value: 0 < value < 1,
+        "use a share between 0 and 1: only a margin above 0 can show that two are equal",
+    ),
     "launch.nproc": _at_least(1),
 }
 """Settings with a range; null is allowed wherever the type allows it."""
@@ -114,6 +118,7 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
         key = "trainer.early_stop_patience"
         cause = f"{key} has no effect without trainer.eval_every"
         yield ConfigError(cause, where=key, fix="set trainer.eval_every")
+    yield from _quantization(config)
     if not trains and config.adapter_path is None:
         cause = f"stages {[str(stage) for stage in config.stages]} need an adapter and train none"
         fix = "add train to stages, or set adapter_path=DIR"
@@ -121,6 +126,26 @@ def _contradictions(config: RunConfig) -> Iterator[ConfigError]:
     if not _is_folder_name(config.name):
         fix = "use a plain name: no /, no leading dot, dash or space, at most 100 characters"
         yield ConfigError(f"{config.name!r} cannot name a folder", where="name", fix=fix)
+
+
+def _quantization(config: RunConfig) -> Iterator[ConfigError]:
+    """What ``model.quantize`` needs and excludes."""
+    model, kind = config.model, config.model.quantize
+    if model.quantize_double and kind not in (Quantize.nf4, Quantize.fp4):
+        cause = "model.quantize_double has no effect without 4-bit blocks"
+        yield ConfigError(cause, where="model.quantize_double", fix="set model.quantize=nf4")
+    if kind is None:
+        if model.quantize_skip:
+            cause = "model.quantize_skip has no effect without model.quantize"
+            yield ConfigError(cause, where="model.quantize_skip", fix="set model.quantize=nf4")
+        return
+    if reason := config.adapter.why_not_quantized():
+        cause = f"{config.adapter.variant} cannot adapt a quantized base: {reason}"
+        fix = "choose another variant (adapter=...), or model.quantize=null"
+        yield ConfigError(cause, where=f"model.quantize={kind}", fix=fix)
+    if config.launch.shard:
+        cause = "a quantized base cannot be sharded"
+        yield ConfigError(cause, where="launch.shard", fix="launch.shard=false")
 
 
 def _unmeasured(config: RunConfig) -> Iterator[ConfigError]:

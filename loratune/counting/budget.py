@@ -102,7 +102,7 @@ def _match(
         return budget.spent(count_in(architecture, matched, resized, modules_to_save))
 
     def refusal(rank: int) -> str:
-        reason, _ = next(refusals(config.with_rank(rank), matched), ("", None))
+        reason, _ = next(refusals(config.with_rank(rank), matched), ("", ""))
         return reason
 
     def is_possible(rank: int) -> bool:

@@ -12,10 +12,12 @@ from loratune.adapters.registry import variant_names
 from loratune.config.recipes.variant_settings import variant_settings
 from loratune.config.schema import ModelConfig, RunConfig, trained_tokens
 from loratune.counting.budget import BudgetMatch, match_budget, parse_budget
-from loratune.counting.parameters import ParameterReport, count_variants
+from loratune.counting.parameters import FP32_BYTES, ParameterReport, count_variants
 from loratune.errors import ConfigError, did_you_mean
 from loratune.models.architectures import Architecture
 from loratune.models.measure import find_architecture
+from loratune.models.quantized.choice import base_bytes, shapes_to_quantize
+from loratune.models.quantized.format import Quantization, quantization_of
 from loratune.targets.find import TargetMatch, find_targets, refusals
 
 if TYPE_CHECKING:
@@ -87,7 +89,9 @@ def count_table(
     )
     # A budget chooses the ranks: what a variant refuses at its own may do at a lower one.
     configs = variant_configs(config.adapter, names, rank if match is None else 1, folders)
-    fitting, left_out = _fitting(configs, matched, strict=names is not None)
+    quantization = quantization_of(config.model)
+    is_quantized = quantization is not None
+    fitting, left_out = _fitting(configs, matched, strict=names is not None, quantized=is_quantized)
     notes = [*matched.notices, *left_out]
     saved = config.targets.modules_to_save
     matches: list[BudgetMatch] = []
@@ -100,6 +104,8 @@ def count_table(
     report = count_variants(
         architecture, matched.shapes, fitting, modules_to_save=saved, tokens=tokens
     )
+    if quantization is not None:
+        notes.append(_stored_base(architecture, quantization))
     notes += _meaning(report) + _unusual(fitting if rank is not None else [], folders)
     measured: tuple[ActivationReport, ...] = ()
     if activations:
@@ -147,20 +153,35 @@ def _at_rank_of(chosen: AdapterConfig, own: AdapterConfig) -> AdapterConfig:
 
 
 def _fitting(
-    configs: Sequence[AdapterConfig], matched: TargetMatch, *, strict: bool
+    configs: Sequence[AdapterConfig], matched: TargetMatch, *, strict: bool, quantized: bool
 ) -> tuple[list[AdapterConfig], list[str]]:
     """The variants that can adapt the layers, and why the others cannot."""
     fitting, left_out = [], []
     for config in configs:
-        refused = next(refusals(config, matched.shapes), None)
-        if refused is None:
+        reasons = [*refusals(config, matched.shapes)]
+        if quantized and (why_not := config.why_not_quantized()):
+            reasons.append((why_not, "model.quantize"))
+        if not reasons:
             fitting.append(config)
             continue
-        reason, shape = refused
+        reason, name = reasons[0]
         if strict:
-            raise ConfigError(reason, where=shape.name, fix="leave the variant or the layer out")
-        left_out.append(f"{config.variant} is left out: {reason} ({shape.name})")
+            raise ConfigError(reason, where=name, fix="leave the variant or the layer out")
+        left_out.append(f"{config.variant} is left out: {reason} ({name})")
     return fitting, left_out
+
+
+def _stored_base(architecture: Architecture, quantization: Quantization) -> str:
+    """What the quantized base takes, and a weight of it."""
+    chosen = shapes_to_quantize(architecture.layers, quantization)
+    weights = sum(shape.in_features * shape.out_features for shape in chosen)
+    packed = sum(quantization.bytes_of(s.out_features, s.in_features) for s in chosen)
+    whole = base_bytes(architecture.layers, architecture.base_parameters, quantization, FP32_BYTES)
+    return (
+        f"base in {quantization.kind}: {8 * packed / weights:.2f} bits a weight with its scales in "
+        f"{len(chosen)} layers, {whole:,} bytes in all with the rest in fp32 "
+        f"({architecture.base_parameters * FP32_BYTES:,} without)"
+    )
 
 
 def _meaning(report: ParameterReport) -> list[str]:
@@ -195,7 +216,9 @@ def _unusual(configs: Sequence[AdapterConfig], folders: Sequence[Path]) -> list[
 
 def report_variants(architecture: Architecture, wrapped: WrappedModel) -> ParameterReport:
     """Count a run's own variant, and every other one that can adapt the same layers."""
-    fitting, _ = _fitting(variant_configs(wrapped.config), wrapped.match, strict=False)
+    quantized = any(layer.weight_blocks is not None for layer in wrapped.adapters.values())
+    variants = variant_configs(wrapped.config)
+    fitting, _ = _fitting(variants, wrapped.match, strict=False, quantized=quantized)
     saved = list(wrapped.saved_modules)
     tokens = next((len(rows.token_ids) for rows in wrapped.token_rows.values()), 0)
     return count_variants(

@@ -11,14 +11,16 @@ import torch
 
 from loratune import files
 from loratune.doctor.finding import Finding, Status
+from loratune.errors import LoratuneError
 from loratune.models.devices import has_native_bf16
+from loratune.models.quantized.library import import_bitsandbytes
 
 _ENOUGH_DISK = 1 << 30
 
 
 def check_environment() -> list[Finding]:
     """One finding for every property of the machine that training depends on."""
-    return [_python(), _threads(), _bf16(), _cuda(), _disk(), *_variables()]
+    return [_python(), _threads(), _bf16(), _cuda(), _disk(), _quantized(), *_variables()]
 
 
 def _python() -> Finding:
@@ -46,6 +48,15 @@ def _cuda() -> Finding:
         return Finding("cuda", Status.ok, "none: training runs on the CPU")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Finding("cuda", Status.ok, ", ".join(names))
+
+
+def _quantized() -> Finding:
+    try:
+        library = import_bitsandbytes()
+    except LoratuneError as error:
+        fix = f"only for model.quantize: {error.fix}"
+        return Finding("bitsandbytes", Status.warn, error.cause, fix)
+    return Finding("bitsandbytes", Status.ok, f"{library.__version__}: nf4, fp4 and int8 bases")
 
 
 def _disk() -> Finding:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from loratune import files
 from loratune.config.schema import Dtype
+from loratune.models.build import GENERATION_CONFIG
 from loratune.models.load import load_tokenizer
 from loratune.models.untrusted import check_tokenizer
 from loratune.models.weights import INDEX, SINGLE, TensorEntry
@@ -69,6 +70,27 @@ def _write_config(
         config["dtype"] = str(dtype)
         config.pop("torch_dtype", None)
     files.write_json(target / "config.json", config)
+
+
+def write_ends(folder: Path, ends: Sequence[int]) -> None:
+    """Let a merged model's ``generation_config.json`` name every token that ends an answer.
+
+    Its other settings stay; where there is no such file, start and padding are ``config.json``'s,
+    as transformers takes them then.
+
+    Raises:
+        OSError, ValueError: if the base's file is not JSON.
+    """
+    path = folder / GENERATION_CONFIG
+    if path.is_file():
+        settings = files.read_json(path)
+    else:
+        config = files.read_json(folder / "config.json")
+        keys = ("bos_token_id", "pad_token_id")
+        settings = {key: config[key] for key in keys if config.get(key) is not None}
+    before = settings.get("eos_token_id")
+    if sorted(ends) != sorted(before if isinstance(before, list) else [before]):
+        files.write_json(path, {**settings, "eos_token_id": sorted(ends)})
 
 
 def replaced_tokenizer(base_folder: Path, own: Path) -> Any:

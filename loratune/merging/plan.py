@@ -187,6 +187,18 @@ class MergePlan:
             return source.dtype
         return safetensors_name(self._dtype)
 
+    def parameter_of(self, output: str) -> str | None:
+        """The parameter that an output tensor becomes, under the first of its names.
+
+        ``None`` where transformers reads nothing of it.
+        """
+        if output not in self.entries:
+            return output
+        parameter = self._names.parameter_of(output)
+        if parameter is None or parameter in self.parted:
+            return parameter
+        return self._names.shared.get(parameter, (parameter,))[0]
+
     def is_copied(self, entry: TensorEntry) -> bool:
         """Whether an output tensor's bytes are the base's."""
         changed = (self.layers, self.trained, self.converted)

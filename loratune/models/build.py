@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+GENERATION_CONFIG = "generation_config.json"
+
+
 def read_transformers_config(source: Path | str, revision: str | None = None) -> Any:
     """``config.json`` as transformers understands it.
 
@@ -44,6 +47,27 @@ def read_transformers_config(source: Path | str, revision: str | None = None) ->
         raise ModelError(cause, where=where, fix=fix) from error
     auto_class(config, str(source))
     return config
+
+
+def read_generation_config(folder: Path) -> Any:
+    """``generation_config.json`` as transformers understands it; an empty one where there is none.
+
+    Raises:
+        ModelError: if it cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    if not (folder / GENERATION_CONFIG).is_file():
+        return GenerationConfig()
+    _quiet()
+    try:
+        return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever its own checks raise
+        raise ModelError(
+            f"unusable {GENERATION_CONFIG}: {first_line(error)}",
+            where=str(folder),
+            fix="restore it, or remove it",
+        ) from error
 
 
 def auto_class(config: Any, where: str) -> Any:
@@ -135,6 +159,36 @@ def outline(numbers: Mapping[str, Any]) -> nn.Module:
     except ModelError:  # a single tensor may be larger than the memory
         with torch.device("meta"):
             return build_model(numbers)
+
+
+def empty_model(folder: Path, dtype: Any, attention: str = "auto") -> nn.Module:
+    """The model of a folder in evaluation mode, with its buffers and without its weights.
+
+    Args:
+        folder: the model's.
+        dtype: torch's, of parameters and buffers.
+        attention: as ``model.attention``.
+
+    Raises:
+        ModelError: if transformers cannot build it.
+    """
+    from transformers import GenerationConfig
+    from transformers.initialization import no_init_weights
+
+    config = read_transformers_config(folder)
+    vars(config).pop("quantization_config", None)  # how the files are stored, not the model
+    options = {} if attention == "auto" else {"attn_implementation": attention}
+    with _build_errors(str(folder)), no_init_weights(), _parameters_without_data():
+        model: Any = auto_class(config, str(folder)).from_config(
+            config, dtype=dtype, trust_remote_code=False, **options
+        )
+        model.tie_weights()
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                str(folder), local_files_only=True
+            )
+    built: nn.Module = model.eval()
+    return built
 
 
 @contextlib.contextmanager

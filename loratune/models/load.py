@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,60 @@ from torch import nn
 
 from loratune.errors import LoratuneError, ModelError, raise_together
 from loratune.models.build import auto_class, first_line, read_transformers_config
+from loratune.models.quantized.format import Quantization, stored_quantization
+from loratune.models.quantized.library import import_bitsandbytes
 from loratune.models.untrusted import check_tokenizer
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu", attention: str = "auto"
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    attention: str = "auto",
+    quantization: Quantization | None = None,
 ) -> nn.Module:
     """A model folder's weights in eval mode; nothing may be missing, misshapen or left over.
+
+    Args:
+        folder: the model's; one whose tensors are quantized is loaded as it is.
+        dtype: number format of what is not quantized.
+        device: where to.
+        attention: as ``model.attention``.
+        quantization: of the linear layers, where they are to be quantized as they are read.
 
     Raises:
         ModelError: naming every tensor that does not fit, or why transformers cannot load it.
     """
     import transformers
 
+    quantization = quantization or stored_quantization(folder)
+    read = _read if quantization is None else partial(_read_quantized, quantization=quantization)
+    model, info = read(folder, dtype, attention)
+    raise_together(_loading_problems(info, folder))
+    # Answers follow from what a command says; of the model's own settings, its ends alone count.
+    ends = model.generation_config.eos_token_id
+    model.generation_config = transformers.GenerationConfig(eos_token_id=ends)
+    placed: nn.Module = model.to(device).eval()
+    return placed
+
+
+def _read_quantized(
+    folder: Path, dtype: torch.dtype, attention: str, *, quantization: Quantization
+) -> tuple[Any, Any]:
+    """The model, and what of its files does not fit, as transformers tells it."""
+    import_bitsandbytes()
+    from loratune.models.quantized.streaming import load_quantized
+
+    loaded = load_quantized(folder, dtype, attention, quantization)
+    return loaded.model, {
+        "missing_keys": loaded.missing,
+        "mismatched_keys": loaded.mismatched,
+        "unexpected_keys": loaded.unexpected,
+    }
+
+
+def _read(folder: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+    """The model as transformers loads it, and what of its files does not fit."""
     config = read_transformers_config(folder)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
@@ -44,12 +86,7 @@ def load_model(
         fix = "model.attention=auto" if is_attention else "check config.json and the weights"
         cause = f"cannot load the model: {first_line(error)}"
         raise ModelError(cause, where=where, fix=fix) from error
-    raise_together(_loading_problems(info, folder))
-    # Answers follow from what a command says; of the model's own settings, its ends alone count.
-    ends = model.generation_config.eos_token_id
-    model.generation_config = transformers.GenerationConfig(eos_token_id=ends)
-    placed: nn.Module = model.to(device).eval()
-    return placed
+    return model, info
 
 
 def _loading_problems(info: Any, folder: Path) -> list[LoratuneError]:
@@ -79,6 +116,11 @@ def _listed(names: list[str]) -> str:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model folder has a tokenizer's files."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder.
 
@@ -88,7 +130,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         fix = "copy tokenizer.json (or vocab.json and merges.txt) of the model into the folder"
         raise ModelError("the model folder has no tokenizer", where=str(folder), fix=fix)
     check_tokenizer(folder)

@@ -7,10 +7,11 @@ Building happens on torch's meta device: real names and shapes, no memory, no fi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loratune.adapters.config import LayerKind, LayerPlace, LayerShape
 from loratune.config.schema import ModelConfig
@@ -84,14 +85,28 @@ def _probed(architecture: Architecture) -> Architecture:
 def measure_model(model: nn.Module, numbers: Mapping[str, Any] | None = None) -> Architecture:
     """The architecture of a model in memory; tied weights are counted once."""
     layers = tuple(layer_shapes(model))
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = count_numbers(model)
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     others = other_modules(model, {layer.name for layer in layers})
     return Architecture(str(family), layers, others, total, dict(numbers or {}))
 
 
+def count_numbers(model: nn.Module) -> int:
+    """Numbers in the model, tied weights counted once and quantized ones one by one."""
+    from loratune.adapters.kernels.blocks import blocks_of
+
+    packed: dict[int, int] = {
+        id(module.weight): module.in_features * module.out_features
+        for module in cast(Iterable[Any], model.modules())
+        if blocks_of(module) is not None
+    }
+    return sum(packed.get(id(one), one.numel()) for one in model.parameters())
+
+
 def layer_shapes(model: nn.Module) -> list[LayerShape]:
     """Every layer of the model that an adapter can wrap, in ``named_modules`` order."""
+    from loratune.adapters.kernels.blocks import blocks_of
+
     shapes = []
     owners: dict[int, str] = {}
     head, towers = _output_head(model), _towers(model)
@@ -102,6 +117,8 @@ def layer_shapes(model: nn.Module) -> list[LayerShape]:
             shapes += _stacked_shapes(name, module, place)
             continue
         parameters = sum(p.numel() for p in module.parameters(recurse=False))
+        if blocks_of(module) is not None:
+            parameters += math.prod(kind_and_size[1:]) - module.weight.numel()
         place = LayerPlace.head if module is head else place
         owner = owners.setdefault(id(module.weight), name)
         tied_to = "" if owner == name else owner

@@ -71,6 +71,11 @@ class StoredNames:
         self._entries = entries
         self._reader = _Reader(model, entries)
 
+    @property
+    def groups(self) -> list[StoredGroup]:
+        """Everything that is read, each group once."""
+        return list({id(group): group for group in self._groups.values()}.values())
+
     @cached_property
     def _groups(self) -> dict[str, StoredGroup]:
         groups: dict[str, StoredGroup] = {}
@@ -82,6 +87,15 @@ class StoredNames:
     def own(self, parameter: str) -> StoredGroup | None:
         """What is stored under a parameter's very own name, or ``None``."""
         return self._groups.get(parameter)
+
+    def parameter_of(self, stored: str) -> str | None:
+        """The parameter that a stored tensor becomes, the first where it becomes several."""
+        return self._parameters.get(stored)
+
+    @cached_property
+    def _parameters(self) -> dict[str, str]:
+        groups = self._groups.values()
+        return {stored: group.parameters[0] for group in groups for stored in group.stored}
 
     def stored_as(self, parameter: str) -> tuple[str, StoredGroup] | None:
         """What a parameter is read from, and its name there: a tied one's is its partner's."""

@@ -7,16 +7,19 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loratune import files
 from loratune.adapter_files.peft_format import AdapterFolder, read_adapter
 from loratune.adapter_files.tokenizer import own_tokenizer
+from loratune.config.mixture import training_paths
 from loratune.config.schema import ExportFormat, ModelConfig, RunConfig
 from loratune.console import console, say
 from loratune.data.bounds import check_positions
 from loratune.data.encode import Encoder
+from loratune.data.encoded_rows import EncodedRow
 from loratune.data.formats import choose_format, parse_question, question_row
 from loratune.data.prepare import PreparedData, prepare_data
 from loratune.data.reading import read_for, read_rows
@@ -31,6 +34,7 @@ from loratune.merging.folder import replaced_tokenizer
 from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.models.load import load_tokenizer
 from loratune.models.source import model_folder, read_model_config
+from loratune.models.vocabulary import tokenizer_and_rows
 from loratune.pipeline.later_stages import (
     evaluate_with_retention,
     export_and_show,
@@ -43,6 +47,7 @@ from loratune.pipeline.loading import (
     require_prompts,
     retention_rows,
 )
+from loratune.pipeline.merged_quantized import quantization_of
 from loratune.report.scores import task_table
 from loratune.stages.combine import combine
 from loratune.stages.load import BaseModel, load
@@ -171,7 +176,26 @@ def merge_adapters(
     adapters = [_adapter_to_merge(folder) for folder in folders]
     base_folder = _base_folder(adapters[0], config, base_named)
     tokenizer = tokenizer_fingerprint(load_tokenizer(base_folder))
-    merge_and_show(adapters, base_folder, tokenizer, out, config)
+    rows = partial(_rows_of_the_run, adapters[0], base_folder, config)
+    merge_and_show(adapters, base_folder, tokenizer, out, config, rows)
+
+
+def _rows_of_the_run(
+    adapter: AdapterFolder, base_folder: Path, config: RunConfig
+) -> Sequence[EncodedRow]:
+    """The recipe's evaluation rows, or else its training rows; none where it names none."""
+    if not (config.data.eval_path or training_paths(config.data)):
+        return []
+    tokenizer, vocabulary = tokenizer_and_rows(base_folder, config.model.add_tokens)
+    data = prepare_data(
+        evaluation_only(config.data),
+        tokenizer,
+        vocabulary,
+        config.trainer.seed,
+        prompt_format=_prompt_format(adapter),
+        source_formats=_source_formats(adapter),
+    )
+    return data.eval or data.train
 
 
 def export_adapter(
@@ -280,6 +304,7 @@ def base_model(adapter: AdapterFolder, model: ModelConfig, *, named: bool) -> Mo
     Raises:
         ConfigError: if nobody says.
     """
+    model = _quantized_alike(adapter, model)
     if named:
         return model
     recorded = str(adapter.facts.get("base_path") or "")
@@ -291,6 +316,19 @@ def base_model(adapter: AdapterFolder, model: ModelConfig, *, named: bool) -> Mo
         "which base model?",
         where=str(adapter.path),
         fix=f"set model.path=DIR{f' (the adapter names {hint!r})' if hint else ''}",
+    )
+
+
+def _quantized_alike(adapter: AdapterFolder, model: ModelConfig) -> ModelConfig:
+    """The settings with which the base was quantized that the adapter was trained on."""
+    quantization = quantization_of(adapter)
+    if quantization is None or quantization.in_files or model.quantize is not None:
+        return model
+    return replace(
+        model,
+        quantize=quantization.kind,
+        quantize_double=quantization.double,
+        quantize_skip=list(quantization.skip),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import ExportFormat, RunConfig
 from loratune.console import say
 from loratune.data.arrangement import arrange
+from loratune.data.encoded_rows import EncodedRow
 from loratune.data.prepare import PreparedData
+from loratune.errors import ConfigError
 from loratune.loss.causal_model import LanguageModelHead
+from loratune.pipeline.merged_quantized import (
+    check_choice,
+    merge_quantized,
+    quantization_of,
+    show_comparisons,
+)
 from loratune.report.scores import retention_table, score_table
 from loratune.runs import processes
 from loratune.stages.evaluate import Evaluation, Sample, evaluate
@@ -95,22 +104,38 @@ def merge_and_show(
     tokenizer: str,
     out: Path,
     config: RunConfig,
+    rows: Callable[[], Sequence[EncodedRow]] = tuple,
 ) -> None:
     """Merge adapters into their base and print the proof.
+
+    Args:
+        adapters: the adapters.
+        base_folder: their base.
+        tokenizer: fingerprint of its tokenizer.
+        out: the folder to write.
+        config: the recipe.
+        rows: gives rows of the run, on which models are compared where the base was quantized.
 
     Raises:
         LoratuneError: what stands against it; nothing is published then.
     """
-    report = merge(
-        adapters,
-        base_folder,
-        out,
-        config.merge,
-        tokenizer=tokenizer,
-        allow_drift=config.allow_drift,
-    )
+    if any(quantization_of(adapter) for adapter in adapters):
+        report, comparisons = merge_quantized(adapters, base_folder, tokenizer, out, config, rows)
+    else:
+        check_choice(config)
+        comparisons = []
+        report = merge(
+            adapters,
+            base_folder,
+            out,
+            config.merge,
+            tokenizer=tokenizer,
+            allow_drift=config.allow_drift,
+        )
     for line in _merge_lines(report):
         say(line)
+    if comparisons:
+        show_comparisons(comparisons)
     say(f"merged model: {out}")
 
 
@@ -122,12 +147,59 @@ def export_and_show(
     Raises:
         LoratuneError: what stands against it; nothing is published then.
     """
+    if form in (ExportFormat.gguf, ExportFormat.gguf_lora):
+        _export_gguf_and_show(adapter, base_folder, out, form, config)
+        return
     proof = export(adapter, base_folder, out, form, config.merge.verify)["proof"]
     proved = f"ΔW differs from the original's by {proof['worst_relative_difference']:.1e} at most"
     logits = proof["logits"]
     if logits is not None:
         proved += f", logits by {logits['max_difference']:.1e} on {logits['tokens']} tokens"
     say(f"exported {form}: {out} ({proved})")
+
+
+def _export_gguf_and_show(
+    adapter: AdapterFolder, base_folder: Path, out: Path, form: ExportFormat, config: RunConfig
+) -> None:
+    if find_spec("gguf") is None:
+        fix = "pip install 'loratune[gguf]'"
+        raise ConfigError(f"format={form} needs the package gguf", where="format", fix=fix)
+    from loratune.stages.export_gguf import export_gguf
+
+    certificate = export_gguf(
+        adapter,
+        base_folder,
+        out,
+        config.gguf,
+        alone=form is ExportFormat.gguf_lora,
+        verify=config.merge.verify,
+        allow_drift=config.allow_drift,
+    )
+    say(f"exported {form}: {out}")
+    for line in (*_llama_cpp_lines(certificate["llama_cpp"]), *certificate["notes"]):
+        say(line)
+
+
+def _llama_cpp_lines(asked: dict[str, Any] | str) -> list[str]:
+    """What llama.cpp answered to loratune's prompts."""
+    if isinstance(asked, str):
+        return [asked]
+    gap = ""
+    if asked["answered_alike"] < asked["prompts"]:
+        bound = asked["gap_bound"]
+        limit = "" if bound is None else f" (at most {bound:g} allowed)"
+        gap = f"; largest gap of logits where it first differs {asked['largest_gap']:.2g}{limit}"
+    otherwise = [
+        f"note: this file tokenizes {text!r} otherwise than the tokenizer of training"
+        for text in asked["texts_tokenized_otherwise"]
+    ]
+    return [
+        f"{asked['version']} answers {asked['answered_alike']} of {asked['prompts']} prompts token "
+        f"by token alike, same first choice at {asked['agreement']:.1%} of {asked['tokens']} "
+        f"steps, mean KL {asked['mean_kl']:.1e} nats ({asked['mean_kl_base']:.1e} against the "
+        f"base){gap}",
+        *otherwise,
+    ]
 
 
 def _sample_table(samples: list[Sample]) -> Table:

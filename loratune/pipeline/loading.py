@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from loratune.adapter_files.embeddings import check_continuable
 from loratune.adapter_files.peft_config import structure_of
@@ -37,7 +40,7 @@ from loratune.runs.drift import check_binding
 from loratune.scoring.registry import EXACT_MATCH
 from loratune.stages.load import BaseModel, load
 from loratune.stages.wrap import wrap
-from loratune.surgery import WrappedModel
+from loratune.surgery import WrappedModel, original_weight
 
 
 def load_data_and_base(
@@ -112,7 +115,9 @@ def wrap_base(
     architecture = measure_model(base.model)
     drift = [] if saved is None else check_base(base, saved, config.allow_drift)
     names = StoredNames(base.model, tensor_entries(base.folder))
-    wrapped = wrap(base.model, config, saved, base.tokenizer)
+    is_original = base.quantization is not None and not base.quantization.in_files
+    read_original = names.read if is_original else None
+    wrapped = wrap(base.model, config, saved, base.tokenizer, read_original)
     if saved is not None:
         check_continuable(saved, wrapped)
     require_places(base.folder, names, wrapped)
@@ -121,7 +126,25 @@ def wrap_base(
     processes.say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
     notices = [*wrapped.match.notices, *wrapped.config.warnings(), *peft_notices(wrapped)]
     processes.say_once(*(f"note: {line}" for line in notices))
+    if saved is None and read_original and config.adapter.starts_from_quantization_error():
+        processes.say_once(*quantization_errors(wrapped, read_original))
     return wrapped, report_variants(architecture, wrapped), drift
+
+
+def quantization_errors(
+    wrapped: WrappedModel, read_original: Callable[[str], Tensor]
+) -> Iterator[str]:
+    """What quantizing every adapted layer lost, and what of that the adapter's start leaves."""
+    with torch.no_grad():
+        for name, adapter in wrapped.adapters.items():
+            layer, quantized = adapter.base_layer, adapter.weight.float()
+            original = original_weight(layer, adapter.shape, read_original).to(quantized)
+            lost, size = original - quantized, original.norm()
+            left = lost - adapter.delta_weight(quantized).float()
+            yield (
+                f"quantization error of {name}: {float(lost.norm() / size):.4f} of ‖W‖, "
+                f"{float(left.norm() / size):.4f} with the adapter's start"
+            )
 
 
 def check_base(base: BaseModel, adapter: AdapterFolder, allow_drift: Sequence[str]) -> list[str]:

@@ -35,6 +35,7 @@ def run_facts(
     return {
         "recipe": recipe_record(config),
         "base": base.fingerprint,
+        **quantization_facts(base),
         "tokenizer": base.tokenizer_fingerprint,
         "data": data.fingerprint,
         **source_facts(data),
@@ -45,6 +46,14 @@ def run_facts(
         "versions": package_versions(),
         "drift": drift,
     }
+
+
+def quantization_facts(base: BaseModel) -> dict[str, Any]:
+    """How the base was quantized, and the fingerprint of the weights that it was made of."""
+    if base.quantization is None:
+        return {}
+    facts = base.quantization.to_dict() | {"weights": base.weights_fingerprint}
+    return {"quantization": facts}
 
 
 def source_facts(data: PreparedData) -> dict[str, str]:
@@ -96,6 +105,7 @@ class Records:
         keys = [*_FINGERPRINTS, *source_facts(data)]
         fingerprints = {key: self.facts[key] for key in keys}
         origin |= {"fingerprints": fingerprints, "dtype": str(base.dtype)}
+        origin |= quantization_facts(base)
         merged = merged_before(base.folder)
         if merged is not None:
             processes.say_once(
@@ -123,6 +133,7 @@ class Records:
         settings = to_plain(wrapped.config)
         facts = {
             **{key: self.facts[key] for key in (*_FINGERPRINTS, "drift")},
+            **{key: self.facts[key] for key in ("quantization",) if key in self.facts},
             "variant": settings.pop("variant"),
             "adapter": settings,
             "base_path": self.config.model.path,

@@ -77,7 +77,8 @@ def run(config: RunConfig) -> None:
             adapter, own = read_adapter(run_dir.adapter), base.tokenizer_fingerprint
             if _merges(config):
                 files.discard_folder(run_dir.merged)  # what a killed start left
-                merge_and_show([adapter], base.folder, own, run_dir.merged, config)
+                rows = final.eval or data.train
+                merge_and_show([adapter], base.folder, own, run_dir.merged, config, lambda: rows)
             if _exports(config):
                 files.discard_folder(run_dir.export)
                 export_and_show(adapter, base.folder, run_dir.export, config.export.format, config)

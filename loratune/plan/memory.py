@@ -92,6 +92,7 @@ def predict(
     batch: MicroBatch,
     *,
     bytes_per_weight: int,
+    weights: int | None = None,
     adapted_blocks: int | None = None,
     adapted_experts: Sequence[LayerShape] = (),
     gradient_checkpointing: bool = False,
@@ -105,6 +106,7 @@ def predict(
         measured: bytes autograd keeps per token in one block, in the base's number format.
         batch: the largest micro-batch.
         bytes_per_weight: of the base as it is loaded.
+        weights: bytes of the whole base, where it is quantized.
         adapted_blocks: blocks that have adapters; by default all.
         adapted_experts: stacked layers that have adapters.
         gradient_checkpointing: blocks keep their input only, and one is recomputed at a time.
@@ -119,7 +121,7 @@ def predict(
         per_token = blocks * measured.base + adapted * measured.added
     return Memory(
         process=process,
-        weights=architecture.base_parameters * bytes_per_weight,
+        weights=architecture.base_parameters * bytes_per_weight if weights is None else weights,
         adapters=(count.trainable + count.frozen) * FP32_BYTES,
         gradients=count.trainable * FP32_BYTES,
         optimizer=count.optimizer_bytes,

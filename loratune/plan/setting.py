@@ -17,6 +17,8 @@ from loratune.errors import ConfigError, LoratuneError
 from loratune.models.architectures import Architecture
 from loratune.models.devices import resolve_device, resolve_dtype
 from loratune.models.dtypes import torch_dtype
+from loratune.models.quantized.choice import base_bytes
+from loratune.models.quantized.format import quantization_of
 from loratune.models.source import is_hub_id, model_folder
 from loratune.models.weights import stored_dtype, tensor_entries
 from loratune.plan.memory import Memory, predict, resident_bytes
@@ -40,6 +42,7 @@ class Setting:
         is_here: whether that device is in this machine.
         process: bytes of the process itself; 0 where the device has its own memory.
         stored: number format of the base's files, by its safetensors name.
+        quantized_bytes: of the whole base, where its linear layers are quantized.
         notices: what a reader of the recipe's targets might not expect.
     """
 
@@ -53,6 +56,7 @@ class Setting:
     is_here: bool
     process: int
     stored: str
+    quantized_bytes: int | None = None
     notices: tuple[str, ...] = ()
 
     @property
@@ -68,6 +72,7 @@ class Setting:
             self.activations,
             work.largest,
             bytes_per_weight=self.bytes_per_weight,
+            weights=self.quantized_bytes,
             adapted_blocks=self.adapted_blocks,
             adapted_experts=self.adapted_experts,
             gradient_checkpointing=config.trainer.gradient_checkpointing,
@@ -87,6 +92,7 @@ def find_setting(config: RunConfig, architecture: Architecture, tokens: int) -> 
         LoratuneError: targets that match nothing, or a device that is not there.
     """
     matched = match_targets(config, architecture)
+    quantization = quantization_of(config.model)
     saved, rows = config.targets.modules_to_save, len(trained_tokens(config))
     stored = _stored_dtype(config)
     device, dtype, is_here = _device_and_dtype(config, stored)
@@ -105,6 +111,11 @@ def find_setting(config: RunConfig, architecture: Architecture, tokens: int) -> 
         is_here=is_here,
         process=resident_bytes() if device.type == "cpu" else 0,
         stored=stored,
+        quantized_bytes=None
+        if quantization is None
+        else base_bytes(
+            architecture.layers, architecture.base_parameters, quantization, dtype.itemsize
+        ),
         notices=matched.notices,
     )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
-from loratune.compare.metrics import metric_of
+from loratune.compare.metrics import metric_of, possible_interval
 from loratune.compare.result import Comparison, CurvePoint, VariantResult
 from loratune.compare.verdict import Choice
 from loratune.report.charts.chart_frame import Chart, drawn
@@ -19,7 +19,7 @@ _MOST_PAIRS = 10
 
 
 def pareto_charts(comparison: Comparison) -> tuple[Chart, ...]:
-    """Quality against trainable bytes and against memory."""
+    """Quality against trainable bytes, memory and time."""
     looks = list(enumerate(comparison.variants))
     trained = [_quality(look, variant, 4.0 * variant.costs.trainable) for look, variant in looks]
     peaks = [
@@ -28,15 +28,26 @@ def pareto_charts(comparison: Comparison) -> tuple[Chart, ...]:
         if "peak_bytes" in variant.estimates
     ]
     memory, note = "peak memory of a training step", "Whiskers: 95 % interval. "
-    return quality_charts(_LOSS, trained, peaks, memory, note)
+    seconds = [
+        _quality(
+            look,
+            variant,
+            variant.estimates["step_seconds"].mean * (variant.steps or comparison.steps),
+        )
+        for look, variant in looks
+        if "step_seconds" in variant.estimates
+    ]
+    return quality_charts(_LOSS, trained, peaks, memory, note, seconds)
 
 
 def _quality(look: int, variant: VariantResult, cost: float) -> Series:
     estimate = variant.estimates.get("loss")
     if estimate is None or cost <= 0:
         return Series(variant.label, (), look)
-    point = Point(cost, estimate.mean, estimate.low, estimate.high)
-    return single(variant.label, point, look)
+    low, high = estimate.low, estimate.high
+    if low is not None and high is not None:
+        low, high = possible_interval("loss", low, high)
+    return single(variant.label, Point(cost, estimate.mean, low, high), look)
 
 
 def difference_charts(comparison: Comparison, choice: Choice | None) -> tuple[Chart, ...]:
@@ -114,28 +125,50 @@ def _mean_point(measured: Iterable[CurvePoint], key: str) -> Point | None:
     return Point(across, fmean(losses), min(losses), max(losses))
 
 
-def search_chart(comparison: Comparison) -> Chart | None:
-    """How the loss depends on the learning rate, at the first and shortest round of the search."""
+def search_charts(comparison: Comparison) -> tuple[Chart, ...]:
+    """How the loss depends on the learning rate: after the first round, and over its whole length.
+
+    A contender's rounds are its own: one with fewer steps has shorter ones.
+    """
+    looks = list(enumerate(comparison.variants))
+    halved = any(len({trial.steps for trial in v.search}) > 1 for v in comparison.variants)
+    last = "Every rate that reached the last round of the search, over its whole length. "
+    charts = [_search_chart("Learning-rate sensitivity", max, looks, last)]
+    if halved:
+        first = "First round of the search: every rate trained equally long. "
+        charts.insert(0, _search_chart("Learning-rate sensitivity, first round", min, looks, first))
+    return drawn(*charts)
+
+
+def _search_chart(
+    title: str,
+    length: Callable[[Iterable[int]], int],
+    looks: Sequence[tuple[int, VariantResult]],
+    note: str,
+) -> Chart | None:
     return line_chart(
-        "Learning-rate sensitivity",
+        title,
         "learning rate",
         f"dev {_LOSS}",
-        [_searched(look, variant) for look, variant in enumerate(comparison.variants)],
+        [_searched(look, variant, length) for look, variant in looks],
         log_across=True,
         unit_across="",
-        note="First round of the search: every rate trained equally long. The values name the "
-        "chosen rate. A flat curve forgives a wrong rate.",
+        note=f"{note}The values name the chosen rate; a cross at the top is a training that "
+        "failed. A flat curve forgives a wrong rate.",
     )
 
 
-def _searched(look: int, variant: VariantResult) -> Series:
-    shortest = min((trial.steps for trial in variant.search), default=0)
+def _searched(look: int, variant: VariantResult, length: Callable[[Iterable[int]], int]) -> Series:
+    """The dev loss of every rate after one round, and the rates that only failed in it."""
+    steps = length([trial.steps for trial in variant.search] or [0])
+    trials = [trial for trial in variant.search if trial.steps == steps]
     best: dict[float, float] = {}
-    for trial in variant.search:
-        if trial.steps == shortest and trial.loss is not None:
+    for trial in trials:
+        if trial.loss is not None:
             best[trial.lr] = min(trial.loss, best.get(trial.lr, trial.loss))
     points = tuple(
         Point(lr, loss, text="(chosen)" if lr == variant.lr else "")
         for lr, loss in sorted(best.items())
     )
-    return Series(variant.label, points, look, markers=True)
+    failed = {t.lr: t.reason for t in trials if t.loss is None and t.lr not in best}
+    return Series(variant.label, points, look, markers=True, failed=failed)

@@ -8,14 +8,20 @@ from typing import Any
 import yaml
 
 from loratune.compare.result import Comparison, VariantResult
-from loratune.compare.tables import cost_table, difference_table, quality_table, search_table
+from loratune.compare.tables import (
+    contender_table,
+    cost_table,
+    difference_table,
+    quality_table,
+    search_table,
+)
 from loratune.compare.verdict import Choice, verdict
 from loratune.config.secrets import redact
 from loratune.report.comparison_charts import (
     curve_charts,
     difference_charts,
     pareto_charts,
-    search_chart,
+    search_charts,
 )
 from loratune.report.page import Folded, Page, Section
 from loratune.tables import facts
@@ -30,8 +36,9 @@ _PAIRED = (
 def comparison_page(comparison: Comparison, footer: str) -> Page:
     """The page of a comparison."""
     judged = verdict(comparison)
-    search, searched = search_chart(comparison), search_table(comparison)
+    searched = search_table(comparison)
     pairs = difference_table(comparison)
+    contenders = tuple(table for table in (contender_table(comparison),) if table.rows)
     return Page(
         kicker=f"loratune comparison · {comparison.name} · {comparison.created}",
         title=f"{_labels(comparison.variants)} on {comparison.base.path}",
@@ -40,6 +47,7 @@ def comparison_page(comparison: Comparison, footer: str) -> Page:
         cards=_cards(comparison, judged.choice),
         sections=(
             Section("quality", "Quality", tables=(quality_table(comparison),)),
+            Section("contenders", "Contenders", tables=contenders),
             Section("cost", "Cost", tables=(cost_table(comparison),)),
             Section("pareto", "Quality against cost", charts=pareto_charts(comparison)),
             Section(
@@ -53,7 +61,7 @@ def comparison_page(comparison: Comparison, footer: str) -> Page:
             Section(
                 "search",
                 "Learning rates",
-                charts=(search,) if search else (),
+                charts=search_charts(comparison),
                 folded=(Folded("All trials", (searched,), long=True),) if searched.rows else (),
             ),
             Section("samples", "Answers", samples=_samples(comparison)),

@@ -15,8 +15,8 @@ from loratune.errors import CheckpointError, LoratuneError, raise_together
 # Keys that do not change what is computed, or whose content has a fingerprint of its own.
 _IRRELEVANT = (
     "name", "out", "resume", "allow_drift", "trackers", "stages", "adapter_path", "evaluate",
-    "merge", "export", "gate", "data.path", "data.eval_path", "data.test_path", "data.cache",
-    "model.path",
+    "merge", "export", "gate", "gguf", "data.path", "data.eval_path", "data.test_path",
+    "data.cache", "model.path",
     "model.revision",
     "model.architecture", "trainer.keep_checkpoints", "trainer.save_every", "trainer.log_every",
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from loratune.models.devices import resolve_device, resolve_dtype
 from loratune.models.dtypes import torch_dtype
 from loratune.models.fingerprint import base_fingerprint, tokenizer_fingerprint
 from loratune.models.load import load_model, load_tokenizer
+from loratune.models.quantized.format import Quantization, find_quantization, identity
 from loratune.models.source import model_folder, read_model_config
 from loratune.models.vocabulary import grow, tokenizer_and_rows
 from loratune.models.weights import stored_dtype, tensor_entries
@@ -31,6 +32,7 @@ class BaseModel:
         folder: where its files lie.
         name: what the recipe called it.
         added_tokens: what the tokenizer has beyond the folder's own.
+        quantization: how its linear layers are stored, where they are quantized.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class BaseModel:
     name: str
     _fingerprint: Future[str]
     added_tokens: tuple[str, ...] = ()
+    quantization: Quantization | None = None
 
     @property
     def device(self) -> torch.device:
@@ -51,9 +54,14 @@ class BaseModel:
         return next(self.model.parameters()).dtype
 
     @property
-    def fingerprint(self) -> str:
+    def weights_fingerprint(self) -> str:
         """Fingerprint of the weights on disk (computed beside the loading)."""
         return self._fingerprint.result()
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the weights on disk and of how they are quantized."""
+        return identity(self.weights_fingerprint, self.quantization)
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
@@ -86,13 +94,16 @@ def load(
     read_model_config(folder)
     stored = torch_dtype(stored_dtype(tensor_entries(folder).values()))
     device = resolve_device(config.device)
+    quantization = find_quantization(folder, config)
     dtype = resolve_dtype(config.dtype, precision, device, stored)
     pool = ThreadPoolExecutor(max_workers=1)
     fingerprint = pool.submit(base_fingerprint, folder)
     pool.shutdown(wait=False)
-    model: Any = load_model(folder, dtype, device, str(config.attention))
+    if quantization is not None:
+        wait([fingerprint])  # what it reads would add to the peak of memory
+    model: Any = load_model(folder, dtype, device, str(config.attention), quantization)
     tokenizer = tokenizer or tokenizer_and_rows(folder, config.add_tokens)[0]
     if config.add_tokens and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         grow(model, len(tokenizer))
     added = tuple(config.add_tokens)
-    return BaseModel(model, tokenizer, folder, config.path, fingerprint, added)
+    return BaseModel(model, tokenizer, folder, config.path, fingerprint, added, quantization)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ from loratune.adapter_files.offline import MetaAdapter, has_no_effect
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.adapter_files.tokenizer import own_tokenizer
 from loratune.config.schema import Dtype, MergeConfig, Verify
+from loratune.data.templates import PromptFormat
 from loratune.errors import MergeError, StorageError
-from loratune.merging.folder import complete_folder
+from loratune.generation import folder_stop_ids
+from loratune.merging.folder import complete_folder, write_ends
 from loratune.merging.logits import LogitsProof, prove_logits, wants_logits
 from loratune.merging.plan import MergePlan
 from loratune.merging.weight import ModuleProof
 from loratune.merging.writer import write_merged
 from loratune.models.fingerprint import tensors_fingerprint
+from loratune.models.load import has_tokenizer, load_tokenizer
 from loratune.runs.drift import check_binding
 from loratune.runs.manifest import describe_files
 from loratune.runs.provenance import package_versions
@@ -42,6 +45,8 @@ class MergeReport:
         files: name to sha256 and bytes of every file written.
         drift: differences from what was recorded that were allowed.
         notes: what to know about the folder, one sentence each.
+        quantized: where the adapter's base was quantized, which weights it was merged into, and
+            how the result compares with what was trained.
     """
 
     base: str
@@ -55,6 +60,7 @@ class MergeReport:
     seconds: float
     drift: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    quantized: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -72,6 +78,8 @@ def merge(
     *,
     tokenizer: str | None = None,
     allow_drift: Sequence[str] = (),
+    recorded_as: Callable[[str], str] | None = None,
+    compare: Callable[[Path], dict[str, Any]] | None = None,
 ) -> MergeReport:
     """Write ``out`` as a plain Hugging Face folder of base + adapters; whole or not at all.
 
@@ -85,6 +93,9 @@ def merge(
         config: output dtype and kind of proof.
         tokenizer: fingerprint of the base's tokenizer, compared with the recorded one.
         allow_drift: recorded facts (base, tokenizer) allowed to differ.
+        recorded_as: gives what the adapters recorded of a base whose weights have a fingerprint,
+            where that is not the fingerprint itself.
+        compare: looks at the merged folder before it appears; what it returns is certified.
 
     Raises:
         MergeError: wrong base, an adapter without effect, or a proof that fails.
@@ -95,7 +106,8 @@ def merge(
     own, note = _own_tokenizer(plan)
     with files.published_folder(out) as target:
         written = write_merged(plan, target)
-        drift = _check_bindings(adapters, written.base, tokenizer, allow_drift)
+        base = recorded_as(written.base) if recorded_as else written.base
+        drift = _check_bindings(adapters, base, tokenizer, allow_drift)
         complete_folder(
             base_folder,
             target,
@@ -105,6 +117,7 @@ def merge(
             vocabulary=plan.vocabulary,
             tokenizer=own,
         )
+        _write_ends(target, adapters[0])
         report = MergeReport(
             base=written.base,
             adapters=[tensors_fingerprint(adapter.tensors) for adapter in adapters],
@@ -117,6 +130,7 @@ def merge(
             seconds=time.perf_counter() - started,
             drift=drift,
             notes=[*plan.notices, *([note] if note else [])],
+            quantized=compare(target) if compare else None,
             versions=package_versions(),
             files=describe_files(target.iterdir(), written.file_hashes),
         )
@@ -160,6 +174,15 @@ def _check_not_merged(adapters: Sequence[AdapterFolder], base_folder: Path) -> N
                 "this adapter is already merged into the base", where=str(base_folder),
                 fix="name the base model it was trained on",
             )  # fmt: skip
+
+
+def _write_ends(target: Path, adapter: AdapterFolder) -> None:
+    """Every token that ends an answer, the chat template's of training too."""
+    recorded = adapter.facts.get("prompt_format")
+    prompt_format = PromptFormat.from_dict(recorded) if recorded else None
+    if has_tokenizer(target):
+        tokenizer = load_tokenizer(target)
+        write_ends(target, folder_stop_ids(target, tokenizer, prompt_format))
 
 
 def _require_effect(offlines: Sequence[MetaAdapter]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from loratune.adapter_files.into_model import wrap_for_loading
 from loratune.adapter_files.peft_format import AdapterFolder
@@ -19,6 +20,7 @@ def wrap(
     config: RunConfig,
     saved: AdapterFolder | None = None,
     tokenizer: Any = None,
+    read_original: Callable[[str], Tensor] | None = None,
 ) -> WrappedModel:
     """Freeze the model and put the recipe's adapter on its targets, or the saved one on its own.
 
@@ -27,6 +29,7 @@ def wrap(
         config: the recipe.
         saved: the adapter to put in.
         tokenizer: gives the ids of the tokens that a new adapter trains.
+        read_original: gives a parameter as it was before a layer was quantized.
 
     Raises:
         LoratuneError: if a target matches nothing or cannot be adapted, or the saved adapter does
@@ -43,4 +46,5 @@ def wrap(
         seed=config.trainer.seed,
         unusable=unusable_layers(model),
         tokens=ids,
+        read_original=read_original,
     )

@@ -271,20 +271,18 @@ def _selection_errors(shapes: Sequence[LayerShape], targets: TargetsConfig) -> l
     return errors
 
 
-def refusals(
-    config: AdapterConfig, matched: Sequence[LayerShape]
-) -> Iterator[tuple[str, LayerShape]]:
-    """Why a variant cannot adapt a layer at its rank there, and the layer, for each such layer."""
+def refusals(config: AdapterConfig, matched: Sequence[LayerShape]) -> Iterator[tuple[str, str]]:
+    """Why a variant cannot adapt a layer at its rank there, and its name, for each such layer."""
     for shape in matched:
         if reason := config.check_layer(shape, rank_for(shape.name, config)):
-            yield reason, shape
+            yield reason, shape.name
 
 
 def _variant_errors(matched: Sequence[LayerShape], config: AdapterConfig) -> list[LoratuneError]:
     """One error for each reason, however many layers it refuses."""
     refused: dict[str, list[str]] = {}
-    for reason, shape in refusals(config, matched):
-        refused.setdefault(reason, []).append(shape.name)
+    for reason, name in refusals(config, matched):
+        refused.setdefault(reason, []).append(name)
     errors: list[LoratuneError] = []
     for refusal, names in refused.items():
         them, more = ("them", f" and {len(names) - 1} more") if len(names) > 1 else ("it", "")

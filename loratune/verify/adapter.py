@@ -8,6 +8,7 @@ from typing import Any
 
 from loratune.adapter_files.offline import attach
 from loratune.adapter_files.peft_format import FACTS, TENSORS, read_adapter
+from loratune.config.schema import ExportFormat
 from loratune.errors import LoratuneError, MergeError
 from loratune.models.fingerprint import file_fingerprint
 from loratune.runs.run_dir import CERTIFICATE
@@ -92,9 +93,11 @@ def check_export(
     checks = [seal, *file_checks(folder, certificate["files"], CERTIFICATE, MergeError)]
     if any(check.problem for check in checks):
         return checks
-    exported = file_fingerprint(folder / TENSORS)
-    checks.append(compared(TENSORS, "tensors", certificate.get("exported"), exported))
     for original in originals:
         now = file_fingerprint(original / TENSORS)
         checks.append(compared(TENSORS, "exported from", certificate.get("original"), now))
+    if certificate["form"] in (ExportFormat.gguf, ExportFormat.gguf_lora):
+        return checks + ([] if base is None else base_checks(certificate, base, ".", MergeError))
+    exported = file_fingerprint(folder / TENSORS)
+    checks.append(compared(TENSORS, "tensors", certificate.get("exported"), exported))
     return [*checks, *check_adapter(folder, base, beside=CERTIFICATE)]

@@ -41,6 +41,8 @@ def refused(found: Outcome, code: int, *words: str) -> None:
         (["lr_grid=[]"], ["no learning rate is left"]),
         (["lr_grid=[-1e-3]"], ["not all positive rates"]),
         (["compare.dev_fraction=0"], ["compare.dev_fraction"]),
+        (["compare.margin=0"], ["compare.margin", "above 0"]),
+        (["variants=[lora,lora]"], ["lora_r8 and lora_r8_2 are one setting"]),
         (["part=5/4"], ["part must be K/N, not '5/4'"]),
         (["format=xml"], ["format must be one of table, md, csv, json"]),
         (["data.eval_path=null"], ["nothing to evaluate on"]),
@@ -50,6 +52,12 @@ def test_contradictions_are_one_line_and_code_2(
     cli: CommandLine, given: list[str], words: list[str]
 ) -> None:
     refused(cli("compare", *SHORT, "variants=[lora]", *given), 2, *words)
+
+
+def test_a_contender_that_cannot_adapt_a_layer_is_named_before_any_trains(cli: CommandLine) -> None:
+    words = ["variants=[lora,{variant:miss,rank:129}]", "out=out"]
+    refused(cli("compare", *SHORT, *words), 4, "miss: model", "there are 128")
+    assert not (Path.cwd() / "out").exists()
 
 
 def test_parts_need_a_folder_to_share(cli: CommandLine) -> None:
@@ -75,6 +83,30 @@ def test_a_comparison_prints_what_it_writes(cli: CommandLine, tmp_path: Path) ->
     third = cli("compare", *QUICK, "format=md")
     assert third.out == (tmp_path / "out" / "comparison.md").read_text()
     assert "complete: out" in third.err
+
+
+def test_a_recipe_file_names_its_contenders(cli: CommandLine, tmp_path: Path) -> None:
+    folder = tmp_path / "recipes" / "recipe"
+    folder.mkdir(parents=True)
+    (folder / "widths.yaml").write_text(
+        "# @package _global_\ndefaults: [demo]\nname: widths\ncompare:\n  contenders:\n"
+        "    narrow: {adapter: lora, adapter.rank: 2}\n"
+        "    wide: {adapter: {variant: lora, rank: 16}}\n"
+        "    mlp:\n      targets: mlp\n      trainer.batch_size: 2\n"
+    )
+    words = ["compare", "recipe=widths", *SHORT[1:], "lr_grid=[4e-3]", "seeds=1", "out=out"]
+    words.remove("targets=attention_qv")
+    first = cli(*words)
+    assert first.code == 0, first.text
+    typed = "+compare.contenders.third={adapter:lora,adapter.rank:3}"
+    second = cli(*words, "variants=[narrow,third]", typed)
+    assert second.code == 0, second.text
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [(one["label"], one["costs"]["rank"]) for one in written["variants"]] == [
+        ("narrow", 2), ("third", 3),
+    ]  # fmt: skip
+    assert len(list((tmp_path / "out" / "members").rglob("*.json"))) == 4
+    refused(cli(*words, "variants=[narow]"), 2, "no adapter variant or contender named 'narow'")
 
 
 def test_a_sweep_over_parts_fills_one_folder(cli: CommandLine, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from compare.conftest import tiny_config
+from loratune.compare.prepare import prepare
 from loratune.compare.result import Comparison
-from loratune.compare.run import compare, prepare, require_a_result
+from loratune.compare.run import compare, require_a_result
 from loratune.compare.settings import Options, parse_part
 from loratune.compare.work import do_all
 from loratune.compare.workbench import Workbench
@@ -173,7 +174,7 @@ def test_a_failed_seed_run_is_kept_with_its_reason_and_the_others_count(tiny: Ma
 
     def fails_once(settings: Any, seed: int) -> Any:
         calls.append(seed)
-        if settings.variant == "lora" and seed == 1:
+        if settings.adapter.variant == "lora" and seed == 1:
             raise TrainingError("training diverged: the loss is nan", where="step 3")
         return train(settings, seed)
 
@@ -255,3 +256,83 @@ def test_a_plan_counts_the_tasks_that_are_done_in_the_end(
     _, plan = prepare(finished[1], TWO)
     assert plan.open_tasks() == []
     assert len(plan.store.finished()) == plan.count()
+
+
+CONTENDERS = {
+    "narrow": {"adapter": "lora", "adapter.rank": 2},
+    "feedforward": {"targets": "mlp"},
+    "large": {"trainer.batch_size": 8, "trainer.steps": 3},
+    "hot": {"trainer.lr": 1e30, "compare.lr_points": 1},
+    "huge": {"adapter.rank": 1 << 40, "compare.lr_points": 1},
+}
+"""One that diverges, and one that no machine has the memory for, among them."""
+LABELLED = CompareConfig(contenders=CONTENDERS, lr_points=2, rungs=1)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """A comparison of contenders, done once without a stop."""
+    folder = tmp_path_factory.mktemp("labelled") / "out"
+    return compare(tiny_config(folder, compare=LABELLED), Options(seeds=2))[0]
+
+
+def test_contenders_are_trained_as_they_say(labelled: Comparison) -> None:
+    by_label = {one.label: one for one in labelled.variants}
+    assert list(by_label) == list(CONTENDERS)
+    narrow, other, large = (by_label[name] for name in ("narrow", "feedforward", "large"))
+    assert (narrow.costs.rank, narrow.overrides) == (2, CONTENDERS["narrow"])
+    # 4 blocks: q and v of 128 x 128 at rank 2; up and down of 128 x 512 at rank 4.
+    assert narrow.costs.trainable == 4 * 2 * 2 * 256
+    assert other.costs.trainable == 4 * 2 * 4 * 640
+    assert (narrow.steps, large.steps) == (None, 3)
+    assert large.members[0].curve[-1].step == 3
+    assert narrow.members[0].order != large.members[0].order
+
+
+def test_a_contender_that_fails_is_named_and_the_rest_goes_on(labelled: Comparison) -> None:
+    by_label = {one.label: one for one in labelled.variants}
+    assert "diverged" in by_label["hot"].reason
+    assert "out of memory" in by_label["huge"].reason
+    for label in ("narrow", "feedforward", "large"):
+        assert by_label[label].estimates["loss"].seeds == 2
+    for label in ("hot", "huge"):
+        assert any(line.startswith(f"{label} failed and is left out") for line in labelled.findings)
+
+
+def test_pairs_keep_the_values_of_every_seed(labelled: Comparison) -> None:
+    by_label = {one.label: one for one in labelled.variants}
+    losses = [d for d in labelled.differences if d.metric == "loss"]
+    assert len(losses) == 3
+    for one in losses:
+        first, second = by_label[one.first].members, by_label[one.second].members
+        assert one.seeds == [0, 1]
+        assert one.by_seed == pytest.approx(
+            [(a.loss or 0.0) - (b.loss or 0.0) for a, b in zip(first, second, strict=True)]
+        )
+        best = min(v.estimates["loss"].mean for v in labelled.variants if not v.reason)
+        assert labelled.base.loss is not None
+        assert one.margin == pytest.approx(0.01 * (labelled.base.loss - best))
+
+
+@pytest.mark.parametrize("tasks", [4, 14])
+def test_killed_contenders_continue_to_the_same_numbers(
+    labelled: Comparison, tmp_path: Path, tasks: int
+) -> None:
+    config = tiny_config(tmp_path / "killed", compare=LABELLED)
+    options = Options(seeds=2, part=(2, 3))
+    _kill_when(tmp_path / "killed", tasks, lambda: compare(config, options))
+    assert numbers(compare(config, options)[0]) == numbers(labelled)
+
+
+def test_a_wide_margin_finds_the_same_trainings_equivalent(
+    finished: tuple[Comparison, RunConfig],
+) -> None:
+    first, config = finished
+    assert not any(one.equivalent for one in first.differences)
+    wide = replace(config, compare=replace(config.compare, margin=0.999))
+    again, _ = compare(wide, TWO)
+    assert numbers(first) == numbers(again)
+    [pair] = [one for one in again.differences if one.metric == "loss"]
+    [narrow] = [one for one in first.differences if one.metric == "loss"]
+    assert pair.margin == pytest.approx(99.9 * (narrow.margin or 0.0))
+    assert (pair.p_equivalence or 1.0) < (narrow.p_equivalence or 0.0)

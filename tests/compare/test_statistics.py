@@ -124,3 +124,57 @@ def test_a_shares_interval_agrees_with_its_definition() -> None:
             assert abs(share - bound) == pytest.approx(distance, rel=1e-5)
     assert share_interval(0, 10)[0] == pytest.approx(0, abs=1e-12)
     assert share_interval(10, 10)[1] == pytest.approx(1, abs=1e-12)
+
+
+def student_cdf(t: float, degrees: int) -> float:
+    """Student's distribution in closed form, for 1, 2 and 4 degrees of freedom."""
+    if degrees == 1:
+        return 0.5 + math.atan(t) / math.pi
+    if degrees == 2:
+        return 0.5 + t / (2 * math.sqrt(2 + t * t))
+    x = t * t / 4
+    return 0.5 + 0.375 * t / math.sqrt(1 + x) * (1 - x / (3 * (1 + x)))
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 4])
+def test_the_closed_forms_here_agree_with_the_tables(degrees: int) -> None:
+    assert student_cdf(T_975[degrees], degrees) == pytest.approx(0.975, abs=1e-4)
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.3], [0.1, 0.4, -0.2], [0.3, 0.35, 0.2, 0.1, -0.32]])
+@pytest.mark.parametrize("margin", [0.1, 0.5, 2.0])
+def test_two_one_sided_tests_give_students_p_value(values: list[float], margin: float) -> None:
+    """P(T >= (margin ∓ mean) / standard error), the larger of both."""
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    scores = Scores([[value] for value in values], [1.0])
+    found = interval(scores, margin=margin, resamples=200_000).p_equivalence
+    degrees = len(values) - 1
+    sides = [1 - student_cdf((margin - side * mean) / error, degrees) for side in (1, -1)]
+    assert found == pytest.approx(max(sides), abs=0.005)
+
+
+def test_equivalence_is_the_ninety_percent_interval_within_the_margin() -> None:
+    """Two one-sided tests at 5 % hold exactly where the 90 % interval lies inside."""
+    draw = random.Random(3)
+    scores = Scores([[draw.gauss(0.02, 0.3) for _ in range(200)] for _ in range(3)], [1.0] * 200)
+    p = {margin: interval(scores, margin=margin).p_equivalence or 0.0 for margin in (0.02, 0.2)}
+    assert p[0.02] > 0.05 > p[0.2]
+    assert interval(scores).p_equivalence is None
+
+
+def test_unequal_ones_are_seldom_taken_for_equal() -> None:
+    """At a true difference of exactly the margin, "equivalent" is wrong 5 % of the time."""
+    draw = random.Random(4)
+    wrong, trials = 0, 300
+    for trial in range(trials):
+        seeds = [draw.gauss(0.3, 0.1) for _ in range(4)]
+        sums = [[s + draw.gauss(0, 0.1) for _ in range(30)] for s in seeds]
+        found = interval(Scores(sums, [1.0] * 30), margin=0.3, resamples=1000, seed=trial)
+        wrong += (found.p_equivalence or 0.0) < 0.05
+    assert wrong / trials < 0.085  # 5 % and 2.8 standard errors of 300 trials
+
+
+def test_the_mean_of_every_seed_is_kept() -> None:
+    assert Scores([[2.0, 30.0], [4.0, 7.0]], [1.0, 10.0]).seed_means().tolist() == pytest.approx(
+        [32 / 11, 1.0]
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loratune.compare import tables
-from loratune.compare.metrics import difference_in_words
+from loratune.compare.metrics import difference_in_words, verdict_word
 from loratune.compare.result import (
     BaseScores,
     Comparison,
@@ -20,6 +20,7 @@ from loratune.compare.result import (
     Rows,
     SeedRun,
     Trial,
+    Twin,
     VariantResult,
 )
 from loratune.compare.verdict import verdict
@@ -71,6 +72,39 @@ def test_a_significant_difference_names_its_way() -> None:
         "lora has a lower loss than vera: -0.2000"
     )
     assert "higher" in difference_in_words(difference("lora", "vera", 0.2, 0.01))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"p_holm": 0.4, "significant": False}, "undecided"),
+        ({"significant": True}, "lora better"),
+        ({"significant": True, "difference": 0.2}, "vera better"),
+        ({"metric": "exact_match", "significant": True, "difference": 0.2}, "lora better"),
+        ({"metric": "exact_match", "significant": True, "difference": -0.2}, "vera better"),
+        ({"metric": "forgetting", "significant": True, "difference": 0.2}, "vera better"),
+        ({"equivalent": True, "margin": 0.0385}, "equivalent within 0.0385"),
+        ({"equivalent": True, "significant": True, "margin": 0.0385}, "equivalent within 0.0385"),
+        ({"equivalent": True, "margin": 0.009, "metric": "exact_match"},
+         "equivalent within 0.9 points"),
+    ],
+)  # fmt: skip
+def test_each_pair_is_better_equivalent_or_undecided(change: dict[str, Any], word: str) -> None:
+    one = replace(difference("lora", "vera", -0.2, 0.01), **change)
+    assert verdict_word(one) == word
+    table = tables.difference_table(comparison(variant("lora", 0.1), differences=[one]))
+    assert table.rows[0][-1] == word
+
+
+def test_contenders_are_told_apart_by_what_they_change() -> None:
+    narrow = variant("narrow", 0.1, overrides={"adapter": "lora", "adapter.rank": 4})
+    twin = Twin(label="same", of="narrow", rate_factor=2.0, trained=False)
+    table = tables.contender_table(comparison(narrow, twins=[twin]))
+    assert table.rows == (
+        ("narrow", "narrow", "adapter=lora, adapter.rank=4", ""),
+        ("same", "", "", "not trained: the same training as narrow"),
+    )
+    assert tables.contender_table(comparison(variant("lora", 0.1))).rows == ()
 
 
 def test_a_failed_variant_has_a_row_without_numbers() -> None:

@@ -29,6 +29,10 @@ def small(name: str) -> AdapterConfig:
     return replace(variant_settings(name), rank=4, lr=4e-3)
 
 
+def using(bench: Workbench, adapter: AdapterConfig) -> RunConfig:
+    return replace(bench.config, adapter=adapter)
+
+
 @pytest.fixture
 def bench(tiny: Make) -> Workbench:
     return Workbench(tiny())
@@ -42,7 +46,7 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_a_training_leaves_the_base_bit_for_bit_as_it_was(bench: Workbench, name: str) -> None:
     model = bench.base.model
     before, modules = state(model), {n: type(m) for n, m in model.named_modules()}
-    bench.trial(small(name), Point(4e-3), 3)
+    bench.trial(using(bench, small(name)), Point(4e-3), 3)
     after = state(model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -81,20 +85,20 @@ def test_every_variant_sees_the_same_rows_in_the_same_order(
     orders = {}
     for name in variant_names():
         seen.clear()
-        member = bench.seed_run(small(name), seed=7).member
+        member = bench.seed_run(using(bench, small(name)), seed=7).member
         # The last batch is the one whose memory is measured.
         orders[name] = (tuple(seen[:-1]), member.order)
     assert len(set(orders.values())) == 1
     rows, _ = orders["lora"]
     assert len(rows) == 5
     seen.clear()
-    other = bench.seed_run(small("lora"), seed=8).member
+    other = bench.seed_run(using(bench, small("lora")), seed=8).member
     assert tuple(seen[:-1]) != rows
     assert other.order != orders["lora"][1]
 
 
 def test_a_member_is_the_same_twice(bench: Workbench) -> None:
-    first, second = (bench.seed_run(small("lora"), seed=3) for _ in range(2))
+    first, second = (bench.seed_run(using(bench, small("lora")), seed=3) for _ in range(2))
     assert first.test == second.test
     assert first.answers == second.answers
     assert [p.dev_loss for p in first.member.curve] == [p.dev_loss for p in second.member.curve]
@@ -107,10 +111,10 @@ def test_the_search_trains_with_a_seed_that_no_member_has(
     monkeypatch.setattr(
         bench,
         "_wrapped",
-        lambda config, seed: seeds.append(seed) or (_ for _ in ()).throw(KeyError),
+        lambda config, targets, seed: seeds.append(seed) or (_ for _ in ()).throw(KeyError),
     )
     with pytest.raises(KeyError):
-        bench.trial(small("lora"), Point(1e-3), 3)
+        bench.trial(using(bench, small("lora")), Point(1e-3), 3)
     assert seeds == [1000]
 
 
@@ -125,7 +129,7 @@ def test_scores_by_prompt_add_up_to_the_evaluations_loss(bench: Workbench) -> No
 
 
 def test_a_member_measures_what_it_promises(bench: Workbench) -> None:
-    member = bench.seed_run(small("lora"), seed=0).member
+    member = bench.seed_run(using(bench, small("lora")), seed=0).member
     base = bench.base_scores().member
     assert member.loss is not None and base.loss is not None
     assert member.loss < base.loss
@@ -137,14 +141,14 @@ def test_a_member_measures_what_it_promises(bench: Workbench) -> None:
 
 
 def test_a_rate_that_diverges_is_a_result_with_its_reason(bench: Workbench) -> None:
-    trial = bench.trial(small("lora"), Point(1e30), 4)
+    trial = bench.trial(using(bench, small("lora")), Point(1e30), 4)
     assert trial.loss is None
     assert trial.reason
-    assert bench.trial(small("lora"), Point(1e-3), 3).loss is not None
+    assert bench.trial(using(bench, small("lora")), Point(1e-3), 3).loss is not None
 
 
 def test_a_frozen_factor_costs_less_than_a_trained_one(bench: Workbench) -> None:
-    lora, frozen = bench.costs(small("lora")), bench.costs(small("lora_fa"))
+    lora, frozen = (bench.costs(using(bench, small(name))) for name in ("lora", "lora_fa"))
     assert frozen.trainable * 2 == lora.trainable
     assert frozen.optimizer_bytes * 2 == lora.optimizer_bytes
     assert frozen.stored_bytes == lora.stored_bytes
@@ -181,6 +185,19 @@ def test_a_setting_with_dropout_shares_no_masks(
         return build(rows, arrangement, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TrainingSet, "from_config", watched)
-    bench.trial(small("lora"), Point(4e-3), 2)
-    bench.trial(replace(small("lora"), dropout=0.1), Point(4e-3), 2)
+    bench.trial(using(bench, small("lora")), Point(4e-3), 2)
+    bench.trial(using(bench, replace(small("lora"), dropout=0.1)), Point(4e-3), 2)
     assert shares == ["auto", "never"]
+
+
+def test_a_contender_trains_as_it_would_on_a_bench_of_its_own(bench: Workbench, tiny: Make) -> None:
+    """Other targets, batch and length on the common base: the numbers of a base for it alone."""
+    trainer = replace(bench.config.trainer, batch_size=8, steps=3)
+    own = tiny(targets=TargetsConfig(modules=["fc1", "fc2"]), trainer=trainer)
+    alone, common = Workbench(own).seed_run(own, seed=1), bench.seed_run(own, seed=1)
+    assert common.test == alone.test
+    assert common.member.order == alone.member.order
+    assert bench.steps(own) == 3
+    assert common.test != bench.seed_run(bench.config, seed=1).test
+    rates = [b.trial(own, Point(4e-3), 2).loss for b in (Workbench(own), bench)]
+    assert rates[0] == rates[1]

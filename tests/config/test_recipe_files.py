@@ -176,6 +176,7 @@ def test_plain_recipes_pass(here: Path) -> None:
 def test_the_built_in_recipes_pass(here: Path) -> None:
     shutil.copytree(builtin_recipes(), "mine")
     Path("mine/config.yaml").unlink()  # only the package's own root may configure Hydra
+    shutil.rmtree("mine/study")  # a folder for --config-dir of its own
     assert [str(error) for error in check("mine")] == []
 
 

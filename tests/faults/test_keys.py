@@ -184,6 +184,8 @@ ELSEWHERE = {
     "data.split": "sources with several splits, which come from the hub",
     "resume": "a run that was stopped",
     "allow_drift": "resumes that differ",
+    "gguf.dtype": "exports of bases that llama.cpp has a graph for",
+    "gguf.base": "exports of adapters to a GGUF file of such a base",
 }
 """Keys that a plain `train` does not read, and what does; their tests lie there."""
 

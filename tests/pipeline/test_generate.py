@@ -286,3 +286,55 @@ def test_evaluation_says_where_answers_end_and_what_is_compared(
     assert "stop token" in scores["compared"]
     assert scores["samples"][0]["reference"] == "I."
     assert scores["adapted"]["exact_match"] is not None
+
+
+def test_the_merged_folder_names_every_end(chat: Path, tmp_path: Path) -> None:
+    from loratune.cli.dispatch import dispatch
+
+    base = base_of(chat)
+    before = {"eos_token_id": [1, 7], "do_sample": True, "temperature": 0.3}
+    (base / "generation_config.json").write_text(json.dumps(before))
+    assert dispatch("merge", [f"run={chat}", f"out={tmp_path / 'merged'}"]) == 0
+    merged = json.loads((tmp_path / "merged/generation_config.json").read_text())
+    end = tokenizer_with("<|end|>").convert_tokens_to_ids("<|end|>")
+    assert merged == {**before, "eos_token_id": sorted({1, 7, end})}
+    assert dispatch("verify", [str(tmp_path / "merged")]) == 0
+
+
+def test_a_merged_folder_without_generation_settings_gets_its_ends(
+    chat: Path, tmp_path: Path
+) -> None:
+    from transformers import GenerationConfig
+
+    from loratune.cli.dispatch import dispatch
+
+    (base_of(chat) / "generation_config.json").unlink(missing_ok=True)
+    assert dispatch("merge", [f"run={chat}", f"out={tmp_path / 'merged'}"]) == 0
+    merged = GenerationConfig.from_pretrained(tmp_path / "merged")
+    config = json.loads((base_of(chat) / "config.json").read_text())
+    end = tokenizer_with("<|end|>").convert_tokens_to_ids("<|end|>")
+    assert merged.eos_token_id == sorted({config["eos_token_id"], end})
+    assert (merged.bos_token_id, merged.pad_token_id) == (
+        config["bos_token_id"],
+        config["pad_token_id"],
+    )
+
+
+def test_greedy_answers_of_a_base_that_samples_are_greedy_and_silent(chat: Path, cli) -> None:
+    words = ("generate", f"run={chat}", "prompt=Who?", "max_new_tokens=12")
+    settings = base_of(chat) / "generation_config.json"
+    settings.unlink(missing_ok=True)
+    plain = cli.succeeds(*words)
+    hot = {"do_sample": True, "temperature": 9.0, "top_k": 400, "top_p": 0.9}
+    settings.write_text(json.dumps({**hot, "repetition_penalty": 5.0, "eos_token_id": 1}))
+    sampled = [cli.succeeds(*words) for _ in range(2)]
+    settings.unlink()
+    assert [one.out for one in sampled] == [plain.out] * 2
+    assert all(one.err == plain.err for one in sampled)
+
+
+def base_of(run: Path) -> Path:
+    """The folder of a run's base."""
+    recipe = (run / "recipe.yaml").read_text()
+    line = next(one for one in recipe.splitlines() if one.strip().startswith("path: /"))
+    return Path(line.split(": ", 1)[1])

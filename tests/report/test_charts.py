@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from itertools import combinations
+from statistics import fmean
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -143,6 +144,35 @@ def test_intervals_not_told_from_zero_are_drawn_hollow() -> None:
     groups = [e.get("class") for e in drawing(chart).iter("g") if e.find("title") is not None]
     assert groups == ["point", "point open"]
     assert interval_chart("t", "d", []) is None
+
+
+def test_a_training_that_failed_is_a_cross_at_the_top_and_a_word_in_the_values() -> None:
+    lost = Series("lost", (), 1, failed={2.0: "diverged"})
+    partly = Series("partly", (Point(1, 5), Point(4, 3)), failed={2.0: "no memory"})
+    chart = line_chart("t", "rate", "loss", [partly, lost])
+    assert chart is not None
+    crosses = [e for e in drawing(chart).iter("g") if "failed" in (e.get("class") or "")]
+    middles = [fmean(float(line.get("x1") or 0) + 4 for line in cross) for cross in crosses]
+    assert len(crosses) == 2 and abs(middles[0] - middles[1]) >= 7
+    lines = drawing(chart).findall(".//line[@class='axis']")
+    top = min(float(line.get("y1") or 0) for line in lines)
+    for cross in crosses:
+        assert all(top <= float(line.get("y1") or 0) <= top + 12 for line in cross)
+    assert "rate: 2\npartly: failed\nlost: failed" in [e.text for e in drawing(chart).iter("title")]
+    assert ("2", "failed: no memory", "failed: diverged") in chart.values.rows
+    assert line_chart("t", "rate", "loss", [lost]) is None
+
+
+def test_costs_in_seconds_are_written_as_times() -> None:
+    series = [Series(str(n), (Point(90.0 * 2**n, 1.0 + n),), n, markers=True) for n in range(2)]
+    chart = scatter_chart("t", "seconds", "loss", series, unit="seconds")
+    assert chart is not None
+    assert [row[1] for row in chart.values.rows] == ["90 s", "3 min"]
+
+
+def test_a_colour_that_comes_again_has_another_marker_and_dash() -> None:
+    looks = {(Series("", (), n).style, Series("", (), n).dash) for n in range(36)}
+    assert len(looks) == 36
 
 
 def test_nothing_to_draw_gives_no_chart() -> None:

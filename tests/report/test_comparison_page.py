@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loratune.compare.result import Comparison, Estimate
+from loratune.compare.result import Comparison, Estimate, Trial
 from loratune.compare.verdict import verdict
 from loratune.report.comparison_page import comparison_page
 
@@ -15,6 +15,22 @@ def test_the_page_says_what_terminal_and_files_say() -> None:
     whole = comparison(seeds=1, prompts=12)
     page = comparison_page(whole, "")
     assert [*page.verdict, *page.warnings] == verdict(whole).findings
+
+
+def test_rates_that_failed_are_drawn_and_time_is_a_cost() -> None:
+    whole = comparison({"lora": 0.40, "vera": 0.60})
+    first, *others = whole.variants
+    hot = Trial(lr=0.5, lr_ratio=None, steps=60, loss=None, reason="diverged at step 3")
+    seconds = Estimate(mean=0.5, low=None, high=None, seeds=3)
+    timed = replace(
+        first, search=[*first.search, hot], estimates={**first.estimates, "step_seconds": seconds}
+    )
+    page = comparison_page(replace(whole, variants=[timed, *others], steps=60), "")
+    charts = {c.title: c for section in page.sections for c in section.charts}
+    values = [row for t, c in charts.items() if "sensitivity" in t for row in c.values.rows]
+    assert ("0.5", "failed: diverged at step 3", "") in values
+    times = {row[0]: row[1] for row in charts["Quality against time"].values.rows}
+    assert times["lora"] == "30 s"
 
 
 def test_a_significant_difference_within_the_margin_is_not_called_worse() -> None:

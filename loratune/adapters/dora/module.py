@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from loratune.adapters.base import Adapter, LayerPlan, RowWriter, data_device
 from loratune.adapters.config import LayerKind
 from loratune.adapters.dora.config import DoRAConfig
+from loratune.adapters.kernels.blocks import frozen_linear
 from loratune.adapters.kernels.lora import fused_lora_linear
 from loratune.adapters.kernels.output_norms import output_norms
 from loratune.adapters.lora.initialization import initial_parameters
@@ -30,10 +31,10 @@ class DoRA(Adapter):
         super().__init__(plan, config)
         self.exact_gradient = config.exact_gradient
         self.lora_A, self.lora_B = initial_parameters(plan, config.init, self.scaling)
-        device = data_device(self.weight)
+        device = data_device(self.stored_weight)
         self.lora_magnitude_vector = nn.Parameter(
             torch.ones(plan.shape.out_features, device=device)
-            if self.weight.is_meta
+            if self.stored_weight.is_meta
             else self._norms(self.weight).detach()
         )
         self._norms_in_use: tuple[_CacheKey, Tensor] | None = None
@@ -53,11 +54,17 @@ class DoRA(Adapter):
         x = x.to(self.lora_A.dtype)
         if self.training and self.config.dropout:
             x = self.dropout(x)
-            product = F.linear(x, self._by_output(self.weight).to(x.dtype))
+            product = self._product(x)
         else:
             product = y if self.bias is None else y - self.bias
         low_rank = F.linear(F.linear(x, self.lora_A), self.lora_B)
         return (gain - 1) * product + gain * low_rank * self.scaling
+
+    def _product(self, x: Tensor) -> Tensor:
+        """W x without the bias, in x's number format."""
+        if self.weight_blocks is not None:
+            return frozen_linear(x, self.weight_blocks, None, self.out_features)
+        return F.linear(x, self._by_output(self.weight).to(x.dtype))
 
     def _looked_up(self, ids: Tensor, gain: Tensor) -> Tensor:
         """The scaled product B A for an embedding's tokens, times g."""
@@ -70,12 +77,13 @@ class DoRA(Adapter):
             return None
         product = fused_lora_linear(
             x,
-            self.weight,
+            self.stored_weight,
             None,
             self.lora_A,
             self.lora_B,
             self.scaling,
             transposed=self.shape.kind is LayerKind.conv1d,
+            blocks=self.weight_blocks,
         )
         # In half precision g stays in fp32: most of what it learns is less than one rounding.
         gain = self._gain(self._current_norms())
@@ -123,7 +131,7 @@ class DoRA(Adapter):
 
     def _norms_in_pefts_order(self) -> Tensor:
         """‖V‖ with V formed whole, by the operations that PEFT makes."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with torch.autocast(self.stored_weight.device.type, enabled=False):
             low_rank = F.linear(self.lora_A.T.contiguous(), self.lora_B).T
         weight = self._by_output(self.weight).to(low_rank.dtype)
         if not self.exact_gradient:
@@ -138,7 +146,7 @@ class DoRA(Adapter):
         with torch.no_grad():
             if self.training or torch.compiler.is_compiling():
                 return self._norms(self.weight)
-            key = tuple(map(_state_of, (self.weight, self.lora_A, self.lora_B)))
+            key = tuple(map(_state_of, (self.stored_weight, self.lora_A, self.lora_B)))
             if self._norms_in_use is None or self._norms_in_use[0] != key:
                 self._norms_in_use = (key, self._norms(self.weight))
             return self._norms_in_use[1]

@@ -30,6 +30,11 @@ class FullConfig(AdapterConfig):
     def trains_whole_model(self) -> bool:
         return self.every_parameter
 
+    def why_not_quantized(self) -> str:
+        return (
+            "it trains the weights themselves, and steps between 4- or 8-bit numbers are too wide"
+        )
+
     def why_not_in_peft(self, shape: LayerShape) -> str:
         return "it has none that trains whole weights (export format=merged gives a plain model)"
 

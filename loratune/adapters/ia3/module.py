@@ -21,7 +21,7 @@ class IA3(Adapter):
         super().__init__(plan, config)
         self.scales_inputs = config.scales_inputs(plan.shape)
         shape = (1, plan.shape.in_features) if self.scales_inputs else (plan.shape.out_features, 1)
-        self.ia3_l = nn.Parameter(torch.ones(shape, device=data_device(self.weight)))
+        self.ia3_l = nn.Parameter(torch.ones(shape, device=data_device(self.stored_weight)))
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
         change = self.ia3_l.flatten() - 1

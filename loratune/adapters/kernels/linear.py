@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loratune.adapters.kernels.blocks import Blocks, add_input_gradient, add_product
 from loratune.adapters.kernels.dropout import Dropout
 from loratune.errors import ModelError
 
@@ -28,10 +29,11 @@ FORMING_OVERHEAD_RANKS = 32
 
 
 class Frozen(NamedTuple):
-    """The base layer's parameters."""
+    """The base layer's parameters, and how its weight is widened where it is quantized."""
 
     weight: Tensor
     bias: Tensor | None
+    blocks: Blocks | None = None
 
 
 class Factors(NamedTuple):
@@ -53,6 +55,8 @@ class Call:
     """What the products compute in and the output has: the weight's, or autocast's."""
     records: bool
     """Whether a backward pass can follow."""
+    blocks: Blocks | None = None
+    """How the weight is widened, where it is quantized."""
 
     @classmethod
     def begin(
@@ -63,15 +67,17 @@ class Call:
         Raises:
             ModelError: if the base layer trains, since it would get no gradient.
         """
-        if any(p is not None and p.requires_grad for p in frozen):
+        if any(p is not None and p.requires_grad for p in (frozen.weight, frozen.bias)):
             raise ModelError(
                 "a fused adapter layer gives its base layer no gradient",
                 fix="freeze the base layer, or set adapter.kernel=reference",
             )
         device = x.device.type
         autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else frozen.weight.dtype
-        return cls(scaling, transposed, Dropout.draw(dropout_p), dtype, torch.is_grad_enabled())
+        own = x.dtype if frozen.blocks else frozen.weight.dtype
+        dtype = torch.get_autocast_dtype(device) if autocast else own
+        dropout, records = Dropout.draw(dropout_p), torch.is_grad_enabled()
+        return cls(scaling, transposed, dropout, dtype, records, frozen.blocks)
 
     @property
     def factor(self) -> float:
@@ -99,7 +105,11 @@ class Call:
             return y, self._narrow(x, factors.A) if needs_narrow else h
         h = self._narrow(x, factors.A) if h is None else h
         y = _affine(h, packed(factors.B.t()), frozen.bias)
-        return y.addmm_(x, self._in_out(frozen.weight)), h if keep_narrow else None
+        if self.blocks is not None:
+            add_product(y, x, self.blocks)
+        else:
+            y.addmm_(x, self._in_out(frozen.weight))
+        return y, h if keep_narrow else None
 
     def input_gradients(
         self, g: Tensor, weight: Tensor, factors: Factors, needs_x: bool, x: Tensor | None
@@ -118,12 +128,15 @@ class Call:
             if needs_x and grad_x is None:
                 grad_x = torch.mm(t, factors.A)
         if grad_x is not None and not forms_sum:
-            grad_x.addmm_(g, self._in_out(weight).t())
+            if self.blocks is not None:
+                add_input_gradient(grad_x, g, self.blocks)
+            else:
+                grad_x.addmm_(g, self._in_out(weight).t())
         return grad_x, grad_A
 
     def _forms_sum(self, spared: int, r: int, i: int, o: int) -> bool:
         # In half precision most of a small ΔW would be rounded away in W + ΔW.
-        is_exact = self.dtype in (torch.float32, torch.float64)
+        is_exact = self.dtype in (torch.float32, torch.float64) and self.blocks is None
         return self.dropout is None and is_exact and dense_pays(spared, r, i, o)
 
     def _narrow(self, x: Tensor, A: Tensor) -> Tensor:

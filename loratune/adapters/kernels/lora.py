@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from loratune.adapters.kernels.blocks import Blocks
 from loratune.adapters.kernels.linear import Call, Factors, Frozen, packed
 
 
@@ -25,24 +26,26 @@ def fused_lora_linear(
     scaling: float,
     dropout_p: float = 0.0,
     transposed: bool = False,
+    blocks: Blocks | None = None,
 ) -> Tensor:
     """A whole LoRA layer: the frozen product and its correction.
 
     Args:
         x: (..., in).
-        weight: (out, in), or (in, out) if ``transposed``.
+        weight: (out, in), or (in, out) if ``transposed``; as it is stored if it is quantized.
         bias: (out) or ``None``.
         lora_A: (rank, in); if it needs no gradient (LoRA-FA), ``x`` is not kept.
         lora_B: (out, rank).
         scaling: factor s on the correction.
         dropout_p: share of the correction's input dropped; give 0 outside training.
         transposed: the weight is stored (in, out), as GPT-2's Conv1D does.
+        blocks: how a quantized weight is widened.
 
     Returns:
         (..., out) in the weight's dtype, or autocast's.  In half precision the factors are cast
         down (never x up) and the factors' gradients are returned in the factors' own dtype.
     """
-    call = Call.begin(x, Frozen(weight, bias), scaling, transposed, dropout_p)
+    call = Call.begin(x, Frozen(weight, bias, blocks), scaling, transposed, dropout_p)
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = _LoRALinear.apply(x, weight, bias, lora_A, lora_B, call)  # type: ignore[no-untyped-call]
     # Outside the node: autograd lets nobody change a view in place that was made inside one.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from loratune.adapters.kernels.blocks import Blocks
 from loratune.adapters.kernels.linear import Call, Factors, Frozen
 from loratune.adapters.kernels.shared_input import SharedProducts
 
@@ -29,12 +30,13 @@ def fused_vera_linear(
     dropout_p: float = 0.0,
     transposed: bool = False,
     products: SharedProducts | None = None,
+    blocks: Blocks | None = None,
 ) -> Tensor:
     """A whole VeRA layer: the frozen product and its correction.
 
     Args:
         x: (..., in).
-        weight: (out, in), or (in, out) if ``transposed``.
+        weight: (out, in), or (in, out) if ``transposed``; as it is stored if it is quantized.
         bias: (out) or ``None``.
         vera_A: (rank, in), frozen; a slice of the shared matrix will do.
         vera_B: (out, rank), frozen; likewise.
@@ -44,11 +46,12 @@ def fused_vera_linear(
         dropout_p: share of the correction's input dropped; give 0 outside training.
         transposed: the weight is stored (in, out), as GPT-2's Conv1D does.
         products: where layers with the same frozen A share ``x Aᵀ``.
+        blocks: how a quantized weight is widened.
 
     Returns:
         (..., out) in the weight's dtype, or autocast's.
     """
-    call = Call.begin(x, Frozen(weight, bias), scaling, transposed, dropout_p)
+    call = Call.begin(x, Frozen(weight, bias, blocks), scaling, transposed, dropout_p)
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = _VeRALinear.apply(  # type: ignore[no-untyped-call]
             x, weight, bias, vera_A, vera_B, lambda_d, lambda_b, call, products

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from loratune.adapters.config import AdapterConfig, AdapterCount, LayerKind, LayerShape, choice
+from loratune.adapters.training_form import ScaledLayer, TrainingForm, UpdateRule
 from loratune.errors import ConfigError
 
 
@@ -16,7 +17,8 @@ class Init(StrEnum):
     """How the factors start; the base weight always stays as it is.
 
     A is chosen and B starts at zero, except where both do otherwise: those ``is_subtracted`` start
-    from the base's own numbers A₀ and B₀ and train s(B A − B₀A₀), which is zero at first too.
+    from the base's own numbers A₀ and B₀ and train s(B A − B₀A₀), which is zero at first too; and
+    loftq corrects a quantized base from the first step on.
     """
 
     kaiming = "kaiming"
@@ -31,10 +33,17 @@ class Init(StrEnum):
     """B₀A₀ is the top of the base weight's singular value decomposition (arXiv:2404.02948)."""
     olora = "olora"
     """B₀A₀ is the beginning of the base weight's QR decomposition (arXiv:2406.01775)."""
+    loftq = "loftq"
+    """s·B A is the best approximation of what quantizing W lost (arXiv:2310.08659, one step)."""
     subtracted = "subtracted"
     """Any numbers in the place of A₀ and B₀, for an adapter that is about to be loaded."""
     random = "random"
     """A and B both random: the adapter changes the model at once; for tests only."""
+
+    @property
+    def reads_weight(self) -> bool:
+        """Whether the numbers of the base weight decide the start."""
+        return self in (Init.svd, Init.pissa, Init.olora, Init.loftq)
 
     @property
     def is_subtracted(self) -> bool:
@@ -50,7 +59,7 @@ class LoRAConfig(AdapterConfig):
 
     variant: str = "lora"
     init: Init = Init.kaiming
-    """How the factors start: kaiming, gaussian, orthonormal, svd; pissa, olora."""
+    """How the factors start: kaiming, gaussian, orthonormal, svd; pissa, olora; loftq."""
     rslora: bool = False
     """Divide alpha by √rank, not by rank, so that a high rank keeps its strength."""
 
@@ -63,6 +72,15 @@ class LoRAConfig(AdapterConfig):
         resolved = float(rank) if alpha is None else alpha
         return resolved / math.sqrt(rank) if self.rslora else resolved / rank
 
+    def training_form(self, layers: Sequence[ScaledLayer], rule: UpdateRule) -> TrainingForm:
+        """With rsLoRA an alpha of a is one of a·√rank without it, whatever the optimizer."""
+        return super().training_form(layers, rule).with_settings("rslora")
+
+    @property
+    def B_starts_at_zero(self) -> bool:
+        """Whether only A decides where the training starts, so that B has no scale of its own."""
+        return not (self.init.is_subtracted or self.init is Init.random)
+
     def check_layer(self, shape: LayerShape, rank: int) -> str:
         if shape.is_stacked and self.dropout:
             return "experts stacked in one tensor take no dropout: adapter.dropout=0"
@@ -73,11 +91,14 @@ class LoRAConfig(AdapterConfig):
             return f"init={self.init} cannot start an embedding"
         return ""
 
+    def starts_from_quantization_error(self) -> bool:
+        return self.init is Init.loftq
+
     def without_costly_init(self) -> Self:
         return replace(self, init=Init.subtracted if self.init.is_subtracted else Init.kaiming)
 
     def why_not_redrawn(self) -> str:
-        if self.init is Init.svd or self.init.is_subtracted:
+        if self.init.reads_weight or self.init.is_subtracted:
             return f"init={self.init} starts from the base's own numbers"
         return ""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from loratune.adapters.base import LayerPlan, data_device
 from loratune.adapters.config import LayerKind
+from loratune.adapters.kernels.blocks import blocks_of, weight_of
 from loratune.adapters.lora.config import Init
 from loratune.errors import ModelError
 
@@ -30,8 +31,13 @@ def initial_parameters(
     Raises:
         ModelError: if the layer is too narrow for this start.
     """
-    weight = plan.base_layer.weight
-    assert isinstance(weight, Tensor)
+    weight = _weight_to_read(plan, init)
+    if init is Init.loftq and plan.shape.kind is not LayerKind.linear:
+        raise ModelError(
+            "init loftq starts from what quantizing a layer lost, and this one is not quantized",
+            where=plan.shape.name,
+            fix="leave it out of the targets, or set adapter.init=kaiming",
+        )
     if plan.shape.kind is LayerKind.embedding:
         vocabulary, width = weight.shape
         factors = initial_embedding_factors((vocabulary, width), plan.rank, init)
@@ -44,8 +50,19 @@ def initial_parameters(
         if init in (Init.pissa, Init.olora):
             _check_rank(plan.rank, oriented, init, plan.shape.name)
             factors = _leading_factors(oriented, plan.rank, init, scaling)
-    lora_A, lora_B = (nn.Parameter(factor.to(data_device(weight))) for factor in factors)
+        elif init is Init.loftq:
+            factors = _error_factors(plan, oriented, scaling)
+    stored = plan.base_layer.weight
+    assert isinstance(stored, Tensor)
+    lora_A, lora_B = (nn.Parameter(factor.to(data_device(stored))) for factor in factors)
     return lora_A, lora_B
+
+
+def _weight_to_read(plan: LayerPlan, init: Init) -> Tensor:
+    """The base weight, or an empty one of its shape where the start needs no more of it."""
+    if blocks_of(plan.base_layer) is not None and not init.reads_weight:
+        return torch.empty(plan.shape.out_features, plan.shape.in_features, device="meta")
+    return weight_of(plan.base_layer)
 
 
 @torch.no_grad()
@@ -62,7 +79,7 @@ def initial_factors(base_weight: Tensor, rank: int, init: Init, name: str) -> tu
     nn.init.kaiming_uniform_(lora_B, a=math.sqrt(5))
     if init is Init.random:
         return lora_A, lora_B
-    if init is Init.kaiming or init.is_subtracted:
+    if init in (Init.kaiming, Init.loftq) or init.is_subtracted:
         nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))
     elif init is Init.gaussian:
         nn.init.normal_(lora_A, std=1 / rank)
@@ -131,6 +148,35 @@ def _leading_factors(
     U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
     roots = torch.diag(torch.sqrt(S[:rank] / scaling))
     return roots @ Vh[:rank], U[:, :rank] @ roots
+
+
+@torch.no_grad()
+def _error_factors(plan: LayerPlan, quantized: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """A and B whose s·B A is the best rank-r approximation of W − W_q, in fp32.
+
+    The singular vectors come from the Gram matrix of the narrow side, in fp64: the error's
+    singular values lie close together, and a randomised decomposition would miss some of them.
+
+    Raises:
+        ModelError: if the layer is not quantized, or was read so from its files.
+    """
+    if plan.original is None:
+        raise ModelError(
+            "init loftq starts from what quantizing the layer lost, and that is not known of it",
+            where=plan.shape.name,
+            fix="set model.quantize=nf4 on a base that is not quantized, or adapter.init=kaiming",
+        )
+    _check_rank(plan.rank, quantized, Init.loftq, plan.shape.name)
+    error = (plan.original().to(quantized.device).float() - quantized.float()).double()
+    is_wide = error.shape[0] <= error.shape[1]
+    narrow = error if is_wide else error.T
+    vectors = torch.linalg.eigh(narrow @ narrow.T).eigenvectors[:, -plan.rank :]
+    rows = vectors.T @ narrow
+    roots = rows.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    left = vectors * (roots / math.sqrt(scaling))
+    right = rows / (roots * math.sqrt(scaling))[:, None]
+    A, B = (right, left) if is_wide else (left.T, right.T)
+    return A.float().contiguous(), B.float().contiguous()
 
 
 @torch.no_grad()

@@ -63,12 +63,13 @@ class LoRA(LowRank):
             return None
         return fused_lora_linear(
             x,
-            self.weight,
+            self.stored_weight,
             self.bias,
             *self._pair(),
             self.scaling,
             self.config.dropout if self.training else 0.0,
             transposed=self.shape.kind is LayerKind.conv1d,
+            blocks=self.weight_blocks,
         )
 
     def factors(self) -> tuple[Tensor, Tensor, float]:

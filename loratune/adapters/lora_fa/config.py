@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from loratune.adapters.config import AdapterCount, LayerKind, LayerShape
 from loratune.adapters.lora.config import LoRAConfig
+from loratune.adapters.training_form import ScaledLayer, TrainingForm, UpdateRule
 
 
 @dataclass(kw_only=True)
@@ -20,6 +22,18 @@ class LoRAFAConfig(LoRAConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_start_is_zero()
+
+    def training_form(self, layers: Sequence[ScaledLayer], rule: UpdateRule) -> TrainingForm:
+        """Alpha and the learning rate are one setting where Adam undoes a gradient's factor.
+
+        Only B trains, from zero: s·B moves by s times the rate.  The closed form's 1/s² is a
+        factor on the gradient too.
+        """
+        form = super().training_form(layers, rule)
+        if not (layers and rule.undoes_scale and rule.adapter_only and self.B_starts_at_zero):
+            return form
+        scaling = layers[0].scaling
+        return replace(form.scaled(1 / scaling), lr=form.lr * scaling)
 
     def check_layer(self, shape: LayerShape, rank: int) -> str:
         if shape.kind is LayerKind.embedding:

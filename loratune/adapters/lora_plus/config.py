@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loratune.adapters.config import check_learning_rate
 from loratune.adapters.lora.config import LoRAConfig
+from loratune.adapters.training_form import ScaledLayer, TrainingForm, UpdateRule
 from loratune.errors import ConfigError
 
 
@@ -28,6 +30,20 @@ class LoRAPlusConfig(LoRAConfig):
                 f"{self.lr_ratio} is out of range", where="adapter.lr_ratio", fix="use 1 to 32"
             )
         check_learning_rate(self.embedding_lr, "adapter.embedding_lr")
+
+    def training_form(self, layers: Sequence[ScaledLayer], rule: UpdateRule) -> TrainingForm:
+        """B learning k times faster is LoRA with k times the alpha, where Adam undoes the factor.
+
+        B starts at zero, so k·B under a factor s learns as B does under k·s; and A's gradient is
+        the same in both (Schulman et al., "LoRA Without Regret", 2025).  An embedding's A and B
+        share a rate of their own, and so keep the two apart.
+        """
+        form = super().training_form(layers, rule)
+        is_lora = self.lr_ratio == 1 or (rule.undoes_scale and self.B_starts_at_zero)
+        if not is_lora or not rule.adapter_only or any(one.is_embedding for one in layers):
+            return form
+        lora = form.with_settings("lr_ratio", "embedding_lr", variant=LoRAConfig.variant)
+        return lora.scaled(self.lr_ratio)
 
     def search_axes(self) -> dict[str, tuple[float, ...]]:
         """The paper recommends 16, and less for easy tasks."""

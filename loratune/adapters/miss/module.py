@@ -24,7 +24,9 @@ class MiSS(LowRank):
 
     def __init__(self, plan: LayerPlan, config: MiSSConfig) -> None:
         super().__init__(plan, config)
-        shard = torch.zeros(plan.rank, plan.shape.out_features, device=data_device(self.weight))
+        shard = torch.zeros(
+            plan.rank, plan.shape.out_features, device=data_device(self.stored_weight)
+        )
         self.miss_block = nn.Parameter(shard)
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class OFT(Adapter):
     def __init__(self, plan: LayerPlan, config: OFTConfig) -> None:
         super().__init__(plan, config)
         width = plan.shape.in_features
-        block, device = config.block_of(width), data_device(self.weight)
+        block, device = config.block_of(width), data_device(self.stored_weight)
         self.oft_R = Rotation(width, block, config.cayley_terms, device)
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:

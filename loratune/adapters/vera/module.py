@@ -60,7 +60,7 @@ class VeRA(LowRank):
         if projection is None:
             projection = _projection_for([plan], config)
         self.projection = projection
-        device = data_device(self.weight)
+        device = data_device(self.stored_weight)
         self.vera_lambda_d = nn.Parameter(torch.full((plan.rank,), config.d_initial, device=device))
         self.vera_lambda_b = nn.Parameter(torch.zeros(plan.shape.out_features, device=device))
 
@@ -91,7 +91,7 @@ class VeRA(LowRank):
         vera_A, vera_B = self._sliced
         return fused_vera_linear(
             x,
-            self.weight,
+            self.stored_weight,
             self.bias,
             vera_A,
             vera_B,
@@ -101,6 +101,7 @@ class VeRA(LowRank):
             self.config.dropout if self.training else 0.0,
             transposed=self.shape.kind is LayerKind.conv1d,
             products=self.projection.products,
+            blocks=self.weight_blocks,
         )
 
     def factors(self) -> tuple[Tensor, Tensor, float]:

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 class Config(RunConfig):
     """A recipe, and how to compare; ``out`` is the folder that holds the work."""
 
-    variants: Any = "all"
-    """all, or a list of names and settings: [lora,vera] or [lora,{variant:lora,rank:16}]."""
+    variants: Any = None
+    """all, or [lora,vera], [lora,{variant:lora,rank:16}], labels of compare.contenders; null
+    takes these, or all."""
     match: str = "own"
     """own ranks, the recipe's rank, or its trainable numbers or bytes (or trainable:589824)."""
     seeds: int | None = None
-    """Final trainings of each variant, from trainer.seed on; null takes compare.seeds."""
+    """Final trainings of each contender, from trainer.seed on; null takes compare.seeds."""
     lr_grid: list[float] | None = None
     """Learning rates to try; null takes compare.lr_points rates around each variant's own."""
     ratio_grid: list[float] | None = None

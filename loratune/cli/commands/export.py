@@ -17,7 +17,7 @@ class Config(RunConfig):
     run: str | None = None
     """A run folder: its adapter and base are taken."""
     format: ExportFormat = ExportFormat.peft
-    """peft, merged, portable, lora or compact."""
+    """peft, merged, portable, lora, compact, gguf or gguf-lora."""
     out: str | None = None
     """The folder to write; null is export in the run folder, or here."""
 

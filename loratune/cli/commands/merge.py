@@ -8,7 +8,7 @@ from typing import Any
 
 from loratune.cli.inputs import adapter_folder, names_base, recorded_recipe
 from loratune.config.command_line import CommandLine
-from loratune.config.schema import RunConfig
+from loratune.config.schema import MergeBase, Quantize, RunConfig
 
 
 @dataclass(kw_only=True)
@@ -21,6 +21,10 @@ class Config(RunConfig):
     """An adapter folder, or a list of them, summed in fp32 once."""
     out: str | None = None
     """The folder to write; null is merged in the run folder, or here."""
+    base: MergeBase | None = None
+    """Where the base was quantized: dequantized (the weights that training saw) or original."""
+    requantize: Quantize | None = None
+    """Write the merged model in nf4, fp4 or int8 once more."""
 
 
 def run(config: Config, command_line: CommandLine) -> None:
@@ -30,6 +34,8 @@ def run(config: Config, command_line: CommandLine) -> None:
     folders = [Path(str(path)) for path in several or [adapter_folder(config.run, one)]]
     out = Path(config.out or Path(config.run or ".") / "merged")
     config = recorded_recipe(config, command_line, config.run)
+    config.merge.base = config.base or config.merge.base
+    config.merge.requantize = config.requantize or config.merge.requantize
     from loratune.pipeline import commands
 
     base_named = names_base(command_line.keys, config.run)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from loratune.adapters.kernels.blocks import weight_of
 from loratune.errors import ModelError
 from loratune.models.build import first_line
 from loratune.models.positions import positions
@@ -148,7 +149,7 @@ def _computes_otherwise(layer: nn.Module, inputs: tuple[Tensor, ...], output: Te
     if is_plain or not inputs:
         return False
     assert isinstance(layer, nn.Linear)
-    plain = functional.linear(inputs[0], layer.weight, layer.bias)
+    plain = functional.linear(inputs[0], weight_of(layer, inputs[0].dtype), layer.bias)
     if plain.shape != output.shape:
         return True
     return float((plain - output).abs().max()) > TOLERANCE * float(plain.abs().max())

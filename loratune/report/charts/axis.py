@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from loratune.units import byte_size, short_count
+from loratune.units import byte_size, duration, short_count
 
 _MOST_LOG_TICKS = 7
 _LARGEST = 1e300
@@ -62,7 +62,7 @@ def make_axis(
         label: quantity and unit.
         values: what will be drawn.
         log: whether it is logarithmic; ``None`` decides by the values' spread.
-        unit: ``bytes`` or ``count`` for short ticks.
+        unit: ``bytes``, ``seconds`` or ``count`` for short ticks.
         from_zero: whether a linear scale starts at zero.
         padding: share of the spread to leave free on either side of a linear scale.
     """
@@ -129,4 +129,8 @@ def _plain(value: float, digits: int) -> str:
     return f"{value:.{digits}g}"
 
 
-_SHOWN: dict[str, Callable[..., str]] = {"bytes": byte_size, "count": short_count}
+_SHOWN: dict[str, Callable[..., str]] = {
+    "bytes": byte_size,
+    "count": short_count,
+    "seconds": duration,
+}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from loratune.report.charts.axis import make_axis
 from loratune.report.charts.chart_frame import Chart, Frame, drawn
 from loratune.report.charts.series import Point, Series, marker, whisker
 from loratune.report.charts.svg import add, to_markup
 from loratune.tables import Table
-from loratune.units import byte_size, significant
+from loratune.units import byte_size, duration, significant
 
 
 def undominated(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
@@ -22,16 +22,27 @@ def undominated(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, f
     return sorted(best, key=lambda point: (point[1], point[2]))
 
 
+_COSTS: dict[str, Callable[[float], str]] = {"bytes": byte_size, "seconds": duration}
+"""How a cost in each unit is written."""
+
+
 def scatter_chart(
-    title: str, across: str, up: str, series: Sequence[Series], *, note: str = ""
+    title: str,
+    across: str,
+    up: str,
+    series: Sequence[Series],
+    *,
+    unit: str = "bytes",
+    note: str = "",
 ) -> Chart | None:
-    """Cost in bytes across (log scale), loss upwards: lower left is better.
+    """Cost across (log scale where it spreads), loss upwards: lower left is better.
 
     Args:
         title: what it shows.
         across: label of the cost.
         up: label of the loss.
         series: one point each, with its range if it has one.
+        unit: of the cost, ``bytes`` or ``seconds``.
         note: how to read it.
     """
     shown = [one for one in series if one.points]
@@ -40,32 +51,44 @@ def scatter_chart(
     points = [(one.name, one.points[0].x, one.points[0].y) for one in shown]
     heights = [v for s in shown for p in s.points for v in (p.y, p.low, p.high) if v is not None]
     spread = max(x for _, x, _ in points) / max(min(x for _, x, _ in points), 1e-9)
-    x_axis = make_axis(
-        across, [x for _, x, _ in points], log=spread >= 4, unit="bytes", padding=0.06
+    x_axis = make_axis(across, [x for _, x, _ in points], log=spread >= 4, unit=unit, padding=0.06)
+    cost = _COSTS[unit]
+    frame = Frame(
+        _described(title, shown, cost), x_axis, make_axis(up, heights, padding=0.06), shown
     )
-    frame = Frame(_described(title, shown), x_axis, make_axis(up, heights, padding=0.06), shown)
     _draw_front(frame, undominated(points))
     places = _places(frame, [one.points[0] for one in shown])
     for one, place in zip(shown, places, strict=True):
-        _draw_point(frame, one, place)
+        _draw_point(frame, one, place, cost)
     rows = tuple(
-        (one.name, byte_size(p.x), significant(p.y), p.range_text)
-        for one in shown
-        for p in one.points
+        (one.name, cost(p.x), significant(p.y), p.range_text) for one in shown for p in one.points
     )
     columns = ("", across.partition(",")[0], up, "interval")
     return Chart(title, to_markup(frame.root), Table(f"values of {title}", columns, rows), note)
 
 
 def quality_charts(
-    loss: str, trained: Sequence[Series], peaks: Sequence[Series], memory: str, note: str = ""
+    loss: str,
+    trained: Sequence[Series],
+    peaks: Sequence[Series],
+    memory: str,
+    note: str = "",
+    seconds: Sequence[Series] = (),
 ) -> tuple[Chart, ...]:
-    """Loss against the bytes that train, and against memory."""
+    """Loss against the bytes that train, against memory and, where measured, against time."""
     note = f"Lower left is better. {note}Dashed: what nothing beats on both."
     across = "trainable bytes (fp32)"
     return drawn(
         scatter_chart("Quality against trainable bytes", across, loss, trained, note=note),
         scatter_chart("Quality against memory", memory, loss, peaks, note=note),
+        scatter_chart(
+            "Quality against time",
+            "seconds of a whole training",
+            loss,
+            seconds,
+            unit="seconds",
+            note=note,
+        ),
     )
 
 
@@ -91,20 +114,22 @@ def _places(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float]]:
     return places
 
 
-def _draw_point(frame: Frame, series: Series, place: tuple[float, float]) -> None:
+def _draw_point(
+    frame: Frame, series: Series, place: tuple[float, float], cost: Callable[[float], str]
+) -> None:
     (x, y), point = place, series.points[0]
     group = add(frame.root, "g", class_="point")
     if point.range:
         whisker(group, series.style, x, *map(frame.y, point.range))
     mark = marker(group, series.look, x, y, 6)
     interval = f"\ninterval {point.range_text}" if point.range else ""
-    text = f"{series.name}\n{byte_size(point.x)}\nloss {significant(point.y)}{interval}"
+    text = f"{series.name}\n{cost(point.x)}\nloss {significant(point.y)}{interval}"
     add(mark, "title", text)
 
 
-def _described(title: str, drawn: Sequence[Series]) -> str:
+def _described(title: str, drawn: Sequence[Series], cost: Callable[[float], str]) -> str:
     parts = [
-        f"{one.name}: loss {significant(one.points[0].y)} for {byte_size(one.points[0].x)}"
+        f"{one.name}: loss {significant(one.points[0].y)} for {cost(one.points[0].x)}"
         for one in drawn
     ]
     return f"{title}. {'; '.join(parts)}."

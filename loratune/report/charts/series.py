@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
 from loratune.report.charts.svg import add
@@ -56,6 +56,7 @@ class Series:
         look: number of its colour, dash and marker.
         line: whether the points are joined.
         markers: whether each point gets its marker.
+        failed: place across of what was tried and has no value, and why.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Series:
     look: int = 0
     line: bool = True
     markers: bool = False
+    failed: Mapping[float, str] = field(default_factory=dict)
 
     @property
     def style(self) -> str:
@@ -72,7 +74,12 @@ class Series:
     @property
     def dash(self) -> str:
         """Dash pattern of its line."""
-        return _DASHES[self.look % LOOKS]
+        return _DASHES[_shape(self.look)]
+
+
+def _shape(look: int) -> int:
+    """Number of dash and marker: a colour that comes again gets others."""
+    return (look + look // LOOKS) % LOOKS
 
 
 def single(name: str, point: Point, look: int) -> Series:
@@ -97,7 +104,7 @@ def condensed(pairs: Sequence[tuple[float, float]]) -> tuple[Point, ...]:
 
 def marker(parent: Element, look: int, x: float, y: float, size: float = 4.5) -> Element:
     """The marker of a look: disc, square, triangle, diamond, cross or downward triangle."""
-    style, kind = f"s{look % LOOKS} mark", look % LOOKS
+    style, kind = f"s{look % LOOKS} mark", _shape(look)
     if kind == 0:
         return add(parent, "circle", cx=x, cy=y, r=size, class_=style)
     shapes = {
@@ -109,6 +116,14 @@ def marker(parent: Element, look: int, x: float, y: float, size: float = 4.5) ->
     }
     corners = " ".join(f"{x + a * size:.2f},{y + b * size:.2f}" for a, b in shapes[kind])
     return add(parent, "polygon", points=corners, class_=style)
+
+
+def failure_mark(parent: Element, series: Series, x: float, y: float) -> Element:
+    """A cross in the series' colour, where something was tried and has no value."""
+    group = add(parent, "g", class_=f"{series.style} stroke failed")
+    for rise in (-4, 4):
+        add(group, "line", x1=x - 4, x2=x + 4, y1=y - rise, y2=y + rise)
+    return group
 
 
 def whisker(parent: Element, style: str, x: float, low: float, high: float) -> None:

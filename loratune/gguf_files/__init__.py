@@ -1,0 +1,1 @@
+"""GGUF files of models and adapters for llama.cpp, and the proof that llama.cpp answers alike."""
