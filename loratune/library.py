@@ -17,6 +17,7 @@ from torch import nn
 from loratune.adapters.optimizer import OptimizerSettings
 from loratune.adapters.registry import adapter_class, config_class
 from loratune.config.schema import TargetsConfig
+from loratune.errors import raise_together
 from loratune.models.probes.layers import unusable_layers
 from loratune.surgery import WrappedModel, wrap_model
 
@@ -43,9 +44,10 @@ def wrap(
         **settings: the variant's own settings: rank, alpha, dropout, init, ...
 
     Raises:
-        LoratuneError: if a setting or a target is wrong.
+        LoratuneError: if a setting or a target is wrong, or a setting has no effect.
     """
     config = config_class(variant)(**settings)
+    raise_together(config.useless_settings())
     unusable = unusable_layers(model) if text_only else None
     return wrap_model(model, config, TargetsConfig(modules=targets), seed=seed, unusable=unusable)
 

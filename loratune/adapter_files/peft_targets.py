@@ -57,6 +57,8 @@ def peft_targets(wrapped: WrappedModel, config: Mapping[str, Any]) -> PeftTarget
     problem = next(filter(None, refused), "")
     if config.get("peft_type") != "LORA":
         modules, _ = _module_names(wrapped, list(wrapped.adapters))
+        if wrapped.token_rows:
+            problem = problem or "it trains rows of single tokens beside LoRA alone"
         return PeftTargets({"target_modules": modules}, problem)
     misread = _taken_for_experts(wrapped)
     stacked = [name for name, layer in wrapped.adapters.items() if layer.shape.is_stacked]

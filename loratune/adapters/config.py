@@ -110,7 +110,7 @@ class AdapterConfig(ABC):
     """Settings that, switched on in a file of ``peft_type``, make it this variant's."""
 
     without_effect: ClassVar[tuple[str, ...]] = ()
-    """Settings of every variant that this one has no use for: a recipe may not change them."""
+    """Settings of every variant that this one has no use for: nobody may change them."""
 
     variant: str = ""
     """Set by the variant's own class; names its folder under ``loratune/adapters``."""
@@ -147,6 +147,19 @@ class AdapterConfig(ABC):
             )
         check_learning_rate(self.lr, "adapter.lr")
 
+    def useless_settings(self) -> list[ConfigError]:
+        """An error for each setting that has no effect here and is not at its default."""
+        default = type(self)()
+        return [
+            ConfigError(
+                f"'adapter.{name}' has no effect with {self.variant}",
+                where=f"adapter.{name}",
+                fix=f"leave it at {getattr(default, name)}",
+            )
+            for name in self.without_effect
+            if getattr(self, name) != getattr(default, name)
+        ]
+
     def with_rank(self, rank: int) -> Self:
         """The same settings at another rank, where the variant has one."""
         return self if "rank" in self.without_effect else replace(self, rank=rank)
@@ -159,8 +172,8 @@ class AdapterConfig(ABC):
     def scaling(self, rank: int, alpha: float | None) -> float:
         """Factor on the correction of a layer with this rank and alpha."""
 
-    def check_layer(self, shape: LayerShape) -> str:
-        """Why this variant cannot adapt ``shape``, or an empty string."""
+    def check_layer(self, shape: LayerShape, rank: int) -> str:
+        """Why this variant cannot adapt ``shape`` at this rank, or an empty string."""
         if shape.is_stacked:
             return f"{self.variant} cannot adapt experts that are stacked in one tensor"
         return ""

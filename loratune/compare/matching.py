@@ -68,8 +68,7 @@ def match_ranks(
     words = "trained numbers" if quantity == "trainable" else "stored bytes"
     raise_together(
         ConfigError(
-            f"{setting.label} cannot stay within {budget.limit:,} {words}: rank 1 takes "
-            f"{one.reached:,}",
+            f"{setting.label} cannot stay within {budget.limit:,} {words}: {one.least}",
             where="match",
             fix="raise the budget, or leave it out of variants",
         )

@@ -18,7 +18,7 @@ from loratune.compare.twins import find_twins, require_distinct
 from loratune.compare.verdict import twin_in_words
 from loratune.compare.workbench import Workbench
 from loratune.config.convert import run_fields, to_plain
-from loratune.config.schema import RunConfig, TargetsConfig
+from loratune.config.schema import RunConfig
 from loratune.config.secrets import redact
 from loratune.console import say
 from loratune.errors import LoratuneError, SeveralErrors, raise_together
@@ -70,8 +70,9 @@ def prepare(config: RunConfig, options: Options) -> tuple[Workbench, ComparisonP
     if options.match == "own":  # else only the base tells which ranks they get
         require_distinct([_search(options, setting, 1) for setting in settings])
     bench = Workbench(config)
-    _check_targets(settings, config.targets, bench)
+    settings = _able(settings, bench, options, with_adapter=False)  # a budget counts the layers
     settings = match_ranks(settings, options.match, config, bench.architecture, bench.layers)
+    settings = _able(settings, bench, options, with_adapter=True)
     searches = [_search(options, one, bench.steps(one.recipe)) for one in settings]
     require_distinct(searches)
     shared = _shared(config, bench)
@@ -109,25 +110,37 @@ def _search(options: Options, setting: Setting, steps: int) -> VariantSearch:
     return VariantSearch(setting, search)
 
 
-def _check_targets(settings: Sequence[Setting], common: TargetsConfig, bench: Workbench) -> None:
-    """Check that contenders' own targets name layers.
+def _able(
+    settings: Sequence[Setting], bench: Workbench, options: Options, *, with_adapter: bool
+) -> list[Setting]:
+    """The contenders whose targets name layers and, if asked for, whose adapter takes them.
+
+    Those that were named must all be able; of all variants the others are left out, with a note.
 
     Raises:
-        LoratuneError: for each that does not, with the contender's name.
+        LoratuneError: for each named one that is not able, or if none is.
     """
+    able: list[Setting] = []
     errors: list[LoratuneError] = []
     for setting in settings:
-        if setting.recipe.targets == common:
-            continue
+        recipe = setting.recipe
         try:
-            bench.layers(setting.recipe.targets)
+            bench.layers(recipe.targets, recipe.adapter if with_adapter else None)
         except LoratuneError as error:
             parts = error.errors if isinstance(error, SeveralErrors) else [error]
             errors += [
                 type(part)(part.cause, where=f"{setting.label}: {part.where}", fix=part.fix)
                 for part in parts
             ]
-    raise_together(errors)
+        else:
+            able.append(setting)
+    is_every_variant = options.variants in (None, "all") and not bench.config.compare.contenders
+    if not (able and is_every_variant):
+        raise_together(errors)
+    for one in errors:
+        label, _, layer = one.where.partition(": ")
+        say(f"note: {label} is left out: {one.cause} ({layer})")
+    return able
 
 
 def _without_twins(

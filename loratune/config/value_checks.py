@@ -8,7 +8,6 @@ from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
 
-from loratune.adapters.config import AdapterConfig
 from loratune.config.mixture import SOURCES, source_problems
 from loratune.config.schema import Quantize, RunConfig, Stage
 from loratune.errors import ConfigError
@@ -26,21 +25,7 @@ def check_values(config: RunConfig) -> list[ConfigError]:
         for key, (is_allowed, advice) in _RANGES.items()
         if (value := attrgetter(key)(config)) is not None and not is_allowed(value)
     ]
-    return [*out_of_range, *_contradictions(config), *_without_effect(config.adapter)]
-
-
-def _without_effect(adapter: AdapterConfig) -> list[ConfigError]:
-    """Settings that the variant has no use for, and that are not its own default."""
-    default = type(adapter)()
-    return [
-        ConfigError(
-            f"'adapter.{name}' has no effect with {adapter.variant}",
-            where=f"adapter.{name}",
-            fix=f"leave it at {getattr(default, name)}",
-        )
-        for name in adapter.without_effect
-        if getattr(adapter, name) != getattr(default, name)
-    ]
+    return [*out_of_range, *_contradictions(config), *config.adapter.useless_settings()]
 
 
 def _at_least(least: float, advice: str = "") -> Check:

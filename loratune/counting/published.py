@@ -111,17 +111,23 @@ def _exact(row: Mapping[str, Any], models: Mapping[str, _Model]) -> Fraction:
     model = models[row["model"]]
     if row["quantity"] == "base":
         return Fraction(model.base_parameters)
-    return _quantity(row, model, row["targets"], row["rank"], row.get("saved", {}))
+    return _quantity(row, model, row["targets"], row.get("saved", {}))
 
 
 def _quantity(
-    row: Mapping[str, Any], model: _Model, targets: list[str], rank: int, saved: Mapping[str, int]
+    row: Mapping[str, Any], model: _Model, targets: list[str], saved: Mapping[str, int]
 ) -> Fraction:
     match = find_targets(model.layers, TargetsConfig(modules=targets), family=model.family)
-    config = config_class(row["variant"])(rank=rank)
+    config = config_class(row["variant"])(**_settings(row))
     size = row.get("bytes_per_number", FP32_BYTES)
     count = count_variant(model.base_parameters, match.shapes, config, saved, size)
     return _read(count, row["quantity"], model.base_parameters, size)
+
+
+def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The variant's settings as the source states them: mostly the rank alone."""
+    rank = {"rank": row["rank"]} if "rank" in row else {}
+    return {**rank, **row.get("settings", {})}
 
 
 def _read(count: VariantCount, quantity: str, base: int, size: int) -> Fraction:
@@ -174,4 +180,5 @@ def _recipe(row: Mapping[str, Any], models: Mapping[str, _Model]) -> str:
     if "search" in row:
         return f"{label} {row['variant']} (not stated)"
     saved = "".join(f" + {name}" for name in row.get("saved", {}))
-    return f"{label} {row['variant']} [{', '.join(row['targets'])}] rank {row['rank']}{saved}"
+    settings = "".join(f" {key.replace('_', ' ')} {value}" for key, value in _settings(row).items())
+    return f"{label} {row['variant']} [{', '.join(row['targets'])}]{settings}{saved}"

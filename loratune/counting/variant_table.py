@@ -18,7 +18,7 @@ from loratune.models.architectures import Architecture
 from loratune.models.measure import find_architecture
 from loratune.models.quantized.choice import base_bytes, shapes_to_quantize
 from loratune.models.quantized.format import Quantization, quantization_of
-from loratune.targets.find import TargetMatch, find_targets
+from loratune.targets.find import TargetMatch, find_targets, refusals
 
 if TYPE_CHECKING:
     from loratune.counting.activations import ActivationReport
@@ -87,7 +87,8 @@ def count_table(
         unusable=architecture.unusable,
         base_parameters=architecture.base_parameters,
     )
-    configs = variant_configs(config.adapter, names, rank, folders)
+    # A budget chooses the ranks: what a variant refuses at its own may do at a lower one.
+    configs = variant_configs(config.adapter, names, rank if match is None else 1, folders)
     quantization = quantization_of(config.model)
     is_quantized = quantization is not None
     fitting, left_out = _fitting(configs, matched, strict=names is not None, quantized=is_quantized)
@@ -97,7 +98,7 @@ def count_table(
     if match is not None:
         budget = parse_budget(match)
         matches = match_budget(architecture, matched.shapes, fitting, budget, modules_to_save=saved)
-        ranks = [match.rank or 1 for match in matches]
+        ranks = [one.rank or 1 for one in matches]
         fitting = [c.with_rank(rank) for c, rank in zip(fitting, ranks, strict=True)]
     tokens = len(trained_tokens(config))
     report = count_variants(
@@ -138,9 +139,17 @@ def variant_configs(
     for name in names or available:
         own = chosen if name == chosen.variant else variant_settings(name, folders)
         if own is not chosen and own.rank == usual:
-            own = replace(own, rank=chosen.rank, rank_pattern=dict(chosen.rank_pattern))
+            own = _at_rank_of(chosen, own)
         configs.append(own if rank is None else own.with_rank(rank))
     return configs
+
+
+def _at_rank_of(chosen: AdapterConfig, own: AdapterConfig) -> AdapterConfig:
+    """Another variant at the chosen one's ranks, as far as it has them."""
+    own = own.with_rank(chosen.rank)
+    if "rank_pattern" in own.without_effect:
+        return own
+    return replace(own, rank_pattern=dict(chosen.rank_pattern))
 
 
 def _fitting(
@@ -149,16 +158,16 @@ def _fitting(
     """The variants that can adapt the layers, and why the others cannot."""
     fitting, left_out = [], []
     for config in configs:
-        reasons = [(config.check_layer(shape), shape.name) for shape in matched.shapes]
-        if quantized:
-            reasons.append((config.why_not_quantized(), "model.quantize"))
-        reason, name = next(((why, name) for why, name in reasons if why), ("", ""))
-        if reason and strict:
-            raise ConfigError(reason, where=name, fix="leave the variant or the layer out")
-        if reason:
-            left_out.append(f"{config.variant} is left out: {reason} ({name})")
-        else:
+        reasons = [*refusals(config, matched.shapes)]
+        if quantized and (why_not := config.why_not_quantized()):
+            reasons.append((why_not, "model.quantize"))
+        if not reasons:
             fitting.append(config)
+            continue
+        reason, name = reasons[0]
+        if strict:
+            raise ConfigError(reason, where=name, fix="leave the variant or the layer out")
+        left_out.append(f"{config.variant} is left out: {reason} ({name})")
     return fitting, left_out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loratune.adapters.config import AdapterConfig, LayerShape
@@ -271,12 +271,18 @@ def _selection_errors(shapes: Sequence[LayerShape], targets: TargetsConfig) -> l
     return errors
 
 
+def refusals(config: AdapterConfig, matched: Sequence[LayerShape]) -> Iterator[tuple[str, str]]:
+    """Why a variant cannot adapt a layer at its rank there, and its name, for each such layer."""
+    for shape in matched:
+        if reason := config.check_layer(shape, rank_for(shape.name, config)):
+            yield reason, shape.name
+
+
 def _variant_errors(matched: Sequence[LayerShape], config: AdapterConfig) -> list[LoratuneError]:
     """One error for each reason, however many layers it refuses."""
     refused: dict[str, list[str]] = {}
-    for shape in matched:
-        if refusal := config.check_layer(shape):
-            refused.setdefault(refusal, []).append(shape.name)
+    for reason, name in refusals(config, matched):
+        refused.setdefault(reason, []).append(name)
     errors: list[LoratuneError] = []
     for refusal, names in refused.items():
         them, more = ("them", f" and {len(names) - 1} more") if len(names) > 1 else ("it", "")

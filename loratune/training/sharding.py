@@ -5,7 +5,10 @@ Adapters stay whole on every process: they are small, and their gradients are su
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from loratune.errors import ConfigError
 from loratune.runs import processes
@@ -32,9 +35,17 @@ def shard_base(wrapped: WrappedModel) -> None:
         )
     backbone = getattr(wrapped.model, "base_model", wrapped.model)
     whole = _whole_parameters(wrapped)
-    for block in _blocks(backbone):
-        fully_shard(block, ignored_params=whole)
-    fully_shard(backbone, ignored_params=whole)
+    for part in (*_blocks(backbone), backbone):
+        part.register_forward_hook(_without_views)
+        fully_shard(part, ignored_params=whole)
+
+
+def _without_views(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """A part's outputs, copied where they are views of other tensors.
+
+    A model may add to a view in place, and backward would then run without the gathered weights.
+    """
+    return tree_map_only(Tensor, lambda one: one if one._base is None else one.clone(), output)
 
 
 def _whole_parameters(wrapped: WrappedModel) -> set[nn.Parameter]:

@@ -7,14 +7,17 @@ import copy
 import pytest
 import torch
 from support.tiny_models import tiny_gpt2, tiny_llama
+from support.variants import adapts, ranked
 from torch import nn
 
 import loratune
+from loratune.adapters.base import Adapter
 from loratune.adapters.config import Kernel, LayerKind, LayerShape
 from loratune.adapters.low_rank import LowRank
-from loratune.adapters.registry import config_class, variant_names
+from loratune.adapters.registry import adapter_class, config_class, variant_names
 from loratune.config.convert import to_plain
 from loratune.config.schema import TargetsConfig
+from loratune.errors import ConfigError
 from loratune.models.measure import layer_shapes
 from loratune.stages.rewind import Strength
 from loratune.surgery import (
@@ -45,6 +48,12 @@ IDS = torch.arange(12).reshape(2, 6)
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize("variant", VARIANTS)
 class TestEveryVariant:
+    @pytest.fixture(autouse=True)
+    def _takes_the_layers(self, variant: str, build) -> None:
+        family = "gpt2" if build is tiny_gpt2 else "llama"
+        if not adapts(variant, family):
+            pytest.skip(f"{variant} refuses layers of {family}")
+
     def test_starts_exactly_as_the_base(self, variant: str, build) -> None:
         model = build()
         before = model(IDS).logits
@@ -176,6 +185,42 @@ class TestEveryVariant:
         assert model(IDS).logits.dtype is torch.bfloat16
         assert all(t.dtype is torch.float32 for t in adapter_state(wrapped).values())
 
+    def test_takes_a_batch_without_tokens(self, variant: str, build) -> None:
+        """As an expert gets that no token chose: no output, and no gradient that is not zero."""
+        both = (Kernel.reference, Kernel.fused)
+        models = [wrapped_with_motion(build(), variant, kernel=kernel) for kernel in both]
+        for adapter in (one for wrapped in models for one in wrapped.adapters.values()):
+            for shape in ((0,), (2, 0)):
+                x = torch.empty(*shape, adapter.in_features, requires_grad=True)
+                y = adapter(x)
+                assert y.shape == (*shape, adapter.out_features)
+                y.sum().backward()
+            gradients = [p.grad for p in adapter.parameters() if p.grad is not None]
+            assert not any(gradient.any() for gradient in gradients)
+
+    def test_says_whether_it_has_a_kernel(self, variant: str, build) -> None:
+        has_kernel = adapter_class(variant).fused_forward is not Adapter.fused_forward
+        assert has_kernel is ("kernel" not in config_class(variant).without_effect)
+
+
+OTHER_VALUES = {
+    "rank": 3,
+    "alpha": 32.0,
+    "dropout": 0.5,
+    "kernel": Kernel.reference,
+    "rank_pattern": {"0": 3},
+    "alpha_pattern": {"0": 32.0},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_library_refuses_a_setting_that_has_no_effect(variant: str) -> None:
+    for name in config_class(variant).without_effect:
+        model = nn.Sequential(nn.Linear(8, 8))
+        with pytest.raises(ConfigError, match=f"'adapter.{name}' has no effect with {variant}"):
+            loratune.wrap(model, variant, targets=["0"], **{name: OTHER_VALUES[name]})
+        assert isinstance(model[0], nn.Linear)
+
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_settings_survive_peft_s_configuration_file(variant: str) -> None:
@@ -192,7 +237,8 @@ def test_a_thousand_by_thousand_layer_at_rank_eight(variant: str) -> None:
     expected = {"lora": 16_000, "lora_fa": 8_000, "lora_plus": 16_000, "vera": 1_008}
     shape = LayerShape("layer", LayerKind.linear, 1000, 1000)
     count = config_class(variant)(rank=8).count([(shape, 8)])
-    wrapped = loratune.wrap(nn.Sequential(nn.Linear(1000, 1000)), variant, targets=["0"], rank=8)
+    model = nn.Sequential(nn.Linear(1000, 1000))
+    wrapped = loratune.wrap(model, variant, targets=["0"], **ranked(variant, 8))
     trained = sum(p.numel() for p in wrapped.model.parameters() if p.requires_grad)
     assert count.trainable == trained == expected.get(variant, trained)
 

@@ -20,7 +20,9 @@ from loratune.adapter_files.peft_format import peft_notices, read_adapter, write
 from loratune.adapters.config import LayerKind, LayerShape
 from loratune.adapters.miss.config import MiSSConfig
 from loratune.adapters.miss.module import MiSS
-from loratune.errors import ConfigError, LoratuneError, ModelError
+from loratune.config.schema import RunConfig
+from loratune.config.value_checks import check_values
+from loratune.errors import LoratuneError, ModelError
 from loratune.merging.weight import merged_weight
 from loratune.surgery import WrappedModel
 
@@ -142,8 +144,8 @@ def test_pefts_random_start_is_the_same_formula() -> None:
 
 def test_more_rank_than_inputs_and_embeddings_are_refused() -> None:
     narrow = LayerShape("layer", LayerKind.linear, 8, 100)
-    assert MiSSConfig(rank=8).check_layer(narrow) == ""
-    assert "there are 8" in MiSSConfig(rank=9).check_layer(narrow)
+    assert MiSSConfig().check_layer(narrow, 8) == ""
+    assert "there are 8" in MiSSConfig().check_layer(narrow, 9)
     with pytest.raises(LoratuneError, match="there are 16"):
         our_model(copy.deepcopy(FAMILIES["opt"]()), "miss", ["fc1"], rank=17)
     with pytest.raises(LoratuneError, match="embedding"):
@@ -151,5 +153,6 @@ def test_more_rank_than_inputs_and_embeddings_are_refused() -> None:
 
 
 def test_a_rank_for_some_layers_is_refused() -> None:
-    with pytest.raises(ConfigError, match="rank_pattern"):
-        MiSSConfig(rank_pattern={"q_proj": 4})
+    config = MiSSConfig(rank_pattern={"q_proj": 4})
+    (error,) = [one for one in check_values(RunConfig(adapter=config)) if "adapter" in one.where]
+    assert "'adapter.rank_pattern' has no effect with miss" in str(error)

@@ -14,6 +14,8 @@ from support.tiny_models import FAMILIES, UNEQUAL, load_plain, logits, save_base
 from support.tolerance import T2, largest
 
 from adapters.test_sixth_variant import ROWS, Outcome, cut_after_step_2, run
+from loratune.adapters.low_rank import LowRank
+from loratune.adapters.registry import adapter_class
 
 pytestmark = PEFT_ABOUT_ITSELF
 LIVES = {
@@ -23,13 +25,14 @@ LIVES = {
     ),
     "ia3, gpt2": ("gpt2", ["adapter=ia3", "adapter.feedforward_layers=[c_fc]"]),
     "oft, opt": ("opt", ["adapter=oft", "adapter.block_size=8"]),
+    "miss, llama": ("llama", ["adapter=miss", "adapter.rank=5"]),
     "pissa, gpt2": ("gpt2", ["adapter=lora", "adapter.init=pissa", "adapter.rank=4"]),
     "olora, llama": ("llama", ["adapter=lora_plus", "adapter.init=olora", "adapter.rank=4"]),
 }  # fmt: skip
 COUNTED = ("model.", "adapter", "targets.")
 LEFT_OUT = ("adapter", "stages")
-PLAIN = ("pissa", "olora")
-"""Those that a plain LoRA file can hold."""
+DOUBLED = ("pissa", "olora")
+"""Those whose file holds their start beside what trained."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class Life:
     before: bytes
     folder: Path
     outcomes: dict[str, Outcome]
+
+
+def is_low_rank(life: Life) -> bool:
+    """Whether a plain LoRA file can hold the adapter."""
+    return issubclass(adapter_class(variant_of(life)), LowRank)
+
+
+def variant_of(life: Life) -> str:
+    return LIVES[life.label][1][0].removeprefix("adapter=")
 
 
 @pytest.fixture(scope="module", params=LIVES)
@@ -92,7 +104,7 @@ def later_commands(train: list[str]) -> dict[str, list[str]]:
 
 def test_every_command_succeeds_or_says_why_not(life: Life) -> None:
     refused = {"compact": (4, "nothing to leave out")}
-    if not life.label.startswith(PLAIN):
+    if not is_low_rank(life):
         refused["plain lora"] = (4, "is not a product of two factors")
     for name, outcome in life.outcomes.items():
         code, cause = refused.get(name, (0, ""))
@@ -119,7 +131,7 @@ def test_training_lowers_the_loss_and_continuing_moves_what_trains_only(life: Li
     )
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        is_double = life.label.startswith(PLAIN)
+        is_double = life.label.startswith(DOUBLED)
         parts = [tensor, second[name]]
         if is_double:
             dim = 0 if "lora_A" in name else 1
@@ -134,13 +146,12 @@ def test_peft_and_the_merged_model_give_the_same_logits(life: Life) -> None:
     merged = logits(load_plain(life.folder / "merged"))
     T2.check(merged, theirs)
     assert largest(merged, logits(load_plain(life.base))) > 1e-3
-    if life.label.startswith(PLAIN):
+    if is_low_rank(life):
         T2.check(logits(load_with_peft(life.base, life.folder / "plain")), theirs)
 
 
 def test_counted_numbers_are_those_in_the_file(life: Life) -> None:
     counted = json.loads(life.outcomes["count-params"].out)["variants"]
-    variant = LIVES[life.label][1][0].removeprefix("adapter=")
-    (row,) = [one for one in counted if one["variant"] == variant]
+    (row,) = [one for one in counted if one["variant"] == variant_of(life)]
     tensors = load_file(life.folder / "whole/adapter/adapter_model.safetensors")
     assert row["stored"] == sum(tensor.numel() for tensor in tensors.values())

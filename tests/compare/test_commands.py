@@ -54,6 +54,12 @@ def test_contradictions_are_one_line_and_code_2(
     refused(cli("compare", *SHORT, "variants=[lora]", *given), 2, *words)
 
 
+def test_a_contender_that_cannot_adapt_a_layer_is_named_before_any_trains(cli: CommandLine) -> None:
+    words = ["variants=[lora,{variant:miss,rank:129}]", "out=out"]
+    refused(cli("compare", *SHORT, *words), 4, "miss: model", "there are 128")
+    assert not (Path.cwd() / "out").exists()
+
+
 def test_parts_need_a_folder_to_share(cli: CommandLine) -> None:
     refused(cli("compare", "recipe=demo", "part=1/2"), 2, "out=DIR")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from loratune.adapters.config import LayerShape
+from loratune.adapters.config import LayerKind, LayerShape
 from loratune.adapters.full.config import FullConfig
 from loratune.adapters.lora.config import LoRAConfig
-from loratune.adapters.registry import variant_names
+from loratune.adapters.registry import config_class, variant_names
 from loratune.compare.plan import ComparisonPlan, VariantSearch
 from loratune.compare.prepare import prepare
 from loratune.compare.search import Point, plan_search
@@ -197,3 +197,21 @@ def test_a_budget_matches_over_each_contenders_own_layers(tiny: Make) -> None:
         counts[one.setting.label] = sum(rank * (s.in_features + s.out_features) for s in layers)
     # 16 layers of 128 x 128, and 8 of 128 x 512.
     assert counts == {"attention": 33 * 16 * 256, "mlp": 26 * 8 * 640}
+
+
+def test_of_all_variants_those_that_refuse_the_layers_are_left_out(
+    tiny: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(targets=TargetsConfig(modules=["embed_tokens"]))
+    _, plan = prepare(config, Options())
+    labels = {one.setting.label for one in plan.searches}
+    refusing = {
+        name
+        for name in variant_names()
+        if config_class(name)().check_layer(LayerShape("e", LayerKind.embedding, 512, 128), 8)
+    }
+    assert refusing and labels == set(variant_names()) - refusing
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f"note: {name} is left out: " in said for name in refusing)
+    with pytest.raises(LoratuneError, match="embedding"):
+        prepare(config, Options(variants=sorted(refusing)))

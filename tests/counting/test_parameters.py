@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ from loratune.counting.budget import Budget, match_budget, parse_budget
 from loratune.counting.parameters import ParameterReport, VariantCount, count_variants
 from loratune.counting.published import published_report
 from loratune.counting.tables import budget_table, module_table, published_table, variant_table
-from loratune.errors import ConfigError, ModelError
+from loratune.counting.variant_table import variant_configs
+from loratune.errors import ConfigError, LoratuneError, ModelError
 from loratune.files import to_json
 from loratune.models.architectures import Architecture, architecture_from_numbers
 from loratune.targets.find import find_targets
@@ -247,6 +249,42 @@ def test_lora_fa_reaches_loras_count_at_twice_its_rank() -> None:
     assert vera.rank == 589_824 // 24 - 768
     assert "768" in vera.note
     assert not lora.note
+
+
+def test_a_budget_chooses_no_rank_that_a_layer_cannot_have() -> None:
+    """MiSS repeats a shard of rank inputs: q_proj of OPT-125m has no more than 768."""
+    architecture = opt("125m")
+    budget = Budget("trainable", 10**9)
+    (miss,) = match_budget(architecture, matched(architecture), [config_class("miss")()], budget)
+    assert miss.rank == 768 and miss.reached == 24 * 768 * 768
+    assert "there are 768" in miss.note
+    above = config_class("miss")(rank=769)
+    with pytest.raises(LoratuneError, match="there are 768"):
+        find_targets(architecture.layers, TargetsConfig(modules="attention_qv"), above, "opt")
+
+
+def test_where_nothing_fits_only_a_variant_with_ranks_is_told_of_one() -> None:
+    architecture = opt("125m")
+    configs = [config_class(name)() for name in ("lora", "full")]
+    lora, full = match_budget(
+        architecture, matched(architecture), configs, Budget("trainable", 100)
+    )
+    assert lora.least == "rank 1 takes 36,864" and lora.rank is None
+    assert full.least == f"it takes {24 * 768 * 768:,} as it is set" and full.rank is None
+
+
+@pytest.mark.parametrize("name", ["vera", "miss"])
+def test_patterns_of_the_chosen_adapter_go_to_no_variant_without_them(
+    name: str, tmp_path: Path
+) -> None:
+    """The user's own recipe gives the variant LoRA's usual rank, which it then follows."""
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / f"adapter/{name}.yaml").write_text("rank: 8\n")
+    chosen = LoRAConfig(rank=4, rank_pattern={"q_proj": 2})
+    by_name = {c.variant: c for c in variant_configs(chosen, folders=[tmp_path])}
+    assert by_name[name].rank == 4 and not by_name[name].rank_pattern
+    assert by_name["dora"].rank_pattern == {"q_proj": 2}
+    assert by_name["full"].useless_settings() == []
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from support.peft_oracle import (
     vera_config,
 )
 from support.tiny_models import ATTENTION, EMBEDDING, UNEQUAL, load_plain
+from support.variants import in_peft, pefts_config, structures_in_peft
 from torch import Tensor
 
 TENSORS = "adapter_model.safetensors"
@@ -38,7 +39,7 @@ def peft_configs(family: str) -> dict[str, Any]:
     attention, several, embedding = ATTENTION[family], UNEQUAL[family], EMBEDDING[family]
     last = several[-1]
     flip = {"fan_in_fan_out": family == "gpt2"}
-    return {
+    chosen = {
         "lora": lora_config(r=4, lora_alpha=8, target_modules=attention, **flip),
         "rslora": lora_config(r=4, lora_alpha=8, target_modules=several, use_rslora=True, **flip),
         "patterns": lora_config(
@@ -75,12 +76,20 @@ def peft_configs(family: str) -> dict[str, Any]:
             r=8, target_modules=several, projection_prng_key=3, save_projection=False, **flip
         ),
     }  # fmt: skip
+    others = [name for name in structures_in_peft() if name not in chosen]
+    return chosen | {name: pefts_config(name, several) for name in others if in_peft(name, family)}
 
 
 KINDS = (
-    "lora", "rslora", "patterns", "one block", "excluded", "expression", "embedding",
-    "modules_to_save", "dora", "dora, embedding", "ia3", "vera", "vera, projections not saved",
+    "rslora", "patterns", "one block", "excluded", "expression", "embedding", "modules_to_save",
+    "dora, embedding", "oft, exact", "vera, projections not saved", *structures_in_peft(),
 )  # fmt: skip
+"""Those with settings of their own, and every variant that PEFT has, as it is by default."""
+
+
+def variant_of(kind: str) -> str:
+    """The variant that a kind is named after; LoRA's kinds are named after their setting."""
+    return next((name for name in structures_in_peft() if kind.partition(",")[0] == name), "lora")
 
 
 def load_with_peft(base: Path, folder: Path) -> Any:

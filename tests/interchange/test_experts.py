@@ -166,7 +166,7 @@ def test_the_start_is_pefts_for_the_same_seed() -> None:
 
 def adapts_experts(variant: str) -> bool:
     shape = LayerShape("experts", LayerKind.experts, 8, 8, experts=2)
-    return not config_class(variant)().check_layer(shape)
+    return not config_class(variant)().check_layer(shape, 8)
 
 
 @pytest.mark.parametrize("variant", [*filter(adapts_experts, variant_names())])

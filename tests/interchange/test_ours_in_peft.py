@@ -9,12 +9,14 @@ import pytest
 from support.command_line import CommandLine
 from support.tiny_models import logits
 from support.tolerance import T0, T1, largest
+from support.variants import in_peft, structures_in_peft
 
 from interchange.adapters import (
     load_here,
     load_with_peft,
     tensors_of,
     train_here,
+    variant_of,
 )
 
 OURS = {
@@ -46,7 +48,18 @@ SOME = {
         "adapter=vera", "adapter.rank=8", "adapter.save_projection=false",
     ],
 }  # fmt: skip
-CASES = [(family, kind) for family in ("opt", "gpt2", "llama") for kind in OURS] + list(SOME)
+NAMED = {variant_of(kind) for kind in (*OURS, *(kind for _, kind in SOME))}
+OURS |= {
+    name: [f"adapter={name}", "targets=all_linear"]
+    for name in structures_in_peft()
+    if name not in NAMED
+}
+CASES = [
+    (family, kind)
+    for family in ("opt", "gpt2", "llama")
+    for kind in OURS
+    if in_peft(variant_of(kind), family)
+] + list(SOME)
 
 
 @pytest.mark.case(67, T0)

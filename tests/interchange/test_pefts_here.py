@@ -11,6 +11,7 @@ from support.command_line import CommandLine
 from support.peft_oracle import lora_config, vera_config
 from support.tiny_models import load_plain, logits
 from support.tolerance import T0, T2, largest
+from support.variants import in_peft
 
 from interchange.adapters import (
     KINDS,
@@ -20,18 +21,20 @@ from interchange.adapters import (
     rewrite_tensors,
     tensors_of,
     train_words,
+    variant_of,
     write_with_peft,
 )
-
-NOT_OF_CONV1D = ("oft", "oft, exact")
-"""What PEFT has for linear layers alone."""
 
 
 @pytest.mark.case(67, T0)
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [(family, kind) for family in ("opt", "gpt2", "llama") for kind in KINDS]
-    + [(family, kind) for family in ("opt", "llama") for kind in NOT_OF_CONV1D],
+    [
+        (family, kind)
+        for family in ("opt", "gpt2", "llama")
+        for kind in KINDS
+        if in_peft(variant_of(kind), family)
+    ],
 )
 def test_what_peft_wrote_gives_pefts_logits(
     bases: dict[str, Path], tmp_path: Path, family: str, kind: str
@@ -70,10 +73,7 @@ def test_what_peft_wrote_is_evaluated_trained_further_merged_and_exported(
     measured = json.loads(scores.out[scores.out.index("{") :])
     assert measured["adapted"]["loss"] != measured["base"]["loss"]
 
-    variant = next(
-        (name for name in ("vera", "dora", "ia3", "oft") if kind.startswith(name)), "lora"
-    )
-    further = [f"adapter={variant}", f"adapter_path={folder}", "trainer.lr=0.001"]
+    further = [f"adapter={variant_of(kind)}", f"adapter_path={folder}", "trainer.lr=0.001"]
     cli.succeeds(*train_words(base, rows, "run", *further))
     before, after = tensors_of(folder), tensors_of(tmp_path / "run" / "adapter")
     trained = [name for name in before if not name.startswith("base_model.vera_")]

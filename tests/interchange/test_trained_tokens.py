@@ -18,7 +18,8 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from interchange.adapters import load_here, train_words
-from loratune.adapters.registry import config_class
+from loratune.adapter_files.peft_format import peft_notices
+from loratune.adapters.registry import config_class, variant_names
 from loratune.adapters.token_rows import TokenRows
 from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError
@@ -227,6 +228,22 @@ def test_a_token_that_no_row_has_is_named(cli: CommandLine, tmp_path: Path) -> N
     outcome = cli(*train_words(base, rows_file(tmp_path), "run"), *words)
     assert outcome.code == 0, outcome.err
     assert "warning: no training row has the token '<never>'" in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("variant", variant_names())
+def test_where_peft_ignores_them_a_training_says_so(variant: str) -> None:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config = config_class(variant)()
+    wrapped = wrap_model(tiny_llama(), config, TargetsConfig(modules=["q_proj"]), tokens=[7])
+    of_peft = {str(kind.value): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    theirs = of_peft.get(config.peft_type)
+    reads = theirs is not None and "trainable_token_indices" in theirs.__dataclass_fields__
+    said = peft_notices(wrapped)
+    assert bool(said) is not reads
+    assert reads or "PEFT cannot use this adapter" in said[0]
+    if theirs is not None and not reads:
+        assert "single tokens" in said[0]
 
 
 def test_a_model_without_embeddings_has_no_tokens() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +22,12 @@ from support.peft_oracle import (
 )
 from support.tiny_models import FAMILIES, UNEQUAL
 from support.tolerance import largest
+from support.variants import in_peft, pefts_config, structures_in_peft
 
+from loratune.config.recipes.folders import builtin_recipes
 from parity.side_by_side import STEPS, both_models, one_backward
 
 RATE, DECAY = 1e-2, 0.01
-NOT_IN_PEFT = ("OFT", "gpt2")
-"""Its OFT has no Conv1D."""
 
 
 def adamw(model: Any) -> torch.optim.Optimizer:
@@ -84,12 +85,31 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], Callable[[Any], Any]]
 }
 
 
+def runs() -> dict[str, tuple[str, Any]]:
+    """Label to variant and PEFT's configuration, which takes a family's layers.
+
+    A variant without a line above comes as it is by default, told to PEFT as its own file does.
+    """
+    written: dict[str, tuple[str, Any]] = {}
+    for label, (variant, _, peft_settings, _) in RUNS.items():
+        make, sizes = PEFT_CONFIGS.get(variant, lora_config), PEFT_SIZES.get(variant, LORA_SIZE)
+        written[label] = variant, partial(make, **sizes, **peft_settings)
+    named = {variant for variant, _ in written.values()}
+    others = [name for name in structures_in_peft() if name not in named]
+    return written | {written_name(one): (one, partial(pefts_config, one)) for one in others}
+
+
+def written_name(variant: str) -> str:
+    """A variant's name as people write it: what its recipe file says first of it."""
+    path = builtin_recipes() / "adapter" / f"{variant}.yaml"
+    return path.read_text().splitlines()[1].removeprefix("# ").partition(" ")[0].rstrip(":")
+
+
 def measure(family: str, label: str) -> tuple[float, float, float]:
     """Largest difference of losses, gradients and weights."""
-    variant, settings, peft_settings, make = RUNS[label]
-    config = PEFT_CONFIGS.get(variant, lora_config)(
-        target_modules=UNEQUAL[family], **PEFT_SIZES.get(variant, LORA_SIZE), **peft_settings
-    )
+    variant, of_peft = runs()[label]
+    _, settings, _, make = RUNS.get(label, (variant, {}, {}, adamw))
+    config = of_peft(target_modules=UNEQUAL[family])
     theirs, ours = both_models(
         FAMILIES[family](), config, variant, UNEQUAL[family], check=False, **settings
     )
@@ -114,10 +134,10 @@ def table() -> str:
     """The parity table in Markdown."""
     names = {"opt": "OPT", "gpt2": "GPT-2", "llama": "Llama (grouped queries)"}
     rows = [f"| | {' | '.join(names.values())} |", "|---|" + "---|" * len(names)]
-    for label in RUNS:
+    for label, (variant, _) in runs().items():
         cells = [
             "PEFT has none"
-            if (label, family) == NOT_IN_PEFT
+            if not in_peft(variant, family)
             else " · ".join(f"{value:g}" for value in measure(family, label))
             for family in names
         ]

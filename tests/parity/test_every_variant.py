@@ -9,9 +9,10 @@ import torch
 from support.peft_oracle import PEFT_ABOUT_ITSELF, peft_model
 from support.tiny_models import FAMILIES, UNEQUAL
 from support.tolerance import T0
+from support.variants import in_peft, pefts_config
 from torch import nn
 
-from loratune.adapters.config import AdapterConfig, Kernel, LayerKind, LayerShape
+from loratune.adapters.config import Kernel, LayerKind, LayerShape
 from loratune.adapters.optimizer import OptimizerSettings
 from loratune.adapters.registry import adapter_class, config_class, variant_names
 from loratune.config.schema import TargetsConfig
@@ -25,29 +26,12 @@ pytestmark = [
 SEED = 11
 
 
-def kind_of(family: str) -> LayerKind:
-    return LayerKind.conv1d if family == "gpt2" else LayerKind.linear
-
-
-def in_peft(variant: str, family: str) -> bool:
-    shape = LayerShape("layer", kind_of(family), 32, 32)
-    return not config_class(variant)().why_not_in_peft(shape)
-
-
 CASES = [
     (variant, family)
     for variant in variant_names()
     for family in FAMILIES
     if in_peft(variant, family)
 ]
-
-
-def pefts_model(family: str, config: AdapterConfig) -> Any:
-    """What PEFT makes of the settings that an adapter file of ours would hold."""
-    from peft import get_peft_config
-
-    described = {**config.to_peft(), "target_modules": UNEQUAL[family], "task_type": "CAUSAL_LM"}
-    return peft_model(FAMILIES[family](), get_peft_config(described), SEED)
 
 
 def pairs(ours: WrappedModel, theirs: Any) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
@@ -83,7 +67,7 @@ def test_loss_gradients_and_weights_equal_pefts_through_twenty_steps(
     variant: str, family: str
 ) -> None:
     config = config_class(variant)(kernel=Kernel.reference)
-    theirs = pefts_model(family, config)
+    theirs = peft_model(FAMILIES[family](), pefts_config(variant, UNEQUAL[family]), SEED)
     ours = wrap_model(FAMILIES[family](), config, TargetsConfig(modules=UNEQUAL[family]), seed=SEED)
     tensors = pairs(ours, theirs)
     settings = OptimizerSettings(lr=1e-2, weight_decay=0.01)

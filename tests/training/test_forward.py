@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.tiny_models import FAMILIES, VOCABULARY, tiny_llama
+from support.variants import ranked
 from transformers import GitConfig, GitForCausalLM
 
 import loratune
@@ -69,7 +70,7 @@ def test_a_packed_row_cannot_see_its_neighbours(family: str) -> None:
 @pytest.mark.parametrize("variant", variant_names())
 def test_gradient_checkpointing_changes_no_gradient(variant: str, packing: bool) -> None:
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
-        wrapped = loratune.wrap(tiny_llama(), variant, targets="all-linear", rank=4)
+        wrapped = loratune.wrap(tiny_llama(), variant, targets="all-linear", **ranked(variant, 4))
         model = wrapped.model.train()
         torch.manual_seed(1)
         for parameter in model.parameters():
@@ -110,7 +111,7 @@ def test_gradient_checkpointing_leaves_embeddings_to_models_that_change_them_in_
 @pytest.mark.parametrize("variant", variant_names())
 def test_a_bf16_base_keeps_fp32_adapters_and_learns(variant: str) -> None:
     model = tiny_llama().to(torch.bfloat16)
-    wrapped = loratune.wrap(model, variant, targets="all-linear", rank=4)
+    wrapped = loratune.wrap(model, variant, targets="all-linear", **ranked(variant, 4))
     optimizer = loratune.optimizer(wrapped, lr=2e-2)
     head, batch = LanguageModelHead(model.train()), collate(rows(), 1)
     losses = []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.tiny_models import VOCABULARY, tiny_opt
+from support.variants import ranked
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -50,7 +51,9 @@ def rows(count: int = 8) -> list[EncodedRow]:
 def wrapped_model(variant: str = "lora", **settings: Any) -> Any:
     if variant == "vera":
         settings = {"rank": 16, **settings}
-    return loratune.wrap(tiny_opt(), variant, targets="all-linear", **{"rank": 4, **settings})
+    return loratune.wrap(
+        tiny_opt(), variant, targets="all-linear", **{**ranked(variant, 4), **settings}
+    )
 
 
 def one_step(wrapped: Any, number: int, rate: float = 1e-2) -> None:

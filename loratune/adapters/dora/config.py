@@ -25,8 +25,8 @@ class DoRAConfig(LoRAConfig):
         super().__post_init__()
         self.check_start_is_zero()
 
-    def check_layer(self, shape: LayerShape) -> str:
-        return AdapterConfig.check_layer(self, shape)
+    def check_layer(self, shape: LayerShape, rank: int) -> str:
+        return AdapterConfig.check_layer(self, shape, rank)
 
     def to_peft(self) -> dict[str, Any]:
         return {**super().to_peft(), "use_dora": True}

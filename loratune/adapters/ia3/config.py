@@ -49,10 +49,10 @@ class IA3Config(AdapterConfig):
         """Whether a layer's inputs are scaled instead of its outputs."""
         return any(f".{shape.name}".endswith(f".{name}") for name in self.feedforward_layers)
 
-    def check_layer(self, shape: LayerShape) -> str:
+    def check_layer(self, shape: LayerShape, rank: int) -> str:
         if shape.kind is LayerKind.embedding:
             return "IA3 cannot adapt an embedding"
-        return super().check_layer(shape)
+        return super().check_layer(shape, rank)
 
     def to_peft(self) -> dict[str, Any]:
         """PEFT wants listed names to be targets too, and takes any regular expression."""

@@ -81,7 +81,7 @@ class LoRAConfig(AdapterConfig):
         """Whether only A decides where the training starts, so that B has no scale of its own."""
         return not (self.init.is_subtracted or self.init is Init.random)
 
-    def check_layer(self, shape: LayerShape) -> str:
+    def check_layer(self, shape: LayerShape, rank: int) -> str:
         if shape.is_stacked and self.dropout:
             return "experts stacked in one tensor take no dropout: adapter.dropout=0"
         is_costly = self.init in (Init.orthonormal, Init.svd) or self.init.is_subtracted

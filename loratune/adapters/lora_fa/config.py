@@ -35,12 +35,12 @@ class LoRAFAConfig(LoRAConfig):
         scaling = layers[0].scaling
         return replace(form.scaled(1 / scaling), lr=form.lr * scaling)
 
-    def check_layer(self, shape: LayerShape) -> str:
+    def check_layer(self, shape: LayerShape, rank: int) -> str:
         if shape.kind is LayerKind.embedding:
             return "LoRA-FA cannot adapt an embedding: its frozen factor would start at zero"
         if shape.is_stacked and self.projected:
             return "projected=true does not apply to experts stacked in one tensor"
-        return super().check_layer(shape)
+        return super().check_layer(shape, rank)
 
     def count_layer(self, shape: LayerShape, rank: int) -> AdapterCount:
         """r·out trained, r·in frozen and stored; of stacked experts for each."""

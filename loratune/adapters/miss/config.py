@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from loratune.adapters.config import AdapterConfig, AdapterCount, LayerKind, LayerShape
-from loratune.errors import ConfigError
 
 
 @dataclass(kw_only=True)
@@ -19,32 +18,26 @@ class MiSSConfig(AdapterConfig):
 
     peft_type: ClassVar[str] = "MISS"
 
-    # There is no fused kernel: the plain steps keep no more than r numbers per token.
-    without_effect: ClassVar[tuple[str, ...]] = ("alpha", "alpha_pattern", "kernel")
+    # There is no fused kernel: the plain steps keep no more than r numbers per token.  PEFT's file
+    # has one rank for all layers.
+    without_effect: ClassVar[tuple[str, ...]] = (
+        "alpha", "kernel", "rank_pattern", "alpha_pattern",
+    )  # fmt: skip
 
     variant: str = "miss"
     rank: int = 16
     lr: float = 1e-4
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank_pattern:
-            raise ConfigError(
-                "rank_pattern has no effect with MiSS: PEFT's file has one rank for all layers",
-                where="adapter.rank_pattern",
-                fix="set adapter.rank",
-            )
-
     def scaling(self, rank: int, alpha: float | None) -> float:
         """1: the shard has no strength of its own."""
         return 1.0
 
-    def check_layer(self, shape: LayerShape) -> str:
+    def check_layer(self, shape: LayerShape, rank: int) -> str:
         if shape.kind is LayerKind.embedding:
             return "MiSS cannot adapt an embedding"
-        if self.rank > shape.in_features:
-            return f"MiSS of rank {self.rank} needs as many inputs; there are {shape.in_features}"
-        return super().check_layer(shape)
+        if rank > shape.in_features:
+            return f"MiSS of rank {rank} needs as many inputs; there are {shape.in_features}"
+        return super().check_layer(shape, rank)
 
     def why_not_in_peft(self, shape: LayerShape) -> str:
         return "its MiSS has no Conv1D" if shape.kind is LayerKind.conv1d else ""

@@ -46,3 +46,7 @@ class MiSS(LowRank):
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"miss_block": self.miss_block}
+
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor]:
+        """ΔW times ``scale``, in D."""
+        return {"miss_block": self.miss_block * scale}

@@ -61,10 +61,10 @@ class OFTConfig(AdapterConfig):
         divisors = (size for size in range(1, width + 1) if width % size == 0)
         return min(divisors, key=lambda size: (abs(size - self.block_size), size))
 
-    def check_layer(self, shape: LayerShape) -> str:
+    def check_layer(self, shape: LayerShape, rank: int) -> str:
         if shape.kind is LayerKind.embedding:
             return "OFT cannot adapt an embedding here"
-        return super().check_layer(shape)
+        return super().check_layer(shape, rank)
 
     def why_not_in_peft(self, shape: LayerShape) -> str:
         return "its OFT has no Conv1D" if shape.kind is LayerKind.conv1d else ""

@@ -69,7 +69,7 @@ class OFT(Adapter):
     def _rotated(self, x: Tensor) -> Tensor:
         """Each block of x (..., in) times its R."""
         with torch.autocast(x.device.type, enabled=False):
-            blocks = x.reshape(*x.shape[:-1], -1, self.oft_R.block)
+            blocks = x.reshape(*x.shape[:-1], len(self.oft_R.weight), self.oft_R.block)
             return torch.einsum("...rk,rkc->...rc", blocks, self.oft_R.matrices()).reshape(x.shape)
 
     def delta_rows(self, weight: Tensor, rows: slice) -> Tensor:

@@ -17,6 +17,8 @@ class VeRAConfig(AdapterConfig):
 
     peft_type: ClassVar[str] = "VERA"
 
+    without_effect: ClassVar[tuple[str, ...]] = ("rank_pattern",)  # the matrices are all layers'
+
     variant: str = "vera"
     rank: int = 256
     lr: float = 5e-3
@@ -37,21 +39,15 @@ class VeRAConfig(AdapterConfig):
                 where="adapter.projection_seed",
                 fix="use >= 0",
             )
-        if self.rank_pattern:
-            raise ConfigError(
-                "rank_pattern has no effect with VeRA: its matrices are shared by all layers",
-                where="adapter.rank_pattern",
-                fix="set adapter.rank",
-            )
 
     def scaling(self, rank: int, alpha: float | None) -> float:
         """1 unless alpha is set, else alpha/rank (folded into λ_b when saved)."""
         return 1.0 if alpha is None else alpha / rank
 
-    def check_layer(self, shape: LayerShape) -> str:
+    def check_layer(self, shape: LayerShape, rank: int) -> str:
         if shape.kind is LayerKind.embedding:
             return "VeRA cannot adapt an embedding"
-        return super().check_layer(shape)
+        return super().check_layer(shape, rank)
 
     def to_peft(self) -> dict[str, Any]:
         """PEFT's VeRA has no alpha: our tensors are written with the scaling folded in."""

@@ -14,6 +14,9 @@ class GainConfig(AdapterConfig):
     """ΔW = diag(strength · g / ‖rows of W‖) W with g (out,) trained."""
 
     peft_type: ClassVar[str] = "GAIN"
+    without_effect: ClassVar[tuple[str, ...]] = (
+        "rank", "alpha", "dropout", "kernel", "rank_pattern", "alpha_pattern",
+    )  # fmt: skip
 
     variant: str = "gain"
     lr: float = 1e-2
@@ -23,7 +26,7 @@ class GainConfig(AdapterConfig):
     def scaling(self, rank: int, alpha: float | None) -> float:
         return self.strength
 
-    def check_layer(self, shape: LayerShape) -> str:
+    def check_layer(self, shape: LayerShape, rank: int) -> str:
         return "no gain for an embedding" if shape.kind is LayerKind.embedding else ""
 
     def search_axes(self) -> dict[str, tuple[float, ...]]:
