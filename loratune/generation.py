@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from loratune.data.batches import evaluation_batches
 from loratune.data.prefix_tree import common_length
@@ -229,3 +231,79 @@ def _options(
         **({"temperature": sampling.temperature, "top_p": sampling.top_p} if sampled else {}),
     )
     return {"generation_config": config}
+
+
+# -- one answer, as it is written ------------------------------------------------------------
+
+
+@torch.inference_mode()
+def stream_answer(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    sampling: Sampling,
+    pad_id: int,
+    stops: Sequence[int],
+    show: Callable[[str], None],
+) -> str:
+    """Answer one prompt, and give every piece of text to ``show`` once it is certain.
+
+    Args:
+        model: a causal language model in eval mode.
+        tokenizer: decodes the answer.
+        prompt: token ids, start token included.
+        sampling: how tokens are chosen.
+        pad_id: any id.
+        stops: what ends an answer.
+        show: takes the pieces, in order.
+
+    Returns:
+        The whole answer.  Interrupted by Ctrl-C, as far as it was written.
+
+    Raises:
+        DataError: if the prompt leaves no room for an answer.
+    """
+    room = _room(model, len(prompt), sampling.max_new_tokens)
+    options = _options(tokenizer, sampling, pad_id, room, stops)
+    written = _Written(tokenizer, stops, show)
+    torch.manual_seed(sampling.seed)
+    device = next(model.parameters()).device
+    with contextlib.suppress(KeyboardInterrupt):
+        model.generate(**batch_inputs([prompt], pad_id, device, None), **options, streamer=written)
+    written.end()
+    return written.text
+
+
+class _Written:
+    """The text of an answer that grows; transformers calls ``put`` and ``end``."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Collection[int], show: Callable[[str], None]
+    ) -> None:
+        self._tokenizer, self._stops, self._show = tokenizer, stops, show
+        self._ids: list[int] | None = None
+        self.text = ""
+
+    def put(self, ids: Tensor) -> None:
+        """The prompt first, then one token after another."""
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += ids.flatten().tolist()
+        text = answer_text(self._tokenizer, self._ids, self._stops)
+        if not text.endswith(_INCOMPLETE):
+            self._add(text)
+
+    def end(self) -> None:
+        """Show what is left."""
+        self._add(answer_text(self._tokenizer, self._ids or [], self._stops))
+
+    def _add(self, text: str) -> None:
+        new = text[len(self.text) :]
+        self.text = text
+        if new:
+            self._show(new)
+
+
+_INCOMPLETE = "\ufffd"
+"""What the bytes of a character are decoded to before all of them are there."""

@@ -119,6 +119,8 @@ SAID_ELSEWHERE = {
         "doctor/training.py", "doctor/model.py",  # likewise
         "config/schema.py", "adapter_files/forms.py", "cli/__init__.py",  # the format of exports
         "adapter_files/plain_lora.py",  # the variant of such an export
+        "verify/serving/llama_cpp.py",  # the format of exports
+        "verify/serving/vllm.py", "report/card.py",  # options of vLLM
         "gguf_files/adapter_file.py",  # the kind of adapter that llama.cpp has
         "config/convert.py", "config/recipes/defaults.py",  # examples in messages
     },
@@ -129,6 +131,7 @@ SAID_ELSEWHERE = {
         "config/recipes/defaults.py", "counting/parameters.py", "data/spans.py", "files.py",
         "merging/plan.py", "models/probes/layers.py", "plan/workload.py", "surgery.py",
         "targets/errors.py", "targets/roles.py", "verify/merged.py",
+        "verify/serving/rules.py", "verify/serving/vllm.py",
     },
     "init": {"training/trackers.py"},  # wandb.init
     "lr_ratio": {  # what a comparison's files call the setting searched beside the rate

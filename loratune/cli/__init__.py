@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "adapt a model: load, wrap, train, evaluate (and merge, export if the recipe says so)",
     "evaluate": "measure base and adapted model side by side",
     "generate": "answer a prompt or a file of rows, base beside adapted",
+    "chat": "talk to the adapted model, several turns, base beside it on request",
     "merge": "write base + adapter as one plain model, with proof",
     "export": "write an adapter for other tools: peft, merged, portable, lora, compact",
     "rewind": "sweep a trained adapter's scale, and fold in the one that forgets less",

@@ -82,3 +82,17 @@ def adapter_folder(run: str | None, adapter_path: str | None) -> Path:
         fix = f"finish it: loratune train resume={run_dir.path}"
         raise ConfigError("the run has no adapter yet", where=str(run_dir.path), fix=fix)
     return run_dir.adapter
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """Check how answers are to be drawn.
+
+    Raises:
+        ConfigError: for a number out of range.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(f"{max_new_tokens} is too small", where="max_new_tokens", fix=">= 1")
+    if not temperature >= 0:
+        raise ConfigError(f"{temperature} is negative", where="temperature", fix=">= 0")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"{top_p} is out of range", where="top_p", fix="use (0, 1]")

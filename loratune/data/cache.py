@@ -185,8 +185,8 @@ def _read(folder: Path) -> CheckedData | None:
 
 def _prompt(values: Mapping[str, Any]) -> GenerationPrompt:
     ids = tuple(tuple(one) for one in values["answer_ids"])
-    references = tuple(values["references"])
-    return GenerationPrompt(**{**values, "references": references, "answer_ids": ids})
+    lists = {key: tuple(values.get(key, ())) for key in ("references", "messages")}
+    return GenerationPrompt(**{**values, **lists, "answer_ids": ids})
 
 
 def _audit(values: Mapping[str, Any]) -> Audit:

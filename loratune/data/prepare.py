@@ -42,6 +42,8 @@ class GenerationPrompt:
         references: every distinct answer, likewise.
         answer_ids: the distinct answers as training saw them, of rows that were not cut short.
         source: ``file:line`` of the first row.
+        messages: role and content of the turns that ask; empty where there is more to them, or the
+            row is not a conversation.
     """
 
     prompt_ids: list[int]
@@ -49,6 +51,7 @@ class GenerationPrompt:
     references: tuple[str, ...]
     answer_ids: tuple[tuple[int, ...], ...]
     source: str
+    messages: tuple[dict[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -287,14 +290,16 @@ def _encode(encoder: Encoder, config: DataConfig, side: _Side) -> EncodedRows:
 
 
 def _generation_prompts(parts: Sequence[_Encoded]) -> list[GenerationPrompt]:
-    found: dict[tuple[object, ...], tuple[EncodedRow, list[str], list[tuple[int, ...]]]] = {}
+    found: dict[
+        tuple[object, ...], tuple[EncodedRow, Example, list[str], list[tuple[int, ...]]]
+    ] = {}
     for one in parts:
         examples, encoded = one.sides[1].examples, one.rows[1]
         for row, place in zip(encoded.rows, encoded.kept, strict=True):
             example = examples[place]
             if not example.prompt and not example.messages:
                 continue
-            _, texts, ids = found.setdefault(example.question, (row, [], []))
+            _, _, texts, ids = found.setdefault(example.question, (row, example, [], []))
             texts.append(example.last_answer.strip())
             if len(row) == encoded.lengths[place]:
                 ids.append(tuple(row.input_ids[row.prompt_length :]))
@@ -305,8 +310,9 @@ def _generation_prompts(parts: Sequence[_Encoded]) -> list[GenerationPrompt]:
             tuple(dict.fromkeys(texts)),
             tuple(dict.fromkeys(ids)),
             row.source,
+            example.plain_question,
         )
-        for row, texts, ids in found.values()
+        for row, example, texts, ids in found.values()
     ]
 
 

@@ -114,6 +114,14 @@ class Example:
         return (self.prompt or self.answer,)
 
     @property
+    def plain_question(self) -> tuple[dict[str, str], ...]:
+        """Role and content of the turns before the last answer, where that is all there is."""
+        asked = self.messages[: self._last_assistant] if self.messages else ()
+        if self.tools or any(turn.fields for turn in asked):
+            return ()
+        return tuple({"role": turn.role, "content": turn.content} for turn in asked)
+
+    @property
     def last_answer(self) -> str:
         """The text that generation is compared with."""
         return self.messages[self._last_assistant].content if self.messages else self.answer

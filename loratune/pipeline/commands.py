@@ -38,6 +38,7 @@ from loratune.models.vocabulary import tokenizer_and_rows
 from loratune.pipeline.later_stages import (
     evaluate_with_retention,
     export_and_show,
+    golden_of,
     merge_and_show,
     show_evaluation,
 )
@@ -49,6 +50,7 @@ from loratune.pipeline.loading import (
 )
 from loratune.pipeline.merged_quantized import quantization_of
 from loratune.report.scores import task_table
+from loratune.runs.golden import Golden, write_golden
 from loratune.stages.combine import combine
 from loratune.stages.load import BaseModel, load
 from loratune.stages.tasks import evaluate_tasks
@@ -80,6 +82,7 @@ def evaluate_adapter(
     own_template: bool,
     out: Path | None,
     as_json: bool,
+    golden: Path | None = None,
     tasks: Tasks | None = None,
 ) -> None:
     """Measure base and adapted model on the recipe's evaluation rows; print and write the scores.
@@ -91,6 +94,7 @@ def evaluate_adapter(
         own_template: whether ``data.template`` stands in place of the adapter's.
         out: a file for the scores.
         as_json: whether the scores are printed as JSON.
+        golden: a file for golden prompts.
         tasks: lm-eval's tasks, in place of the rows.
 
     Raises:
@@ -98,8 +102,8 @@ def evaluate_adapter(
     """
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         loaded = load_adapted(config, folder, base_named)
-        if out is not None:
-            files.check_outside(out, loaded.base.folder, loaded.adapter.path)
+        for file in filter(None, (out, golden)):
+            files.check_outside(file, loaded.base.folder, loaded.adapter.path)
         if tasks is not None:
             record = _task_scores(config, loaded, tasks)
         else:
@@ -109,12 +113,25 @@ def evaluate_adapter(
             result = evaluate_with_retention(loaded.wrapped, head, tokenizer, rows, kept, config)
             record = result.as_dict()
             show_evaluation(result)
+            if golden is not None:
+                _write_golden(golden, golden_of(result, loaded.wrapped, tokenizer, rows, config))
     if out is not None:
         files.write_json(out, record)
     if as_json:
         print(files.to_json(record), end="")
     elif out is not None:
         say(f"scores: {out}")
+
+
+def _write_golden(path: Path, golden: Golden | None) -> None:
+    if golden is None:
+        raise ConfigError(
+            "no prompt could be answered, so there are no golden prompts",
+            where=f"golden={path}",
+            fix="use rows with prompts, and evaluate.generate=true",
+        )
+    write_golden(path, golden)
+    say(f"golden prompts: {path}")
 
 
 def _task_scores(config: RunConfig, loaded: LoadedAdapter, tasks: Tasks) -> dict[str, Any]:
@@ -152,7 +169,7 @@ def final_rows_of(
             base.tokenizer,
             base.vocab_size,
             config.trainer.seed,
-            prompt_format=None if own_template else _prompt_format(adapter),
+            prompt_format=None if own_template else prompt_format_of(adapter),
             source_formats=None if own_template else _source_formats(adapter),
         )
     if not rows.eval:
@@ -192,7 +209,7 @@ def _rows_of_the_run(
         tokenizer,
         vocabulary,
         config.trainer.seed,
-        prompt_format=_prompt_format(adapter),
+        prompt_format=prompt_format_of(adapter),
         source_formats=_source_formats(adapter),
     )
     return data.eval or data.train
@@ -269,7 +286,7 @@ def generate(
     with redirect_stdout(sys.stderr):  # answers alone go to standard output
         adapter, base, wrapped = load_adapted(config, folder, base_named)
     tokenizer = RowTokenizer(base.tokenizer)
-    prompt_format = _prompt_format(adapter)
+    prompt_format = prompt_format_of(adapter)
     rows = (
         read_rows(str(prompts), key="prompts")
         if prompt is None
@@ -377,7 +394,7 @@ def _adapter_to_merge(folder: Path) -> AdapterFolder:
 # -- prompts -------------------------------------------------------------------------------
 
 
-def _prompt_format(adapter: AdapterFolder) -> PromptFormat | None:
+def prompt_format_of(adapter: AdapterFolder) -> PromptFormat | None:
     """How prompts were written in training, where the adapter says it."""
     recorded = adapter.facts.get("prompt_format")
     return PromptFormat.from_dict(recorded) if recorded else None

@@ -23,10 +23,13 @@ from loratune.pipeline.merged_quantized import (
     quantization_of,
     show_comparisons,
 )
+from loratune.report.card import CardSubject, adapter_card, merged_card, subject_of
 from loratune.report.scores import retention_table, score_table
 from loratune.runs import processes
+from loratune.runs.golden import Golden, write_golden
 from loratune.stages.evaluate import Evaluation, Sample, evaluate
 from loratune.stages.export import export
+from loratune.stages.golden import golden_prompts
 from loratune.stages.merge import MergeReport, merge
 from loratune.surgery import WrappedModel
 from loratune.tables import Table, show
@@ -42,23 +45,40 @@ def evaluate_and_show(
     rows: PreparedData,
     retention: Mapping[str, PreparedData],
     config: RunConfig,
-    out: Path | None,
+    out: Path,
+    golden: Path,
 ) -> None:
     """Measure base and adapted model; write the scores to ``out``, and print them.
 
-    Where there are no evaluation rows, nothing is measured.
+    Where there are no evaluation rows, nothing is measured.  A few of the prompts that were
+    answered become the golden prompts in ``golden``.
 
     Raises:
-        StorageError: if ``out`` cannot be written.
+        StorageError: if a file cannot be written.
     """
     if not rows.eval:
         return
     result = evaluate_with_retention(wrapped, head, tokenizer, rows, retention, config)
+    kept = golden_of(result, wrapped, tokenizer, rows, config)
     if not processes.is_main():
         return
-    if out is not None:
-        files.write_json(out, result.as_dict())
+    files.write_json(out, result.as_dict())
+    if kept is not None:
+        write_golden(golden, kept)
     show_evaluation(result)
+
+
+def golden_of(
+    result: Evaluation,
+    wrapped: WrappedModel,
+    tokenizer: Any,
+    rows: PreparedData,
+    config: RunConfig,
+) -> Golden | None:
+    """The golden prompts, of those that an evaluation answered; ``None`` if it answered none."""
+    answers = [(sample.base, sample.adapted) for sample in result.samples]
+    longest = config.evaluate.max_new_tokens
+    return golden_prompts(wrapped, tokenizer, rows, answers, longest)
 
 
 def evaluate_with_retention(
@@ -119,8 +139,14 @@ def merge_and_show(
     Raises:
         LoratuneError: what stands against it; nothing is published then.
     """
+
+    def card(report: MergeReport) -> str:
+        return merged_card(card_subject(adapters[0]), _merge_lines(report))
+
     if any(quantization_of(adapter) for adapter in adapters):
-        report, comparisons = merge_quantized(adapters, base_folder, tokenizer, out, config, rows)
+        report, comparisons = merge_quantized(
+            adapters, base_folder, tokenizer, out, config, rows, card
+        )
     else:
         check_choice(config)
         comparisons = []
@@ -131,6 +157,7 @@ def merge_and_show(
             config.merge,
             tokenizer=tokenizer,
             allow_drift=config.allow_drift,
+            card=card,
         )
     for line in _merge_lines(report):
         say(line)
@@ -150,12 +177,27 @@ def export_and_show(
     if form in (ExportFormat.gguf, ExportFormat.gguf_lora):
         _export_gguf_and_show(adapter, base_folder, out, form, config)
         return
-    proof = export(adapter, base_folder, out, form, config.merge.verify)["proof"]
+
+    def card(settings: Mapping[str, Any], tensors: Sequence[str], proof: Mapping[str, Any]) -> str:
+        subject = replace(card_subject(adapter), peft=settings)
+        return adapter_card(subject, tensors, [f"{form}: {_proved(proof)}"])
+
+    certificate = export(adapter, base_folder, out, form, config.merge.verify, card)
+    say(f"exported {form}: {out} ({_proved(certificate['proof'])})")
+
+
+def card_subject(adapter: AdapterFolder) -> CardSubject:
+    """What the card of an adapter, or of what is made of it, is about."""
+    return subject_of(adapter.path, adapter.facts, adapter.peft)
+
+
+def _proved(proof: Mapping[str, Any]) -> str:
+    """What an export proved, in words."""
     proved = f"ΔW differs from the original's by {proof['worst_relative_difference']:.1e} at most"
     logits = proof["logits"]
     if logits is not None:
         proved += f", logits by {logits['max_difference']:.1e} on {logits['tokens']} tokens"
-    say(f"exported {form}: {out} ({proved})")
+    return proved
 
 
 def _export_gguf_and_show(

@@ -33,7 +33,7 @@ from loratune.runs.drift import check_binding
 from loratune.runs.manifest import describe_files
 from loratune.runs.provenance import package_versions
 from loratune.runs.run_dir import MERGE_REPORT
-from loratune.stages.merge import MergeReport, merge
+from loratune.stages.merge import Card, MergeReport, merge
 from loratune.tables import Table, show
 
 TOLERANCE = 1e-4
@@ -80,6 +80,7 @@ def merge_quantized(
     out: Path,
     config: RunConfig,
     rows: Callable[[], Sequence[EncodedRow]],
+    card: Card | None = None,
 ) -> tuple[MergeReport, list[Comparison]]:
     """Merge adapters of a quantized base into the weights that ``merge.base`` chooses.
 
@@ -90,6 +91,7 @@ def merge_quantized(
         out: the folder to write; what lies there at the end is whole.
         config: the recipe.
         rows: gives rows of the run, or none; asked once the choice is made.
+        card: writes the folder's README.md from the certificate.
 
     Raises:
         MergeError: no choice, another base, or a result that is not what was trained.
@@ -127,6 +129,7 @@ def merge_quantized(
             if choice is MergeBase.original
             else None,
             compare=partial(compare, f"merged into the {choice} weights", is_exact),
+            card=card,
         )
         if requantize is not None:
             again = Quantization(requantize, config.model.quantize_double, quantization.skip)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from loratune import files
-from loratune.adapter_files.peft_format import read_back, shared_fingerprint, write_adapter
+from loratune.adapter_files.peft_format import (
+    CARD,
+    peft_config,
+    read_adapter,
+    read_back,
+    replace_card,
+    shared_fingerprint,
+    write_adapter,
+)
 from loratune.config.convert import to_plain
 from loratune.config.mixture import SOURCES
 from loratune.config.schema import RunConfig
@@ -16,13 +24,15 @@ from loratune.counting.tables import variant_table
 from loratune.data.prepare import PreparedData
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.report.build import finished_report
+from loratune.report.card import CardSubject, adapter_card
+from loratune.report.records import read_run
 from loratune.runs import processes
 from loratune.runs.provenance import merged_before, package_versions, provenance
 from loratune.runs.records import link_latest, recipe_record, write_recipe, write_summary
 from loratune.runs.run_dir import RunDir
 from loratune.stages.load import BaseModel
 from loratune.stages.train import TrainResult
-from loratune.surgery import WrappedModel
+from loratune.surgery import WrappedModel, adapter_state
 from loratune.tables import show
 
 _FINGERPRINTS = ("base", "tokenizer", "data", "encoded", "projection")
@@ -147,6 +157,10 @@ class Records:
         with files.published_folder(self.run_dir.adapter, replace=True) as target:
             if wrapped.token_rows:
                 tokenizer.save_pretrained(target)
+            peft = peft_config(wrapped, self.config.model.path)
+            unmeasured = replace(read_run(self.run_dir.path), evaluation={})
+            subject = CardSubject(facts, peft, unmeasured)
+            files.write_text(target / CARD, adapter_card(subject, sorted(adapter_state(wrapped))))
             write_adapter(target, wrapped, facts, self.config.model.path)
             read_back(target, wrapped)
         link_latest(self.run_dir, self.config.name)
@@ -160,6 +174,9 @@ class Records:
             "training": asdict(training) if training else None,
             "stages": [str(stage) for stage in self.config.stages],
         }
+        adapter = read_adapter(self.run_dir.adapter)
+        subject = CardSubject(adapter.facts, adapter.peft, read_run(self.run_dir.path))
+        replace_card(self.run_dir.adapter, adapter_card(subject, sorted(adapter.tensors)))
         write_summary(self.run_dir, record)
         processes.say_once(f"everything lies in {self.run_dir.path}")
         processes.say_once(f"report: {finished_report(self.run_dir.path)}")

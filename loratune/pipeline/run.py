@@ -70,8 +70,8 @@ def run(config: RunConfig) -> None:
 
         with stop_at_once(training.steps if training else 0, run_dir.path):
             if Stage.evaluate in config.stages:
-                out = run_dir.evaluation
-                evaluate_and_show(wrapped, head, base.tokenizer, final, kept, config, out)
+                outs = run_dir.evaluation, run_dir.golden
+                evaluate_and_show(wrapped, head, base.tokenizer, final, kept, config, *outs)
             if not processes.is_main():
                 return  # what follows works on files
             adapter, own = read_adapter(run_dir.adapter), base.tokenizer_fingerprint

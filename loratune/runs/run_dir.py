@@ -44,6 +44,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.evaluation = path / "evaluation.json"
+        self.golden = path / "golden.json"
         self.merged = path / "merged"
         self.merge_report = self.merged / MERGE_REPORT
         self.export = path / "export"

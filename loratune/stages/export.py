@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from loratune import files
 from loratune.adapter_files.forms import EXACT, FORMS
 from loratune.adapter_files.offline import attach
-from loratune.adapter_files.peft_format import AdapterFolder, write_adapter_files
+from loratune.adapter_files.peft_format import CARD, AdapterFolder, write_adapter_files
 from loratune.adapter_files.tokenizer import own_tokenizer
 from loratune.config.schema import ExportFormat, Verify
 from loratune.merging.export_proof import prove_export
@@ -21,6 +21,9 @@ from loratune.runs.manifest import describe_files
 from loratune.runs.provenance import package_versions
 from loratune.runs.run_dir import CERTIFICATE
 
+Card = Callable[[Mapping[str, Any], Sequence[str], Mapping[str, Any]], str]
+"""``adapter_config.json``, names of tensors and proof to the text of a README.md."""
+
 
 def export(
     adapter: AdapterFolder,
@@ -28,6 +31,7 @@ def export(
     out: Path,
     form: ExportFormat,
     verify: Verify = Verify.auto,
+    card: Card | None = None,
 ) -> dict[str, Any]:
     """Write an adapter in another form; whole or not at all.
 
@@ -37,6 +41,7 @@ def export(
         out: must not exist, or be empty.
         form: peft, portable, lora or compact (``merged`` is the merge stage's work).
         verify: weights proves ΔW alone; logits the whole model too; auto if the base fits.
+        card: writes its README.md from adapter_config.json, the names of tensors and the proof.
 
     Returns:
         The certificate that was written beside it.
@@ -54,6 +59,8 @@ def export(
         if own_tokenizer(adapter, offline.rows, resized=resized)[0] is not None:
             copy_side_files(adapter.path, target)
         proof = prove_export(offline, target, exact=form in EXACT, verify=verify)
+        if card is not None:
+            files.write_text(target / CARD, card(config, sorted(tensors), proof))
         certificate = _certificate(adapter, form, tensors, proof, target)
         files.write_sealed_json(target / CERTIFICATE, certificate)
     return certificate

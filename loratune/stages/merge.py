@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from loratune import files
 from loratune.adapter_files.offline import MetaAdapter, has_no_effect
-from loratune.adapter_files.peft_format import AdapterFolder
+from loratune.adapter_files.peft_format import CARD, AdapterFolder
 from loratune.adapter_files.tokenizer import own_tokenizer
 from loratune.config.schema import Dtype, MergeConfig, Verify
 from loratune.data.templates import PromptFormat
@@ -70,6 +70,10 @@ class MergeReport:
         return max(self.modules, key=lambda proof: proof.residual)
 
 
+Card = Callable[[MergeReport], str]
+"""The certificate to the text of a README.md."""
+
+
 def merge(
     adapters: Sequence[AdapterFolder],
     base_folder: Path,
@@ -80,6 +84,7 @@ def merge(
     allow_drift: Sequence[str] = (),
     recorded_as: Callable[[str], str] | None = None,
     compare: Callable[[Path], dict[str, Any]] | None = None,
+    card: Card | None = None,
 ) -> MergeReport:
     """Write ``out`` as a plain Hugging Face folder of base + adapters; whole or not at all.
 
@@ -96,6 +101,7 @@ def merge(
         recorded_as: gives what the adapters recorded of a base whose weights have a fingerprint,
             where that is not the fingerprint itself.
         compare: looks at the merged folder before it appears; what it returns is certified.
+        card: writes the folder's README.md from the certificate.
 
     Raises:
         MergeError: wrong base, an adapter without effect, or a proof that fails.
@@ -132,9 +138,12 @@ def merge(
             notes=[*plan.notices, *([note] if note else [])],
             quantized=compare(target) if compare else None,
             versions=package_versions(),
-            files=describe_files(target.iterdir(), written.file_hashes),
         )
         _require_kept(report, config)
+        if card is not None:
+            files.write_text(target / CARD, card(report))
+        described = describe_files(target.iterdir(), written.file_hashes)
+        report = replace(report, files=described)
         files.write_sealed_json(target / MERGE_REPORT, {"format": 1, **asdict(report)})
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Check:
         problem: what differs; empty if nothing does.
         note: why it could not be checked; empty if it was.
         error: kind of error that a problem is.
+        fix: what to do about a problem.
     """
 
     item: str
@@ -50,6 +51,7 @@ class Check:
     problem: str = ""
     note: str = ""
     error: type[LoratuneError] = MergeError
+    fix: str = "restore it from a copy, or make it again; do not use it as it is"
 
     @property
     def status(self) -> str:
@@ -58,7 +60,7 @@ class Check:
 
     def within(self, folder: str) -> Check:
         """The same check seen from the folder above."""
-        return Check(f"{folder}/{self.item}", self.what, self.problem, self.note, self.error)
+        return replace(self, item=f"{folder}/{self.item}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Verification:
         """
         raise_together(
             check.error(
-                f"{check.what}: {check.problem}", where=str(self.folder / check.item), fix=_FIX
+                f"{check.what}: {check.problem}", where=str(self.folder / check.item), fix=check.fix
             )
             for check in self.problems
         )
@@ -136,9 +138,6 @@ class Base:
     def tokenizer(self) -> str:
         """Fingerprint of the tokenizer."""
         return tokenizer_fingerprint(load_tokenizer(self.folder))
-
-
-_FIX = "restore it from a copy, or make it again; do not use it as it is"
 
 
 def sealed(folder: Path, name: str, error: type[LoratuneError]) -> tuple[dict[str, Any], Check]:

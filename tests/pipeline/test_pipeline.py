@@ -22,7 +22,7 @@ def test_the_smoke_recipe_trains_evaluates_and_merges(variant, cli, tmp_path) ->
         "data.json", "checkpoints", "adapter", "evaluation.json", "merged", "summary.json",
     }  # fmt: skip
     assert {path.name for path in (run / "adapter").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "loratune.json",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "loratune.json",
     }  # fmt: skip
     lines = (run / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["train/loss"] for line in lines]

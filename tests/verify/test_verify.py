@@ -133,7 +133,7 @@ def test_missing_linked_and_planted_files_are_found(run: Path, tmp_path: Path, p
     (folder / "planted.bin").write_bytes(b"x")
     assert problems(verify(folder)) == ["planted.bin"]
     (folder / "planted.bin").unlink()
-    (folder / "README.md").write_text("A note does no harm.")
+    (folder / "NOTES.md").write_text("A note does no harm.")
     assert problems(verify(folder)) == []
     elsewhere = tmp_path / "elsewhere"
     victim.rename(elsewhere)

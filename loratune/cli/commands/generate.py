@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loratune.cli.inputs import adapter_folder, names_base, recorded_recipe
+from loratune.cli.inputs import adapter_folder, check_sampling, names_base, recorded_recipe
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig
 from loratune.errors import ConfigError
@@ -42,7 +42,7 @@ def run(config: Config, command_line: CommandLine) -> None:
     if config.system is not None and config.prompt is None:
         cause = "system has no effect on a file of rows"
         raise ConfigError(cause, where="system", fix="write it into the rows")
-    _check_sampling(config)
+    check_sampling(config.max_new_tokens, config.temperature, config.top_p)
     folder = adapter_folder(config.run, config.adapter_path)
     config = recorded_recipe(config, command_line, config.run)
     from loratune.generation import Sampling
@@ -65,14 +65,3 @@ def run(config: Config, command_line: CommandLine) -> None:
         sampling=sampling,
         with_base=config.base,
     )
-
-
-def _check_sampling(config: Config) -> None:
-    if config.max_new_tokens < 1:
-        raise ConfigError(
-            f"{config.max_new_tokens} is too small", where="max_new_tokens", fix=">= 1"
-        )
-    if not config.temperature >= 0:
-        raise ConfigError(f"{config.temperature} is negative", where="temperature", fix=">= 0")
-    if not 0 < config.top_p <= 1:
-        raise ConfigError(f"{config.top_p} is out of range", where="top_p", fix="use (0, 1]")
