@@ -16,7 +16,10 @@ from loratune.config.recipes.folders import builtin_recipes, group_options
 from loratune.config.recipes.variant_settings import variant_settings
 from loratune.config.schema import RunConfig
 
-RECIPES = sorted(builtin_recipes().rglob("*.yaml"))
+RECIPES = sorted(
+    set(builtin_recipes().rglob("*.yaml")) - set(builtin_recipes().rglob("study/**/*.yaml"))
+)
+"""All but those of the study, which are run with --config-dir: tests/compare/test_study.py."""
 
 
 def schema_of(command: str) -> type[RunConfig]:

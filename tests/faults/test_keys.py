@@ -144,6 +144,8 @@ MUTATIONS: dict[str, Mutation] = {
         "evaluate.max_new_tokens=1", within=(*EVALUATED, "evaluate.generate=true")
     ),
     "evaluate.base": m("evaluate.base=false", within=EVALUATED),
+    "evaluate.metrics": m("evaluate.metrics=[bleu]", within=(*EVALUATED, "evaluate.generate=true")),
+    "evaluate.retention": m("evaluate.retention=[{rows}]", within=EVALUATED),
     "merge.dtype": m("merge.dtype=bfloat16", within=MERGED),
     "merge.verify": m("merge.verify=weights", within=MERGED),
     "merge.min_delta_kept": m("merge.min_delta_kept=2", within=(*MERGED, "merge.dtype=bfloat16")),
@@ -184,6 +186,11 @@ ELSEWHERE = {
     "data.split": "sources with several splits, which come from the hub",
     "resume": "a run that was stopped",
     "allow_drift": "resumes that differ",
+    "model.quantize": "bases in 4 or 8 bits, which need a package that may not be here",
+    "model.quantize_double": "likewise",
+    "model.quantize_skip": "likewise",
+    "merge.base": "merges of an adapter that was trained on such a base",
+    "merge.requantize": "likewise",
     "gguf.dtype": "exports of bases that llama.cpp has a graph for",
     "gguf.base": "exports of adapters to a GGUF file of such a base",
 }
@@ -192,7 +199,7 @@ ELSEWHERE = {
 
 def is_read_elsewhere(leaf: str) -> bool:
     """Whether another command than `train` gives the key its meaning."""
-    return leaf in ELSEWHERE or leaf.startswith("compare.")
+    return leaf in ELSEWHERE or leaf.startswith(("compare.", "gate."))
 
 
 def mutation_of(leaf: str) -> tuple[str, Mutation]:

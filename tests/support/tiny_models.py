@@ -197,9 +197,10 @@ def save_base(folder: Path, model: Any, **options: Any) -> Path:
 
 def load_plain(folder: Path) -> Any:
     """The model of a folder as transformers alone loads it, in fp32, nothing missing."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    [written_as] = transformers.AutoConfig.from_pretrained(folder).architectures
+    model, info = getattr(transformers, written_as).from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
     assert not info["missing_keys"] and not info["unexpected_keys"], info

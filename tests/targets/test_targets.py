@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +392,13 @@ def all_feed_forward_is_experts(architecture: Architecture) -> bool:
     )
 
 
+@cache
+def architecture_of(model: Path) -> Architecture:
+    """What a model's recipe describes."""
+    numbers = ModelConfig(**yaml.safe_load(model.read_text())).architecture
+    return find_architecture(ModelConfig(path="not/here", architecture=numbers))
+
+
 @pytest.mark.parametrize(
     "targets", sorted((RECIPES / "targets").glob("*.yaml")), ids=lambda path: path.stem
 )
@@ -402,7 +410,7 @@ def test_every_targets_recipe_finds_layers_in_every_block_of_every_model(
 ) -> None:
     numbers = ModelConfig(**yaml.safe_load(model.read_text())).architecture
     assert numbers is not None
-    architecture = find_architecture(ModelConfig(path="not/here", architecture=numbers))
+    architecture = architecture_of(model)
     wanted = TargetsConfig(**yaml.safe_load(targets.read_text()))
     if wanted.modules == "mlp" and all_feed_forward_is_experts(architecture):
         with pytest.raises(ModelError, match="'mlp' means"):

@@ -20,6 +20,7 @@ from loratune.training.optim import (
     warmup_warning,
 )
 from loratune.training.state import load_optimizer_tensors, optimizer_tensors
+from tests.support.variants import ranked
 
 
 def wrapped(variant: str = "lora", **settings: object):
@@ -64,7 +65,7 @@ def test_lora_plus_keeps_its_ratio_at_every_step() -> None:
 
 def test_weight_decay_reaches_every_group_of_matrices() -> None:
     for variant in variant_names():
-        model = wrapped(variant)
+        model = wrapped(variant, **ranked(variant, 4))
         trainer = TrainerConfig(weight_decay=0.1)
         optimizer = make_optimizer(model.model, model.config, trainer)
         assert all(group["weight_decay"] == 0.1 for group in optimizer.param_groups)
@@ -78,7 +79,7 @@ def test_an_explicit_rate_wins_over_the_variant_s_scaled_one() -> None:
 
 @pytest.mark.parametrize(
     ("variant", "settings"),
-    [*((name, {}) for name in variant_names()), ("lora_fa", {"projected": True})],
+    [*((name, ranked(name, 4)) for name in variant_names()), ("lora_fa", {"projected": True})],
 )
 def test_optimizer_state_round_trips_bit_for_bit(variant: str, settings: dict[str, bool]) -> None:
 
