@@ -70,7 +70,7 @@ def _uploaded(folder: Path, repository: str) -> str:
         fix = "unset HF_HUB_OFFLINE, or set push_dry_run=true"
         raise ConfigError("HF_HUB_OFFLINE keeps the hub away", where="push", fix=fix) from error
     except LocalTokenNotFoundError as error:
-        fix = f"hf auth login, or HF_TOKEN=...; {kept}"
+        fix = f"hf auth login, or set HF_TOKEN; {kept}"
         raise ConfigError("nobody is logged in to the hub", where="push", fix=fix) from error
     except HfHubHTTPError as error:
         status = error.response.status_code

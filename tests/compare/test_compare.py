@@ -22,7 +22,7 @@ from loratune.compare.settings import Options, parse_part
 from loratune.compare.work import do_all
 from loratune.compare.workbench import Workbench
 from loratune.config.schema import CompareConfig, RunConfig, TargetsConfig
-from loratune.errors import CheckpointError, ConfigError, TrainingError
+from loratune.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from loratune.report.build import write_comparison_report
 
 Make = Callable[..., RunConfig]
@@ -210,16 +210,15 @@ def test_a_task_whose_process_died_twice_is_given_up(tiny: Make) -> None:
     assert "its process died 2 times" in result["failed"]
 
 
-def test_a_variant_that_cannot_adapt_the_layers_is_named_and_the_others_stay(tiny: Make) -> None:
+def test_a_variant_that_cannot_adapt_the_layers_is_named_before_any_training(
+    tiny: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny(targets=TargetsConfig(modules=["embed_tokens"]))
-    found, _ = compare(config, TWO)
-    lora, frozen = found.variants
-    assert not lora.reason
-    assert "embed" in frozen.reason
-    assert any(
-        line.startswith("lora_fa failed and is left out: no learning rate was usable")
-        for line in found.findings
-    )
+    with pytest.raises(ModelError, match="LoRA-FA cannot adapt an embedding"):
+        compare(config, TWO)
+    prepare(config, replace(TWO, variants=None))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("note: lora_fa is left out: LoRA-FA cannot") for line in lines)
 
 
 def test_nothing_but_failures_is_an_error_of_training(tiny: Make) -> None:
