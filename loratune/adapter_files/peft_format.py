@@ -8,7 +8,6 @@ training-only settings, and the fingerprints that bind the adapter to its base.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +33,11 @@ from loratune.config.schema import TargetsConfig
 from loratune.errors import ModelError, SecurityError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.models.weights import inside, read_all
+from loratune.runs.manifest import describe_files
 from loratune.surgery import WrappedModel, adapter_state, peft_names
 
 TENSORS = "adapter_model.safetensors"
 FACTS = "loratune.json"
-CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -97,24 +96,9 @@ def write_adapter_files(
     plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, folder / TENSORS, metadata={"format": "pt"})
     files.write_json(folder / CONFIG, dict(config))
-    hashes = {path.name: files.sha256_file(path) for path in sorted(folder.iterdir())}
+    described = describe_files(folder.iterdir())
+    hashes = {name: one["sha256"] for name, one in described.items()}
     files.write_sealed_json(folder / FACTS, {**facts, "format": files.FORMAT, "files": hashes})
-
-
-def replace_card(folder: Path, text: str) -> None:
-    """Give a published adapter another README.md, recorded like the first; both or neither.
-
-    Raises:
-        StorageError: if the disk refuses.
-    """
-    facts = files.read_sealed_json(folder / FACTS)
-    with files.published_folder(folder, replace=True) as target:
-        for path in sorted(folder.iterdir()):
-            if path.name not in (CARD, FACTS):
-                shutil.copyfile(path, target / path.name)
-        files.write_text(target / CARD, text)
-        hashes = {**facts["files"], CARD: files.sha256_file(target / CARD)}
-        files.write_sealed_json(target / FACTS, {**facts, "files": hashes})
 
 
 def check_readable(wrapped: WrappedModel, base_name: str) -> None:

@@ -7,11 +7,9 @@ from typing import Any
 
 from loratune import files
 from loratune.adapter_files.peft_format import (
-    CARD,
     peft_config,
     read_adapter,
     read_back,
-    replace_card,
     shared_fingerprint,
     write_adapter,
 )
@@ -27,6 +25,7 @@ from loratune.report.build import finished_report
 from loratune.report.card import CardSubject, adapter_card
 from loratune.report.records import read_run
 from loratune.runs import processes
+from loratune.runs.manifest import CARD
 from loratune.runs.provenance import merged_before, package_versions, provenance
 from loratune.runs.records import link_latest, recipe_record, write_recipe, write_summary
 from loratune.runs.run_dir import RunDir
@@ -176,7 +175,8 @@ class Records:
         }
         adapter = read_adapter(self.run_dir.adapter)
         subject = CardSubject(adapter.facts, adapter.peft, read_run(self.run_dir.path))
-        replace_card(self.run_dir.adapter, adapter_card(subject, sorted(adapter.tensors)))
+        card = adapter_card(subject, sorted(adapter.tensors))
+        files.write_text(self.run_dir.adapter / CARD, card)
         write_summary(self.run_dir, record)
         processes.say_once(f"everything lies in {self.run_dir.path}")
         processes.say_once(f"report: {finished_report(self.run_dir.path)}")

@@ -8,11 +8,14 @@ from typing import Any
 
 from loratune import files
 
+CARD = "README.md"
+"""A model card is for people, who add to it: no record holds its hash."""
+
 
 def describe_files(
     paths: Iterable[Path], hashes: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Name to ``{"sha256": ..., "bytes": ...}`` of every file.
+    """Name to ``{"sha256": ..., "bytes": ...}`` of every file but the model card.
 
     Args:
         paths: the files, of one folder.
@@ -25,6 +28,7 @@ def describe_files(
             "bytes": path.stat().st_size,
         }
         for path in sorted(paths)
+        if path.name != CARD
     }
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from loratune import files
 from loratune.adapter_files.forms import EXACT, FORMS
 from loratune.adapter_files.offline import attach
-from loratune.adapter_files.peft_format import CARD, AdapterFolder, write_adapter_files
+from loratune.adapter_files.peft_format import AdapterFolder, write_adapter_files
 from loratune.adapter_files.tokenizer import own_tokenizer
 from loratune.config.schema import ExportFormat, Verify
 from loratune.merging.export_proof import prove_export
 from loratune.merging.folder import copy_side_files
 from loratune.models.fingerprint import tensors_fingerprint
-from loratune.runs.manifest import describe_files
+from loratune.runs.manifest import CARD, describe_files
 from loratune.runs.provenance import package_versions
 from loratune.runs.run_dir import CERTIFICATE
 

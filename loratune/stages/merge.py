@@ -10,7 +10,7 @@ from typing import Any
 
 from loratune import files
 from loratune.adapter_files.offline import MetaAdapter, has_no_effect
-from loratune.adapter_files.peft_format import CARD, AdapterFolder
+from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.adapter_files.tokenizer import own_tokenizer
 from loratune.config.schema import Dtype, MergeConfig, Verify
 from loratune.data.templates import PromptFormat
@@ -24,7 +24,7 @@ from loratune.merging.writer import write_merged
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.models.load import has_tokenizer, load_tokenizer
 from loratune.runs.drift import check_binding
-from loratune.runs.manifest import describe_files
+from loratune.runs.manifest import CARD, describe_files
 from loratune.runs.provenance import package_versions
 from loratune.runs.run_dir import MERGE_REPORT
 

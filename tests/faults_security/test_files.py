@@ -81,12 +81,13 @@ def test_only_pickled_weights_are_refused_unopened(world: World) -> None:
 
 
 def test_nothing_that_is_written_is_a_pickle(world: World) -> None:
-    """Safetensors, JSON, YAML and HTML only; no zip, no pickle opcode at the start."""
+    """Safetensors, JSON, YAML, HTML and text; no zip, no pickle opcode at the start."""
     assert world.train("stages=[train,evaluate,merge,export]").code == 0
     files = [path for path in (world.path / "out").rglob("*") if path.is_file()]
     assert len(files) > 15
     for path in files:
-        assert path.suffix in (".safetensors", ".json", ".jsonl", ".yaml", ".html", ".txt", "")
+        text = (".json", ".jsonl", ".yaml", ".html", ".txt", ".md", "")
+        assert path.suffix in (".safetensors", *text)
         assert not path.read_bytes().startswith((b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"))
 
 

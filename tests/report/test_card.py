@@ -96,18 +96,14 @@ def test_the_figures_are_the_records(run: Path) -> None:
     assert f"{certificate['proof']['worst_relative_difference']:.1e}" in card_of(run / "export")
 
 
-def test_a_card_is_described_with_the_other_files(run: Path, tmp_path: Path) -> None:
+def test_a_card_that_somebody_edits_does_no_harm(run: Path, tmp_path: Path) -> None:
     assert verify(run).problems == []
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    records = {
-        "adapter": "loratune.json", "merged": "merge_report.json", "export": "certificate.json",
-    }  # fmt: skip
-    for folder, record in records.items():
-        recorded = json.loads((copy / folder / record).read_text())["files"]
-        assert "README.md" in recorded
+    for folder in ("adapter", "merged", "export"):
+        assert (copy / folder / "README.md").is_file()
         (copy / folder / "README.md").write_text("# mine\n")
-        assert [c.item for c in verify(copy / folder).problems] == ["README.md"]
-    assert read_adapter(copy / "adapter").tensors  # an edited card is still an adapter's
+    assert verify(copy).problems == []
+    assert read_adapter(copy / "adapter").tensors
 
 
 def test_hostile_records_stay_text(run: Path) -> None:
