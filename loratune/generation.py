@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -140,8 +140,21 @@ def _generated(
         options = _options(tokenizer, sampling, pad_id, room, stops)
         if together.prefixed:
             prefix = _prefix(model, batch, prefix)
-        written = model.generate(**batch_inputs(batch, pad_id, device, prefix), **options)
+        inputs = batch_inputs(batch, pad_id, device, prefix)
+        written = _written(model, inputs, options, cached=together.cached)
         yield places, written[:, width:].tolist()
+
+
+def _written(
+    model: Any, inputs: Mapping[str, Any], options: Mapping[str, Any], *, cached: bool
+) -> Tensor:
+    """Ids (prompts, tokens); without a cache where the model's own does not work at all."""
+    if cached:
+        try:
+            return cast(Tensor, model.generate(**inputs, **options))
+        except (AttributeError, ValueError):
+            pass
+    return cast(Tensor, model.generate(**inputs, **options, use_cache=False))
 
 
 def _together(model: Any, prompts: Sequence[list[int]], new_tokens: int) -> BatchedGeneration:

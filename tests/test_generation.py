@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 from support.tiny_models import tiny_gpt2, tiny_llama, tiny_mistral, tiny_opt, tiny_rwkv
 from transformers import AutoTokenizer
 
 from loratune.errors import DataError
-from loratune.generation import Sampling, generate_answers
+from loratune.generation import Sampling, _written, generate_answers
 from loratune.models.probes.batched_generation import probe_batched_generation
 from loratune.models.source import model_folder
 
@@ -92,3 +95,21 @@ def test_the_probe_tells_padding_and_prefixes_apart(family: str) -> None:
     probe = probe_batched_generation(FAMILIES[family]().eval(), 40, range(3, 700))
     assert probe.padded == (not family.startswith("rwkv"))
     assert probe.prefixed == (family in ("opt", "llama", "gpt2"))
+
+
+def test_a_model_whose_own_cache_fails_is_asked_without_it() -> None:
+    model = tiny_opt()
+    generate, asked = model.generate, list[object]()
+
+    def failing(**options: Any) -> Any:
+        asked.append(options.get("use_cache"))
+        if options.get("use_cache") is not False:
+            raise AttributeError("no attribute 'num_hidden_layers'")
+        return generate(**options)
+
+    inputs = {"input_ids": torch.tensor([[3, 4, 5]])}
+    expected = generate(**inputs, max_new_tokens=4, do_sample=False)
+    model.generate = failing
+    found = _written(model, inputs, {"max_new_tokens": 4, "do_sample": False}, cached=True)
+    assert torch.equal(found, expected)
+    assert asked == [None, False]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,10 +26,13 @@ class BatchedGeneration:
     Attributes:
         padded: whether a prompt that is filled up on the left is answered as it is alone.
         prefixed: whether prompts behind a common prefix that was encoded once are.
+        cached: whether the model goes on from what it keeps of earlier tokens as it does from the
+            tokens themselves.
     """
 
     padded: bool
     prefixed: bool
+    cached: bool = True
 
 
 _RESULTS: WeakKeyDictionary[nn.Module, dict[int, BatchedGeneration]] = WeakKeyDictionary()
@@ -65,26 +69,40 @@ def _probe(model: nn.Module, longest: int, tokens: Sequence[int]) -> BatchedGene
     # The second is short, so that it has a large gap, and what it sees lies across the gap.
     prompts = [ids[:whole], [*ids[:common], ids[whole]]]
     device = next(small.parameters()).device
+
+    def alone(*, cached: bool) -> Tensor:
+        inputs = (batch_inputs([prompt], 0, device) for prompt in prompts)
+        return torch.cat([_logits(small, one, cached=cached) for one in inputs])
+
+    def together(prefix: int, *, cached: bool) -> Tensor:
+        cache = encoded_prefix(small, ids[:prefix]) if prefix else None
+        return _logits(small, batch_inputs(prompts, 0, device, cache), cached=cached)
+
     try:
-        alone = torch.cat([_logits(small, batch_inputs([p], 0, device)) for p in prompts])
-    except FAILURES:
+        expected = alone(cached=False)
+    except FAILURES:  # it may need its cache
         return BatchedGeneration(padded=False, prefixed=False)
-
-    def agrees(prefix: int) -> bool:
-        try:
-            cache = encoded_prefix(small, ids[:prefix]) if prefix else None
-            together = _logits(small, batch_inputs(prompts, 0, device, cache))
-        except FAILURES:
-            return False
-        return float((together - alone).abs().max()) <= TOLERANCE * float(alone.abs().max())
-
-    return BatchedGeneration(padded=agrees(0), prefixed=agrees(common))
+    cached = _agrees(partial(alone, cached=True), expected)
+    return BatchedGeneration(
+        padded=_agrees(partial(together, 0, cached=cached), expected),
+        prefixed=cached and _agrees(partial(together, common, cached=True), expected),
+        cached=cached,
+    )
 
 
-def _logits(model: Any, inputs: dict[str, Any]) -> Tensor:
+def _agrees(compute: Callable[[], Tensor], expected: Tensor) -> bool:
+    try:
+        found = compute()
+    except FAILURES:
+        return False
+    return float((found - expected).abs().max()) <= TOLERANCE * float(expected.abs().max())
+
+
+def _logits(model: Any, inputs: dict[str, Any], *, cached: bool) -> Tensor:
     """The logits (prompts, new tokens, vocabulary) behind each prompt."""
     output = model.generate(
         **inputs,
+        use_cache=cached,
         do_sample=False,
         max_new_tokens=_NEW_TOKENS,
         min_new_tokens=_NEW_TOKENS,
