@@ -155,7 +155,7 @@ def _keep(model: nn.Module, owners: Mapping[str, nn.Module], tokens: int) -> _Ke
     ids = torch.zeros(1, tokens, dtype=torch.long)
     hooks = torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor)
     with _gradient_from_the_input(model), _owned(kept, owners), hooks:
-        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        output = model(input_ids=ids, use_cache=False)
     del output
     return kept
 
