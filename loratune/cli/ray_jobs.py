@@ -101,8 +101,8 @@ def run_jobs(
         LoratuneError: every failed job's, or the cluster's.
         Interrupted: on SIGINT, after the jobs had time to save.
     """
-    ray = _connected(dict(launcher.ray.init))
-    options = OmegaConf.to_container(launcher.ray.remote, resolve=True)
+    settings: Any = OmegaConf.to_container(launcher.ray, resolve=True)
+    ray, options = _connected(settings["init"]), settings["remote"]
     task = ray.remote(retry_exceptions=[Preempted], **options)(run_one)
     sweep = Path(str(launcher.config.hydra.sweep.dir)).absolute()
     shared = (Place(Path.cwd(), sweep, __version__), launcher.hydra_context, launcher.task_function)

@@ -258,9 +258,11 @@ def _claimed_twice() -> bool:
 
 def _without_times(folder: str) -> dict[str, object]:
     """Every result of a comparison's tasks, without what a clock or the memory says."""
-    results = {}
-    for path in Path(folder).glob("*/**/*.json"):
-        value = json.loads(path.read_text())
-        timed = [key for key in value if "seconds" in key or "peak" in key]
-        results[str(path.relative_to(folder))] = {k: v for k, v in value.items() if k not in timed}
-    return results
+
+    def steady(values: dict[str, object]) -> dict[str, object]:
+        return {k: v for k, v in values.items() if "seconds" not in k and "peak" not in k}
+
+    return {
+        str(path.relative_to(folder)): json.loads(path.read_text(), object_hook=steady)
+        for path in Path(folder).glob("*/**/*.json")
+    }
