@@ -102,30 +102,36 @@ def run_jobs(
         Interrupted: on SIGINT, after the jobs had time to save.
     """
     settings: Any = OmegaConf.to_container(launcher.ray, resolve=True)
-    ray, options = _connected(settings["init"]), settings["remote"]
-    task = ray.remote(retry_exceptions=[Preempted], **options)(run_one)
-    sweep = Path(str(launcher.config.hydra.sweep.dir)).absolute()
-    shared = (Place(Path.cwd(), sweep, __version__), launcher.hydra_context, launcher.task_function)
+    ray = _connected(settings["init"])
+    sweep = Path(str(launcher.config.hydra.sweep.dir))
+    task = ray.remote(retry_exceptions=[Preempted], **settings["remote"])(run_one)
+    place = Place(Path.cwd(), sweep.absolute(), __version__)
     jobs = {}
     for number, overrides in enumerate(job_overrides, first):
-        config = launcher.hydra_context.config_loader.load_sweep_config(
-            launcher.config, list(overrides)
-        )
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
         name = f"job {number} ({redact_text(' '.join(filter_overrides(overrides)))})"
-        jobs[name] = task.remote(*shared, config, Singleton.get_state())
-        say(f"{name}: {launcher.config.hydra.sweep.dir}/job_{number}.log")
+        say(f"{name}: {sweep}/job_{number}.log")
+        jobs[name] = _submitted(task, place, launcher, overrides, number)
     try:
         results = [_result(ray, name, job) for name, job in jobs.items()]
     except KeyboardInterrupt:
         _stop(ray, list(jobs.values()))
-        fix = "what is saved can be resumed: give the jobs their folders and resume=auto"
+        fix = f"go on: the same command with hydra.sweep.dir={sweep} and resume=auto"
         raise Interrupted("interrupted", where=str(sweep), fix=fix) from None
     failed = [result for result in results if result.status is JobStatus.FAILED]
     errors = [result._return_value for result in failed]
     raise_together(error for error in errors if isinstance(error, LoratuneError))
     return results  # Hydra raises an error of any other kind
+
+
+def _submitted(
+    task: Any, place: Place, launcher: RayLauncher, overrides: Sequence[str], number: int
+) -> Any:
+    """A job, handed to Ray; returns what its result is asked for with."""
+    context = launcher.hydra_context
+    config = context.config_loader.load_sweep_config(launcher.config, list(overrides))
+    with open_dict(config):
+        config.hydra.job.id = config.hydra.job.num = number
+    return task.remote(place, context, launcher.task_function, config, Singleton.get_state())
 
 
 def run_one(
@@ -210,7 +216,7 @@ def _result(ray: Any, name: str, job: Any) -> JobReturn:
         cause = getattr(error, "cause", None)
         if not isinstance(cause, LoratuneError):
             text = next(iter(str(error).splitlines()), type(error).__name__)
-            fix = "give the same command with the job's out=DIR and resume=auto"
+            fix = "go on: the same command with the same hydra.sweep.dir and resume=auto"
             cause = TrainingError(f"lost: {text}", where=name, fix=fix)
         return _failed(cause)
     return result

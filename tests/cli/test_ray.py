@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -127,18 +128,24 @@ def _node(words: list[str], log: Path, folder: Path) -> subprocess.Popen[bytes]:
     limits = ["--num-cpus=1", "--object-store-memory=80000000", "--include-dashboard=false"]
     if "--head" not in words:
         limits.pop()
-    with log.open("wb") as output:
-        node = subprocess.Popen(
-            [*ray, *words, *limits],
-            cwd=folder,
-            env=ENVIRONMENT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    _wait_until(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None)
-    assert node.poll() is None, log.read_text()
-    return node
+    for _ in range(3):  # a busy machine may need longer than the 30 seconds that Ray gives itself
+        with log.open("wb") as output:
+            node = subprocess.Popen(
+                [*ray, *words, *limits],
+                cwd=folder,
+                env=ENVIRONMENT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        _wait_until(partial(_is_up_or_gone, node, log))
+        if node.poll() is None:
+            return node
+    raise AssertionError(log.read_text())
+
+
+def _is_up_or_gone(node: subprocess.Popen[bytes], log: Path) -> bool:
+    return "Ray runtime started" in log.read_text() or node.poll() is not None
 
 
 def _wait_until(happened: Callable[[], object]) -> None:
