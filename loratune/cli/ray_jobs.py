@@ -215,7 +215,7 @@ def _result(ray: Any, name: str, job: Any) -> JobReturn:
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         if not isinstance(cause, LoratuneError):
-            text = next(iter(str(error).splitlines()), type(error).__name__)
+            text = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
             fix = "go on: the same command with the same hydra.sweep.dir and resume=auto"
             cause = TrainingError(f"lost: {text}", where=name, fix=fix)
         return _failed(cause)
