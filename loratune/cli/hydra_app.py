@@ -86,11 +86,15 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         try:
             module.run(*_job(composed, module.Config, command_line))
         except (Exception, KeyboardInterrupt) as error:
-            failures.append(_named(error))
-            if _this_process() != here:  # a launcher's own: nobody would look at the list
-                if isinstance(error, Preempted):
-                    give_back(error)
-                raise
+            named = _named(error)
+            if _this_process() == here:
+                failures.append(named)
+                return
+            # A launcher's own process: nobody would look at the list, and what submitit starts
+            # again begins with all that this closure holds.
+            if isinstance(error, Preempted):
+                give_back(error)
+            raise
 
     words = [*_sweep_folder(command_line), *command_line.for_hydra(module.Config)]
     with _hydra_environment(command, words), _quick_hydra(command_line):

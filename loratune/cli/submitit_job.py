@@ -52,8 +52,7 @@ def give_back(error: Preempted) -> None:
 
 def _is_running() -> bool:
     """Whether SLURM means this job to go on."""
-    job = os.environ.get("SLURM_JOB_ID", "")
-    words = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    words = ["squeue", "--noheader", "--format=%T", f"--jobs={_job_number()}"]
     try:
         answer = subprocess.run(
             words, capture_output=True, text=True, timeout=_ANSWER_WITHIN, check=False
@@ -61,3 +60,9 @@ def _is_running() -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return answer.stdout.strip() == "RUNNING"
+
+
+def _job_number() -> str:
+    """An element of an array by both its numbers: the last one's own means the whole array."""
+    element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return "_".join(filter(None, element)) or os.environ.get("SLURM_JOB_ID", "")

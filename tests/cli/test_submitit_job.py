@@ -42,13 +42,15 @@ except type(error) as kept:
 def job(folder: Path, name: str, state: str, **environment: str) -> tuple[int, str]:
     """Exit code and output of a job that gets a signal while SLURM reports `state`."""
     squeue = folder / "squeue"
-    squeue.write_text(f'#!/bin/sh\n[ "$3" = --jobs=42 ] && echo {state}\n')
+    squeue.write_text(f'#!/bin/sh\n[ "$3" = --jobs=41_1 ] && echo {state}\n')
     squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
     variables = {
         **os.environ,
         "PATH": f"{folder}:{os.environ['PATH']}",
         "SUBMITIT_EXECUTOR": "slurm",
-        "SLURM_JOB_ID": "42",
+        "SLURM_JOB_ID": "41",  # as the last element of an array has it
+        "SLURM_ARRAY_JOB_ID": "41",
+        "SLURM_ARRAY_TASK_ID": "1",
         **environment,
     }
     done = subprocess.run(
