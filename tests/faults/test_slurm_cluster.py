@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,12 +14,13 @@ from support.slurm_cluster import PATIENCE, SlurmCluster, slurm_cluster, wait_un
 
 from faults.conftest import Bench
 from faults.harness import differences, result
+from faults.test_processes import free_port
 from faults.verify import is_usable
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
 SBATCH = str(Path(__file__).parents[2] / "docs" / "loratune.sbatch")
-LONG = ("trainer.steps=900", "trainer.save_every=50", "trainer.keep_checkpoints=2")
+LONG = ("trainer.steps=500", "trainer.save_every=20", "trainer.keep_checkpoints=2")
 SUBMITIT = ("hydra/launcher=submitit_slurm", "hydra.sweep.dir=sweep")
 
 
@@ -54,6 +54,11 @@ def same(run: Path, other: Path) -> bool:
     return not differences(first, second)
 
 
+def is_under_way(run: Path) -> bool:
+    """Whether a run has saved its second checkpoint."""
+    return len(list((run / "checkpoints").glob("step_*"))) >= 2
+
+
 def log_of(folder: Path, job: str) -> str:
     return (folder / f"loratune-{job}.log").read_text()
 
@@ -69,7 +74,7 @@ def test_srun_makes_one_run_of_its_tasks_and_so_does_torchrun(
     done = cluster.run("srun", "-N2", "loratune", *words, cwd=bench.folder)
     assert done.returncode == 0, done.stderr
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:29611", "--rdzv-id=job"]
+    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=job"]
     words = bench.words("by_torchrun")
     done = cluster.run("srun", "-N2", *torchrun, "-m", "loratune", *words, cwd=bench.folder)
     assert done.returncode == 0, done.stderr
@@ -95,15 +100,16 @@ def started(cluster: SlurmCluster, bench: Bench, *options: str) -> str:
     """The long run by `docs/loratune.sbatch`, back when its second checkpoint is there."""
     words = bench.words("run", *LONG)[1:]  # the script itself says `train`
     job = cluster.submit(*options, SBATCH, *words, cwd=bench.folder)
-    cluster.wait_for(bench.folder / "run" / "checkpoints" / "step_000100", job)
+    run = bench.folder / "run"
+    wait_until(lambda: is_under_way(run) or not cluster.state(job), f"job {job}")
+    assert is_under_way(run), log_of(bench.folder, job)
     return job
 
 
 def check_continued(bench: Bench, job: str, undisturbed: Path) -> None:
     log = log_of(bench.folder, job)
-    saved = re.findall(r"error\[75\] preempted at step (\d+), saved", log)
-    continued = re.findall(r"resuming after step (\d+)", log)
-    assert continued and set(saved) >= set(continued), log
+    # What srun still prints while SLURM ends a job may be lost; its own lines are not.
+    assert "Exited with exit code 75" in log and "resuming after step" in log, log
     assert same(bench.folder / "run", undisturbed)
 
 
@@ -130,12 +136,12 @@ def test_a_preempted_job_makes_room_and_goes_on_to_the_same_bytes(
 def test_a_job_whose_time_ends_goes_on_to_the_same_bytes(
     cluster: SlurmCluster, bench: Bench, undisturbed: Path
 ) -> None:
-    # SLURM counts in minutes and looks every half: the signal comes after 20 to 50 seconds.
-    steps = f"trainer.steps={int(70 / seconds_a_step(undisturbed))}"
+    # SLURM counts in minutes and looks every half: the signal comes after 60 to 90 seconds.
+    steps = f"trainer.steps={int(120 / seconds_a_step(undisturbed))}"
     options = (steps, "trainer.save_every=500", "trainer.keep_checkpoints=2")
     assert bench.start("alone", *options, "launch.nproc=2").wait(PATIENCE).code == 0
     words = bench.words("run", *options)[1:]
-    job = cluster.submit("--time=1", "--signal=TERM@10", SBATCH, *words, cwd=bench.folder)
+    job = cluster.submit("--time=2", "--signal=TERM@30", SBATCH, *words, cwd=bench.folder)
     cluster.wait(job)
     check_continued(bench, job, bench.folder / "alone")
 
@@ -150,7 +156,7 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(cluster: SlurmCluster, ben
     cluster.ask("scancel", job)
     cluster.wait(job)
     log = log_of(bench.folder, job)
-    assert "error[75] preempted at step" in log and "resuming" not in log
+    assert "Exited with exit code 75" in log and "resuming" not in log
     assert "JobState=CANCELLED" in cluster.ask("scontrol", "show", "job", job)
     assert is_usable(bench.folder / "run")
 
@@ -201,8 +207,8 @@ def test_the_jobs_of_a_sweep_go_on_after_a_requeue_and_after_submitits_own_signa
         "b": lambda job: cluster.ask("scancel", "--signal=USR2", job),
     }
     for number, (name, disturbed) in enumerate(disturb.items()):
-        at = bench.folder / "sweep" / name / "checkpoints" / "step_000100"
-        wait_until(lambda at=at: at.exists() or waiting.poll() is not None, str(at))
+        run = bench.folder / "sweep" / name
+        wait_until(lambda run=run: is_under_way(run) or waiting.poll() is not None, name)
         disturbed(element(cluster, number))
     output, _ = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 0, output

@@ -15,7 +15,7 @@ from pathlib import Path
 
 NODES = ("127.0.0.1", "127.0.0.2")
 """Both are this machine; as addresses they are names that resolve."""
-PATIENCE = 400.0
+PATIENCE = 600.0
 """Seconds after which a job that has not got anywhere hangs."""
 CONF = """
 ClusterName=test
@@ -72,6 +72,7 @@ class SlurmCluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._commands: list[subprocess.Popen[str]] = []
         self._write_files()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
@@ -125,6 +126,8 @@ class SlurmCluster:
 
     def stop(self) -> None:
         """Cancel all jobs and stop the daemons, the last one first."""
+        for command in self._commands:
+            command.kill()
         self.ask("scancel", "--user=root", check=False)
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not self.ask("squeue", "-h", check=False), "scancel", 60)
@@ -147,11 +150,13 @@ class SlurmCluster:
         )  # fmt: skip
 
     def start_command(self, *words: str, cwd: Path) -> subprocess.Popen[str]:
-        """The same without waiting for its end; both streams are its output."""
-        return subprocess.Popen(
+        """The same without waiting for its end, which is `stop` at the latest."""
+        command = subprocess.Popen(
             words, env=self.environment, cwd=cwd,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
+        self._commands.append(command)
+        return command
 
     def ask(self, *words: str, check: bool = True) -> str:
         """What a command of SLURM's prints; empty if it fails and `check` is off."""
@@ -172,11 +177,6 @@ class SlurmCluster:
     def wait(self, job: str) -> None:
         """Wait until a job, started as often as it may be, is over."""
         wait_until(lambda: not self.state(job), f"job {job}")
-
-    def wait_for(self, path: Path, job: str) -> None:
-        """Wait until a job has made a file or folder."""
-        wait_until(lambda: path.exists() or not self.state(job), str(path))
-        assert path.exists(), f"job {job} ended without {path}"
 
 
 @contextlib.contextmanager
