@@ -45,7 +45,7 @@ def give_back(error: Preempted) -> None:
         try:
             handler(number, None)
         except Exception as refusal:
-            error.where = f"{error.where}; {refusal}".lstrip("; ")
+            error.where = "; ".join(filter(None, (error.where, str(refusal).rstrip("."))))
             raise error from None
     sys.exit(error.exit_code)
 

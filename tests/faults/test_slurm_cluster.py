@@ -35,7 +35,7 @@ def cluster() -> Iterator[SlurmCluster]:
 def undisturbed(session_bench: Bench) -> Path:
     """The long run in two processes without SLURM."""
     run = session_bench.folder / "undisturbed"
-    done = session_bench.train(run, *LONG, "launch.nproc=2")
+    done = session_bench.start(run, *LONG, "launch.nproc=2").wait(PATIENCE)
     assert done.code == 0, done.err
     return run
 
@@ -216,6 +216,7 @@ def test_the_jobs_of_a_sweep_go_on_after_a_requeue_and_after_submitits_own_signa
     assert len(logs) == 2 and all("resuming after step" in log for log in logs)
     for name in disturb:
         alone = bench.folder / "alone" / name
-        done = bench.train(alone, *LONG, f"name={name}", f"launch.nproc={nodes}")
+        words = (*LONG, f"name={name}", f"launch.nproc={nodes}")
+        done = bench.start(alone, *words).wait(PATIENCE)
         assert done.code == 0, done.err
         assert same(bench.folder / "sweep" / name, alone)
