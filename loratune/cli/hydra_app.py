@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from loratune.cli import COMMANDS
+from loratune.cli.submitit_job import continued_after_requeue, give_back
 from loratune.config.command_line import CommandLine, read_command_line
 from loratune.config.composition import check_composed, translate_composition_error
 from loratune.config.convert import register_schemas, to_run_config
@@ -79,7 +81,7 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         ray_jobs.register()
     _register_help(command, module.Config, own=command_line.flags.help)
     failures: list[BaseException] = []
-    here = os.getpid()
+    here = _this_process()
 
     def task(composed: DictConfig) -> None:
         # Raised later: Hydra would print the overrides, secrets and all, beside the error.
@@ -88,9 +90,15 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         try:
             module.run(*_job(composed, module.Config, command_line))
         except (Exception, KeyboardInterrupt) as error:
-            failures.append(_named(error))
-            if os.getpid() != here:  # a launcher's own process: nobody would look at the list
-                raise
+            named = _named(error)
+            if _this_process() == here:
+                failures.append(named)
+                return
+            # A launcher's own process: nobody would look at the list, and what submitit starts
+            # again begins with all that this closure holds.
+            if isinstance(error, Preempted):
+                give_back(error)
+            raise
 
     words = [*_sweep_folder(command_line), *command_line.for_hydra(module.Config)]
     with _hydra_environment(command, words), _quick_hydra(command_line):
@@ -105,6 +113,11 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
         except Exception as error:
             raise translate_composition_error(error) from error
     _raise_failures(failures)
+
+
+def _this_process() -> tuple[str, int]:
+    """One of a sweep's processes on several machines, where numbers alone may be the same."""
+    return socket.gethostname(), os.getpid()
 
 
 def _check_recipes(command_line: CommandLine, schema: type) -> list[LoratuneError]:
@@ -146,6 +159,7 @@ def _job(
     if hydra_config.mode != RunMode.MULTIRUN:
         return config, command_line
     config = replace(config, out=config.out or hydra_config.runtime.output_dir)
+    config = continued_after_requeue(config)
     return config, command_line.job(hydra_config.overrides.task)
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from loratune.config.schema import RunConfig
 from loratune.counting.activations import block_count, few_blocks, without_other_blocks
 from loratune.loss.supervised import supervised_loss
 from loratune.models.architectures import Architecture
 from loratune.models.probes.layers import unusable_layers
+from loratune.plan.compiling import Compiled, compile_trial
 from loratune.plan.memory import hidden_size, vocabulary
 from loratune.plan.workload import MicroBatch
 from loratune.surgery import wrap_model
@@ -32,11 +34,13 @@ class Speed:
         block: forward and backward of one block, per token; the mean of the kinds.
         head: loss and its gradient, per supervised token, over the whole vocabulary.
         tokens: how many tokens were run at once.
+        compiled: a block as ``trainer.compile`` has it, where the recipe asks for it.
     """
 
     block: float
     head: float
     tokens: int
+    compiled: Compiled | None = None
 
 
 def calibrate(
@@ -70,15 +74,20 @@ def calibrate(
         backbone = model.base_model
         assert isinstance(backbone, torch.nn.Module)
 
-        def block() -> None:
-            hidden = backbone(input_ids=ids, use_cache=False)[0]
+        def step(tokens: Tensor = ids) -> None:
+            hidden = backbone(input_ids=tokens, use_cache=False)[0]
             hidden.float().sum().backward()
 
-        head = _head_step(architecture, dtype, device)
-        seconds, head_seconds = _timed(block, device), _timed(head, device)
+        def timed(action: Callable[[], None]) -> float:
+            return _timed(action, device)
+
+        seconds, head_seconds = timed(step), timed(_head_step(architecture, dtype, device))
+        tokens, compiled = sequences * length, None
+        if config.trainer.compile:
+            fast, compiling = compile_trial(backbone, step, ids, timed, seconds)
+            compiled = Compiled(fast / blocks / tokens, compiling / blocks)
     scale = vocabulary(architecture) / min(vocabulary(architecture), _SMALL_HEAD)
-    tokens = sequences * length
-    return Speed(seconds / blocks / tokens, head_seconds / _ROWS * scale, tokens)
+    return Speed(seconds / blocks / tokens, head_seconds / _ROWS * scale, tokens, compiled)
 
 
 def _head_step(

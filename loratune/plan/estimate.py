@@ -12,6 +12,7 @@ from loratune.data.findings import Severity
 from loratune.models.dtypes import ITEM_BYTES, safetensors_name
 from loratune.models.measure import find_architecture
 from loratune.plan.calibration import calibrate
+from loratune.plan.compiling import compile_advice
 from loratune.plan.fit import fitted
 from loratune.plan.memory import ERROR_BAR, Memory, available_bytes, block_count
 from loratune.plan.model_checks import check_model
@@ -52,6 +53,8 @@ def make_plan(
     memory, disk = setting.memory(config, work), _disk(config, setting)
     time = _time(config, setting, work) if timed and setting.is_here else None
     doubts = tuple(_warnings(config, rows, work, setting, memory, disk))
+    if time is not None and time.doubt is not None:
+        doubts += (time.doubt,)
     estimate = (setting, work, memory, disk, time)
     notes = (*_notes(work, setting), *model.notes)
     return Plan(config.name, tuple(values), *estimate, doubts, overrides, fit, notes)
@@ -61,12 +64,19 @@ def _time(config: RunConfig, setting: Setting, work: Workload) -> Time:
     speed = calibrate(setting.architecture, config, work.largest, setting.dtype, setting.device)
     blocks = block_count(setting.architecture)
     factor = _RECOMPUTED if config.trainer.gradient_checkpointing else 1.0
-    training = work.tokens * blocks * speed.block * factor + work.supervised * speed.head
+    block, head, compiling = speed.block, work.supervised * speed.head, 0.0
+    training = work.tokens * blocks * block * factor + head
+    doubt = None
+    if speed.compiled is not None:
+        block, compiling = speed.compiled.block, speed.compiled.compiling * blocks
+        faster = work.tokens * blocks * block * factor + head
+        doubt = compile_advice(training, faster, compiling, work.steps)
+        training = faster
     every = config.trainer.eval_every
     passes = (work.steps // every if every else 0) + 2 * (Stage.evaluate in config.stages)
-    evaluation = passes * work.evaluation_tokens * blocks * speed.block * _FORWARD_SHARE
+    evaluation = passes * work.evaluation_tokens * blocks * block * _FORWARD_SHARE
     rate = work.tokens / training if training else 0.0
-    return Time(training, evaluation, rate, speed.tokens)
+    return Time(training + compiling, evaluation, rate, speed.tokens, doubt)
 
 
 def _disk(config: RunConfig, setting: Setting) -> Disk:

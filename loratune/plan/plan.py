@@ -51,12 +51,21 @@ class Disk:
 
 @dataclass(frozen=True)
 class Time:
-    """Expected seconds on this machine, and the trial that they come from."""
+    """Expected seconds on this machine, and the trial that they come from.
+
+    Attributes:
+        training: of all steps, compiling included.
+        evaluation: of all evaluations.
+        tokens_per_second: while training.
+        calibrated_on: tokens of the trial.
+        doubt: about how the time is spent.
+    """
 
     training: float
     evaluation: float
     tokens_per_second: float
     calibrated_on: int
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT stop a run where it can be resumed; a second SIGINT stops it at once."""
+"""SIGTERM and SIGINT stop a run where it can be resumed; a second SIGINT stops it at once.
+
+So does a signal of its own with which the launcher asks for a save (submitit's SIGUSR2).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from typing import Any
 from loratune.errors import Interrupted, LoratuneError, Preempted
 
 _WATCHED = (signal.SIGTERM, signal.SIGINT)
+_LAUNCHERS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Watched where something handles them already, which otherwise would end the run unsaved."""
 
 
 def stopped(number: int, step: int, run: Path) -> LoratuneError:
@@ -25,12 +30,16 @@ def stopped(number: int, step: int, run: Path) -> LoratuneError:
     return Preempted(f"preempted at step {step}, saved", fix=command)
 
 
+def _is_handled(number: signal.Signals) -> bool:
+    return callable(signal.getsignal(number))
+
+
 @contextmanager
 def _handled_by(receive: Callable[[int], None]) -> Iterator[None]:
     """Inside the block ``receive`` handles the signals instead of ending the process."""
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in _WATCHED:
+        for number in (*_WATCHED, *filter(_is_handled, _LAUNCHERS)):
             before[number] = signal.signal(number, lambda received, _: receive(received))
     try:
         yield

@@ -57,7 +57,8 @@ def compile_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not _is_compilers(error):
             raise
-        reason = str(error).strip().splitlines()[0]
+        inner = getattr(error, "inner_exception", error)  # the backend's, without the wrapping
+        reason = str(inner).strip().splitlines()[0]
         raise TrainingError(
             f"torch.compile failed: {reason}",
             where="trainer.compile",

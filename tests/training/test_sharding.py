@@ -104,5 +104,5 @@ def test_what_the_compiler_refuses_is_said_in_one_line(monkeypatch, tmp_path, ca
     monkeypatch.setattr(LanguageModelHead, "compile_backbone", refuse)
     assert train(monkeypatch, "run", "trainer.compile=true") == 5
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith("error[5] torch.compile failed: ")
+    assert last.startswith("error[5] torch.compile failed: No working C++ compiler")
     assert "trainer.compile=false" in last

@@ -7,6 +7,7 @@ import os
 from loratune.cli.inputs import recorded_recipe, require_metrics, require_rows
 from loratune.config.command_line import CommandLine
 from loratune.config.schema import RunConfig, Stage
+from loratune.pipeline.slurm import rank_variables
 from loratune.runs.run_dir import AUTO, RunDir
 
 Config = RunConfig
@@ -15,9 +16,10 @@ Config = RunConfig
 def run(config: RunConfig, command_line: CommandLine) -> None:
     """Run the recipe, or continue a run's own recipe with ``resume=DIR``.
 
-    Under torchrun (or a cluster that sets its variables) this process is one of several.
+    Under torchrun, or srun with several tasks, this process is one of several.
     """
     config = recorded_recipe(config, command_line)
+    os.environ.update(rank_variables(os.environ, config.launch.nproc))
     require_rows(config)
     if Stage.evaluate in config.stages:
         require_metrics(config)
