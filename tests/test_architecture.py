@@ -133,7 +133,7 @@ SAID_ELSEWHERE = {
         "targets/errors.py", "targets/roles.py", "verify/merged.py",
         "verify/serving/rules.py", "verify/serving/vllm.py",
     },
-    "init": {"training/trackers.py"},  # wandb.init
+    "init": {"training/trackers.py", "cli/ray_jobs.py"},  # wandb.init, ray.init
     "lr_ratio": {  # what a comparison's files call the setting searched beside the rate
         "compare/result.py", "compare/assemble.py", "compare/plan.py", "compare/workbench.py",
         "compare/tables.py", "compare/tune.py",

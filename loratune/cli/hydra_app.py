@@ -75,6 +75,10 @@ def run_app(command: str, module: ModuleType, arguments: list[str]) -> None:
     raise_together([*problems, *check_overrides(command_line, module.Config)])
     register_user_recipes(command_line.folders)
     register_schemas(module.Config)
+    if "hydra/launcher" in command_line.keys:
+        from loratune.cli import ray_jobs
+
+        ray_jobs.register()
     _register_help(command, module.Config, own=command_line.flags.help)
     failures: list[BaseException] = []
     here = _this_process()

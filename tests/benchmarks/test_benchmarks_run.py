@@ -143,3 +143,14 @@ def test_goals_are_judged_on_unrounded_numbers(benchmark: Any) -> None:
     assert lora.measured({}) is None
     rows = by_name["rows/s against TRL + PEFT as shipped, both fp32"]
     assert rows.is_met(2.5) and not rows.is_met(2.499)
+
+
+def test_processes_counts_the_bytes_that_a_step_hands_to_the_others(run: Any) -> None:
+    """Three counts, the gradients of everything that trains, the loss: once each."""
+    record = run("processes")
+    alone, two = record["rows"]
+    for row in (alone, two):
+        assert row["messages"] == [3 * 8, 4 * row["trained"], 8]
+    assert alone["sent_bytes"] == 0
+    assert two["sent_bytes"] == two["payload_bytes"] == sum(two["messages"])
+    assert two["rows_per_cpu_second"] > 0
