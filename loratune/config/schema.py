@@ -359,6 +359,10 @@ class LaunchConfig:
     """Processes, started through torch's elastic launcher."""
     shard: bool = False
     """Shard the frozen base over the processes (FSDP2) where one copy each does not fit."""
+    max_restarts: int = 0
+    """Starts of all processes from the newest checkpoint after one of them died."""
+    timeout: int = 600
+    """Seconds that a process waits for the others before it gives them up for lost."""
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,129 @@
+"""What a process that ends tells the others, through the store that brought them together.
+
+A collective call that fails says neither which process was lost nor why.  Whoever ends with a
+reason leaves it in the store; whoever then loses the connection looks there before it ends too.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+from torch.distributed.distributed_c10d import Store
+
+from loratune.errors import LoratuneError, TrainingError
+
+LINGER = 3.0
+"""Seconds that a process which lost another waits for its reason, and for others to notice."""
+_POLL = 0.05
+_T = TypeVar("_T")
+
+
+class LostProcessError(TrainingError):
+    """A process of the run died, or does not answer: what was saved can be gone on from."""
+
+
+class RelayedError(LoratuneError):
+    """What another process said, with its own words and exit code."""
+
+    def __init__(self, details: dict[str, Any]) -> None:
+        super().__init__(details["cause"], where=details["where"], fix=details["fix"])
+        self._lines, self.exit_code = list(details["lines"]), int(details["code"])
+        self.kind = str(details["kind"])
+
+    def lines(self) -> list[str]:
+        return self._lines
+
+
+def described(error: LoratuneError) -> dict[str, Any]:
+    """An error as plain values, for ``RelayedError``."""
+    kind = error.kind if isinstance(error, RelayedError) else type(error).__name__
+    return {**error.as_dict(), "kind": kind, "lines": error.lines()}
+
+
+def is_lost_process(error: LoratuneError) -> bool:
+    """Whether a process was lost, here or as another process said it."""
+    relayed = isinstance(error, RelayedError) and error.kind == LostProcessError.__name__
+    return relayed or isinstance(error, LostProcessError)
+
+
+class Notices:
+    """The notices of one start of a run.
+
+    Args:
+        store: the store that all processes are connected to.
+        name: of this start, the same in all processes: the store may outlive it.
+        rank: this process.
+        world: number of processes.
+    """
+
+    def __init__(self, store: Store, name: str, rank: int, world: int) -> None:
+        self._store, self._name = store, name
+        self.rank, self.others = rank, [other for other in range(world) if other != rank]
+
+    def leave(self, error: LoratuneError) -> None:
+        """Tell the others why this process ends; a store out of reach is left alone."""
+        text = json.dumps(described(error))
+        _within(LINGER, lambda: self._store.set(self._key("ended", self.rank), text))
+
+    def ask(self) -> tuple[dict[str, Any] | None, list[int]]:
+        """Having lost a process: another's reason to end, or else who says nothing at all.
+
+        Returns:
+            The reason, as ``described`` gives it, and the ranks that neither gave one nor lost a
+            process themselves.  Where the store cannot be reached, that is all the others.
+        """
+        answer = _within(2 * LINGER, self._listen)
+        return answer or (None, self.others)
+
+    def _listen(self) -> tuple[dict[str, Any] | None, list[int]]:
+        self._store.set(self._key("lost", self.rank), "")
+        deadline = time.monotonic() + LINGER
+        while True:
+            ended = self._who("ended")
+            if ended:
+                return json.loads(self._store.get(self._key("ended", ended[0]))), []
+            lost = self._who("lost")
+            silent = [other for other in self.others if other not in lost]
+            if time.monotonic() > deadline:
+                return None, silent
+            time.sleep(_POLL)
+
+    def _who(self, what: str) -> list[int]:
+        return [other for other in self.others if self._store.check([self._key(what, other)])]
+
+    def _key(self, what: str, rank: int) -> str:
+        return f"loratune/{self._name}/{what}/{rank}"
+
+
+def _within(seconds: float, function: Callable[[], _T]) -> _T | None:
+    """What ``function`` returns, or ``None`` if it fails or takes longer.
+
+    Over a network that is cut, a call of the store's returns only when the system gives up.
+    """
+    box: SimpleQueue[_T | None] = SimpleQueue()
+
+    def call() -> None:
+        try:
+            box.put(function())
+        except RuntimeError:
+            box.put(None)
+
+    Thread(target=call, daemon=True).start()
+    try:
+        return box.get(timeout=seconds)
+    except Empty:
+        return None
+
+
+def named_ranks(ranks: Sequence[int]) -> str:
+    """``rank 3``, ``ranks 3 to 7`` or ``ranks 1, 3 and 9``."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
