@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,12 +13,14 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from loratune.config.schema import LaunchConfig, RunConfig
 from loratune.errors import ConfigError, Interrupted, LoratuneError, Preempted, TrainingError
 from loratune.runs import processes
 from loratune.runs.agreement import DisagreementError, check_start
+from loratune.runs.meeting import meet
 from loratune.runs.notices import LostProcessError, Notices, RelayedError, named_ranks
 from loratune.runs.run_dir import AUTO
 
@@ -78,12 +79,14 @@ def _process_group(settings: LaunchConfig) -> Iterator[Notices]:
     wait = timedelta(seconds=settings.timeout)
     try:
         store, rank, world = next(rendezvous("env://", timeout=wait))
-        options = {"store": store, "rank": rank, "world_size": world, "timeout": wait}
+        meeting = PrefixStore("loratune/meeting", store)
+        own = PrefixStore(f"loratune/{meet(meeting, rank, world, settings.timeout)}", store)
+        options = {"store": own, "rank": rank, "world_size": world, "timeout": wait}
         dist.init_process_group("nccl" if has_cuda else "gloo", **options)
     except (ValueError, RuntimeError) as error:
         raise _not_joined(error, settings.timeout) from error
     try:
-        yield Notices(store, processes.broadcast(secrets.token_hex(4)), rank, world)
+        yield Notices(PrefixStore("notices", own), rank, world)
     finally:
         dist.destroy_process_group()
 

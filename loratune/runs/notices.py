@@ -55,20 +55,19 @@ class Notices:
     """The notices of one start of a run.
 
     Args:
-        store: the store that all processes are connected to.
-        name: of this start, the same in all processes: the store may outlive it.
+        store: all processes of this start are connected to it, and no other start's.
         rank: this process.
         world: number of processes.
     """
 
-    def __init__(self, store: Store, name: str, rank: int, world: int) -> None:
-        self._store, self._name = store, name
+    def __init__(self, store: Store, rank: int, world: int) -> None:
+        self._store = store
         self.rank, self.others = rank, [other for other in range(world) if other != rank]
 
     def leave(self, error: LoratuneError) -> None:
         """Tell the others why this process ends; a store out of reach is left alone."""
         text = json.dumps(described(error))
-        _within(LINGER, lambda: self._store.set(self._key("ended", self.rank), text))
+        _within(LINGER, lambda: self._store.set(_key("ended", self.rank), text))
 
     def ask(self) -> tuple[dict[str, Any] | None, list[int]]:
         """Having lost a process: another's reason to end, or else who says nothing at all.
@@ -81,12 +80,12 @@ class Notices:
         return answer or (None, self.others)
 
     def _listen(self) -> tuple[dict[str, Any] | None, list[int]]:
-        self._store.set(self._key("lost", self.rank), "")
+        self._store.set(_key("lost", self.rank), "")
         deadline = time.monotonic() + LINGER
         while True:
             ended = self._who("ended")
             if ended:
-                return json.loads(self._store.get(self._key("ended", ended[0]))), []
+                return json.loads(self._store.get(_key("ended", ended[0]))), []
             lost = self._who("lost")
             silent = [other for other in self.others if other not in lost]
             if time.monotonic() > deadline:
@@ -94,10 +93,11 @@ class Notices:
             time.sleep(_POLL)
 
     def _who(self, what: str) -> list[int]:
-        return [other for other in self.others if self._store.check([self._key(what, other)])]
+        return [other for other in self.others if self._store.check([_key(what, other)])]
 
-    def _key(self, what: str, rank: int) -> str:
-        return f"loratune/{self._name}/{what}/{rank}"
+
+def _key(what: str, rank: int) -> str:
+    return f"{what}/{rank}"
 
 
 def _within(seconds: float, function: Callable[[], _T]) -> _T | None:
