@@ -5,27 +5,33 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from loratune.config.schema import LaunchConfig, RunConfig
 from loratune.errors import ConfigError, Interrupted, LoratuneError, Preempted, TrainingError
 from loratune.runs import processes
 from loratune.runs.agreement import DisagreementError, check_start
+from loratune.runs.background import in_background
 from loratune.runs.meeting import meet
 from loratune.runs.notices import LostProcessError, Notices, RelayedError, named_ranks
 from loratune.runs.run_dir import AUTO
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error")
 _SILENT = ("Timed out waiting", "Application timeout", "timed out", "timeout")
+ANSWERS_WITHIN = 10.0
+"""Seconds in which a store that has been reached answers."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -78,17 +84,54 @@ def _process_group(settings: LaunchConfig) -> Iterator[Notices]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     wait = timedelta(seconds=settings.timeout)
     try:
-        store, rank, world = next(rendezvous("env://", timeout=wait))
+        store, rank, world = _reach_store(wait)
         meeting = PrefixStore("loratune/meeting", store)
         own = PrefixStore(f"loratune/{meet(meeting, rank, world, settings.timeout)}", store)
-        options = {"store": own, "rank": rank, "world_size": world, "timeout": wait}
-        dist.init_process_group("nccl" if has_cuda else "gloo", **options)
+        backend = "nccl" if has_cuda else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=wait)
     except (ValueError, RuntimeError) as error:
         raise _not_joined(error, settings.timeout) from error
+    notices = Notices(PrefixStore("notices", own), rank, world)
     try:
-        yield Notices(PrefixStore("notices", own), rank, world)
+        yield notices
     finally:
         dist.destroy_process_group()
+        notices.wait_until_heard()
+
+
+def _reach_store(wait: timedelta) -> tuple[Store, int, int]:
+    """The store where the processes meet, the rank of this one, and how many there are.
+
+    torch waits without end where its address answers and it is not the store that does.
+
+    Raises:
+        ConfigError: if it is another program.
+    """
+    store: Future[tuple[Store, int, int]]
+    store = in_background(lambda: next(rendezvous("env://", timeout=wait)))
+    try:
+        return store.result(ANSWERS_WITHIN)
+    except TimeoutError:
+        host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    while not (is_connected := _connects(host, int(port))) and not store.done():
+        time.sleep(1)
+    try:
+        return store.result(ANSWERS_WITHIN if is_connected else None)
+    except TimeoutError:
+        raise ConfigError(
+            f"rank {os.environ['RANK']}: what answers at {host}:{port} is not this run, the port "
+            "is in use",
+            where="MASTER_PORT",
+            fix="choose another port, the same for all processes",
+        ) from None
+
+
+def _connects(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _not_joined(error: Exception, timeout: int) -> LoratuneError:

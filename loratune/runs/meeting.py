@@ -37,38 +37,31 @@ def meet(store: Store, rank: int, world: int, timeout: float) -> str:
     """
     deadline, word = time.monotonic() + timeout, secrets.token_hex(8)
     store.set(_hello(rank), word)
-    hellos = [_hello(other) for other in range(world)]
     name = ""
     while time.monotonic() < deadline:
-        if rank == 0 and store.check(hellos):
-            words = store.multi_get(hellos)
-            store.set("list", json.dumps([text.decode() for text in words]))
-        listed = _read(store, "list")
-        if listed is not None and json.loads(listed)[rank : rank + 1] == [word]:
-            name = hashlib.sha256(listed).hexdigest()[:16]
+        if rank == 0:
+            words = [_read(store, _hello(other)) for other in range(world)]
+            store.set("list", json.dumps(words))
+        listed = _read(store, "list") or "[]"
+        if json.loads(listed)[rank : rank + 1] == [word]:
+            name = hashlib.sha256(listed.encode()).hexdigest()[:16]
             store.set(_agreed(rank), name)
-            if rank == 0 and _all_agree(store, world, name):
+            if rank == 0 and not _missing(store, world, name):
                 store.set("start", name)
-            if _read(store, "start") == name.encode():
+            if _read(store, "start") == name:
                 return name
         time.sleep(_POLL)
-    raise _nobody(store, rank, world, name, timeout)
-
-
-def _all_agree(store: Store, world: int, name: str) -> bool:
-    keys = [_agreed(other) for other in range(world)]
-    return store.check(keys) and set(store.multi_get(keys)) == {name.encode()}
-
-
-def _nobody(store: Store, rank: int, world: int, name: str, timeout: float) -> LostProcessError:
-    late = [0]
-    if rank == 0:
-        late = [o for o in range(1, world) if _read(store, _agreed(o)) != (name or "-").encode()]
-    return LostProcessError(
-        f"{named_ranks(late)} did not come within {timeout:.0f} s",
+    late = _missing(store, world, name) if name else [0]
+    raise LostProcessError(
+        f"{named_ranks(late or [0])} did not come within {timeout:g} s",
         where=f"rank {rank}, launch.timeout",
         fix="start every process, or raise launch.timeout",
     )
+
+
+def _missing(store: Store, world: int, name: str) -> list[int]:
+    """The ranks that have not agreed to this list."""
+    return [rank for rank in range(world) if _read(store, _agreed(rank)) != name]
 
 
 def _hello(rank: int) -> str:
@@ -79,5 +72,5 @@ def _agreed(rank: int) -> str:
     return f"agreed/{rank}"
 
 
-def _read(store: Store, key: str) -> bytes | None:
-    return store.get(key) if store.check([key]) else None
+def _read(store: Store, key: str) -> str | None:
+    return store.get(key).decode() if store.check([key]) else None

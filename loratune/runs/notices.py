@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from torch.distributed.distributed_c10d import Store
 
 from loratune.errors import LoratuneError, TrainingError
+from loratune.runs.background import within
 
 LINGER = 3.0
 """Seconds that a process which lost another waits for its reason, and for others to notice."""
 _POLL = 0.05
-_T = TypeVar("_T")
 
 
 class LostProcessError(TrainingError):
@@ -61,23 +59,33 @@ class Notices:
     """
 
     def __init__(self, store: Store, rank: int, world: int) -> None:
-        self._store = store
+        self._store, self._has_left = store, False
         self.rank, self.others = rank, [other for other in range(world) if other != rank]
 
     def leave(self, error: LoratuneError) -> None:
         """Tell the others why this process ends; a store out of reach is left alone."""
-        text = json.dumps(described(error))
-        _within(LINGER, lambda: self._store.set(_key("ended", self.rank), text))
+        self._has_left, text = True, json.dumps(described(error))
+        within(LINGER, lambda: self._store.set(_key("ended", self.rank), text))
+
+    def wait_until_heard(self) -> None:
+        """Rank 0 may hold the store itself: it stays until the others know why it ends.
+
+        To be called when its connections are closed, which is what makes the others ask.
+        """
+        if self._has_left and self.rank == 0:
+            within(
+                LINGER, lambda: self._store.wait([_key("heard", other) for other in self.others])
+            )
 
     def ask(self) -> tuple[dict[str, Any] | None, list[int]]:
         """Having lost a process: another's reason to end, or else who says nothing at all.
 
         Returns:
             The reason, as ``described`` gives it, and the ranks that neither gave one nor lost a
-            process themselves.  Where the store cannot be reached, that is all the others.
+            process themselves.  Where the store cannot be reached, that is rank 0, which has it.
         """
-        answer = _within(2 * LINGER, self._listen)
-        return answer or (None, self.others)
+        answer = within(2 * LINGER, self._listen)
+        return answer or (None, [0] if self.rank else self.others)
 
     def _listen(self) -> tuple[dict[str, Any] | None, list[int]]:
         self._store.set(_key("lost", self.rank), "")
@@ -85,7 +93,9 @@ class Notices:
         while True:
             ended = self._who("ended")
             if ended:
-                return json.loads(self._store.get(_key("ended", ended[0]))), []
+                text = self._store.get(_key("ended", ended[0]))
+                self._store.set(_key("heard", self.rank), "")
+                return json.loads(text), []
             lost = self._who("lost")
             silent = [other for other in self.others if other not in lost]
             if time.monotonic() > deadline:
@@ -98,26 +108,6 @@ class Notices:
 
 def _key(what: str, rank: int) -> str:
     return f"{what}/{rank}"
-
-
-def _within(seconds: float, function: Callable[[], _T]) -> _T | None:
-    """What ``function`` returns, or ``None`` if it fails or takes longer.
-
-    Over a network that is cut, a call of the store's returns only when the system gives up.
-    """
-    box: SimpleQueue[_T | None] = SimpleQueue()
-
-    def call() -> None:
-        try:
-            box.put(function())
-        except RuntimeError:
-            box.put(None)
-
-    Thread(target=call, daemon=True).start()
-    try:
-        return box.get(timeout=seconds)
-    except Empty:
-        return None
 
 
 def named_ranks(ranks: Sequence[int]) -> str:
