@@ -357,6 +357,7 @@ def test_a_killed_rank_ends_all_in_time_and_is_named(bench: Bench) -> None:
     assert workers_of(case.pid) == []
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_started_again_to_the_same_bytes(bench: Bench) -> None:
     words = ("launch.max_restarts=2", "trainer.steps=60")
     assert bench.train("whole", "launch.nproc=2", *words).code == 0
@@ -370,6 +371,7 @@ def test_a_killed_rank_is_started_again_to_the_same_bytes(bench: Bench) -> None:
     assert "resuming after step" in outcome.text
 
 
+@pytest.mark.slow
 def test_what_a_process_says_itself_is_not_tried_again(bench: Bench) -> None:
     words = ("launch.nproc=2", "launch.max_restarts=3", "data.path=nowhere.jsonl")
     outcome = bench.train("run", *words)

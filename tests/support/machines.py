@@ -93,12 +93,13 @@ class Machines:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.agents = folder, list[Agent]()
+        self.python = [sys.executable, "-m", "torch.distributed.run"]
 
     def torchrun(
         self, number: int, options: Sequence[str], words: Sequence[str], **environment: str
     ) -> Agent:
         """Start torchrun with `loratune WORDS` on a machine."""
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+        command = [*self.python, "--nnodes", "2"]
         command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{host(1)}:{PORT}", *options]
         return self.start(number, [*command, "-m", "loratune", *words], **environment)
 
@@ -129,6 +130,12 @@ class Machines:
             assert any(agent.process.poll() is None for agent in self.agents), texts
             assert time.monotonic() < deadline, texts
             time.sleep(0.1)
+
+    def give_up_sooner(self) -> None:
+        """Let TCP give up a silent machine within seconds instead of a quarter of an hour."""
+        for number in NUMBERS:
+            words = ["netns", "exec", host(number), "sh", "-c"]
+            _ip(*words, "echo 5 >/proc/sys/net/ipv4/tcp_retries2")
 
     def cut(self) -> None:
         """Pull the cable."""
