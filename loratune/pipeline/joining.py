@@ -30,8 +30,8 @@ from loratune.runs.run_dir import AUTO
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error")
 _SILENT = ("Timed out waiting", "Application timeout", "timed out", "timeout")
-ANSWERS_WITHIN = 10.0
-"""Seconds in which a store that has been reached answers."""
+ANSWERS_WITHIN = 7.0
+"""Seconds in which a store that has been reached answers; one not yet there is waited for."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

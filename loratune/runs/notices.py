@@ -65,7 +65,12 @@ class Notices:
     def leave(self, error: LoratuneError) -> None:
         """Tell the others why this process ends; a store out of reach is left alone."""
         self._has_left, text = True, json.dumps(described(error))
-        within(LINGER, lambda: self._store.set(_key("ended", self.rank), text))
+
+        def tell() -> None:
+            self._store.set(_key("ended", self.rank), text)
+            self._store.set(_key("heard", self.rank), "")  # whoever has a reason needs no other
+
+        within(LINGER, tell)
 
     def wait_until_heard(self) -> None:
         """Rank 0 may hold the store itself: it stays until the others know why it ends.
@@ -73,9 +78,14 @@ class Notices:
         To be called when its connections are closed, which is what makes the others ask.
         """
         if self._has_left and self.rank == 0:
-            within(
-                LINGER, lambda: self._store.wait([_key("heard", other) for other in self.others])
-            )
+            within(2 * LINGER, self._wait_until_heard)
+
+    def _wait_until_heard(self) -> None:
+        """By looking again and again: a thread inside torch would abort a process that ends."""
+        deadline = time.monotonic() + LINGER
+        keys = [_key("heard", other) for other in self.others]
+        while time.monotonic() < deadline and not self._store.check(keys):
+            time.sleep(_POLL)
 
     def ask(self) -> tuple[dict[str, Any] | None, list[int]]:
         """Having lost a process: another's reason to end, or else who says nothing at all.
