@@ -361,8 +361,8 @@ class LaunchConfig:
     """Shard the frozen base over the processes (FSDP2) where one copy each does not fit."""
     max_restarts: int = 0
     """Starts of all processes from the newest checkpoint after one of them died."""
-    timeout: int = 600
-    """Seconds that a process waits for the others before it gives them up for lost."""
+    timeout: int = 1800
+    """Seconds that a process waits for one that hangs or is cut off, or that saves meanwhile."""
 
 
 @dataclass(kw_only=True)
