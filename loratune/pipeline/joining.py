@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -168,6 +169,7 @@ def _told(notices: Notices, settings: LaunchConfig) -> Iterator[None]:
     try:
         yield
     except LoratuneError as error:
+        _end_undisturbed()
         if not _is_said_by_all(error):
             _name_rank(error, notices.rank)
             notices.leave(error)
@@ -176,10 +178,17 @@ def _told(notices: Notices, settings: LaunchConfig) -> Iterator[None]:
         is_silent = any(sign in str(error) for sign in _SILENT)
         if not is_silent and not any(sign in str(error) for sign in _LOST):
             raise
+        _end_undisturbed()
         reason, silent = notices.ask()
         if reason is not None:
             raise RelayedError(reason) from error
         raise _lost(silent, notices, settings.timeout if is_silent else None) from error
+
+
+def _end_undisturbed() -> None:
+    """From now on the launcher's SIGTERM does not keep this process from saying why it ends."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _is_said_by_all(error: LoratuneError) -> bool:

@@ -139,7 +139,7 @@ def _run_folder(config: RunConfig) -> Iterator[RunDir]:
     path = processes.broadcast(str(run_dir.path) if run_dir else None)
     try:
         run_dir_here = run_dir or RunDir(Path(path))
-        check_shared(run_dir_here.path, run_dir_here.lock)
+        check_shared(run_dir_here.path, run_dir_here.lock, config.launch.timeout / 2)
         with memory_errors(size, _LESS_MEMORY):
             yield run_dir_here
     except BaseException:

@@ -70,19 +70,21 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     raise_together(_errors(processes.gather(mine)))
 
 
-def check_shared(folder: Path, lock: Path) -> None:
+def check_shared(folder: Path, lock: Path, patience: float) -> None:
     """Stop every process if one does not see what the first one has just written into the folder.
 
     Args:
         folder: the run's folder.
         lock: a file of it whose content is the first process's own.
+        patience: seconds to look for it, at most ``SEEN_WITHIN``.
 
     Raises:
         StorageError: naming the ranks and their machines.
     """
     written = processes.broadcast(lock.read_text("utf-8") if processes.is_main() else None)
-    seen = processes.gather((_sees(lock, written), socket.gethostname()))
-    blind = [rank for rank, (sees, _) in enumerate(seen) if not sees]
+    sees = _sees(lock, written, min(patience, SEEN_WITHIN))
+    seen = processes.gather((sees, socket.gethostname()))
+    blind = [rank for rank, (has_seen, _) in enumerate(seen) if not has_seen]
     if blind:
         hosts = ", ".join(dict.fromkeys(seen[rank][1] for rank in blind))
         raise _NotSharedError(
@@ -116,8 +118,8 @@ def _from(first: int) -> str:
     return named_ranks(range(first, processes.world_size()))
 
 
-def _sees(path: Path, content: str) -> bool:
-    deadline = time.monotonic() + SEEN_WITHIN
+def _sees(path: Path, content: str, patience: float) -> bool:
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         try:
             if path.read_text("utf-8") == content:
