@@ -359,6 +359,10 @@ class LaunchConfig:
     """Processes, started through torch's elastic launcher."""
     shard: bool = False
     """Shard the frozen base over the processes (FSDP2) where one copy each does not fit."""
+    max_restarts: int = 0
+    """Starts of all processes from the newest checkpoint after one of them died."""
+    timeout: int = 1800
+    """Seconds that a process waits for one that hangs or is cut off, or that saves meanwhile."""
 
 
 @dataclass(kw_only=True)

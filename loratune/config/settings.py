@@ -124,9 +124,17 @@ def unknown_group(group: str, where: str = "") -> ConfigError:
     return ConfigError(f"'{group}' is not a group", where=where or group, fix=fix)
 
 
+_LAUNCHERS = {"submitit": "slurm", "ray": "ray"}
+"""Launchers of Hydra's that an extra of the package brings, by the first part of their name."""
+
+
 def missing_choice(group: str, name: str, options: Sequence[str]) -> ConfigError:
     """The error for a ``group=name`` that does not exist."""
     fix = f"{did_you_mean(name, options)} available: {', '.join(options) or 'none'}".strip()
+    if group == "hydra/launcher":
+        extra = _LAUNCHERS.get(name.partition("_")[0])
+        package = f"loratune[{extra}]" if extra else f"hydra-{name}-launcher"
+        fix = f"if it is a launcher: pip install '{package}'; {fix}"
     return ConfigError(f"no {group} named '{name}'", where=f"{group}={name}", fix=fix)
 
 

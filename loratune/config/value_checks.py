@@ -88,6 +88,8 @@ _RANGES: dict[str, Check] = {
         "use a share between 0 and 1: only a margin above 0 can show that two are equal",
     ),
     "launch.nproc": _at_least(1),
+    "launch.max_restarts": _NOT_NEGATIVE,
+    "launch.timeout": _at_least(1),
 }
 """Settings with a range; null is allowed wherever the type allows it."""
 

@@ -6,13 +6,10 @@ import json
 import logging
 import os
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.multiprocessing.errors import record as record_error
@@ -20,21 +17,24 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from loratune.config.convert import from_plain, to_plain
 from loratune.config.schema import RunConfig
-from loratune.errors import LoratuneError, TrainingError
+from loratune.console import say
+from loratune.errors import LoratuneError
+from loratune.pipeline.joining import join
 from loratune.runs.checkpoint import published_checkpoints, step_of
+from loratune.runs.notices import LostProcessError, RelayedError, described, is_lost_process
 from loratune.runs.output import OUTPUTS, fresh_folder
-from loratune.runs.run_dir import RunDir, with_run_folder
+from loratune.runs.run_dir import AUTO, RunDir, names_checkpoint, with_run_folder
 from loratune.training.signals import stopped
 
-LINGER = 3.0
-"""Seconds that a process waits after losing a peer, so that the peer's end is noticed first."""
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error")
+_PREFIX = "loratune: "
 
 
 def launch(config: RunConfig) -> None:
     """Start ``launch.nproc`` processes of one run and wait for them.
 
-    When one dies, torch ends the others.  SIGTERM and SIGINT are passed on to all of them.
+    When one dies, torch ends the others, and all are started again from the newest checkpoint, up
+    to ``launch.max_restarts`` times.  What a process says itself would be said again: it ends the
+    run.  SIGTERM and SIGINT are passed on to all processes.
 
     Raises:
         LoratuneError: what stopped a process, or which process died of what.
@@ -43,14 +43,27 @@ def launch(config: RunConfig) -> None:
     if config.out is None:  # chosen here, so that its name is known afterwards
         config = replace(config, out=str(fresh_folder(OUTPUTS / config.name)))
     _quieten()
+    restarts = config.launch.max_restarts
+    for restart in range(restarts + 1):
+        try:
+            return _start(config, f"loratune-{os.getpid()}-{restart}")
+        except LoratuneError as error:
+            if restart == restarts or not is_lost_process(error):
+                raise
+            say(f"{error.cause}; restart {restart + 1} of {restarts}")
+        if config.resume is None or not names_checkpoint(config.resume):
+            config = replace(config, resume=AUTO)
+
+
+def _start(config: RunConfig, run_id: str) -> None:
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=config.launch.nproc,
         rdzv_endpoint="localhost:0",
         rdzv_backend="c10d",
-        run_id=f"loratune-{os.getpid()}",
-        max_restarts=0,
+        run_id=run_id,
+        max_restarts=0,  # torch's own restarts would repeat a user's mistake
         monitor_interval=0.2,
         start_method="spawn",
     )
@@ -79,50 +92,7 @@ def worker(values: dict[str, Any]) -> None:
     try:
         join(from_plain(values, RunConfig))
     except LoratuneError as error:
-        raise RuntimeError(_PREFIX + json.dumps(_described(error))) from None
-
-
-def join(config: RunConfig) -> None:
-    """Be one process of the run, under ``launch`` or under torchrun.
-
-    Raises:
-        LoratuneError: what stopped the run.
-    """
-    from loratune.pipeline.run import run
-
-    processes = int(os.environ["WORLD_SIZE"])
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        run(replace(config, launch=replace(config.launch, nproc=processes)))
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _LOST_PEER):
-            raise
-        time.sleep(LINGER)
-        raise TrainingError(
-            "another process of this run has ended", where=f"process {os.environ['RANK']}"
-        ) from error
-    finally:
-        dist.destroy_process_group()
-
-
-_PREFIX = "loratune: "
-
-
-def _described(error: LoratuneError) -> dict[str, Any]:
-    return {**error.as_dict(), "kind": type(error).__name__, "lines": error.lines()}
-
-
-class _Relayed(LoratuneError):
-    """What a process said, with its own words and code."""
-
-    def __init__(self, details: dict[str, Any]) -> None:
-        super().__init__(details["cause"], where=details["where"], fix=details["fix"])
-        self._lines, self.exit_code = list(details["lines"]), int(details["code"])
-
-    def lines(self) -> list[str]:
-        return self._lines
+        raise RuntimeError(_PREFIX + json.dumps(described(error))) from None
 
 
 def _explained(error: ChildFailedError, out: str) -> LoratuneError:
@@ -131,11 +101,11 @@ def _explained(error: ChildFailedError, out: str) -> LoratuneError:
     if isinstance(message, dict):
         message = str(message.get("message", ""))
     if _PREFIX in str(message):
-        return _Relayed(json.loads(str(message).split(_PREFIX, 1)[1]))
+        return RelayedError(json.loads(str(message).split(_PREFIX, 1)[1]))
     how = f"exit code {failure.exitcode}"
     if failure.exitcode < 0:
         how = f"signal {-failure.exitcode} ({signal.Signals(-failure.exitcode).name})"
-    return TrainingError(
+    return LostProcessError(
         f"process {rank} (pid {failure.pid}) died of {how}; all others were ended",
         where=str(message).splitlines()[0] if message and failure.exitcode >= 0 else "launch.nproc",
         fix=f"the checkpoints are intact: loratune train resume={out}",

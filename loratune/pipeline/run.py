@@ -29,7 +29,7 @@ from loratune.pipeline.records import Records, run_facts, started_with
 from loratune.pipeline.training import train_adapter
 from loratune.report.build import finished_report
 from loratune.runs import processes
-from loratune.runs.agreement import check_agreement
+from loratune.runs.agreement import check_agreement, check_enough_rows, check_shared
 from loratune.runs.resume import find_checkpoint, is_complete, recorded_clock, resumed_facts
 from loratune.runs.run_dir import RunDir, with_run_folder
 from loratune.training.signals import stop_at_once
@@ -47,7 +47,7 @@ def run(config: RunConfig) -> None:
     """
     config = _as_recorded(with_run_folder(config))
     check_trackers(config.trackers)
-    if is_complete(config):
+    if processes.broadcast(is_complete(config) if processes.is_main() else None):
         _leave_complete(RunDir(Path(str(config.out))))
         return
     with _run_folder(config) as run_dir:
@@ -60,6 +60,8 @@ def run(config: RunConfig) -> None:
         kept = retention_rows(config, base) if Stage.evaluate in config.stages else {}
         facts = run_facts(config, base, data, wrapped, drift)
         check_agreement({**facts, **started_with(wrapped, final)})
+        if Stage.train in config.stages:
+            check_enough_rows(len(data.train), config.trainer.batch_size)
         records = Records(config, run_dir, resumed_facts(checkpoint, facts, config))
         records.begin(base, data, parameters)
 
@@ -130,11 +132,16 @@ def _run_folder(config: RunConfig) -> Iterator[RunDir]:
 
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    run_dir = RunDir.create(config) if processes.is_main() else None
+    # Of several processes, one may have been lost that is still saving where the others go on.
+    waits = config.resume is not None and processes.world_size() > 1
+    patience = config.launch.timeout / 2 if waits else 0
+    run_dir = RunDir.create(config, patience) if processes.is_main() else None
     path = processes.broadcast(str(run_dir.path) if run_dir else None)
     try:
+        run_dir_here = run_dir or RunDir(Path(path))
+        check_shared(run_dir_here.path, run_dir_here.lock, config.launch.timeout / 2)
         with memory_errors(size, _LESS_MEMORY):
-            yield run_dir or RunDir(Path(path))
+            yield run_dir_here
     except BaseException:
         if run_dir and set(run_dir.path.iterdir()) <= {run_dir.lock}:
             shutil.rmtree(run_dir.path, ignore_errors=True)

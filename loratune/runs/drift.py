@@ -12,12 +12,14 @@ from loratune.config.mixture import by_name
 from loratune.config.schema import RunConfig
 from loratune.errors import CheckpointError, LoratuneError, raise_together
 
-# Keys that do not change what is computed, or whose content has a fingerprint of its own.
+# Keys that do not change what is computed, or that a fact of its own stands for: fingerprints of
+# content, the number of processes.
 _IRRELEVANT = (
     "name", "out", "resume", "allow_drift", "trackers", "stages", "adapter_path", "evaluate",
     "merge", "export", "gate", "gguf", "data.path", "data.eval_path", "data.test_path",
     "data.cache", "model.path",
     "model.revision",
+    "launch.nproc", "launch.max_restarts", "launch.timeout",
     "model.architecture", "trainer.keep_checkpoints", "trainer.save_every", "trainer.log_every",
 )  # fmt: skip
 _BINDING = ("base", "tokenizer")

@@ -55,8 +55,12 @@ class RunDir:
         self.hold, self.release = self._lock.hold, self._lock.release
 
     @classmethod
-    def create(cls, config: RunConfig) -> RunDir:
+    def create(cls, config: RunConfig, patience: float = 0) -> RunDir:
         """Make (or, with ``resume``, reopen) the run's folder and hold it for this process.
+
+        Args:
+            config: the recipe.
+            patience: seconds to wait for an earlier start that still holds it.
 
         Raises:
             BusyError: if another live process holds it, another run's results lie in it, or it
@@ -73,7 +77,7 @@ class RunDir:
             with files.storage_errors(path):
                 path.mkdir(parents=True, exist_ok=True)
         run_dir = cls(path)
-        run_dir.hold()
+        run_dir.hold(patience)
         try:
             if config.resume is None:
                 run_dir._check_unoccupied()  # again: another start may have been quicker

@@ -49,6 +49,8 @@ def told(*words: str) -> ConfigError:
         ("trainer.steps=x", "trainer.steps: Value 'x'"),
         ("trainer.lr=[", "no viable alternative"),
         ("hydra/launcher=nope", "no hydra/launcher named 'nope'"),
+        ("hydra/launcher=nope", "pip install 'hydra-nope-launcher'"),
+        ("hydra/launcher=submitit_none", "pip install 'loratune[slurm]'"),
         ("trainer.steps=1,2", "add -m"),
         ("model@a.b=demo", "Could not override 'model@a.b'"),
     ],

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ from faults.test_resume import cut
 from faults.verify import check_recovered, check_told, is_usable, verified_steps
 
 STEP = "loratune.training.loop.train_step"
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What one process of several has for itself."""
+
+    words: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    cwd: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def free_port() -> int:
@@ -42,6 +53,18 @@ def start_ranks(bench: Bench, out: Path, *words: str, faults: tuple[str, ...] = 
             environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in (0, 1)
+    ]  # fmt: skip
+
+
+def start_unlike(bench: Bench, out: Path | str, per_rank: list[Rank], *words: str) -> list[Case]:
+    """Processes of which each has words, faults or a folder of its own."""
+    shared = rank_environment() | {"WORLD_SIZE": str(len(per_rank))}
+    return [
+        bench.start(
+            out, *words, *one.words, faults=one.faults, cwd=one.cwd or bench.folder,
+            environment={**shared, **one.environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, one in enumerate(per_rank)
     ]  # fmt: skip
 
 
@@ -142,9 +165,124 @@ def test_ranks_that_are_given_different_things_stop_before_the_first_step(
     assert not run.exists()
 
 
+def check_all_told(cases: list[Case], code: int, *words: str) -> None:
+    """Every process ends with that code, in one line that holds these words."""
+    for outcome in [case.wait() for case in cases]:
+        check_told(outcome, code, *words)
+        assert len(outcome.errors) == 1, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("old@loratune.runs.provenance.version:1", ("rank 1 differs", "versions.loratune:")),
+        ("late@time.time:1+", ("the clock of rank 1 is 3600 s behind rank 0's",)),
+    ],
+)
+def test_a_process_of_another_version_or_clock_is_named_by_all(
+    bench: Bench, fault: str, words: tuple[str, ...]
+) -> None:
+    run = bench.folder / "run"
+    check_all_told(start_unlike(bench, run, [Rank(), Rank(faults=(fault,))]), 2, *words)
+    assert not run.exists()
+
+
+def test_a_folder_that_is_not_shared_is_named_by_all(bench: Bench) -> None:
+    """The same relative folder on two machines, each with a disk of its own."""
+    disks = [bench.folder / "disk0", bench.folder / "disk1"]
+    for disk in disks:
+        disk.mkdir()
+    cases = start_unlike(bench, "run", [Rank(cwd=disk) for disk in disks])
+    check_all_told(cases, 8, "rank 1 on ", "cannot see what rank 0 on ", "out must name a folder")
+    assert [list(disk.iterdir()) for disk in disks] == [[], []]
+
+
+def test_more_processes_than_rows_are_refused_by_rank(bench: Bench) -> None:
+    write_rows(bench.folder / "two.jsonl", range(2))
+    run, words = bench.folder / "run", ("data.path=two.jsonl", "trainer.batch_size=4")
+    cases = start_unlike(bench, run, [Rank()] * 3, *words)
+    check_all_told(cases, 2, "3 processes share 2 training rows: rank 2 would have none")
+    assert not run.exists()
+
+
+def test_what_one_process_cannot_use_is_told_by_all_with_its_rank_and_code(bench: Bench) -> None:
+    bad = bench.folder / "bad.jsonl"
+    bad.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q"\n')
+    run = bench.folder / "run"
+    cases = start_unlike(bench, run, [Rank(), Rank((f"data.path={bad}",))])
+    check_all_told(cases, 3, "bad.jsonl:2", "rank 1")
+    assert not run.exists()
+
+
+def test_a_port_in_use_is_named(bench: Bench) -> None:
+    run = bench.folder / "run"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = {"MASTER_PORT": str(listener.getsockname()[1])}
+        cases = start_unlike(bench, run, [Rank(environment=port)] * 2)
+        first, second = [case.wait() for case in cases]
+    check_told(first, 2, "rank 0 cannot listen on 127.0.0.1:", "the port is in use")
+    check_told(second, 2, "rank 1: what answers at", "is not this run, the port is in use")
+    assert not run.exists()
+
+
+def test_what_torchrun_may_restart_must_be_resumable(bench: Bench) -> None:
+    outcome = bench.train(
+        "run",
+        environment={**rank_environment(), "RANK": "0", "TORCHELASTIC_MAX_RESTARTS": "3"},
+    )
+    check_told(outcome, 2, "--max-restarts 3", "add out=DIR resume=auto")
+
+
+def test_a_process_that_hangs_is_named_and_the_run_ends(bench: Bench) -> None:
+    run = bench.folder / "run"
+    cases = start_ranks(bench, run, "launch.timeout=8", "trainer.steps=100000")
+    cases[0].wait_until(run / "checkpoints/step_000003/manifest.json")
+    cases[1].signal(signal.SIGSTOP)
+    outcome = cases[0].wait()
+    cases[1].signal(signal.SIGKILL)
+    check_told(outcome, 5, "rank 1 did not answer for 8 s", "launch.timeout", "resume=auto")
+    assert is_usable(run)
+
+
 def test_another_number_of_processes_is_drift(bench: Bench, whole: Path) -> None:
     run = cut(whole, bench.folder / "run", 6)
-    check_told(bench.train(run, "resume=auto"), 6, "processes: 2 → 1")
+    check_told(bench.train(run, "resume=auto"), 6, "processes: 2 → 1", "allow_drift=[processes]")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_takes_the_same_rows_in_the_same_order(
+    bench: Bench, before: int, after: int
+) -> None:
+    """One key allows it; the result is that of the first number of processes, to rounding."""
+    from safetensors.torch import load_file
+
+    def start(run: Path, number: int, *words: str) -> None:
+        cases = start_unlike(bench, run, [Rank()] * number, "adapter.dropout=0", *words)
+        assert [case.wait().code for case in cases] == [0] * number, cases[0].wait().err
+
+    start(bench.folder / "whole", before)
+    run = cut(bench.folder / "whole", bench.folder / "run", 6)
+    start(run, after, "resume=auto", "allow_drift=[processes]")
+    one, two = (
+        load_file(bench.folder / name / "adapter" / "adapter_model.safetensors")
+        for name in ("whole", "run")
+    )
+    for name in one:
+        assert (one[name] - two[name]).abs().max() < 1e-5, name
+    lines = [
+        [
+            json.loads(line)
+            for line in (bench.folder / name / "metrics.jsonl").read_text().split("\n")[:-1]
+        ]
+        for name in ("whole", "run")
+    ]
+    assert [x["train/tokens"] for x in lines[0]] == [x["train/tokens"] for x in lines[1]]
+    losses = [[x["train/loss"] for x in part] for part in lines]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    manifest = json.loads((run / "checkpoints/step_000009/manifest.json").read_text())
+    assert (manifest["processes"], manifest["drift"]) == (after, [f"processes: {before} → {after}"])
 
 
 def test_rank_0_killed_inside_a_save_ends_the_other_and_loses_nothing(
@@ -217,6 +355,28 @@ def test_a_killed_rank_ends_all_in_time_and_is_named(bench: Bench) -> None:
     check_told(outcome, 5, "process 1", f"pid {victim}", "SIGKILL", f"resume={run}")
     assert is_usable(run)
     assert workers_of(case.pid) == []
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_to_the_same_bytes(bench: Bench) -> None:
+    words = ("launch.max_restarts=2", "trainer.steps=60")
+    assert bench.train("whole", "launch.nproc=2", *words).code == 0
+    run = bench.folder / "run"
+    case = bench.start(run, "launch.nproc=2", *words)
+    case.wait_until(run / "checkpoints/step_000006/manifest.json")
+    os.kill(workers_of(case.pid)[-1], signal.SIGKILL)
+    outcome = case.wait()
+    check_recovered(run, outcome, result(bench.folder / "whole"))
+    assert "died of signal 9 (SIGKILL)" in outcome.text and "restart 1 of 2" in outcome.text
+    assert "resuming after step" in outcome.text
+
+
+@pytest.mark.slow
+def test_what_a_process_says_itself_is_not_tried_again(bench: Bench) -> None:
+    words = ("launch.nproc=2", "launch.max_restarts=3", "data.path=nowhere.jsonl")
+    outcome = bench.train("run", *words)
+    check_told(outcome, 3, "nowhere.jsonl")
+    assert "restart" not in outcome.text and len(outcome.errors) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ reach the disk, counted together.  `ACTION` is one of
             module has its buffers scaled
     empty   return an empty list instead of the call
     old     return the version 0.0.1 instead of the call's
+    late    return an hour less than the call's time
     closepipe
             make stdout a pipe whose reader has gone
     memory, memoryerror
@@ -238,6 +239,7 @@ INSTEAD: dict[str, Any] = {"zero": 0, "empty": [], "old": "0.0.1"}
 AFTERWARDS: dict[str, Callable[[Any], Any]] = {
     "nan": _not_finite(float("nan")),
     "inf": _not_finite(float("inf")),
+    "late": lambda seconds: seconds - 3600,
     "scale": _scale,
     "nangrad": _spoil_gradient,
     "nanparameter": _spoil_parameter,

@@ -27,14 +27,14 @@ def run(config: RunConfig, command_line: CommandLine) -> None:
         from loratune.pipeline.continuing import check_continued
 
         check_continued(config, command_line.keys)
-    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from loratune.pipeline.launch import join
+    if _is_one_of_several():
+        from loratune.pipeline.joining import join
 
         join(config)
         return
     if config.resume in (None, AUTO):  # a folder that is taken stops the run before torch loads
         RunDir.check(config)
-    if config.launch.nproc > 1:
+    if config.launch.nproc > 1 or config.launch.max_restarts:
         from loratune.pipeline.launch import launch
 
         launch(config)
@@ -42,3 +42,9 @@ def run(config: RunConfig, command_line: CommandLine) -> None:
     from loratune.pipeline.run import run
 
     run(config)
+
+
+def _is_one_of_several() -> bool:
+    """Whether a launcher started this process; torchrun may have left it the only one for now."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+    return "RANK" in os.environ and several
