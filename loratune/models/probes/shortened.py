@@ -157,7 +157,7 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
                     setattr(module, key, torch.zeros(buffer.shape, dtype=buffer.dtype))
             own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
             # Those of a tower are what they are; the others were, when they had no data.
-            module._is_hf_initialized = any(not one.is_meta for one in own.values())
+            vars(module)["_is_hf_initialized"] = any(not one.is_meta for one in own.values())
             for key, parameter in own.items():
                 if not parameter.is_meta:
                     continue
