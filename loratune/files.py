@@ -227,7 +227,7 @@ def published_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: let it take the place of an earlier one.
 
     Raises:
-        BusyError: if ``target`` is occupied and not to be replaced.
+        BusyError: if ``target`` is occupied and not to be replaced, or another process was faster.
         SecurityError: if it is a link.
         StorageError: if the disk refuses.
     """
@@ -280,9 +280,16 @@ def _publish(temporary: Path, target: Path, *, occupied: bool) -> None:
         if path.is_file():
             sync_file(path)
     sync_folder(temporary)
-    if occupied:
-        os.rename(target, _aside(target))
-    os.rename(temporary, target)
+    try:
+        if occupied:
+            with contextlib.suppress(FileNotFoundError):  # another process has set it aside
+                os.rename(target, _aside(target))
+        os.rename(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        cause = "another process wrote the output in the meantime"
+        raise BusyError(cause, where=str(target), fix="choose out=DIR") from error
     sync_folder(target.parent)
     shutil.rmtree(_aside(target), ignore_errors=True)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,11 @@ from loratune.data.turn_ends import turn_ends
 from loratune.errors import DataError
 from loratune.models.build import read_generation_config, read_transformers_config
 from loratune.models.positions import learned_positions, positions
-from loratune.models.probes.batched_generation import BatchedGeneration, probe_batched_generation
+from loratune.models.probes.batched_generation import (
+    BatchedGeneration,
+    probe_batched_generation,
+    probe_cache,
+)
 from loratune.models.prompt_cache import EncodedPrefix, batch_inputs, encoded_prefix
 
 WORTH_SHARING = 16
@@ -137,30 +141,18 @@ def _generated(
         batch = [prompts[place] for place in places]
         width = max(map(len, batch))
         room = _room(model, width, sampling.max_new_tokens)
-        options = _options(tokenizer, sampling, pad_id, room, stops)
+        options = _options(tokenizer, sampling, pad_id, room, stops, cached=together.cached)
         if together.prefixed:
             prefix = _prefix(model, batch, prefix)
         inputs = batch_inputs(batch, pad_id, device, prefix)
-        written = _written(model, inputs, options, cached=together.cached)
+        written: Tensor = model.generate(**inputs, **options)
         yield places, written[:, width:].tolist()
 
 
-def _written(
-    model: Any, inputs: Mapping[str, Any], options: Mapping[str, Any], *, cached: bool
-) -> Tensor:
-    """Ids (prompts, tokens); without a cache where the model's own does not work at all."""
-    if cached:
-        try:
-            return cast(Tensor, model.generate(**inputs, **options))
-        except (AttributeError, ValueError):
-            pass
-    return cast(Tensor, model.generate(**inputs, **options, use_cache=False))
-
-
 def _together(model: Any, prompts: Sequence[list[int]], new_tokens: int) -> BatchedGeneration:
-    """How prompts can be answered together; one alone needs no probe."""
+    """How prompts can be answered together."""
     if len(prompts) < 2:
-        return BatchedGeneration(padded=False, prefixed=False)
+        return BatchedGeneration(padded=False, prefixed=False, cached=probe_cache(model))
     tokens = sorted({token for prompt in prompts for token in prompt})
     return probe_batched_generation(model, max(map(len, prompts)) + new_tokens, tokens)
 
@@ -230,7 +222,13 @@ def _room(model: Any, width: int, wanted: int) -> int:
 
 
 def _options(
-    tokenizer: Tokenizer, sampling: Sampling, pad_id: int, room: int, stops: Sequence[int]
+    tokenizer: Tokenizer,
+    sampling: Sampling,
+    pad_id: int,
+    room: int,
+    stops: Sequence[int],
+    *,
+    cached: bool,
 ) -> dict[str, Any]:
     from transformers import GenerationConfig
 
@@ -238,6 +236,7 @@ def _options(
     config = GenerationConfig(
         max_new_tokens=room,
         do_sample=sampled,
+        use_cache=cached,
         eos_token_id=list(stops),
         pad_token_id=pad_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -277,7 +276,7 @@ def stream_answer(
         DataError: if the prompt leaves no room for an answer.
     """
     room = _room(model, len(prompt), sampling.max_new_tokens)
-    options = _options(tokenizer, sampling, pad_id, room, stops)
+    options = _options(tokenizer, sampling, pad_id, room, stops, cached=probe_cache(model))
     written = _Written(tokenizer, stops, show)
     torch.manual_seed(sampling.seed)
     device = next(model.parameters()).device

@@ -112,3 +112,26 @@ def test_an_output_inside_a_model_is_refused_through_links_too(tmp_path: Path, o
     with pytest.raises(BusyError, match="lies inside"):
         files.check_outside(tmp_path / out, tmp_path / "base")
     files.check_outside(tmp_path / "base-2", tmp_path / "base")
+
+
+def test_a_folder_that_another_process_wrote_meanwhile_is_said_to_be_busy(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        pytest.raises(BusyError, match="another process wrote"),
+        files.published_folder(out) as new,
+    ):
+        (new / "ours").touch()
+        out.mkdir()
+        (out / "theirs").touch()
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_that_is_gone_when_it_is_to_be_replaced_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    with files.published_folder(out, replace=True) as new:
+        (new / "ours").touch()
+        out.rename(tmp_path / "elsewhere")
+    assert [path.name for path in out.iterdir()] == ["ours"]

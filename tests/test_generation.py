@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from bases.tiny_base import tiny_config
 from support.tiny_models import tiny_gpt2, tiny_llama, tiny_mistral, tiny_opt, tiny_rwkv
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loratune.errors import DataError
-from loratune.generation import Sampling, _written, generate_answers
-from loratune.models.probes.batched_generation import probe_batched_generation
+from loratune.generation import Sampling, answer_text, generate_answers, stream_answer
+from loratune.models.probes.batched_generation import probe_batched_generation, probe_cache
 from loratune.models.source import model_folder
 
 
@@ -97,19 +98,32 @@ def test_the_probe_tells_padding_and_prefixes_apart(family: str) -> None:
     assert probe.prefixed == (family in ("opt", "llama", "gpt2"))
 
 
-def test_a_model_whose_own_cache_fails_is_asked_without_it() -> None:
-    model = tiny_opt()
-    generate, asked = model.generate, list[object]()
+@pytest.mark.parametrize("name", ["blt", "prophetnet", "xlstm", "llama"])
+def test_a_model_that_fails_with_its_cache_is_asked_without_it(name: str, tokenizer) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(name)).eval()
+    assert probe_cache(model) == (name == "llama")
+    prompt, shown = [3, 4, 5, 6], list[str]()
+    inputs = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, 4).long()}
+    settings = {"do_sample": False, "max_new_tokens": 4, "eos_token_id": 1, "pad_token_id": 1}
+    [ids] = model.generate(**inputs, **settings, use_cache=False)
+    expected = answer_text(tokenizer, ids[4:].tolist(), [1])
+    sampling = Sampling(max_new_tokens=4)
+    assert generate_answers(model, tokenizer, [prompt], sampling, 1, [1]) == [expected]
+    assert stream_answer(model, tokenizer, prompt, sampling, 1, [1], shown.append) == expected
+    assert "".join(shown) == expected
 
-    def failing(**options: Any) -> Any:
-        asked.append(options.get("use_cache"))
-        if options.get("use_cache") is not False:
-            raise AttributeError("no attribute 'num_hidden_layers'")
-        return generate(**options)
 
-    inputs = {"input_ids": torch.tensor([[3, 4, 5]])}
-    expected = generate(**inputs, max_new_tokens=4, do_sample=False)
-    model.generate = failing
-    found = _written(model, inputs, {"max_new_tokens": 4, "do_sample": False}, cached=True)
-    assert torch.equal(found, expected)
-    assert asked == [None, False]
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_goes_wrong_while_answers_are_written_is_not_hidden(count: int, tokenizer) -> None:
+    model = tiny_opt(vocab_size=740).eval()
+    prompts = [[2, 10, 11], [2, 12]][:count]
+    generate_answers(model, tokenizer, prompts, Sampling(max_new_tokens=2), 1)  # the probe
+
+    def failing(module: Any, args: Any, options: Any) -> None:
+        if options["use_cache"]:
+            raise AttributeError("a mistake of the model's")
+
+    handle = model.register_forward_pre_hook(failing, with_kwargs=True)
+    with handle, pytest.raises(AttributeError, match="a mistake of the model's"):
+        generate_answers(model, tokenizer, prompts, Sampling(max_new_tokens=2), 1)

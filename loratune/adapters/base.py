@@ -342,6 +342,14 @@ def plain_linear(layer: nn.Module) -> nn.Linear:
     return plain.train(layer.training)
 
 
+def scaled_as(embedding: nn.Module, rows: Tensor) -> Tensor:
+    """Rows times the constant that an embedding multiplies its own by, as Gemma's and BART's do."""
+    scale = getattr(embedding, "embed_scale", None)
+    if scale is None:
+        return rows
+    return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
+
+
 def data_device(weight: Tensor) -> torch.device:
     """Where an adapter's tensors live: with the base weight, or on the CPU if it has no data."""
     return torch.device("cpu") if weight.is_meta else weight.device

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from loratune.adapters.base import scaled_as
+
 
 class TokenRows(nn.Module):
     """An embedding or a head whose rows of some tokens train; all others stay the base's.
@@ -51,9 +53,7 @@ class TokenRows(nn.Module):
         """The embedded ids with the trained rows in place of the base's."""
         is_trained = ids[..., None] == self.token_ids
         ours = F.embedding(is_trained.int().argmax(-1), rows)
-        scale = getattr(self.original_module, "embed_scale", None)  # Gemma's is inside the module
-        if scale is not None:
-            ours = ours * scale.to(ours.dtype)
+        ours = scaled_as(self.original_module, ours)
         return torch.where(is_trained.any(-1)[..., None], ours, y)
 
     def _base_weight(self) -> Tensor:

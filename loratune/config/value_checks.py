@@ -21,7 +21,7 @@ Check = tuple[Callable[[Any], bool], str]
 def check_values(config: RunConfig) -> list[ConfigError]:
     """Every value out of range and every contradiction, one error each."""
     out_of_range = [
-        ConfigError(f"{value} is out of range", where=key, fix=advice)
+        ConfigError(f"{value or repr(value)} is out of range", where=key, fix=advice)
         for key, (is_allowed, advice) in _RANGES.items()
         if (value := attrgetter(key)(config)) is not None and not is_allowed(value)
     ]
@@ -49,6 +49,7 @@ _RANGES: dict[str, Check] = {
         lambda value: value in ("auto", True, False),
         "use auto, true or false",
     ),
+    "data.cache": (bool, "name a folder, or null for none"),
     "trainer.batch_size": _at_least(1),
     "trainer.grad_accum_steps": _at_least(1),
     "trainer.log_every": _at_least(1),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from loratune.data.report import DataReport
 from loratune.data.sources import find_files, is_hub_id
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import Tokenizer
-from loratune.errors import BusyError, ConfigError
+from loratune.errors import BusyError, ConfigError, DataError, LoratuneError
 from loratune.models.fingerprint import tokenizer_fingerprint
 from loratune.runs import processes
 from loratune.runs.manifest import describe_files, file_problem
@@ -69,15 +68,24 @@ def prepare_and_audit(
         LoratuneError: as ``prepare_data``; or rows that no file holds, which cannot be kept.
         StorageError: if the folder cannot be written.
     """
-    if config.cache is None:
+    if config.cache is None or not training_paths(config):
         return _checked(config, tokenizer, vocab_size, seed, clock)
     clock = clock or now()
-    folder = Path(config.cache) / _key(config, tokenizer, vocab_size, seed, clock)
-    kept = _read(folder) if processes.is_main() else None
-    if processes.is_main() and kept is None:
-        with suppress(BusyError):  # another run was faster
+    try:
+        folder = Path(config.cache) / _key(config, tokenizer, vocab_size, seed, clock)
+    except (DataError, OSError):  # prepare_data says which setting names what cannot be read
+        return _checked(config, tokenizer, vocab_size, seed, clock)
+    kept, problem = None, None
+    if processes.is_main() and (kept := _read(folder)) is None:
+        try:
             _write(folder, config, tokenizer, vocab_size, seed, clock)
-    processes.barrier()
+        except BusyError:
+            pass  # another run was faster
+        except LoratuneError as error:
+            problem = error
+    if problem := processes.broadcast(problem):  # the others are not to wait for one that stopped
+        problem.fix = problem.fix.replace("out=DIR", "data.cache=DIR")
+        raise problem
     return kept or _read(folder) or _checked(config, tokenizer, vocab_size, seed, clock)
 
 
@@ -155,6 +163,9 @@ def _write(
             "files": {side: describe_files((target / side).iterdir()) for side in _SIDES},
         }
         files.write_sealed_json(target / MANIFEST, values)
+        if _key(config, tokenizer, vocab_size, seed, clock) != folder.name:
+            cause = "a file of rows changed while it was read"
+            raise DataError(cause, where="data.path", fix="start again once the file is complete")
 
 
 def _read(folder: Path) -> CheckedData | None:

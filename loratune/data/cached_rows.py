@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -22,29 +21,23 @@ _NESTED = ("spans", "spelt_text")
 
 
 class CachedRows(Sequence[EncodedRow]):
-    """The rows that ``write_rows`` put into a folder.
+    """The rows that a ``RowStore`` wrote into a folder.
 
     Only their lengths are mapped into memory; a row is read when it is asked for, so that the
-    resident memory does not grow with the rows that were seen.
+    resident memory does not grow with the rows that were seen.  Both files are opened at once, so
+    that removing them later does no harm.
+
+    Attributes:
+        lengths: tokens of every row.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @cached_property
-    def lengths(self) -> Sequence[int]:
-        """Tokens of every row, mapped."""
         import numpy as np
-
-        lengths: Sequence[int] = np.load(self._folder / LENGTHS, mmap_mode="r", allow_pickle=False)
-        return lengths
-
-    @cached_property
-    def _reader(self) -> pa.RecordBatchFileReader:
         import pyarrow as pa
 
+        self.lengths: Sequence[int] = np.load(folder / LENGTHS, mmap_mode="r", allow_pickle=False)
         # A mapped file would stay resident page by page; a read one does not.
-        return pa.ipc.open_file(pa.OSFile(str(self._folder / ROWS)))
+        self._reader = pa.ipc.open_file(pa.OSFile(str(folder / ROWS)))
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -26,7 +26,7 @@ from loratune.data.rows import Example, LeftOut, Row, data_fingerprint, left_out
 from loratune.data.split import split_examples
 from loratune.data.templates import PromptFormat
 from loratune.data.tokenizing import RowTokenizer, Tokenizer
-from loratune.errors import DataError
+from loratune.errors import DataError, LoratuneError
 
 STREAMED_ROWS = 4096
 """Rows that are in memory as text at a time, where a store takes the encoded ones."""
@@ -219,7 +219,11 @@ def _encoded(
         sides = _sides(part, prompt_format, seed)
         train, held_out = (_encode(encoder, part.config, side) for side in sides)
     else:
-        side, train = _streamed(part, prompt_format, encoder, store)
+        try:
+            side, train = _streamed(part, prompt_format, encoder, store)
+        except LoratuneError:  # a block knows its own problems; they are said of all rows together
+            _encode(encoder, part.config, _parsed(list(part.train), prompt_format))
+            raise
         sides = (side, _parsed(part.held_out, prompt_format))
         held_out = _encode(encoder, part.config, sides[1])
     train = train.of_source(part.name)

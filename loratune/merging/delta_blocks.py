@@ -72,7 +72,8 @@ class DeltaBlocks:
 
     def probe_error(self) -> float:
         """After the last block: largest difference between the two outputs, relative to them."""
-        with _standing_on(self._adapter, self._weight):
+        layer = self._adapter.base_layer
+        with _standing_on(self._adapter, self._weight), _without_scale(layer):
             expected = self._adapter.delta(self._inputs, self._base).float()
         difference = float((expected - self._corrections).abs().max())
         scale = float(expected.abs().max())
@@ -95,6 +96,23 @@ def _standing_on(adapter: Adapter, weight: Tensor) -> Iterator[None]:
         layer.weight, bias = before
         if bias is not None:
             layer.bias = bias
+
+
+@contextmanager
+def _without_scale(layer: nn.Module) -> Iterator[None]:
+    """Inside the block an embedding does not multiply its rows by a constant, as Gemma's does.
+
+    The constant is not in the weight, and has no value where the base is without data.
+    """
+    scale = getattr(layer, "embed_scale", None)
+    if scale is None:
+        yield
+        return
+    layer.embed_scale = torch.ones(())
+    try:
+        yield
+    finally:
+        layer.embed_scale = scale
 
 
 def row_slices(rows: int, columns: int, elements: int) -> Iterator[slice]:

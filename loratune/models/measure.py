@@ -25,6 +25,7 @@ from loratune.models.architectures import (
 )
 from loratune.models.build import meta_model, outline, read_transformers_config
 from loratune.models.source import local_folder, read_config
+from loratune.models.towers import tower_prefixes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -109,7 +110,7 @@ def layer_shapes(model: nn.Module) -> list[LayerShape]:
 
     shapes = []
     owners: dict[int, str] = {}
-    head, towers = _output_head(model), _towers(model)
+    head, towers = _output_head(model), tower_prefixes(model)
     for name, module in model.named_modules():
         place = LayerPlace.tower if f"{name}.".startswith(towers) else LayerPlace.text
         kind_and_size = _kind_and_size(module)
@@ -147,14 +148,6 @@ def _output_head(model: nn.Module) -> object:
     """The model's own output head, whatever its name; a plain module has none."""
     find = getattr(model, "get_output_embeddings", None)
     return find() if callable(find) else None
-
-
-def _towers(model: nn.Module) -> tuple[str, ...]:
-    """Names, dot at the end, of the models inside the model that read no text."""
-    modalities = {
-        name: getattr(module, "input_modalities", "text") for name, module in model.named_modules()
-    }
-    return tuple(f"{name}." for name, reads in modalities.items() if name and "text" not in reads)
 
 
 def stacked_experts(model: nn.Module) -> dict[str, int]:

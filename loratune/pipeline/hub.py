@@ -29,28 +29,31 @@ def check_repository(name: str) -> None:
         raise ConfigError(cause, where="push", fix="write it as push=USER/NAME")
 
 
-def push(folder: Path, repository: str, *, dry_run: bool) -> None:
+def push(folder: Path, repository: str, *, private: bool = True, dry_run: bool = False) -> None:
     """Upload every file of a published folder in one commit; print what went, or would go.
 
-    Token, endpoint and proxies are huggingface_hub's own: ``hf auth login``, ``HF_TOKEN``,
-    ``HF_ENDPOINT``.
+    A repository that exists keeps its visibility; where that is public, nothing is uploaded as
+    private.  Token, endpoint and proxies are huggingface_hub's own: ``hf auth login``,
+    ``HF_TOKEN``, ``HF_ENDPOINT``.
 
     Raises:
-        ConfigError: if the hub refuses, or nobody is logged in.
+        ConfigError: if the hub refuses, nobody is logged in, or the repository is public although
+            it is to be private.
         StorageError: if the hub cannot be reached.
     """
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     verb = "would go" if dry_run else "goes"
+    kind = "private" if private else "public"
     for path in paths:
         say(f"  {path.name}: {byte_size(path.stat().st_size)}")
-    say(f"{len(paths)} files: {verb} from {folder} to {repository}")
+    say(f"{len(paths)} files: {verb} from {folder} to {repository} ({kind})")
     if dry_run:
         say("nothing was sent: push_dry_run=true")
         return
-    say(f"pushed: {_uploaded(folder, repository)}")
+    say(f"pushed: {_uploaded(folder, repository, private=private)}")
 
 
-def _uploaded(folder: Path, repository: str) -> str:
+def _uploaded(folder: Path, repository: str, *, private: bool) -> str:
     """The commit's address."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -62,10 +65,19 @@ def _uploaded(folder: Path, repository: str) -> str:
     api = HfApi(library_name="loratune")
     kept = f"the export stays in {folder}"
     try:
-        api.create_repo(repository, exist_ok=True)
+        api.create_repo(repository, private=private, exist_ok=True)
+        is_public = private and not api.model_info(repository).private
+        if is_public:
+            raise ConfigError(
+                f"{repository} exists and is public",
+                where="push",
+                fix=f"make it private on the hub, or set push_private=false; {kept}",
+            )
         commit = api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="Upload from loratune"
         )
+    except ConfigError:
+        raise
     except OfflineModeIsEnabled as error:
         fix = "unset HF_HUB_OFFLINE, or set push_dry_run=true"
         raise ConfigError("HF_HUB_OFFLINE keeps the hub away", where="push", fix=fix) from error

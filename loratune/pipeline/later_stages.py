@@ -10,7 +10,7 @@ from typing import Any
 
 from loratune import files
 from loratune.adapter_files.peft_format import AdapterFolder
-from loratune.config.schema import ExportFormat, RunConfig
+from loratune.config.schema import ExportFormat, Quantize, RunConfig
 from loratune.console import say
 from loratune.data.arrangement import arrange
 from loratune.data.encoded_rows import EncodedRow
@@ -277,4 +277,6 @@ def _merge_lines(report: MergeReport) -> list[str]:
         )
     if report.untied:
         lines.append("input embedding and head were tied; the merged model has one copy each")
+    if report.dtype in set(Quantize):
+        lines.append(f"quantized to {report.dtype} once merged, which changes what it answers")
     return [*lines, *(f"note: {note}" for note in report.notes)]

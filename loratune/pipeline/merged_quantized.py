@@ -30,7 +30,7 @@ from loratune.models.load import load_model
 from loratune.models.quantized.format import Quantization, identity
 from loratune.models.source import model_folder
 from loratune.runs.drift import check_binding
-from loratune.runs.manifest import describe_files
+from loratune.runs.manifest import CARD, describe_files
 from loratune.runs.provenance import package_versions
 from loratune.runs.run_dir import MERGE_REPORT
 from loratune.stages.merge import Card, MergeReport, merge
@@ -133,9 +133,8 @@ def merge_quantized(
         )
         if requantize is not None:
             again = Quantization(requantize, config.model.quantize_double, quantization.skip)
-            _write_again(
-                into, again, out, report, partial(compare, f"the same in {requantize}", False)
-            )
+            same = partial(compare, f"the same in {requantize}", False)
+            _write_again(into, again, out, report, same, card)
     return report, comparisons
 
 
@@ -304,6 +303,7 @@ def _write_again(
     out: Path,
     report: MergeReport,
     compare: Callable[[Path], dict[str, Any]],
+    card: Card | None,
 ) -> None:
     """Write a merged model in 4 or 8 bits, with the merge's certificate and what it cost."""
     from loratune.merging.quantized_folders import write_quantized  # needs bitsandbytes
@@ -311,11 +311,12 @@ def _write_again(
     with files.published_folder(out) as target:
         write_quantized(plain, quantization, target)
         (target / MERGE_REPORT).unlink(missing_ok=True)
+        report = replace(report, dtype=str(quantization.kind), quantized=compare(target))
+        if card is not None:
+            files.write_text(target / CARD, card(report))
         facts = {
             **asdict(report),
             "merged": base_fingerprint(target),
-            "dtype": str(quantization.kind),
-            "quantized": compare(target),
             "versions": package_versions(),
             "files": describe_files(target.iterdir()),
         }

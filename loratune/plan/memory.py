@@ -126,6 +126,7 @@ def predict(
         gradients=count.trainable * FP32_BYTES,
         optimizer=count.optimizer_bytes,
         activations=round(batch.tokens * (per_token + state))
+        + _masks(batch, 1 if gradient_checkpointing else blocks) * bytes_per_weight
         + _adapted_weights(adapted_experts, gradient_checkpointing) * bytes_per_weight,
         working=max(
             _head(architecture, batch, bytes_per_weight),
@@ -133,6 +134,11 @@ def predict(
             + 2 * max((x.parameters for x in adapted_experts), default=0) * bytes_per_weight,
         ),
     )
+
+
+def _masks(batch: MicroBatch, blocks: int) -> int:
+    """Numbers of the masks that attention keeps, one a block; single rows need none."""
+    return blocks * batch.sequences * batch.length**2 if batch.is_masked else 0
 
 
 def _adapted_weights(experts: Sequence[LayerShape], gradient_checkpointing: bool) -> int:

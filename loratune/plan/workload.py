@@ -45,6 +45,11 @@ class MicroBatch:
         return max(1, self.tokens // length), length
 
     @property
+    def is_masked(self) -> bool:
+        """Whether sequences hold several rows, which a mask keeps apart."""
+        return 0 < self.longest_row < self.length
+
+    @property
     def tokens(self) -> int:
         """Tokens computed, padding included."""
         return self.sequences * self.length

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from loratune.config.schema import TrainerConfig
+from loratune.data.cached_rows import row_lengths
 from loratune.data.mixture import seen_line
 from loratune.data.training_set import TrainingSet
 from loratune.loss.causal_model import LanguageModelHead
@@ -197,7 +198,7 @@ class _Training:
 
     def describe_position(self) -> str:
         """Step and size of the work in hand, for messages."""
-        longest = max(len(row) for row in self.rows.rows)
+        longest = max(row_lengths(self.rows.rows))
         return (
             f"step {self.checkpoints.progress.step + 1}, "
             f"trainer.batch_size {self.config.batch_size}, rows of up to {longest} tokens"

@@ -18,10 +18,11 @@ def recipe(**changes: object) -> RunConfig:
 
 def test_every_value_out_of_range_is_reported_at_once() -> None:
     trainer = TrainerConfig(steps=5, batch_size=0, lr=float("nan"), betas=[0.9, 1.0])
-    config = recipe(trainer=trainer, data=DataConfig(max_length=1, limit=0))
+    config = recipe(trainer=trainer, data=DataConfig(max_length=1, limit=0, cache=""))
     assert [str(error) for error in check_values(config)] == [
         "error[2] 1 is out of range; data.max_length; use >= 2",
         "error[2] 0 is out of range; data.limit; use >= 1, or null for all rows",
+        "error[2] '' is out of range; data.cache; name a folder, or null for none",
         "error[2] 0 is out of range; trainer.batch_size; use >= 1",
         "error[2] nan is out of range; trainer.lr; use a number >= 0",
         "error[2] [0.9, 1.0] is out of range; trainer.betas; use two numbers in [0, 1)",

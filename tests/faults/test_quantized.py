@@ -114,6 +114,7 @@ def test_the_result_can_be_written_in_4_bits_again(bench: Bench, base: Path) -> 
     compared = json.loads((out / "merge_report.json").read_text())["quantized"]["comparisons"]
     assert [one["model"] for one in compared][-1] == "the same in nf4"
     assert compared[-1]["kl"] > compared[0]["kl"]
+    assert "quantized to nf4 once merged" in (out / "README.md").read_text()
     assert bench.loratune("verify", str(out)).code == 0
     # The folder that came out of it is a base itself, trained as it is.
     second = bench.folder / "second"

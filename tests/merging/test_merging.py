@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bases.tiny_base import tiny_config
+from support.families import gemma3
 from support.tiny_models import tiny_gpt2, tiny_opt
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from loratune.adapters.base import Adapter
 from loratune.adapters.registry import config_class
@@ -16,6 +19,14 @@ from loratune.errors import MergeError
 from loratune.merging import weight as merging
 from loratune.merging.weight import merged_weight, prove_weight
 from loratune.surgery import wrap_model
+
+
+def bart() -> nn.Module:
+    torch.manual_seed(0)
+    config = tiny_config("bart")
+    config.scale_embedding = True
+    model: nn.Module = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def adapter_of(model: nn.Module, target: str, variant: str = "lora") -> Adapter:
@@ -34,6 +45,8 @@ LAYERS = {
     "linear, vera": lambda: adapter_of(tiny_opt(), "fc1", "vera"),
     "conv1d": lambda: adapter_of(tiny_gpt2(), "c_attn"),
     "embedding": lambda: adapter_of(tiny_opt(), "embed_tokens"),
+    "embedding, scaled": lambda: adapter_of(gemma3(), "embed_tokens"),
+    "embedding, scaled by a plain number": lambda: adapter_of(bart(), "embed_tokens"),
 }
 
 
@@ -56,6 +69,20 @@ def test_blocks_together_are_the_whole_weight(layer: str, dtype: torch.dtype) ->
     assert proof.residual == pytest.approx(float(error), rel=0.02, abs=1e-7)
     assert proof.probe_error < 1e-5
     assert prove_weight(weight, [adapter], merged) == proof
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora", "full"])
+def test_the_constant_of_an_embedding_needs_no_value_to_prove_its_weight(variant: str) -> None:
+    adapter = adapter_of(gemma3(), "embed_tokens", variant)
+    layer, weight = adapter.base_layer, adapter.weight.detach()
+    scale = layer.embed_scale
+    assert scale > 1
+    layer.embed_scale = torch.ones_like(scale, device="meta")  # as on a base without data
+    assert merged_weight(weight, [adapter], torch.float32)[1].probe_error < 1e-5
+    assert layer.embed_scale.is_meta
+    layer.embed_scale = scale
+    ids, rows = torch.arange(9), adapter.delta_weight()
+    torch.testing.assert_close(adapter(ids), layer(ids) + scale * rows[:9], rtol=1e-4, atol=1e-5)
 
 
 def test_several_corrections_are_added_before_the_one_rounding() -> None:

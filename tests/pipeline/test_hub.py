@@ -35,6 +35,7 @@ class Hub:
         url: its address.
         files: name to content of every committed file.
         status: what it answers with to whoever makes a repository.
+        private: whether the repository is; None while there is none.
     """
 
     url: str = ""
@@ -42,6 +43,7 @@ class Hub:
     large: dict[str, bytes] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     status: int = 200
+    private: bool | None = None
 
     def reply(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         self.calls.append(f"{method} {path}")
@@ -49,7 +51,10 @@ class Hub:
             self.large[path.removeprefix("/large/")] = body
             return 200, b""
         if path == "/api/repos/create":
-            return self.status, json.dumps({"url": f"{self.url}/{REPOSITORY}"}).encode()
+            status = self._create(json.loads(body)) if self.status == 200 else self.status
+            return status, json.dumps({"url": f"{self.url}/{REPOSITORY}"}).encode()
+        if path == f"/api/models/{REPOSITORY}" and self.private is not None:
+            return 200, json.dumps({"id": REPOSITORY, "private": self.private}).encode()
         if path == "/api/validate-yaml":
             return 200, json.dumps({"errors": [], "warnings": []}).encode()
         if "/preupload/" in path:
@@ -64,6 +69,12 @@ class Hub:
             address = f"{self.url}/{REPOSITORY}/commit/{'0' * 40}"
             return 200, json.dumps({"commitUrl": address, "commitOid": "0" * 40}).encode()
         return 404, b"{}"
+
+    def _create(self, wanted: dict[str, Any]) -> int:
+        if self.private is not None:
+            return 409
+        self.private = wanted.get("visibility") == "private"
+        return 200
 
     def _place(self, wanted: dict[str, Any]) -> dict[str, Any]:
         href = f"{self.url}/large/{wanted['oid']}"
@@ -139,6 +150,7 @@ def test_every_file_of_the_export_is_uploaded_byte_by_byte(
     content = hub.files["adapter_model.safetensors"]
     assert list(hub.large) == [hashlib.sha256(content).hexdigest()]
     assert f"pushed: {hub.url}/{REPOSITORY}/commit/" in done.stdout
+    assert hub.private is True
 
 
 def test_a_dry_run_names_the_files_and_sends_nothing(
@@ -154,6 +166,30 @@ def test_a_dry_run_names_the_files_and_sends_nothing(
     assert "nothing was sent" in done.out
 
 
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # huggingface_hub's own
+@pytest.mark.usefixtures("logged_in")
+def test_a_repository_is_public_only_where_that_was_asked_for(
+    private: bool, run: Path, hub: Hub
+) -> None:
+    push(run / "adapter", REPOSITORY, private=private)
+    assert hub.private is private and hub.files
+    hub.files.clear()
+    push(run / "adapter", REPOSITORY, private=private)  # it exists now
+    assert hub.private is private and hub.files
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # huggingface_hub's own
+@pytest.mark.usefixtures("logged_in")
+def test_nothing_goes_to_a_public_repository_unasked(run: Path, hub: Hub) -> None:
+    hub.private = False
+    with pytest.raises(ConfigError, match=r"exists and is public; push; .*push_private=false"):
+        push(run / "adapter", REPOSITORY)
+    assert hub.files == {} and not hub.large
+    push(run / "adapter", REPOSITORY, private=False)
+    assert hub.files
+
+
 @pytest.mark.parametrize(("status", "code"), [(401, 2), (403, 2), (500, 8)])
 @pytest.mark.usefixtures("logged_in")
 def test_a_refusal_is_one_line_without_the_token(
@@ -161,7 +197,7 @@ def test_a_refusal_is_one_line_without_the_token(
 ) -> None:
     hub.status = status
     with pytest.raises(LoratuneError) as refused:
-        push(run / "adapter", REPOSITORY, dry_run=False)
+        push(run / "adapter", REPOSITORY)
     assert refused.value.exit_code == code and len(refused.value.lines()) == 1
     assert str(status) in str(refused.value) and "stays in" in str(refused.value)
     assert "hf_test" not in str(refused.value)
@@ -174,10 +210,10 @@ def test_without_a_network_or_offline_it_is_one_line(
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="cannot be reached"):
-        push(run / "adapter", REPOSITORY, dry_run=False)
+        push(run / "adapter", REPOSITORY)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
-        push(run / "adapter", REPOSITORY, dry_run=False)
+        push(run / "adapter", REPOSITORY)
 
 
 @pytest.mark.parametrize("name", ["pirate", "a/b/c", "somebody/pi rate", "/pirate"])

@@ -112,6 +112,27 @@ def test_predicted_activations_are_what_autograd_keeps_in_the_whole_model(varian
     assert memory.activations == pytest.approx(int(done.stdout), rel=0.15)
 
 
+PACKED = """
+from loratune.data.collate import collate_together
+from loratune.data.encoded_rows import EncodedRow
+from loratune.training.forward import batch_loss
+rows = [EncodedRow(list(range(4, 100)), ((1, 96),), 1, "") for _ in range(4)]
+batch = collate_together(rows, [[0, 1], [2, 3]], 1, share=False)
+"""
+
+
+def test_the_masks_that_keep_packed_rows_apart_are_counted():
+    code = MEASURE.format(numbers=NUMBERS, variant="lora", targets="all_linear")
+    code = PACKED + code.replace("head(ids, causal_targets(ids)).total", "batch_loss(head, batch)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    _, memory = predicted(MicroBatch(2, 192, 4 * 95, 96, 4 * 96))
+    _, alone = predicted(MicroBatch(4, 96, 4 * 95, 96, 4 * 96))
+    masks = 4 * 6 * 2 * 192**2
+    assert memory.activations - alone.activations == masks > memory.activations / 10
+    assert memory.activations == pytest.approx(int(done.stdout), rel=0.15)
+
+
 def test_the_weights_of_adapted_experts_are_counted_once_however_many_tokens():
     numbers = {**NUMBERS, "model_type": "mixtral", "num_local_experts": 16}
     mixture, config = measure_numbers(numbers), config_class("lora")()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from loratune.adapters.base import Adapter, LayerPlan
+from loratune.adapters.base import Adapter, LayerPlan, scaled_as
 from loratune.adapters.config import LayerKind
 from loratune.adapters.full.config import FullConfig
 from loratune.adapters.full.rounded import rounded_linear
@@ -70,7 +70,7 @@ class Full(Adapter):
         weight = self.trained["weight"]
         difference = weight - self.weight.to(weight.dtype)
         if self.shape.kind is LayerKind.embedding:
-            return F.embedding(x, difference)
+            return scaled_as(self.base_layer, F.embedding(x, difference))
         is_linear = self.shape.kind is LayerKind.linear
         return F.linear(x.to(weight.dtype), difference if is_linear else difference.T)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loratune.adapters.base import LayerPlan
+from loratune.adapters.base import LayerPlan, scaled_as
 from loratune.adapters.config import LayerKind
 from loratune.adapters.kernels.lora import fused_lora_linear
 from loratune.adapters.lora.config import LoRAConfig
@@ -137,6 +137,4 @@ def embedding_product(
     product = after_A @ lora_B.T
     for factor in factors:
         product = factor * product
-    # Some models multiply by a constant inside their embedding (Gemma): so must we.
-    embed_scale = getattr(base, "embed_scale", None)
-    return product if embed_scale is None else product * embed_scale.to(product.dtype)
+    return scaled_as(base, product)

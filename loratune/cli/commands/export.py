@@ -23,6 +23,8 @@ class Config(RunConfig):
     """The folder to write; null is export in the run folder, or here."""
     push: str | None = None
     """USER/NAME on the hub, to upload the export to."""
+    push_private: bool = True
+    """Only you may read the repository; false makes a new one public."""
     push_dry_run: bool = False
     """Only say which files ``push`` would upload."""
 
@@ -31,7 +33,7 @@ def run(config: Config, command_line: CommandLine) -> None:
     """Export the adapter of ``run=DIR``, or of ``adapter_path=DIR``."""
     if config.push_dry_run and config.push is None:
         raise ConfigError("nothing to push", where="push_dry_run", fix="set push=USER/NAME")
-    repository, dry_run = config.push, config.push_dry_run
+    repository, private, dry_run = config.push, config.push_private, config.push_dry_run
     folder = adapter_folder(config.run, config.adapter_path)
     out, form = Path(config.out or Path(config.run or ".") / "export"), config.format
     config = recorded_recipe(config, command_line, config.run)
@@ -42,4 +44,4 @@ def run(config: Config, command_line: CommandLine) -> None:
     base_named = names_base(command_line.keys, config.run)
     commands.export_adapter(config, folder, out, form, base_named=base_named)
     if repository is not None:
-        hub.push(out, repository, dry_run=dry_run)
+        hub.push(out, repository, private=private, dry_run=dry_run)

@@ -1,4 +1,4 @@
-"""Whether a model answers several prompts at once as it answers each alone."""
+"""Whether a model answers from its cache, and several prompts at once, as one prompt without it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from loratune.models.probes.states import TOLERANCE, ids_of
 from loratune.models.prompt_cache import batch_inputs, encoded_prefix
 
 _NEW_TOKENS = 3
+_PROMPT = 8
+"""Tokens of a short prompt."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class BatchedGeneration:
 
 _RESULTS: WeakKeyDictionary[nn.Module, dict[int, BatchedGeneration]] = WeakKeyDictionary()
 """Of each model, by ``longest``."""
+_CACHED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def probe_batched_generation(
@@ -57,11 +60,38 @@ def probe_batched_generation(
     return known[longest]
 
 
+def probe_cache(model: nn.Module) -> bool:
+    """Whether a model goes on from what it keeps of a prompt as it does from the prompt itself.
+
+    Run on a copy with one block of each kind, in fp32, for one short prompt; once for a model.  A
+    model that computes nothing without its cache is taken to go on from it.
+
+    Args:
+        model: a transformers model in evaluation mode; stays as it is.
+    """
+    if model not in _CACHED:
+        _CACHED[model] = _goes_on(model)
+    return _CACHED[model]
+
+
+@torch.no_grad()
+def _goes_on(model: nn.Module) -> bool:
+    small: Any = shortened(model)
+    pool, draw = ids_of(small, ()), torch.Generator().manual_seed(0)
+    prompt = pool[torch.randint(len(pool), (_PROMPT,), generator=draw)].tolist()
+    inputs = batch_inputs([prompt], 0, next(small.parameters()).device)
+    try:
+        expected = _logits(small, inputs, cached=False)
+    except FAILURES:
+        return True
+    return _agrees(partial(_logits, small, inputs, cached=True), expected)
+
+
 @torch.no_grad()
 def _probe(model: nn.Module, longest: int, tokens: Sequence[int]) -> BatchedGeneration:
     small: Any = shortened(model)
     room = (positions(model) or longest + _NEW_TOKENS) - _NEW_TOKENS
-    whole = max(8, min(longest, room))
+    whole = max(_PROMPT, min(longest, room))
     pool = ids_of(small, tokens)
     draw = torch.Generator().manual_seed(0)
     ids = pool[torch.randint(len(pool), (whole + 1,), generator=draw)].tolist()

@@ -55,7 +55,9 @@ def _probe(model: nn.Module) -> dict[str, str]:
     short = short_copy(model)
     small = short.model.train()
     inside = dict(small.named_modules())
-    names = {name: short.name_of(name) for name in _layers(model)}
+    layers = _layers(model)
+    unread = [name for name in layers if name.startswith(short.emptied)]
+    names = {name: short.name_of(name) for name in layers if name not in unread}
     names = {name: other for name, other in names.items() if other in inside}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -65,7 +67,8 @@ def _probe(model: nn.Module) -> dict[str, str]:
             if not seen.unusable():
                 break
     unusable = seen.unusable()
-    return {name: unusable[other] for name, other in names.items() if other in unusable}
+    found = {name: unusable[other] for name, other in names.items() if other in unusable}
+    return dict.fromkeys(unread, UNREACHED) | found
 
 
 def _layers(model: nn.Module) -> list[str]:

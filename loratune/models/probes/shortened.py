@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from loratune.models.towers import tower_prefixes
+
 _MOST_KINDS = 8
 """Blocks of a copy: models repeat a pattern of fewer kinds."""
 _MOST_WORDS = 1024
@@ -30,11 +32,14 @@ class ShortCopy:
         model: the copy.
         prefix: what the names of the blocks' modules begin with; empty if all were copied.
         places: for every block of the model the place of the copy's that stands for it.
+        emptied: what the names of modules begin with that text never reaches: their weights are
+            not in the copy.
     """
 
     model: nn.Module
     prefix: str = ""
     places: tuple[int, ...] = ()
+    emptied: tuple[str, ...] = ()
 
     def name_of(self, name: str) -> str:
         """The name of the module that stands for the model's module ``name``."""
@@ -56,24 +61,29 @@ def short_copy(model: nn.Module) -> ShortCopy:
     The copy of a model without data (on the meta device) lies on the CPU and has random weights.
     Two blocks are of one kind if their modules have the same types, shapes and settings but for
     the block's own number.  Lists of the model's config with an entry for every block are cut
-    alike, and so are tables of words.  A model that does not run so is copied with all blocks, or
-    all words, or whole.
+    alike, and so are tables of words.  The weights of towers for images or sound are left out.  A
+    model that does not run so is copied with all blocks, or all words, or whole.
     """
-    blocks = _blocks(model)
+    towers = tower_prefixes(model)
+    blocks = _blocks(model, towers)
     stand_ins = [] if blocks is None else _stand_ins(blocks)
     chosen = sorted(set(stand_ins))
-    for words in (_few_words(model), {}):
+    words, unread = _few_words(model), _without_numbers(model, towers)
+    attempts = [{**words, **unread}, *([unread] if words else []), *([{}] if unread else [])]
+    for others in attempts:
+        emptied = towers if others and unread else ()
         if blocks is not None:
             with _only(blocks, chosen):
-                small = _copied(model, words)
+                small = _copied(model, others)
             for module in small.modules():
                 if hasattr(config := getattr(module, "config", None), "__dict__"):
                     _cut_lists(config, len(blocks), chosen)
-            if _runs(small := _frozen(small)):
+            if _runs(small := _frozen(small), emptied):
                 prefix = next(f"{name}." for name, m in model.named_modules() if m is blocks)
-                return ShortCopy(small, prefix, tuple(map(chosen.index, stand_ins)))
-        if words and _runs(small := _frozen(_copied(model, words))):
-            return ShortCopy(small)
+                places = tuple(map(chosen.index, stand_ins))
+                return ShortCopy(small, prefix, places, emptied)
+        if others and _runs(small := _frozen(_copied(model, others)), emptied):
+            return ShortCopy(small, emptied=emptied)
     return ShortCopy(_frozen(_copied(model, {})))
 
 
@@ -90,6 +100,17 @@ def _few_words(model: nn.Module) -> dict[int, torch.Tensor]:
             is_parameter = isinstance(tensor, nn.Parameter)
             cut[id(tensor)] = nn.Parameter(few, requires_grad=False) if is_parameter else few
     return cut
+
+
+def _without_numbers(model: nn.Module, towers: tuple[str, ...]) -> dict[int, torch.Tensor]:
+    """A stand-in of one NaN for every parameter of the towers, by the parameter's ``id``."""
+    stand_ins: dict[int, torch.Tensor] = {}
+    for name, parameter in model.named_parameters() if towers else ():
+        if name.startswith(towers) and parameter.is_floating_point():
+            device = "cpu" if parameter.is_meta else parameter.device
+            nan = torch.empty([1] * parameter.dim(), device=device).fill_(torch.nan)
+            stand_ins[id(parameter)] = nn.Parameter(nan, requires_grad=False)
+    return stand_ins
 
 
 def _copied(model: nn.Module, others: dict[int, torch.Tensor]) -> nn.Module:
@@ -109,13 +130,14 @@ def _copied(model: nn.Module, others: dict[int, torch.Tensor]) -> nn.Module:
     return small
 
 
-def _runs(model: nn.Module) -> bool:
+def _runs(model: nn.Module, emptied: tuple[str, ...]) -> bool:
+    """Whether a model takes a short row of text, and reads none of what was emptied."""
     device = next(model.parameters()).device
     try:
-        model(input_ids=torch.arange(1, 4, device=device)[None], use_cache=False)
+        output = model(input_ids=torch.arange(1, 4, device=device)[None], use_cache=False)
+        return not (emptied and output.logits.isnan().any())
     except FAILURES:
         return False
-    return True
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -133,8 +155,12 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
             for key, buffer in module.named_buffers(recurse=False):
                 if buffer.is_meta:
                     setattr(module, key, torch.zeros(buffer.shape, dtype=buffer.dtype))
-            vars(module).pop("_is_hf_initialized", None)  # it was, when it had no data
-            for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+            # Those of a tower are what they are; the others were, when they had no data.
+            vars(module)["_is_hf_initialized"] = any(not one.is_meta for one in own.values())
+            for key, parameter in own.items():
+                if not parameter.is_meta:
+                    continue
                 if parameter not in filled:
                     zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
                     filled[parameter] = nn.Parameter(zeros)
@@ -142,15 +168,16 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
         if callable(start := getattr(model, "init_weights", None)):
             with suppress(AttributeError):  # last it ties weights, of blocks that are not there too
                 start()
-        for parameter in model.parameters():
+        for parameter in filled.values():
             if not parameter.any():
                 parameter.normal_(std=_SPREAD)
     return model
 
 
-def _blocks(model: nn.Module) -> nn.ModuleList | None:
-    """The list of modules that holds the most parameters."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
+def _blocks(model: nn.Module, towers: tuple[str, ...]) -> nn.ModuleList | None:
+    """The list of modules that holds the most parameters, outside the towers."""
+    text = [module for name, module in model.named_modules() if not name.startswith(towers)]
+    lists = [module for module in text if isinstance(module, nn.ModuleList) and len(module) > 1]
     sizes = [sum(p.numel() for p in one.parameters()) for one in lists]
     return lists[sizes.index(max(sizes))] if lists else None
 
