@@ -19,7 +19,6 @@ from loratune.training.advice import Setup, summary_lines
 from loratune.training.forward import checkpoint_activations
 from loratune.training.history import History
 from loratune.training.optim import warmup_warning
-from loratune.training.sharding import shard_base
 from loratune.training.torch_errors import compile_errors
 from loratune.training.trackers import open_trackers
 
@@ -45,8 +44,6 @@ def train_adapter(
     processes.say_once(*_unseen_tokens(config, wrapped, data))
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(wrapped.model)
-    if config.launch.shard:
-        shard_base(wrapped)
     step = checkpoint.step if checkpoint else 0
     trackers = open_trackers(config, records.run_dir, step) if processes.is_main() else []
     with compile_errors():
