@@ -8,7 +8,7 @@ summed in one call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -47,10 +47,11 @@ def shard_base(wrapped: WrappedModel, unread: UnreadParameters) -> None:
     backbone = getattr(model, "base_model", model)
     mesh = init_device_mesh(unread.device.type, (processes.world_size(),))
     whole = _whole_parameters(wrapped)
-    with _child(backbone, _head(model, backbone)):
-        for part in (*_blocks(backbone), backbone):
-            part.register_forward_hook(_without_views)
-            fully_shard(part, mesh=mesh, ignored_params=whole)
+    for part in (*_blocks(backbone), model):
+        part.register_forward_hook(_without_views)
+        fully_shard(part, mesh=mesh, ignored_params=whole)
+    if backbone is not model:
+        _gather_for(backbone, model)
     _fill(places, unread)
 
 
@@ -60,6 +61,24 @@ def _without_views(module: nn.Module, inputs: Any, output: Any) -> Any:
     A model may add to a view in place, and backward would then run without the gathered weights.
     """
     return tree_map_only(Tensor, lambda one: one if one._base is None else one.clone(), output)
+
+
+def _gather_for(backbone: Any, model: Any) -> None:
+    """What is not in a block is gathered too where the backbone is called without its model.
+
+    The head runs after it, on the rows that have a loss; not every model calls its backbone.
+    """
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    forward = backbone.forward
+
+    @wraps(forward)
+    def run(*inputs: Any, **named: Any) -> Any:
+        return _without_views(backbone, inputs, forward(*inputs, **named))
+
+    model.run_backbone = run
+    register_fsdp_forward_method(model, "run_backbone")
+    backbone.forward = model.run_backbone
 
 
 def _move_adapters(model: nn.Module, device: torch.device) -> None:
@@ -103,25 +122,6 @@ def _blocks(backbone: nn.Module) -> list[nn.Module]:
         raise ConfigError("the model has no list of blocks to shard", where="launch.shard")
     longest = max(lists, key=lambda blocks: len(blocks))
     return list(longest)
-
-
-def _head(model: Any, backbone: nn.Module) -> nn.Module | None:
-    """The output head, where it runs after the backbone and not in it."""
-    head = model.get_output_embeddings() if backbone is not model else None
-    inside = head is None or any(module is head for module in backbone.modules())
-    return None if inside else head
-
-
-@contextmanager
-def _child(parent: nn.Module, child: nn.Module | None) -> Iterator[None]:
-    """Inside the block a module has a further child, whose parameters are sharded with its own."""
-    name = "_sharded_with_it"
-    if child is not None:
-        parent.add_module(name, child)
-    try:
-        yield
-    finally:
-        parent._modules.pop(name, None)
 
 
 def _fill(places: Iterable[Place], unread: UnreadParameters) -> None:
