@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loratune.models.reading import WHOLE, Reader
 
@@ -21,13 +21,13 @@ class UnreadParameters:
         device: where the model is to be.
     """
 
-    def __init__(
-        self, model: Any, folder: Path, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, model: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
         """Note every parameter's name; the model is plain, with tokens added or not."""
         self.device = device
         self._reader = Reader(model, folder, dtype)
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        self._names: dict[Tensor, str] = {
+            parameter: name for name, parameter in model.named_parameters()
+        }
 
     def __contains__(self, parameter: Tensor) -> bool:
         return parameter in self._names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from loratune.config.convert import to_plain
 from loratune.config.schema import RunConfig, trained_tokens
 from loratune.data.arrangement import Arrangement, arrange
@@ -19,6 +21,7 @@ from loratune.training.advice import Setup, summary_lines
 from loratune.training.forward import checkpoint_activations
 from loratune.training.history import History
 from loratune.training.optim import warmup_warning
+from loratune.training.sharding import is_sharded
 from loratune.training.torch_errors import compile_errors
 from loratune.training.trackers import open_trackers
 
@@ -39,6 +42,7 @@ def train_adapter(
     arrangement, notes = arrange(config, wrapped.model, data.pad_id, data.train, data.eval)
     processes.say_once(*notes, *_router_notes(wrapped, head))
     rows = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
+    rows = replace(rows, together=is_sharded(wrapped.model))
     warning = warmup_warning(rows.plan.total_steps, config.trainer)
     processes.say_once(*([f"warning: {warning}"] if warning else []))
     processes.say_once(*_unseen_tokens(config, wrapped, data))

@@ -19,8 +19,8 @@ from loratune.models.dtypes import torch_dtype
 from loratune.models.fingerprint import checked_hashes, combine_hashes, tokenizer_fingerprint
 from loratune.models.load import load_model, load_tokenizer, load_without_parameters
 from loratune.models.quantized.format import Quantization, find_quantization, identity
-from loratune.models.unread import UnreadParameters
 from loratune.models.source import model_folder, read_model_config
+from loratune.models.unread import UnreadParameters
 from loratune.models.vocabulary import grow, tokenizer_and_rows
 from loratune.models.weights import stored_dtype, tensor_entries
 from loratune.runs import processes

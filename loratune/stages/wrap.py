@@ -11,8 +11,8 @@ from loratune.adapter_files.into_model import wrap_for_loading
 from loratune.adapter_files.peft_format import AdapterFolder
 from loratune.config.schema import RunConfig, trained_tokens
 from loratune.models.probes.layers import unusable_layers
-from loratune.models.vocabulary import token_ids
 from loratune.models.unread import UnreadParameters
+from loratune.models.vocabulary import token_ids
 from loratune.surgery import WrappedModel, wrap_model
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import wraps
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,13 @@ from loratune.models.probes.shortened import keep_outline
 from loratune.models.unread import UnreadParameters
 from loratune.runs import processes
 from loratune.surgery import WrappedModel
+
+_SHARDED: WeakSet[nn.Module] = WeakSet()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether all processes must run the model together."""
+    return model in _SHARDED
 
 
 def shard_base(wrapped: WrappedModel, unread: UnreadParameters) -> None:
@@ -53,6 +61,7 @@ def shard_base(wrapped: WrappedModel, unread: UnreadParameters) -> None:
     if backbone is not model:
         _gather_for(backbone, model)
     _fill(places, unread)
+    _SHARDED.add(model)
 
 
 def _without_views(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -35,10 +35,7 @@ class Full(Adapter):
         if config.every_parameter and self.bias is not None:
             names.append("bias")
         self.trained = nn.ParameterDict(
-            {
-                name: _master_copy(plan.value(self.base_layer.get_parameter(name)))
-                for name in names
-            }
+            {name: _master_copy(plan.value(self.base_layer.get_parameter(name))) for name in names}
         )
 
     @classmethod
