@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from benchmarks import common, models
 from benchmarks.merge import write_base
 
 OPT_1_3B = models.Shape(hidden=2048, inner=8192, layers=24, heads=32)
-STEPS = 2
+STEPS = 1
 SECONDS_BETWEEN_SAMPLES = 0.01
 RECIPE = [
     "recipe=demo", f"trainer.steps={STEPS}", "trainer.batch_size=4", "trainer.threads=1",
     "trainer.eval_every=0", "trainer.save_every=0", "stages=[train]", "data.eval_path=null",
     "data.test_path=null", "data.limit=16", "targets=attention_qv", "model.dtype=bfloat16",
-    "model.device=cpu",
+    "model.device=cpu", "trainer.precision=auto",
 ]  # fmt: skip
 
 
@@ -232,7 +233,7 @@ def main() -> None:
     found.add_argument("--processes", default="1,2,4")
     arguments = found.parse_args()
     options = common.options_of(arguments)
-    shape = models.MICRO if options.is_micro else OPT_1_3B
+    shape = replace(models.MICRO, vocabulary=1024) if options.is_micro else OPT_1_3B
     with tempfile.TemporaryDirectory(prefix="loratune-bench-") as work:
         folder = Path(work)
         base = folder / "base"

@@ -122,6 +122,8 @@ def wrap_base(
     is_original = base.quantization is not None and not base.quantization.in_files
     read_original = names.read if is_original else None
     wrapped = wrap(base.model, config, saved, base.tokenizer, read_original, base.unread)
+    if base.unread is not None:
+        shard_base(wrapped, base.unread)
     if saved is not None:
         check_continuable(saved, wrapped)
     require_places(base.folder, names, wrapped)
@@ -130,8 +132,6 @@ def wrap_base(
     processes.say_once(*(f"target {pattern}: {count} layers" for pattern, count in counts))
     notices = [*wrapped.match.notices, *wrapped.config.warnings(), *peft_notices(wrapped)]
     processes.say_once(*(f"note: {line}" for line in notices))
-    if base.unread is not None:
-        shard_base(wrapped, base.unread)
     if saved is None and read_original and config.adapter.starts_from_quantization_error():
         processes.say_once(*quantization_errors(wrapped, read_original))
     return wrapped, report_variants(architecture, wrapped), drift

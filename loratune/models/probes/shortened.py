@@ -152,7 +152,8 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
                     filled[parameter] = nn.Parameter(zeros)
                 module.register_parameter(key, filled[parameter])
         if callable(start := getattr(model, "init_weights", None)):
-            with suppress(AttributeError):  # last it ties weights, of blocks that are not there too
+            # Last it ties weights: of blocks that are not there, or of layers with an adapter too.
+            with suppress(AttributeError, KeyError):
                 start()
         for parameter in model.parameters():
             if not parameter.any():
