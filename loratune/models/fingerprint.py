@@ -80,6 +80,17 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def hashes_in_memory(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Hex sha256 of every tensor's bytes, as a file that holds them would give."""
+    import torch
+
+    hashes = {}
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        hashes[name] = hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+    return hashes
+
+
 def file_fingerprint(path: Path) -> str:
     """``tensors_fingerprint`` of a safetensors file's tensors, without loading it.
 

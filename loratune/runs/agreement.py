@@ -1,4 +1,4 @@
-"""Before the first step: whether all processes of a run are about to do the same."""
+"""Whether all processes of a run are about to do the same, and hold the same in the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from loratune.config.convert import flatten
 from loratune.config.mixture import SOURCES, by_name
-from loratune.errors import ConfigError, raise_together
+from loratune.errors import ConfigError, TrainingError, raise_together
 from loratune.runs import processes
 from loratune.runs.drift import Change
 
@@ -40,6 +40,33 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
         )
         for rank, other in enumerate(others, start=1)
         for change in _differences(first, other)
+    )
+
+
+def check_published(file: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """Stop every process if the file that one of them is about to publish is not what all hold.
+
+    A file into which most of the tensors came empty looks whole: names, shapes and finite numbers
+    are right.
+
+    Args:
+        file: of the main process: tensor name to sha256 in the file.
+        own: of this process: tensor name to sha256 of what it holds.
+
+    Raises:
+        TrainingError: one line for each process that holds other tensors.
+    """
+    file = processes.broadcast(file)
+    wrong = [name for name, value in file.items() if own.get(name) != value]
+    raise_together(
+        TrainingError(
+            f"{len(names)} of {len(file)} tensors in the adapter's file are not those that rank "
+            f"{rank} holds: '{names[0]}'",
+            where="publishing the adapter",
+            fix="nothing was published; the checkpoints are whole: report this with the recipe",
+        )
+        for rank, names in enumerate(processes.gather(wrong))
+        if names
     )
 
 
