@@ -52,8 +52,8 @@ def disk_reads() -> int:
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
-def worker(marks_file: Path, words: list[str]) -> None:
-    """Train, and note when the base began to be read, when it was, and how much was read."""
+def worker(marks_file: Path, trains: bool, words: list[str]) -> None:
+    """Load, and train, and note when the base began to be read, when it was, and how much was read."""
     import loratune.pipeline.loading as loading
     import loratune.pipeline.run as run
     import loratune.stages.load as stage
@@ -74,6 +74,8 @@ def worker(marks_file: Path, words: list[str]) -> None:
     def wrap_base(*arguments: Any) -> Any:
         wrapped = original["wrap_base"](*arguments)
         mark("read")
+        if not trains:
+            raise SystemExit(0)
         return wrapped
 
     def value(self: Reader, name: str, *rows: slice) -> Any:
@@ -123,7 +125,7 @@ def forget(base: Path) -> None:
         os.close(descriptor)
 
 
-def measure(base: Path, folder: Path, processes: int) -> dict[str, Any]:
+def measure(base: Path, folder: Path, processes: int, trains: bool) -> dict[str, Any]:
     """Start the processes of one run, watch their memory, and gather what they noted."""
     forget(base)
     with socket.socket() as probe:
@@ -140,7 +142,12 @@ def measure(base: Path, folder: Path, processes: int) -> dict[str, Any]:
             environment |= shared | {key: str(value) for key, value in numbers.items()}
             environment |= {"TORCHELASTIC_RUN_ID": "benchmark"}
         command = [sys.executable, "-m", "benchmarks.sharded_loading", "--worker"]
-        command += [str(marks_files[-1]), *words, *(["launch.shard=true"] if processes > 1 else [])]
+        command += [
+            str(marks_files[-1]),
+            str(int(trains)),
+            *words,
+            *(["launch.shard=true"] if processes > 1 else []),
+        ]
         log = (folder / f"log-{processes}-{rank}.txt").open("w", encoding="utf-8")
         started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     samples = watch(started)
@@ -174,7 +181,7 @@ def rank_result(marks: dict[str, Any], series: list[tuple[float, int]]) -> dict[
     return {
         "own": marks["own"],
         "peak_reading": max(while_reading),
-        "peak_training": max(afterwards),
+        "peak_training": max(afterwards, default=0),
         "sliced": marks["sliced"],
         "hashed": marks["hashed"],
         "disk": end["disk"] - begin["disk"],
@@ -216,7 +223,7 @@ def table(size: dict[str, int], runs: list[dict[str, Any]]) -> str:
         sliced = sum(rank["sliced"] for rank in ranks)
         lines.append(
             f"| {run['processes']} | {mb(share)} | {mb(worst['own'])} | "
-            f"{mb(worst['peak_reading'])} | {mb(beyond)} | "
+            f"{mb(worst['peak_reading'])} | {mb(beyond) if sliced else 'mapped'} | "
             f"{mb(max(rank['peak_training'] for rank in ranks))} | "
             f"{mb(sliced) if sliced else 'by transformers'} | {disk:.2f} |"
         )
@@ -226,11 +233,12 @@ def table(size: dict[str, int], runs: list[dict[str, Any]]) -> str:
 def main() -> None:
     if "--worker" in sys.argv:
         place = sys.argv.index("--worker")
-        worker(Path(sys.argv[place + 1]), sys.argv[place + 2 :])
+        worker(Path(sys.argv[place + 1]), sys.argv[place + 2] == "1", sys.argv[place + 3 :])
         return
     found = common.parser(__doc__)
     found.add_argument("--base", type=Path, help="a bf16 model folder; written if not given")
     found.add_argument("--processes", default="1,2,4")
+    found.add_argument("--only-reading", action="store_true", help="do not train")
     arguments = found.parse_args()
     options = common.options_of(arguments)
     shape = replace(models.MICRO, vocabulary=1024) if options.is_micro else OPT_1_3B
@@ -243,7 +251,7 @@ def main() -> None:
             write_base(base, shape, "2GB")
         size, runs = sizes(base), []
         for processes in map(int, arguments.processes.split(",")):
-            runs.append(measure(base, folder, processes))
+            runs.append(measure(base, folder, processes, not arguments.only_reading))
             common.say(table(size, runs).splitlines()[-1])
         common.say(table(size, runs))
     common.write_result("sharded_loading", options, {"settings": size, "runs": runs})

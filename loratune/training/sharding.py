@@ -7,6 +7,8 @@ summed in one call.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterable, Iterator
 from functools import wraps
 from typing import Any
@@ -22,6 +24,9 @@ from loratune.models.unread import UnreadParameters
 from loratune.runs import processes
 from loratune.surgery import WrappedModel
 
+_MMAP_THRESHOLD = -3
+"""``M_MMAP_THRESHOLD`` of malloc.h: allocations from so many bytes on are mapped one by one."""
+_LARGE = 1 << 20
 _SHARDED: WeakSet[nn.Module] = WeakSet()
 
 
@@ -49,6 +54,8 @@ def shard_base(wrapped: WrappedModel, unread: UnreadParameters) -> None:
     from torch.distributed.fsdp import fully_shard
 
     model = wrapped.model
+    if unread.device.type == "cpu":
+        _free_at_once()
     keep_outline(model)
     _move_adapters(model, unread.device)
     places = list(_empty_parameters(model))
@@ -62,6 +69,17 @@ def shard_base(wrapped: WrappedModel, unread: UnreadParameters) -> None:
         _gather_for(backbone, model)
     _fill(places, unread)
     _SHARDED.add(model)
+
+
+def _free_at_once() -> None:
+    """Let glibc give the memory of a large tensor back as soon as it is freed.
+
+    By itself it holds on to tensors of up to 32 MB, and gathered weights, which are aligned, do
+    not fit into the room of freed ones of their own size: with every block it took more.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def _without_views(module: nn.Module, inputs: Any, output: Any) -> Any:
