@@ -85,7 +85,7 @@ class TokenRows(nn.Module):
     def weight(self) -> Tensor:
         """The weight in use, where models read ``module.weight`` directly."""
         base = self._base_weight()
-        if not self.enabled:
+        if not self.enabled or base.is_meta:
             return base
         return base.index_copy(0, self.token_ids, self.rows.to(base.dtype))
 

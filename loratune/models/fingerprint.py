@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from itertools import islice
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,18 +33,25 @@ def base_fingerprint(folder: Path) -> str:
 
 
 def checked_hashes(folder: Path, part: int = 0, parts: int = 1) -> dict[str, str]:
-    """Hex sha256 of a model folder's tensors, whose numbers are checked: of every ``parts``-th one.
+    """Hex sha256 of a model folder's tensors, whose numbers are checked: of one part of them.
 
     Args:
         folder: the model's.
-        part: of the tensors in file order, which one is the first.
-        parts: how many share the work.
+        part: which of the parts, from 0; all have about as many bytes.
+        parts: how many there are.
 
     Raises:
         ModelError: if a weight is NaN or infinite, or a file is broken.
     """
-    own = islice(tensor_entries(folder).items(), part, None, parts)
-    return hash_tensors(dict(own), check_stored)
+    entries = tensor_entries(folder)
+    total = sum(entry.size for entry in entries.values())
+    before = accumulate((entry.size for entry in entries.values()), initial=0)
+    own = {
+        name: entry
+        for (name, entry), start in zip(entries.items(), before, strict=False)
+        if min(start * parts // max(total, 1), parts - 1) == part
+    }
+    return hash_tensors(own, check_stored)
 
 
 def combine_hashes(entries: Mapping[str, TensorEntry], hashes: Mapping[str, str]) -> str:
