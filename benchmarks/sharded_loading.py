@@ -53,7 +53,7 @@ def disk_reads() -> int:
 
 
 def worker(marks_file: Path, trains: bool, words: list[str]) -> None:
-    """Load, and train, and note when the base began to be read, when it was, and how much was read."""
+    """Load, and train, and note when the base was read, and how much of it."""
     import loratune.pipeline.loading as loading
     import loratune.pipeline.run as run
     import loratune.stages.load as stage
