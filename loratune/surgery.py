@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from loratune.adapters.base import Adapter, LayerPlan
+from loratune.adapters.base import Adapter, LayerPlan, ReadParameter, data_device
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.kernels.blocks import blocks_of
 from loratune.adapters.registry import adapter_class
@@ -40,10 +40,10 @@ class SavedModule(nn.Module):
         trained_module: its trainable copy, which the model uses.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, read: ReadParameter | None = None) -> None:
         super().__init__()
         self.original_module = module.requires_grad_(False)
-        self.trained_module = _trainable_copy(module)
+        self.trained_module = _trainable_copy(module, read)
         self.enabled = True
 
     def forward(self, *args: object, **kwargs: object) -> object:
@@ -73,11 +73,13 @@ def _cast(value: object, dtype: torch.dtype) -> object:
     return tuple(_cast(item, dtype) for item in value) if type(value) is tuple else value
 
 
-def _trainable_copy(module: nn.Module) -> nn.Module:
+def _trainable_copy(module: nn.Module, read: ReadParameter | None) -> nn.Module:
     """A copy with its own fp32 parameters, so that small updates are not rounded away."""
     import copy
 
-    trained = copy.deepcopy(module).float()
+    empty = [one for one in module.parameters() if one.is_meta] if read else []
+    values = {id(one): nn.Parameter(read(one)) for one in empty if read}
+    trained = copy.deepcopy(module, values).float()
     if next(trained.parameters()).is_meta:  # a base of names and shapes; the values come later
         trained = trained.to_empty(device="cpu")
     return trained.requires_grad_(True)
@@ -116,6 +118,7 @@ def wrap_model(
     will_be_loaded: bool = False,
     tokens: Sequence[int] = (),
     read_original: Callable[[str], torch.Tensor] | None = None,
+    read: ReadParameter | None = None,
 ) -> WrappedModel:
     """Freeze the model and swap its target layers for adapters, in place.
 
@@ -130,6 +133,7 @@ def wrap_model(
         will_be_loaded: skip a costly start that loading an adapter will overwrite.
         tokens: ids whose rows of both embeddings train.
         read_original: gives a parameter as it was before a layer was quantized.
+        read: gives the value of a parameter of a model whose parameters have no data yet.
 
     Raises:
         ModelError: if a pattern matches nothing, or a layer cannot be adapted.
@@ -156,16 +160,18 @@ def wrap_model(
     model.requires_grad_(False)
     if seed is not None:
         torch.manual_seed(seed)
-    plans = [_plan(model, shape, config, read_original) for shape in match.shapes]
+    plans = [
+        replace(_plan(model, shape, config, read_original), read=read) for shape in match.shapes
+    ]
     start = config.without_costly_init() if will_be_loaded else config
     adapters = adapter_class(config.variant).build(plans, start)
     for plan, adapter in zip(plans, adapters, strict=True):
         adapter.config = config
         adapter.train(plan.base_layer.training)
         _put(model, plan.shape, adapter)
-    saved = {name: _save_module(model, name) for name in _saved_names(model, targets)}
+    saved = {name: _save_module(model, name, read) for name in _saved_names(model, targets)}
     named = {adapter.shape.name: adapter for adapter in adapters}
-    return WrappedModel(model, named, saved, config, match, _put_rows(model, ends, tokens))
+    return WrappedModel(model, named, saved, config, match, _put_rows(model, ends, tokens, read))
 
 
 def _plan(
@@ -252,7 +258,9 @@ def _ends_with_tokens(model: nn.Module, match: TargetMatch, targets: TargetsConf
     return ends
 
 
-def _put_rows(model: nn.Module, ends: Sequence[str], tokens: Sequence[int]) -> dict[str, TokenRows]:
+def _put_rows(
+    model: nn.Module, ends: Sequence[str], tokens: Sequence[int], read: ReadParameter | None
+) -> dict[str, TokenRows]:
     """Put modules with trained rows in the embeddings' places; tied ones train the same rows."""
     modules = {name: model.get_submodule(name) for name in ends}
     rows: dict[int, nn.Parameter] = {}
@@ -260,8 +268,8 @@ def _put_rows(model: nn.Module, ends: Sequence[str], tokens: Sequence[int]) -> d
     for name, module in modules.items():
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
-        ids = torch.tensor(list(tokens), device=weight.device)
-        placed[name] = TokenRows(module, ids, rows.get(id(weight)))
+        ids = torch.tensor(list(tokens), device=data_device(weight))
+        placed[name] = TokenRows(module, ids, rows.get(id(weight)), read)
         rows[id(weight)] = placed[name].rows
         model.set_submodule(name, placed[name])
     return placed
@@ -282,14 +290,14 @@ def _saved_names(model: nn.Module, targets: TargetsConfig) -> list[str]:
     return list(dict.fromkeys(saved))
 
 
-def _save_module(model: nn.Module, name: str) -> SavedModule:
+def _save_module(model: nn.Module, name: str, read: ReadParameter | None) -> SavedModule:
     if any(blocks_of(part) is not None for part in model.get_submodule(name).modules()):
         raise ModelError(
             f"'{name}' is quantized, and cannot be trained in full",
             where="targets.modules_to_save",
             fix=f"leave it as it is with model.quantize_skip=[{name.rpartition('.')[2]}]",
         )
-    saved = SavedModule(model.get_submodule(name))
+    saved = SavedModule(model.get_submodule(name), read)
     model.set_submodule(name, saved)
     return saved
 

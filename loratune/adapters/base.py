@@ -20,6 +20,8 @@ from loratune.adapters.optimizer import (
 )
 from loratune.errors import ModelError
 
+ReadParameter = Callable[[Tensor], Tensor]
+"""Gives the value of a parameter that lies on the meta device."""
 RowWriter = Callable[[slice, Tensor], None]
 """Writes the given rows of ΔW to a tensor of their shape, in the adapter's dtype."""
 
@@ -28,7 +30,8 @@ RowWriter = Callable[[slice, Tensor], None]
 class LayerPlan:
     """One layer to adapt: the layer, its shape, and the rank and alpha that apply to it.
 
-    ``original`` gives the weight (out, in) that a quantized layer was made of.
+    ``original`` gives the weight (out, in) that a quantized layer was made of, and ``read`` the
+    value of a parameter that has no data yet.
     """
 
     base_layer: nn.Module
@@ -36,6 +39,15 @@ class LayerPlan:
     rank: int
     alpha: float | None
     original: Callable[[], Tensor] | None = None
+    read: ReadParameter | None = None
+
+    def value(self, parameter: Tensor) -> Tensor:
+        """A parameter of the layer, read if it has no data and can be; else as it is."""
+        return self.read(parameter) if self.read and parameter.is_meta else parameter
+
+    def weight(self) -> Tensor:
+        """The layer's weight with its numbers, if they are anywhere; widened if quantized."""
+        return self.value(weight_of(self.base_layer))
 
 
 class Adapter(nn.Module, ABC):

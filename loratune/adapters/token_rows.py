@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loratune.adapters.base import scaled_as
+from loratune.adapters.base import ReadParameter, scaled_as
 
 
 class TokenRows(nn.Module):
@@ -21,17 +21,25 @@ class TokenRows(nn.Module):
         enabled: ``False`` makes the module behave as the original.
     """
 
-    def __init__(self, module: nn.Module, ids: Tensor, rows: nn.Parameter | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        ids: Tensor,
+        rows: nn.Parameter | None = None,
+        read: ReadParameter | None = None,
+    ) -> None:
         """Begin with the base's own rows.
 
         Args:
             module: an ``nn.Embedding`` or ``nn.Linear`` with one row a token.
             ids: (tokens,), each once.
             rows: those that a tied module trains already.
+            read: gives the weight's value where it has no data yet.
         """
         super().__init__()
         self.original_module = module.requires_grad_(False)
         weight = self._base_weight()
+        weight = read(weight) if read and weight.is_meta else weight
         own = weight.detach()[ids].to(torch.float32, copy=True)
         self.rows = nn.Parameter(own) if rows is None else rows
         self.token_ids: Tensor
@@ -75,7 +83,7 @@ class TokenRows(nn.Module):
     def weight(self) -> Tensor:
         """The weight in use, where models read ``module.weight`` directly."""
         base = self._base_weight()
-        if not self.enabled:
+        if not self.enabled or base.is_meta:
             return base
         return base.index_copy(0, self.token_ids, self.rows.to(base.dtype))
 

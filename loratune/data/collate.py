@@ -29,6 +29,7 @@ class Batch:
         sources: mixtures only: for each of the targets the number of its row's source.
         source_tokens: mixtures only: supervised tokens of every source.
         lengths: tokens of every sequence, padding left out.
+        is_idle: whether it is computed only because other processes compute theirs.
     """
 
     input_ids: Tensor
@@ -40,6 +41,7 @@ class Batch:
     sources: Tensor | None = None
     source_tokens: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
+    is_idle: bool = False
 
     @property
     def not_padding(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loratune.config.mixture import source_weights
 from loratune.config.schema import DataConfig, TrainerConfig
@@ -25,11 +25,14 @@ class TrainingSet:
         rows: encoded rows.
         plan: the rows of every optimizer step, a function of the seed and the step alone.
         arrangement: how the rows of a batch lie in its sequences.
+        together: whether a process computes in every micro-batch, also in those that have fewer
+            rows than there are processes: a sharded base's weights are gathered by all of them.
     """
 
     rows: Sequence[EncodedRow]
     plan: BatchPlan
     arrangement: Arrangement
+    together: bool = False
 
     @classmethod
     def from_config(
@@ -48,8 +51,18 @@ class TrainingSet:
     def micro_batches(self, step: int) -> list[Batch]:
         """This process's share of optimizer step ``step`` (from 0), on the CPU."""
         rank, world = processes.rank(), processes.world_size()
-        shares = (shard(numbers, rank, world) for numbers in self.plan.micro_batches(step))
-        return [self.batch(mine) for mine in shares if mine]
+        whole = self.plan.micro_batches(step)
+        shares = [(shard(numbers, rank, world), numbers) for numbers in whole]
+        return [
+            self.batch(mine) if mine else self._idle_batch(numbers)
+            for mine, numbers in shares
+            if mine or self.together
+        ]
+
+    def _idle_batch(self, numbers: Sequence[int]) -> Batch:
+        """A row of other processes as a batch that nothing is learnt from or counted of."""
+        row = replace(self.rows[numbers[0]], spans=())
+        return replace(self.arrangement.batch([row], sources=self.sources), tokens=0, is_idle=True)
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """The rows with these numbers as one batch."""

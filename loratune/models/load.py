@@ -10,9 +10,15 @@ import torch
 from torch import nn
 
 from loratune.errors import LoratuneError, ModelError, raise_together
-from loratune.models.build import auto_class, first_line, read_transformers_config
+from loratune.models.build import (
+    auto_class,
+    empty_model,
+    first_line,
+    read_transformers_config,
+)
 from loratune.models.quantized.format import Quantization, stored_quantization
 from loratune.models.quantized.library import import_bitsandbytes
+from loratune.models.reading import Reader
 from loratune.models.untrusted import check_tokenizer
 
 
@@ -35,17 +41,47 @@ def load_model(
     Raises:
         ModelError: naming every tensor that does not fit, or why transformers cannot load it.
     """
-    import transformers
-
     quantization = quantization or stored_quantization(folder)
     read = _read if quantization is None else partial(_read_quantized, quantization=quantization)
     model, info = read(folder, dtype, attention)
     raise_together(_loading_problems(info, folder))
-    # Answers follow from what a command says; of the model's own settings, its ends alone count.
-    ends = model.generation_config.eos_token_id
-    model.generation_config = transformers.GenerationConfig(eos_token_id=ends)
+    _keep_ends_alone(model)
     placed: nn.Module = model.to(device).eval()
     return placed
+
+
+def load_without_parameters(folder: Path, dtype: torch.dtype, attention: str = "auto") -> nn.Module:
+    """A model folder's model with its buffers, its parameters on the meta device, in eval mode.
+
+    Whether the files fit is seen from their headers; a ``Reader`` gives the parameters' values.
+
+    Args:
+        folder: the model's.
+        dtype: number format of the parameters.
+        attention: as ``model.attention``.
+
+    Raises:
+        ModelError: naming every tensor that does not fit, or why transformers cannot build it.
+    """
+    model: Any = empty_model(folder, dtype, attention).requires_grad_(False)
+    reader = Reader(model, folder, dtype)
+    for name, parameter in model.named_parameters():
+        reader.has(name, parameter)
+    reader.note_unexpected(())
+    raise_together(_loading_problems(reader.misfits.as_loading_info(), folder))
+    for name, module in model.named_modules():
+        reader.fill_buffers(name, module)
+    _keep_ends_alone(model)
+    loaded: nn.Module = model
+    return loaded
+
+
+def _keep_ends_alone(model: Any) -> None:
+    """Answers follow from what a command says; of the model's own settings, its ends count."""
+    from transformers import GenerationConfig
+
+    ends = model.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=ends)
 
 
 def _read_quantized(
@@ -55,12 +91,8 @@ def _read_quantized(
     import_bitsandbytes()
     from loratune.models.quantized.streaming import load_quantized
 
-    loaded = load_quantized(folder, dtype, attention, quantization)
-    return loaded.model, {
-        "missing_keys": loaded.missing,
-        "mismatched_keys": loaded.mismatched,
-        "unexpected_keys": loaded.unexpected,
-    }
+    model, misfits = load_quantized(folder, dtype, attention, quantization)
+    return model, misfits.as_loading_info()
 
 
 def _read(folder: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:

@@ -41,6 +41,7 @@ from loratune.scoring.registry import EXACT_MATCH
 from loratune.stages.load import BaseModel, load
 from loratune.stages.wrap import wrap
 from loratune.surgery import WrappedModel, original_weight
+from loratune.training.sharding import shard_base
 
 
 def load_data_and_base(
@@ -66,7 +67,8 @@ def load_data_and_base(
         checked.audit.raise_errors()
         processes.say_once(*(finding.line for finding in checked.audit.findings))
     processes.say_once(f"base {config.model.path}")
-    base = load(config.model, config.trainer.precision, tokenizer)
+    shard = config.launch.shard
+    base = load(config.model, config.trainer.precision, tokenizer, shard=shard)
     processes.say_once(*check_positions(base.model, data.train, data.eval))
     return data, base
 
@@ -99,6 +101,8 @@ def wrap_base(
 ) -> tuple[WrappedModel, ParameterReport, list[str]]:
     """Put the recipe's adapter into the base, or the saved one that the run continues.
 
+    A base that is to be sharded is read now, by every process its own part.
+
     Returns:
         The wrapped model, what every variant would train in its place, and how its base differs
         from the saved adapter's, where allowed.
@@ -117,7 +121,9 @@ def wrap_base(
     names = StoredNames(base.model, tensor_entries(base.folder))
     is_original = base.quantization is not None and not base.quantization.in_files
     read_original = names.read if is_original else None
-    wrapped = wrap(base.model, config, saved, base.tokenizer, read_original)
+    wrapped = wrap(base.model, config, saved, base.tokenizer, read_original, base.unread)
+    if base.unread is not None:
+        shard_base(wrapped, base.unread)
     if saved is not None:
         check_continuable(saved, wrapped)
     require_places(base.folder, names, wrapped)

@@ -7,6 +7,7 @@ from typing import Any
 
 from loratune import files
 from loratune.adapter_files.peft_format import (
+    TENSORS,
     peft_config,
     read_adapter,
     read_back,
@@ -20,11 +21,13 @@ from loratune.config.secrets import redact
 from loratune.counting.parameters import ParameterReport
 from loratune.counting.tables import variant_table
 from loratune.data.prepare import PreparedData
-from loratune.models.fingerprint import tensors_fingerprint
+from loratune.models.fingerprint import hashes_in_memory, tensors_fingerprint
+from loratune.models.weights import hash_tensors, read_header
 from loratune.report.build import finished_report
 from loratune.report.card import CardSubject, adapter_card
 from loratune.report.records import read_run
 from loratune.runs import processes
+from loratune.runs.agreement import check_published
 from loratune.runs.manifest import CARD
 from loratune.runs.provenance import merged_before, package_versions, provenance
 from loratune.runs.records import link_latest, recipe_record, write_recipe, write_summary
@@ -135,9 +138,12 @@ class Records:
     ) -> None:
         """The adapter with the facts that bind it to its base, whole or not at all.
 
-        The tokenizer is put beside it where single tokens were trained.
+        The tokenizer is put beside it where single tokens were trained.  Every process compares
+        the file with what it holds before it is published.
         """
+        own = hashes_in_memory(adapter_state(wrapped)) if processes.is_distributed() else {}
         if not processes.is_main():
+            check_published({}, own)
             return
         settings = to_plain(wrapped.config)
         facts = {
@@ -162,6 +168,8 @@ class Records:
             files.write_text(target / CARD, adapter_card(subject, sorted(adapter_state(wrapped))))
             write_adapter(target, wrapped, facts, self.config.model.path)
             read_back(target, wrapped)
+            if processes.is_distributed():
+                check_published(hash_tensors(read_header(target / TENSORS)), own)
         link_latest(self.run_dir, self.config.name)
         processes.say_once(f"adapter saved: {self.run_dir.adapter}")
 

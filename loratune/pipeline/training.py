@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from loratune.config.convert import to_plain
 from loratune.config.schema import RunConfig, trained_tokens
 from loratune.data.arrangement import Arrangement, arrange
@@ -19,7 +21,7 @@ from loratune.training.advice import Setup, summary_lines
 from loratune.training.forward import checkpoint_activations
 from loratune.training.history import History
 from loratune.training.optim import warmup_warning
-from loratune.training.sharding import shard_base
+from loratune.training.sharding import is_sharded
 from loratune.training.torch_errors import compile_errors
 from loratune.training.trackers import open_trackers
 
@@ -40,13 +42,12 @@ def train_adapter(
     arrangement, notes = arrange(config, wrapped.model, data.pad_id, data.train, data.eval)
     processes.say_once(*notes, *_router_notes(wrapped, head))
     rows = TrainingSet.from_config(data.train, arrangement, config.data, config.trainer)
+    rows = replace(rows, together=is_sharded(wrapped.model))
     warning = warmup_warning(rows.plan.total_steps, config.trainer)
     processes.say_once(*([f"warning: {warning}"] if warning else []))
     processes.say_once(*_unseen_tokens(config, wrapped, data))
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(wrapped.model)
-    if config.launch.shard:
-        shard_base(wrapped)
     step = checkpoint.step if checkpoint else 0
     trackers = open_trackers(config, records.run_dir, step) if processes.is_main() else []
     with compile_errors():

@@ -1,4 +1,4 @@
-"""Whether all processes of a run are about to do the same, asked before anything is published."""
+"""Whether all processes of a run are about to do the same, and hold the same in the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from loratune.config.convert import flatten
 from loratune.config.mixture import SOURCES, by_name
 from loratune.config.schema import RunConfig
-from loratune.errors import ConfigError, LoratuneError, StorageError, raise_together
+from loratune.errors import ConfigError, LoratuneError, StorageError, TrainingError, raise_together
 from loratune.runs import processes
 from loratune.runs.drift import Change
 from loratune.runs.notices import named_ranks
@@ -155,6 +155,33 @@ def _errors(all_facts: list[dict[str, Any]]) -> Iterator[ConfigError]:
                 where=change.key,
                 fix="start every process with the same recipe, files and versions",
             )
+
+
+def check_published(file: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """Stop every process if the file that one of them is about to publish is not what all hold.
+
+    A file into which most of the tensors came empty looks whole: names, shapes and finite numbers
+    are right.
+
+    Args:
+        file: of the main process: tensor name to sha256 in the file.
+        own: of this process: tensor name to sha256 of what it holds.
+
+    Raises:
+        TrainingError: one line for each process that holds other tensors.
+    """
+    file = processes.broadcast(file)
+    wrong = [name for name, value in file.items() if own.get(name) != value]
+    raise_together(
+        TrainingError(
+            f"{len(names)} of {len(file)} tensors in the adapter's file are not those that rank "
+            f"{rank} holds: '{names[0]}'",
+            where="publishing the adapter",
+            fix="nothing was published; the checkpoints are whole: report this with the recipe",
+        )
+        for rank, names in enumerate(processes.gather(wrong))
+        if names
+    )
 
 
 def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Change]:

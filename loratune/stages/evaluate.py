@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from loratune.scoring.registry import EXACT_MATCH, text_metrics
 from loratune.scoring.resampling import Gain, Score, TokenMean, estimated, gained
 from loratune.surgery import WrappedModel, disabled
 from loratune.training.forward import batch_loss, source_sums
+from loratune.training.sharding import is_sharded
 
 COMPARED = "answer and reference, each from its tokens up to the first stop token, stripped"
 """What ``exact_match`` compares; special tokens are written out on both sides."""
@@ -125,6 +126,7 @@ def summed_scores(
     rows: Sequence[EncodedRow],
     batches: Iterable[Sequence[int]],
     arrangement: Arrangement,
+    idle: Container[int] = (),
 ) -> SummedScores:
     """The scores of rows, batch by batch; rows of no batch have a loss of 0.
 
@@ -133,15 +135,20 @@ def summed_scores(
         rows: encoded rows.
         batches: row numbers of each batch.
         arrangement: how the rows of a batch lie in its sequences.
+        idle: places of batches that are computed and not counted.
     """
     device = next(head.model.parameters()).device
     loss = correct = tokens = 0.0
     row_losses = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    for numbers in filter(None, batches):
+    for place, numbers in enumerate(batches):
+        if not numbers:
+            continue
         names = [str(number) for number in numbers]  # every row is a source of its own
         chosen = [replace(rows[number], origin=str(number)) for number in numbers]
         batch = arrangement.batch(chosen, sources=names).to(device)
         scores = batch_loss(head, batch, count_correct=True)
+        if place in idle:
+            continue
         assert scores.correct is not None
         loss, correct = loss + float(scores.total), correct + float(scores.correct)
         tokens += scores.tokens
@@ -158,8 +165,12 @@ def evaluation_scores(
     """Mean loss, token accuracy and number of supervised tokens, over all processes."""
     rank, world = processes.rank(), processes.world_size()
     batches = arrangement.evaluation_batches(rows, batch_size)
-    shares = (shard(numbers, rank, world) for numbers in batches)
-    own = summed_scores(head, rows, shares, arrangement)
+    shares = [shard(numbers, rank, world) for numbers in batches]
+    idle = [place for place, share in enumerate(shares) if not share]
+    if is_sharded(head.model):  # its weights are gathered by all processes
+        for place in idle:
+            shares[place] = batches[place][:1]
+    own = summed_scores(head, rows, shares, arrangement, idle)
     sums = (own.loss, own.correct, own.tokens, *own.row_losses.tolist())
     loss, correct, tokens, *row_losses = processes.total(sums, own.row_losses.device)
     parts = _source_losses(rows, row_losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +13,17 @@ import torch
 from torch import nn
 
 from loratune.config.schema import ModelConfig, Precision
+from loratune.errors import ConfigError
 from loratune.models.devices import resolve_device, resolve_dtype
 from loratune.models.dtypes import torch_dtype
-from loratune.models.fingerprint import base_fingerprint, tokenizer_fingerprint
-from loratune.models.load import load_model, load_tokenizer
+from loratune.models.fingerprint import checked_hashes, combine_hashes, tokenizer_fingerprint
+from loratune.models.load import load_model, load_tokenizer, load_without_parameters
 from loratune.models.quantized.format import Quantization, find_quantization, identity
 from loratune.models.source import model_folder, read_model_config
+from loratune.models.unread import UnreadParameters
 from loratune.models.vocabulary import grow, tokenizer_and_rows
 from loratune.models.weights import stored_dtype, tensor_entries
+from loratune.runs import processes
 
 
 @dataclass
@@ -33,15 +37,17 @@ class BaseModel:
         name: what the recipe called it.
         added_tokens: what the tokenizer has beyond the folder's own.
         quantization: how its linear layers are stored, where they are quantized.
+        unread: where the parameters have no data yet, what gives them their values.
     """
 
     model: nn.Module
     tokenizer: Any
     folder: Path
     name: str
-    _fingerprint: Future[str]
+    _hashes: Future[dict[str, str]]
     added_tokens: tuple[str, ...] = ()
     quantization: Quantization | None = None
+    unread: UnreadParameters | None = None
 
     @property
     def device(self) -> torch.device:
@@ -53,10 +59,14 @@ class BaseModel:
         """Number format of the weights."""
         return next(self.model.parameters()).dtype
 
-    @property
+    @cached_property
     def weights_fingerprint(self) -> str:
-        """Fingerprint of the weights on disk (computed beside the loading)."""
-        return self._fingerprint.result()
+        """Fingerprint of the weights on disk, hashed beside the loading.
+
+        Collective where several processes shared the tensors out.
+        """
+        hashes = ChainMap(*processes.gather(self._hashes.result()))
+        return combine_hashes(tensor_entries(self.folder), hashes)
 
     @property
     def fingerprint(self) -> str:
@@ -77,7 +87,11 @@ class BaseModel:
 
 
 def load(
-    config: ModelConfig, precision: Precision = Precision.auto, tokenizer: Any = None
+    config: ModelConfig,
+    precision: Precision = Precision.auto,
+    tokenizer: Any = None,
+    *,
+    shard: bool = False,
 ) -> BaseModel:
     """Load a base model.
 
@@ -85,6 +99,7 @@ def load(
         config: which model, dtype, device and attention.
         precision: of the training arithmetic; decides the dtype where the model's says auto.
         tokenizer: the model's own with the added tokens, if it was read before.
+        shard: leave the parameters unread: every process is to read its own part of them.
 
     Raises:
         LoratuneError: a missing folder, code in config.json, broken or missing weights, a
@@ -96,14 +111,48 @@ def load(
     device = resolve_device(config.device)
     quantization = find_quantization(folder, config)
     dtype = resolve_dtype(config.dtype, precision, device, stored)
-    pool = ThreadPoolExecutor(max_workers=1)
-    fingerprint = pool.submit(base_fingerprint, folder)
-    pool.shutdown(wait=False)
+    if shard:
+        require_shardable(quantization)
+    hashes = _hash_beside(folder)
     if quantization is not None:
-        wait([fingerprint])  # what it reads would add to the peak of memory
-    model: Any = load_model(folder, dtype, device, str(config.attention), quantization)
+        wait([hashes])  # what it reads would add to the peak of memory
+    attention = str(config.attention)
+    model: Any = (
+        load_without_parameters(folder, dtype, attention)
+        if shard
+        else load_model(folder, dtype, device, attention, quantization)
+    )
     tokenizer = tokenizer or tokenizer_and_rows(folder, config.add_tokens)[0]
     if config.add_tokens and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         grow(model, len(tokenizer))
+    unread = UnreadParameters(model, folder, dtype, device) if shard else None
     added = tuple(config.add_tokens)
-    return BaseModel(model, tokenizer, folder, config.path, fingerprint, added, quantization)
+    return BaseModel(model, tokenizer, folder, config.path, hashes, added, quantization, unread)
+
+
+def _hash_beside(folder: Path) -> Future[dict[str, str]]:
+    """Hash this process's part of a folder's tensors in a thread of its own."""
+    pool = ThreadPoolExecutor(max_workers=1)
+    hashes = pool.submit(checked_hashes, folder, processes.rank(), processes.world_size())
+    pool.shutdown(wait=False)
+    return hashes
+
+
+def require_shardable(quantization: Quantization | None) -> None:
+    """Check that there are processes to share a base out to, and that it can be.
+
+    Raises:
+        ConfigError: for a single process, or a quantized base.
+    """
+    if processes.world_size() < 2:
+        raise ConfigError(
+            "launch.shard has no effect with one process",
+            where="launch.shard",
+            fix="launch.nproc=N",
+        )
+    if quantization is not None:
+        raise ConfigError(
+            f"a quantized base ({quantization.kind}) cannot be sharded",
+            where="launch.shard",
+            fix="launch.shard=false, or a base that is not quantized",
+        )

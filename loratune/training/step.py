@@ -84,7 +84,7 @@ def train_step(
     sums = torch.zeros(1 + len(sources), dtype=torch.float64, device=device)
     kernels = partial(repeatable_kernels, device) if deterministic else nullcontext
     for batch in micro_batches:
-        if batch.supervised:
+        if batch.supervised or batch.is_idle:
             sums += _backward(head, batch, supervised, kernels)
     # ---- sum over processes, look, clip, apply ----
     processes.sum_gradients(parameters)

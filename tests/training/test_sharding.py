@@ -15,7 +15,7 @@ from loratune.cli import main
 
 def losses(run: Path) -> list[float]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["train/loss"] for line in lines]
+    return [record["train/loss"] for record in map(json.loads, lines) if "train/loss" in record]
 
 
 def train(monkeypatch, out: str, *words: str) -> int:
@@ -34,6 +34,27 @@ def test_two_processes_with_a_sharded_base_equal_one(monkeypatch, tmp_path, capf
     assert train(monkeypatch, "sharded", "launch.nproc=2", "launch.shard=true") == 0
     assert "view tensor" not in capfd.readouterr().err
     assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+def evaluated(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["eval/loss"] for line in lines if "eval/loss" in line]
+
+
+def test_a_process_without_rows_computes_along(monkeypatch, tmp_path) -> None:
+    """A sharded base is gathered by all processes: one that is missing would stop the others."""
+    words = ["trainer.batch_size=1", "trainer.grad_accum_steps=2", "data.limit=21"]
+    words += ["trainer.eval_every=2", "evaluate.batch_size=1", "evaluate.generate_limit=3"]
+    words += ["stages=[train,evaluate]"]
+    assert train(monkeypatch, "one", *words) == 0
+    assert train(monkeypatch, "sharded", *words, *SHARDED) == 0
+    for numbers in (losses, evaluated):
+        assert numbers(tmp_path / "sharded") == pytest.approx(numbers(tmp_path / "one"), rel=1e-5)
+    one, other = (
+        json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("one", "sharded")
+    )
+    assert other["adapted"]["loss"] == pytest.approx(one["adapted"]["loss"], rel=1e-5)
+    assert other["base"]["loss"] == pytest.approx(one["base"]["loss"], rel=1e-5)
 
 
 SHARDED = ("launch.nproc=2", "launch.shard=true")

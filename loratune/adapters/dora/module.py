@@ -31,11 +31,11 @@ class DoRA(Adapter):
         super().__init__(plan, config)
         self.exact_gradient = config.exact_gradient
         self.lora_A, self.lora_B = initial_parameters(plan, config.init, self.scaling)
-        device = data_device(self.stored_weight)
+        weight = plan.weight()
         self.lora_magnitude_vector = nn.Parameter(
-            torch.ones(plan.shape.out_features, device=device)
-            if self.stored_weight.is_meta
-            else self._norms(self.weight).detach()
+            torch.ones(plan.shape.out_features, device=data_device(weight))
+            if weight.is_meta
+            else self._norms(weight).detach()
         )
         self._norms_in_use: tuple[_CacheKey, Tensor] | None = None
 

@@ -60,7 +60,9 @@ def initial_parameters(
 
 def _weight_to_read(plan: LayerPlan, init: Init) -> Tensor:
     """The base weight, or an empty one of its shape where the start needs no more of it."""
-    if blocks_of(plan.base_layer) is not None and not init.reads_weight:
+    if init.reads_weight:
+        return plan.weight()
+    if blocks_of(plan.base_layer) is not None:
         return torch.empty(plan.shape.out_features, plan.shape.in_features, device="meta")
     return weight_of(plan.base_layer)
 

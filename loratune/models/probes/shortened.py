@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -54,6 +55,16 @@ def shortened(model: nn.Module) -> nn.Module:
     return short_copy(model).model
 
 
+_OUTLINES: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+
+def keep_outline(model: nn.Module) -> None:
+    """Keep a copy of a model without its parameters' data: soon it can itself not be copied."""
+    parameters = list(model.parameters())
+    empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in parameters}
+    _OUTLINES[model] = copy.deepcopy(model, empty)
+
+
 @torch.no_grad()
 def short_copy(model: nn.Module) -> ShortCopy:
     """A frozen fp32 copy in evaluation mode with one block of each kind, on the same device.
@@ -62,8 +73,10 @@ def short_copy(model: nn.Module) -> ShortCopy:
     Two blocks are of one kind if their modules have the same types, shapes and settings but for
     the block's own number.  Lists of the model's config with an entry for every block are cut
     alike, and so are tables of words.  The weights of towers for images or sound are left out.  A
-    model that does not run so is copied with all blocks, or all words, or whole.
+    model that does not run so is copied with all blocks, or all words, or whole.  Of a model with
+    an outline that is copied.
     """
+    model = _OUTLINES.get(model, model)
     towers = tower_prefixes(model)
     blocks = _blocks(model, towers)
     stand_ins = [] if blocks is None else _stand_ins(blocks)
@@ -166,7 +179,8 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
                     filled[parameter] = nn.Parameter(zeros)
                 module.register_parameter(key, filled[parameter])
         if callable(start := getattr(model, "init_weights", None)):
-            with suppress(AttributeError):  # last it ties weights, of blocks that are not there too
+            # Last it ties weights: of blocks that are not there, or of layers with an adapter too.
+            with suppress(AttributeError, KeyError):
                 start()
         for parameter in filled.values():
             if not parameter.any():

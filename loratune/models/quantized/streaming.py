@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from loratune.models.build import empty_model
 from loratune.models.quantized.choice import layers_to_quantize, sizes_of
 from loratune.models.quantized.format import Quantization
 from loratune.models.quantized.layers import quantized_linear, stored_linear
-from loratune.models.stored_names import StoredNames
-from loratune.models.weights import TensorEntry, read_one, tensor_entries
+from loratune.models.reading import Misfits, Reader
+from loratune.models.weights import TensorEntry, read_one
 
 _STATES = re.compile(
     r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$"
@@ -25,26 +24,9 @@ _STATES = re.compile(
 _OF_INT8 = re.compile(r"\.(SCB|weight_format)$")
 
 
-@dataclass
-class Loaded:
-    """A model, and what of its files did not fit.
-
-    Attributes:
-        model: the model.
-        missing: parameters that no tensor becomes.
-        mismatched: name, stored shape, wanted shape.
-        unexpected: tensors that the model has no place for.
-    """
-
-    model: Any
-    missing: list[str] = field(default_factory=list)
-    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-
 def load_quantized(
     folder: Path, dtype: torch.dtype, attention: str, quantization: Quantization
-) -> Loaded:
+) -> tuple[Any, Misfits]:
     """A model whose linear layers are quantized while they are read, or are so in the files.
 
     Beyond the model itself, no more than one stored tensor is in memory.
@@ -55,46 +37,37 @@ def load_quantized(
         attention: as ``model.attention``.
         quantization: how.
 
+    Returns:
+        The model, and what of its files did not fit.
+
     Raises:
         ModelError: a layer that cannot be quantized so.
     """
     model: Any = empty_model(folder, dtype, attention)
-    entries = tensor_entries(folder)
-    names = StoredNames(model, entries)
     chosen = set() if quantization.in_files else set(layers_to_quantize(model, quantization))
-    loaded = Loaded(model, unexpected=_unexpected(model, names, entries))
-    reader = _Reader(names, entries, dtype, loaded)
+    reader = _Reader(model, folder, dtype)
+    reader.note_unexpected(reader.states())
     for name, module in list(model.named_modules()):
         if name in chosen or reader.is_quantized(f"{name}.weight"):
             model.set_submodule(name, reader.layer(name, module, quantization))
         else:
             reader.fill(name, module)
-    return loaded
+    return model, reader.misfits
 
 
-def _unexpected(model: Any, names: StoredNames, entries: Mapping[str, TensorEntry]) -> list[str]:
-    """Stored tensors that the model has no place for."""
-    used = {stored for group in names.groups for stored in group.stored}
-    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    return [
-        name
-        for name in entries
-        if name not in used
-        and _STATES.sub("", name) not in used
-        and _OF_INT8.sub(".weight", name) not in used
-        and not any(re.search(pattern, name) for pattern in ignored)
-    ]
-
-
-@dataclass
-class _Reader:
+class _Reader(Reader):
     """Gives the layers of one model their values."""
 
-    names: StoredNames
-    entries: Mapping[str, TensorEntry]
-    dtype: torch.dtype
-    loaded: Loaded
-    filled: dict[int, nn.Parameter] = field(default_factory=dict)
+    def __init__(self, model: Any, folder: Path, dtype: torch.dtype) -> None:
+        super().__init__(model, folder, dtype)
+        self._filled: dict[int, nn.Parameter] = {}
+
+    def states(self) -> Iterator[str]:
+        """Stored tensors that belong to a quantized weight beside them."""
+        used = {stored for group in self.names.groups for stored in group.stored}
+        for name in self.entries:
+            if {_STATES.sub("", name), _OF_INT8.sub(".weight", name)} & used:
+                yield name
 
     def is_quantized(self, parameter: str) -> bool:
         """Whether the files hold the parameter in 4 or 8 bits."""
@@ -107,69 +80,40 @@ class _Reader:
         bias = (
             None
             if getattr(module, "bias", None) is None
-            else self.value(f"{name}.bias", module.bias)
+            else self._value(f"{name}.bias", module.bias)
         )
         if quantization.in_files:
             return self._stored(name, torch.Size((out_features, in_features)), bias)
         weight = (
-            self.names.read(f"{name}.weight")
-            if self._has(f"{name}.weight", module.weight)
-            else None
+            self.names.read(f"{name}.weight") if self.has(f"{name}.weight", module.weight) else None
         )
         if weight is None:
             return module
         is_turned = type(module).__name__ == "Conv1D"
         oriented = weight.T if is_turned else weight
-        layer: Any = quantized_linear(oriented, bias, quantization, self.dtype)
+        layer: Any = quantized_linear(oriented, bias, quantization, self._dtype)
         layer.stored_input_first = is_turned
         return layer  # type: ignore[no-any-return]
 
     def _stored(self, name: str, shape: torch.Size, bias: Tensor | None) -> nn.Module:
         place = self.names.own(f"{name}.weight")
         assert place is not None
-        return read_stored_layer(place.stored[0], self.entries, shape, bias, self.dtype)
+        return read_stored_layer(place.stored[0], self.entries, shape, bias, self._dtype)
 
     def fill(self, name: str, module: nn.Module) -> None:
         """Give a module its own parameters and stored buffers; tied ones stay tied."""
         for key, parameter in list(module.named_parameters(recurse=False)):
             own = f"{name}.{key}" if name else key
-            if id(parameter) not in self.filled:
-                value = self.value(own, parameter)
+            if id(parameter) not in self._filled:
+                value = self._value(own, parameter)
                 if value is None:
                     continue
-                self.filled[id(parameter)] = nn.Parameter(value, requires_grad=False)
-            module.register_parameter(key, self.filled[id(parameter)])
-        for key, buffer in module.named_buffers(recurse=False):
-            own = f"{name}.{key}" if name else key
-            if self.names.own(own) is not None:
-                buffer.copy_(self.names.read(own))
+                self._filled[id(parameter)] = nn.Parameter(value, requires_grad=False)
+            module.register_parameter(key, self._filled[id(parameter)])
+        self.fill_buffers(name, module)
 
-    def value(self, name: str, wanted: Any) -> Tensor | None:
-        """A parameter's value, copied out of its file."""
-        if not self._has(name, wanted):
-            return None
-        return self.names.read(name).to(self._dtype_of(name), copy=True).contiguous()
-
-    def _has(self, name: str, wanted: Any) -> bool:
-        """Whether the files hold a parameter in the right shape; if not, that is noted."""
-        place = self.names.stored_as(name)
-        if place is None:
-            self.loaded.missing.append(name)
-            return False
-        group = place[1]
-        stored = self.entries[group.stored[0]].shape
-        if group.conversion is None and stored != tuple(wanted.shape):
-            self.loaded.mismatched.append((name, stored, tuple(wanted.shape)))
-            return False
-        return True
-
-    def _dtype_of(self, name: str) -> torch.dtype:
-        """What transformers loads a parameter in: a few modules stay in fp32."""
-        model, half = self.loaded.model, self.dtype is not torch.float32
-        wide = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()) if half else set()
-        if self.dtype is torch.float16:
-            wide |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
-        return torch.float32 if any(_is_part(one, name) for one in wide) else self.dtype
+    def _value(self, name: str, wanted: Any) -> Tensor | None:
+        return self.value(name) if self.has(name, wanted) else None
 
 
 def read_stored_layer(
@@ -205,10 +149,6 @@ def read_stored_layer(
             where=str(entries[weight].file),
             fix="copy or download it again",
         ) from error
-
-
-def _is_part(wanted: str, name: str) -> bool:
-    return re.search(rf"(^|\.){re.escape(wanted)}(\.|$)", name) is not None
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
