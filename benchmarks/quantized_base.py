@@ -194,7 +194,7 @@ def training(arguments: Namespace, options: common.Options) -> dict[str, Any] | 
                         rows[-1]["answers"] = answers(out)
     settings = {
         "steps": dict(zip(ROWS, arguments.steps, strict=True)), "batch": arguments.batch,
-        "answers": arguments.answers, "rank": 16, "targets": "all_linear",
+        "answers": arguments.answers, "rank": 16, "lr": 1e-3, "targets": "all_linear",
     }  # fmt: skip
     return {"settings": settings, "training": rows}
 
@@ -217,7 +217,7 @@ def training_words(
         "model.architecture=null", f"data.path={rows / 'train.jsonl'}",
         f"data.eval_path={tests}", f"data.eval_limit={arguments.answers}",
         f"evaluate.generate_limit={arguments.answers}", "data.max_length=256",
-        f"trainer.batch_size={arguments.batch}",
+        f"trainer.batch_size={arguments.batch}", "trainer.lr=1e-3",
         "trainer.precision=fp32", f"trainer.seed={seed}", f"trainer.threads={arguments.threads}",
         f"model.quantize={'null' if kind == 'fp32' else kind}", f"out={out}",
     ]  # fmt: skip

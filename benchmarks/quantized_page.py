@@ -93,8 +93,9 @@ def training(record: dict[str, Any]) -> str:
     seeds = len({one["seed"] for one in record["training"]})
     intro = (
         f"{settings['batch']} rows a step, LoRA of rank {settings['rank']} "
-        f"on all linear layers, fp32 arithmetic, {seeds} seeds (mean ± standard deviation); loss "
-        f"and exact match on {settings['answers']} rows that nothing was trained on."
+        f"on all linear layers, learning rate {settings['lr']}, fp32 arithmetic, {seeds} seeds "
+        f"(mean ± standard deviation); loss and exact match on {settings['answers']} rows that "
+        "nothing was trained on."
     )
     return "\n\n".join([intro, *parts, measured_on(record)])
 
