@@ -89,12 +89,13 @@ def training(record: dict[str, Any]) -> str:
         columns = (
             f"{name}", "peak memory", "seconds a step", "loss before", "loss after", "exact match",
         )  # fmt: skip
-        parts.append(table(columns, rows))
+        parts.append(f"{settings['steps'][data]} steps:\n\n{table(columns, rows)}")
     seeds = len({one["seed"] for one in record["training"]})
     intro = (
-        f"{settings['steps']} steps of {settings['batch']} rows, LoRA of rank {settings['rank']} "
-        f"on all linear layers, fp32 arithmetic, {seeds} seeds (mean ± standard deviation); loss "
-        f"and exact match on {settings['answers']} rows that nothing was trained on."
+        f"{settings['batch']} rows a step, LoRA of rank {settings['rank']} "
+        f"on all linear layers, learning rate {settings['lr']}, fp32 arithmetic, {seeds} seeds "
+        f"(mean ± standard deviation); loss and exact match on {settings['answers']} rows that "
+        "nothing was trained on."
     )
     return "\n\n".join([intro, *parts, measured_on(record)])
 
