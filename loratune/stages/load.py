@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections import ChainMap
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +40,7 @@ class BaseModel:
         added_tokens: what the tokenizer has beyond the folder's own.
         quantization: how its linear layers are stored, where they are quantized.
         unread: where the parameters have no data yet, what gives them their values.
+        sharers: ranks among which the hashing of the same files is shared out.
     """
 
     model: nn.Module
@@ -48,6 +51,7 @@ class BaseModel:
     added_tokens: tuple[str, ...] = ()
     quantization: Quantization | None = None
     unread: UnreadParameters | None = None
+    sharers: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +69,10 @@ class BaseModel:
 
         Collective where several processes shared the tensors out.
         """
-        hashes = ChainMap(*processes.gather(self._hashes.result()))
+        hashes: Mapping[str, str] = self._hashes.result()
+        if self.sharers:
+            gathered = processes.gather(hashes)
+            hashes = ChainMap(*(gathered[rank] for rank in self.sharers))
         return combine_hashes(tensor_entries(self.folder), hashes)
 
     @property
@@ -113,7 +120,8 @@ def load(
     dtype = resolve_dtype(config.dtype, precision, device, stored)
     if shard:
         require_shardable(quantization)
-    hashes = _hash_beside(folder)
+    sharers = _readers_of_same_files(folder) if shard else ()
+    hashes = _hash_beside(folder, sharers)
     if quantization is not None:
         wait([hashes])  # what it reads would add to the peak of memory
     attention = str(config.attention)
@@ -127,13 +135,26 @@ def load(
         grow(model, len(tokenizer))
     unread = UnreadParameters(model, folder, dtype, device) if shard else None
     added = tuple(config.add_tokens)
-    return BaseModel(model, tokenizer, folder, config.path, hashes, added, quantization, unread)
+    stored_as = (added, quantization, unread, sharers)
+    return BaseModel(model, tokenizer, folder, config.path, hashes, *stored_as)
 
 
-def _hash_beside(folder: Path) -> Future[dict[str, str]]:
-    """Hash this process's part of a folder's tensors in a thread of its own."""
+def _readers_of_same_files(folder: Path) -> tuple[int, ...]:
+    """The ranks on this machine that read the very files that this process reads.
+
+    Not all ranks: one that was given another base would hide behind the others' hashes.
+    """
+    files = sorted({entry.file for entry in tensor_entries(folder).values()})
+    found = [file.stat() for file in files]
+    mine = (socket.gethostname(), [(one.st_dev, one.st_ino) for one in found])
+    return tuple(rank for rank, other in enumerate(processes.gather(mine)) if other == mine)
+
+
+def _hash_beside(folder: Path, sharers: tuple[int, ...]) -> Future[dict[str, str]]:
+    """Hash a folder's tensors, or this process's part of them, in a thread of its own."""
+    part, parts = (sharers.index(processes.rank()), len(sharers)) if sharers else (0, 1)
     pool = ThreadPoolExecutor(max_workers=1)
-    hashes = pool.submit(checked_hashes, folder, processes.rank(), processes.world_size())
+    hashes = pool.submit(checked_hashes, folder, part, parts)
     pool.shutdown(wait=False)
     return hashes
 

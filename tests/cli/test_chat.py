@@ -99,6 +99,13 @@ def test_a_format_of_single_questions_sees_no_earlier_one(tokenizer: Any) -> Non
     assert talk.ask("Where?", lambda _: None) == answered(talk, "Where?")
 
 
+@pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a model of one answer, which computes nothing."""
+    monkeypatch.setattr("loratune.generation.probe_cache", lambda model: True)
+
+
+@pytest.mark.usefixtures("no_probe")
 def test_characters_of_several_tokens_are_shown_whole(tokenizer: Any) -> None:
     text, pieces = "Grüße 😀 中", list[str]()
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -108,6 +115,7 @@ def test_characters_of_several_tokens_are_shown_whole(tokenizer: Any) -> None:
     assert len(pieces) > 3
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_an_answer_that_is_interrupted_is_as_long_as_it_was(tokenizer: Any) -> None:
     ids = tokenizer("Aye, matey", add_special_tokens=False)["input_ids"]
     pieces: list[str] = []

@@ -141,6 +141,7 @@ def test_processes_that_disagree_are_stopped_before_anything_is_published(bench:
         ("data", "data.path=other.jsonl"),
         ("test", "data.test_path=other.jsonl"),
         ("base", "model.path=base2"),
+        ("base", "model.path=base2 launch.shard=true"),
         ("trainer.lr", "trainer.lr=0.003"),
         ("evaluate.batch_size", "evaluate.batch_size=3"),
     ],
@@ -148,6 +149,7 @@ def test_processes_that_disagree_are_stopped_before_anything_is_published(bench:
 def test_ranks_that_are_given_different_things_stop_before_the_first_step(
     bench: Bench, key: str, word: str
 ) -> None:
+    word, *both = word.split()
     write_rows(bench.folder / "other.jsonl", range(1, 17))
     bench.copy("base2")
     run, shared = bench.folder / "run", rank_environment()
@@ -158,7 +160,7 @@ def test_ranks_that_are_given_different_things_stop_before_the_first_step(
             *words,
             environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
-        for rank, words in enumerate([[], [word]])
+        for rank, words in enumerate([both, [*both, word]])
     ]
     for outcome in [case.wait() for case in cases]:
         check_told(outcome, 2, "rank 1 differs from rank 0", f"{key}:", "→")
