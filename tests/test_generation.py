@@ -127,3 +127,16 @@ def test_what_goes_wrong_while_answers_are_written_is_not_hidden(count: int, tok
     handle = model.register_forward_pre_hook(failing, with_kwargs=True)
     with handle, pytest.raises(AttributeError, match="a mistake of the model's"):
         generate_answers(model, tokenizer, prompts, Sampling(max_new_tokens=2), 1)
+
+
+def test_a_model_that_computes_nothing_without_its_cache_keeps_it(monkeypatch) -> None:
+    model = tiny_llama().eval()
+    forward = type(model).forward
+
+    def needs_its_cache(self, *args, use_cache=None, **named):
+        if use_cache is False:
+            raise ValueError("this model needs its cache")
+        return forward(self, *args, use_cache=use_cache, **named)
+
+    monkeypatch.setattr(type(model), "forward", needs_its_cache)
+    assert probe_cache(model)
