@@ -154,3 +154,10 @@ def test_processes_counts_the_bytes_that_a_step_hands_to_the_others(run: Any) ->
     assert alone["sent_bytes"] == 0
     assert two["sent_bytes"] == two["payload_bytes"] == sum(two["messages"])
     assert two["rows_per_cpu_second"] > 0
+
+
+def test_sharded_loading_reads_every_byte_of_the_base_once(run: Any) -> None:
+    record = run("sharded_loading", "--processes", "2")
+    [measured] = record["runs"]
+    assert sum(rank["sliced"] for rank in measured["ranks"]) == record["settings"]["base"]
+    assert all(rank["peak_reading"] >= rank["own"] > 0 for rank in measured["ranks"])
