@@ -148,8 +148,8 @@ def measure(base: Path, folder: Path, processes: int, trains: bool) -> dict[str,
             *words,
             *(["launch.shard=true"] if processes > 1 else []),
         ]
-        log = (folder / f"log-{processes}-{rank}.txt").open("w", encoding="utf-8")
-        started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        with (folder / f"log-{processes}-{rank}.txt").open("w", encoding="utf-8") as log:
+            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     samples = watch(started)
     if any(one.returncode for one in started):
         raise SystemExit((folder / f"log-{processes}-0.txt").read_text(encoding="utf-8")[-2000:])
