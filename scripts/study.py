@@ -28,6 +28,8 @@ RESULTS = ROOT / "outputs" / "study"
 PAGE = ROOT / "docs" / "study.md"
 _ROWS = {"e2e": "e2e", "": "banking77"}
 """Ending of a recipe's name, and the data set that it trains on."""
+HELDOUT_TEXTS = 24
+"""Scored at every point of every curve, where forgetting is wanted at a target loss."""
 
 
 def claims(name: str) -> list[str]:
@@ -42,16 +44,16 @@ def names() -> list[str]:
     return [path.stem for path in paths if claims(path.stem)]
 
 
-def shuffled(source: Path, target: Path) -> Path:
+def shuffled(source: Path, target: Path, limit: int | None = None) -> Path:
     """A copy of a file's rows in an order that says nothing: Banking77's are sorted by intent.
 
-    The recipes' limits then take a sample, the same one always.
+    The recipes' limits, or ``limit``, then take a sample, the same one always.
     """
     if not target.is_file():
         rows = source.read_text(encoding="utf-8").splitlines(keepends=True)
         random.Random(0).shuffle(rows)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("".join(rows), encoding="utf-8")
+        target.write_text("".join(rows[:limit]), encoding="utf-8")
     return target
 
 
@@ -64,10 +66,15 @@ def command(name: str, base: str, shared: Path, results: Path = RESULTS) -> list
         )
         for part in ("train", "test")
     )
+    heldout = shuffled(
+        shared / "data" / "wikitext2" / "heldout.jsonl",
+        results / "rows" / "wikitext2" / "heldout.jsonl",
+        HELDOUT_TEXTS,
+    )
     return [
         sys.executable, "-m", "loratune", "compare", "--config-dir", str(RECIPES), f"recipe={name}",
         f"model.path={base}", f"data.path={train}", f"data.eval_path={test}",
-        f"compare.heldout_path={shared / 'data' / 'wikitext2' / 'heldout.jsonl'}",
+        f"compare.heldout_path={heldout}", f"processes={min(4, len(os.sched_getaffinity(0)))}",
         f"out={results / name}",
     ]  # fmt: skip
 

@@ -83,7 +83,7 @@ class Assembly:
 
     def _variant(self, one: VariantSearch) -> VariantResult:
         plan, setting, trials = self._plan, one.setting, self._plan.trials(one)
-        point = one.search.winner(trials)
+        point = plan.winner(one)
         notes = list(setting.notes)
         if point is not None and one.search.is_at_edge(point, trials):
             notes.append(

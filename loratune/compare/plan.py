@@ -93,12 +93,24 @@ class ComparisonPlan:
         values = {key: self.result(self.trial(one.setting, *key)) for key in keys}
         return {key: _as_trial(value, *key) for key, value in values.items() if value is not None}
 
+    def winner(self, one: VariantSearch) -> Point | None:
+        """The chosen rate of one setting; ``None`` while it is unknown, or if every trial failed.
+
+        One rate alone is chosen without a trial, except where the search is all that is wanted.
+        """
+        if self._is_given(one):
+            return one.search.only_point
+        return one.search.winner(self.trials(one))
+
+    def _is_given(self, one: VariantSearch) -> bool:
+        return bool(self.seeds) and one.search.only_point is not None
+
     def _open_trials(self, one: VariantSearch) -> list[tuple[Point, int]]:
-        return one.search.open_trials(self.trials(one))
+        return [] if self._is_given(one) else one.search.open_trials(self.trials(one))
 
     def seed_runs(self, one: VariantSearch) -> list[Task]:
         """The final trainings of one setting; none before its rate is chosen."""
-        point = one.search.winner(self.trials(one))
+        point = self.winner(one)
         if point is None:
             return []
         return [self.seed_run(one.setting, point, seed) for seed in self.seeds]
@@ -108,7 +120,7 @@ class ComparisonPlan:
         total = len(self._fixed())
         for one in self.searches:
             points = len(one.search.points)
-            for _ in one.search.rungs:
+            for _ in () if self._is_given(one) else one.search.rungs:
                 total, points = total + points, -(-points // 2)
             total += len(self.seeds)
         return total

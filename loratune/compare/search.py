@@ -65,6 +65,11 @@ class Search:
     rungs: tuple[int, ...]
     factor: float | None = None
 
+    @property
+    def only_point(self) -> Point | None:
+        """The point of a search that has nothing to choose; ``None`` for every other."""
+        return self.points[0] if len(self.points) == 1 and self.factor is None else None
+
     def possible_points(self) -> list[Point]:
         """Every point that the search may come to try."""
         found = list(self.points)

@@ -335,3 +335,10 @@ def test_a_wide_margin_finds_the_same_trainings_equivalent(
     [narrow] = [one for one in first.differences if one.metric == "loss"]
     assert pair.margin == pytest.approx(99.9 * (narrow.margin or 0.0))
     assert (pair.p_equivalence or 1.0) < (narrow.p_equivalence or 0.0)
+
+
+def test_a_rate_that_stands_alone_is_trained_without_a_trial(tiny: Make) -> None:
+    found, folder = compare(tiny(), replace(TWO, lr_grid=[1e-2]))
+    assert not list(folder.glob("trials/**/*.json"))
+    assert [v.lr for v in found.variants] == [1e-2, 1e-2]
+    assert all(run.loss for variant in found.variants for run in variant.members)
