@@ -2,10 +2,12 @@
 """Run the comparisons of the study, or some of them by name, and write docs/study.md.
 
     python scripts/study.py BASE [NAME ...]
+    python scripts/study.py page
 
 BASE is SmolLM2-135M-Instruct (a folder or a hub id); NAME one of recipes/study/recipe.  Rows come
 from the folder that LORATUNE_SHARED names.  Every cell is kept below outputs/study: stopped at any
-time, the same command goes on where it was.  The page holds nothing that no comparison says.
+time, the same command goes on where it was.  The page holds nothing that no comparison says;
+``page`` writes it again from what is finished.
 """
 
 from __future__ import annotations
@@ -13,29 +15,54 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from study_claims import TESTS
+
+from loratune import files
 from loratune.compare import tables
 from loratune.compare.result import Comparison
-from loratune.tables import markdown_text
+from loratune.report.charts.chart_frame import Chart
+from loratune.report.comparison_charts import curve_charts, pareto_charts, search_charts
+from loratune.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes" / "study"
 RESULTS = ROOT / "outputs" / "study"
 PAGE = ROOT / "docs" / "study.md"
+FOLDER = ROOT / "docs" / "study"
+HEAD = """# The study
+
+Written by `make study` from the comparisons' own files; no verdict and no ranking is typed by hand.
+
+The base is SmolLM2-135M-Instruct, dequantised from Q4_1 where it was made from that file: it is not
+the release itself. Trainings are short, so that five seeds of every contender fit on two cores:
+what holds after sixty steps need not hold after six thousand. Rows: Banking77 (PolyAI, CC BY 4.0),
+the E2E NLG challenge (CC BY-SA 4.0), and for what is forgotten WikiText-2 (CC BY-SA 3.0). Every
+contender is trained at its own best rate of a grid that grows while its edge is best."""
 _ROWS = {"e2e": "e2e", "": "banking77"}
 """Ending of a recipe's name, and the data set that it trains on."""
 HELDOUT_TEXTS = 24
 """Scored at every point of every curve, where forgetting is wanted at a target loss."""
 
 
-def claims(name: str) -> list[str]:
-    """What a recipe's comparison is to confirm or refute, from the comments at its head."""
+def claims(name: str) -> dict[str, str]:
+    """The claims that a recipe's comparison is to confirm or refute, from the comments at its head.
+
+    Returns:
+        Name of a test (``study_claims.TESTS``) to the claim in words.
+    """
     text = (RECIPES / "recipe" / f"{name}.yaml").read_text(encoding="utf-8")
-    return [line.removeprefix("# claim: ") for line in text.splitlines() if "# claim: " in line]
+    found = dict(re.findall(r"^# claim (\w+): (.+)$", text, re.MULTILINE))
+    for other in re.findall(r"^# claims of (\w+):", text, re.MULTILINE):
+        found |= claims(other)
+    return found
 
 
 def names() -> list[str]:
@@ -91,59 +118,111 @@ def ordered_otherwise(comparison: Comparison) -> tuple[int, int]:
     return sum(order != [v.label for v in means] for order in orders), len(orders)
 
 
-def section(name: str, comparison: Comparison) -> str:
-    """One comparison: the claims, then what was found."""
+def verdict_table(name: str, comparison: Comparison) -> Table:
+    """What the comparison says of each claim."""
+    rows = []
+    for test, claim in claims(name).items():
+        found = TESTS[test](comparison)
+        rows.append((claim, found.word, found.evidence))
+    return Table("verdicts", ("claim", "verdict", "evidence"), tuple(rows))
+
+
+def figures(name: str, comparison: Comparison, folder: Path) -> str:
+    """The comparison's drawings as files beside the page, and the lines that show them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    charts = (*pareto_charts(comparison), *search_charts(comparison), *curve_charts(comparison))
+    lines = []
+    for chart in charts:
+        path = folder / f"{name}-{re.sub('[^a-z0-9]+', '-', chart.title.lower()).strip('-')}.svg"
+        path.write_text(standalone(chart), encoding="utf-8")
+        lines.append(f"![{chart.title}]({folder.name}/{path.name})")
+    return "\n".join(lines)
+
+
+def standalone(chart: Chart) -> str:
+    """A drawing that needs no page around it: with its own colours, light and dark."""
+    style = resources.files("loratune.report").joinpath("templates/style.css").read_text("utf-8")
+    opening = '<svg xmlns="http://www.w3.org/2000/svg" class="figure" '
+    drawing = str(chart.drawing).replace("<svg ", opening, 1)
+    head, _, rest = drawing.partition(">")
+    ground = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+    return f"{head}><style>{style}</style>{ground}{rest}\n"
+
+
+def section(name: str, comparison: Comparison, folder: Path) -> str:
+    """One comparison: the verdict on each claim, then what was found, drawn and in numbers."""
     other, seeds = ordered_otherwise(comparison)
+    shown = (
+        verdict_table(name, comparison),
+        tables.contender_table(comparison),
+        tables.quality_table(comparison),
+        tables.cost_table(comparison),
+        tables.search_table(comparison),
+    )
+    verdicts, *rest = [table.to_markdown().rstrip() for table in shown if table.rows]
     parts = [
         f"## {name.replace('_', ' ')}",
-        "\n".join(f"> {markdown_text(claim)}" for claim in claims(name)),
+        verdicts,
         *tables.markdown_head(comparison),
         f"{other} of {seeds} seeds alone order the contenders otherwise than their means do.",
-        *(
-            table.to_markdown().rstrip()
-            for table in (
-                tables.contender_table(comparison),
-                tables.quality_table(comparison),
-                tables.cost_table(comparison),
-                tables.difference_table(comparison),
-                tables.search_table(comparison),
-            )
-            if table.rows
-        ),
-        f"Raw numbers: `outputs/study/{name}/comparison.json`.",
+        *rest,
+        figures(name, comparison, folder),
+        f"All pairs, all seeds, every curve: [{name}.json]({folder.name}/{name}.json).",
     ]
     return "\n\n".join(parts)
 
 
-def page(results: Path) -> str:
-    """All comparisons that are finished, and which are not."""
+def page(results: Path, folder: Path) -> str:
+    """All comparisons that are finished, and which are not.
+
+    Args:
+        results: where they lie.
+        folder: for the drawings and the raw numbers that the page shows.
+    """
     finished, missing = [], []
     for name in names():
         path = results / name / "comparison.json"
         if path.is_file():
             values = json.loads(path.read_text(encoding="utf-8"))
-            finished.append(section(name, Comparison.from_dict(values)))
+            comparison = Comparison.from_dict(values)
+            finished.append(section(name, comparison, folder))
+            files.write_json(folder / f"{name}.json", published(values))
         else:
             missing.append(name)
-    head = [
-        "# The study",
-        "Written by `make study` from the comparisons' own files. The base is "
-        "SmolLM2-135M-Instruct, dequantised from Q4_1 where it was made from that file: it is not "
-        "the release itself.",
-    ]
+    head = [HEAD]
     if missing:
         head.append(f"Not run: {', '.join(missing)}.")
     return "\n\n".join([*head, *finished]) + "\n"
 
 
+def published(values: dict[str, Any]) -> dict[str, Any]:
+    """A comparison's file without the data sets' own rows, and without this machine's folders."""
+    paths = {
+        path: Path(path).name
+        for path in (*values["rows"]["sources"].values(), values["base"]["path"])
+    }
+    text = json.dumps({**values, "samples": []})
+    for path, name in sorted(paths.items(), key=lambda item: -len(item[0])):
+        text = text.replace(json.dumps(path)[1:-1], name)
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def write_page() -> None:
+    """docs/study.md of what is finished."""
+    PAGE.write_text(page(RESULTS, FOLDER), encoding="utf-8")
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run what is named, or everything; write the page after each comparison."""
+    if arguments and arguments[0] == "page":
+        return write_page()
     if not arguments or set(arguments[1:]) - set(names()):
         raise SystemExit(f"{(__doc__ or '').strip()}\n\nNAME: {', '.join(names())}")
     shared = Path(os.environ.get("LORATUNE_SHARED", ROOT.parent / "shared"))
     for name in arguments[1:] or names():
         subprocess.run(command(name, arguments[0], shared), check=True)
-        PAGE.write_text(page(RESULTS), encoding="utf-8")
+        write_page()
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import json
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -14,6 +17,7 @@ from report.planted import comparison
 from support.command_line import CommandLine
 
 from loratune import files
+from loratune.compare.result import Comparison, Twin
 from loratune.compare.settings import named_settings
 from loratune.config.convert import from_plain
 from loratune.config.schema import RunConfig
@@ -23,18 +27,21 @@ RECIPES = ROOT / "recipes" / "study" / "recipe"
 
 
 @pytest.fixture(scope="module")
-def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study", ROOT / "scripts" / "study.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def study() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        yield importlib.import_module("study")
+        for name in ("study", "study_claims"):
+            patch.delitem(sys.modules, name)
 
 
 def test_every_recipe_with_a_claim_names_contenders_that_exist(
     cli: CommandLine, study: ModuleType, tmp_path: Path
 ) -> None:
     assert len(study.names()) == len(list(RECIPES.glob("*.yaml"))) - 1  # one has what all share
+    (tmp_path / "data" / "wikitext2").mkdir(parents=True)
+    texts = "".join(f"text {n}\n" for n in range(40))
+    (tmp_path / "data" / "wikitext2" / "heldout.jsonl").write_text(texts)
     for folder in ("banking77", "e2e"):
         (tmp_path / "data" / folder).mkdir(parents=True)
         for part in ("train", "test"):
@@ -60,15 +67,210 @@ def test_every_recipe_with_a_claim_names_contenders_that_exist(
 def test_the_page_says_what_was_found_and_what_was_not_run(
     study: ModuleType, tmp_path: Path
 ) -> None:
-    found = comparison({"lora": 0.4, "vera": 0.6})
+    found = comparison({"rs64": 0.4, "plain64": 0.6}, text="/home/me/rows.jsonl")
     (tmp_path / "scale").mkdir()
     files.write_json(tmp_path / "scale" / "comparison.json", found.to_dict())
-    page = study.page(tmp_path)
+    page = study.page(tmp_path, tmp_path / "docs")
     assert "## scale" in page and "## places" not in page
     assert "places" in page.partition("Not run: ")[2].partition("\n")[0]
-    for claim in study.claims("scale"):
-        assert claim.split(";")[0][:40] in page
-    assert "0.4000" in page and "0.6000" in page
+    for claim in study.claims("scale").values():
+        assert claim in page
+    assert "0.4000" in page and "0.6000" in page and "refuted" in page
+    for figure in (tmp_path / "docs").glob("*.svg"):
+        assert f"(docs/{figure.name})" in page
+        ElementTree.parse(figure)
+    raw = (tmp_path / "docs" / "scale.json").read_text()
+    assert "/home/me" not in raw and json.loads(raw)["variants"]
+
+
+def test_every_claim_has_a_test_and_every_test_a_claim(study: ModuleType) -> None:
+    claimed = {claim for name in study.names() for claim in study.claims(name)}
+    assert claimed == study.TESTS.keys()
+    assert study.claims("variants_e2e") == study.claims("variants_banking77")
+
+
+def pairs(losses: dict[str, float], equivalent: bool = False) -> Comparison:
+    """A comparison whose every difference is told, or is none, within 0.01 nats."""
+    found = comparison(losses)
+    differences = [
+        replace(one, equivalent=equivalent, margin=0.04, low=one.difference - 0.01,
+                high=one.difference + 0.01)
+        for one in found.differences
+    ]  # fmt: skip
+    recipe = {**found.recipe, "compare": {"lr_factor": 3.0}}
+    return replace(found, differences=differences, recipe=recipe)
+
+
+def with_runs(
+    losses: dict[str, float], numbers: Mapping[str, list[dict[str, float]]]
+) -> Comparison:
+    found = pairs(losses)
+    variants = [
+        replace(one, members=[replace(run, **values) for run, values in zip(
+            one.members, numbers[one.label], strict=True)])
+        for one in found.variants
+    ]  # fmt: skip
+    return replace(found, variants=variants)
+
+
+def with_rates(losses: dict[str, float], rates: Mapping[str, float]) -> Comparison:
+    found = pairs(losses)
+    variants = [replace(one, lr=rates[one.label]) for one in found.variants]
+    return replace(found, variants=variants)
+
+
+def with_ranks(scale: Callable[[int], float], rates: Mapping[int, float]) -> Comparison:
+    found = comparison({f"r{rank}": 0.4 for rank in rates})
+    variants = [
+        replace(one, lr=rate, adapter={"rank": rank, "alpha": scale(rank) * rank})
+        for one, (rank, rate) in zip(found.variants, rates.items(), strict=True)
+    ]
+    recipe = {**found.recipe, "compare": {"lr_factor": 3.0}}
+    return replace(found, variants=variants, recipe=recipe)
+
+
+def steps(*numbers: float) -> list[dict[str, float]]:
+    return [{"steps_to_target": number} for number in numbers]
+
+
+def forgotten(*numbers: float) -> list[dict[str, float]]:
+    return [{"forgetting_at_target": number} for number in numbers]
+
+
+def with_numbers(found: Comparison, trainable: Mapping[str, int]) -> Comparison:
+    variants = [
+        replace(one, costs=replace(one.costs, trainable=trainable[one.label]))
+        for one in found.variants
+    ]
+    return replace(found, variants=variants)
+
+
+FULL_LORA = {"full": 0.4, "lora": 0.41}
+PLUS = {"lora": 0.4, "lora_plus": 0.4}
+VERA = {"lora": 0.4, "vera": 0.6}
+TENTH, HALF = {"lora": 1000, "vera": 100}, {"lora": 1000, "vera": 500}
+ALL_LAYERS = {"mlp": 0.4, "everywhere": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("claim", "found", "word"),
+    [
+        ("within_two_percent", pairs(FULL_LORA), "confirmed"),  # of a gain of 3.85
+        ("within_two_percent", pairs({"full": 0.4, "lora": 0.6}), "refuted"),
+        ("within_two_percent", pairs({"full": 0.4, "lora": 0.47}), "undecided"),
+        ("rate_ten_times", with_rates(FULL_LORA, {"full": 2e-4, "lora": 5.4e-3}), "confirmed"),
+        ("rate_ten_times", with_rates(FULL_LORA, {"full": 2e-4, "lora": 2e-4}), "refuted"),
+        (
+            "half_the_steps",
+            with_runs(PLUS, {"lora": steps(40, 42, 41), "lora_plus": steps(15, 15, 16)}),
+            "confirmed",
+        ),
+        (
+            "half_the_steps",
+            with_runs(PLUS, {"lora": steps(40, 42, 41), "lora_plus": steps(29, 29, 30)}),
+            "refuted",
+        ),
+        (
+            "half_the_steps",
+            with_runs(PLUS, {"lora": steps(40, 42, 41), "lora_plus": steps(10, 25, 30)}),
+            "undecided",
+        ),
+        (
+            "fifth_fewer_steps",
+            with_runs(
+                {"lora": 0.4, "lora_fa": 0.4},
+                {"lora": steps(40, 42, 41), "lora_fa": steps(30, 31, 30)},
+            ),
+            "confirmed",
+        ),
+        (
+            "forgets_less",
+            with_runs(
+                FULL_LORA, {"full": forgotten(0.5, 0.5, 0.6), "lora": forgotten(0.1, 0.1, 0.2)}
+            ),
+            "confirmed",
+        ),
+        (
+            "forgets_less",
+            with_runs(
+                FULL_LORA, {"full": forgotten(0.1, 0.1, 0.2), "lora": forgotten(0.5, 0.5, 0.6)}
+            ),
+            "refuted",
+        ),
+        (
+            "forgets_less",
+            with_runs(
+                FULL_LORA, {"full": forgotten(0.1, 0.5, 0.6), "lora": forgotten(0.5, 0.1, 0.6)}
+            ),
+            "undecided",
+        ),
+        (
+            "tenth_of_the_numbers",
+            with_numbers(pairs({"lora": 0.4, "vera": 0.41}, equivalent=True), TENTH),
+            "confirmed",
+        ),
+        (
+            "tenth_of_the_numbers",
+            with_numbers(pairs({"lora": 0.4, "vera": 0.41}, equivalent=True), HALF),
+            "undecided",
+        ),
+        ("tenth_of_the_numbers", with_numbers(pairs(VERA), TENTH), "refuted"),
+        ("same_at_own_rates", pairs({"rs64": 0.4, "plain64": 0.41}, equivalent=True), "confirmed"),
+        ("same_at_own_rates", pairs({"rs64": 0.4, "plain64": 0.41}), "undecided"),
+        (
+            "better_at_one_rate",
+            pairs({"rs64_as_published": 0.4, "plain64_as_published": 0.6}),
+            "confirmed",
+        ),
+        (
+            "better_at_one_rate",
+            pairs({"rs64_as_published": 0.6, "plain64_as_published": 0.4}),
+            "refuted",
+        ),
+        ("mlp_beats_attention", pairs({"attention": 0.6, "mlp": 0.4}), "confirmed"),
+        ("mlp_beats_attention", pairs({"attention": 0.4, "mlp": 0.41}), "undecided"),
+        ("attention_adds_nothing", pairs(ALL_LAYERS), "refuted"),
+        (
+            "attention_adds_nothing",
+            pairs({"mlp": 0.4, "everywhere": 0.4}, equivalent=True),
+            "confirmed",
+        ),
+        (
+            "one_rate_for_every_rank",
+            with_ranks(lambda rank: 32 / rank, {1: 1e-3, 64: 3e-3}),
+            "confirmed",
+        ),
+        (
+            "one_rate_for_every_rank",
+            with_ranks(lambda rank: 32 / rank, {1: 1e-3, 64: 9e-3}),
+            "refuted",
+        ),
+        (
+            "rate_falls_with_rank",
+            with_ranks(lambda rank: 2.0, {1: 9e-3, 16: 3e-3, 64: 3e-3}),
+            "confirmed",
+        ),
+        (
+            "rate_falls_with_rank",
+            with_ranks(lambda rank: 2.0, {1: 3e-3, 16: 3e-3, 64: 3e-3}),
+            "refuted",
+        ),
+    ],
+)
+def test_a_claim_is_judged_by_its_numbers(
+    study: ModuleType, claim: str, found: Comparison, word: str
+) -> None:
+    assert study.TESTS[claim](found).word == word
+
+
+@pytest.mark.parametrize(("apart", "word"), [(1e-6, "confirmed"), (1e-3, "refuted")])
+def test_names_of_one_training_are_told_by_every_seed(
+    study: ModuleType, apart: float, word: str
+) -> None:
+    names = {"a": 0.4, "b": 0.4}
+    losses = {"a": [{"loss": 0.4}] * 3, "b": [{"loss": 0.4}, {"loss": 0.4 + apart}, {"loss": 0.4}]}
+    found = replace(with_runs(names, losses), twins=[Twin(label="b", of="a", rate_factor=1.0)])
+    assert study.TESTS["differ_by_rounding"](found).word == word
 
 
 def test_seeds_that_order_otherwise_are_counted(study: ModuleType) -> None:
@@ -86,4 +288,3 @@ def test_seeds_that_order_otherwise_are_counted(study: ModuleType) -> None:
 def test_an_unknown_name_runs_nothing(study: ModuleType) -> None:
     with pytest.raises(SystemExit, match="NAME: "):
         study.main(["base", "nosuch"])
-    assert "study" not in sys.modules

@@ -1,0 +1,313 @@
+"""What the study's claims come to: each is confirmed, refuted or left undecided by a comparison.
+
+A recipe of recipes/study states its claims as comments, `# claim NAME: sentence`; the function of
+that name in `TESTS` reads the comparison.  Nothing here knows a result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loratune.compare.result import Comparison, Difference, SeedRun, VariantResult
+from loratune.compare.statistics import over_seeds
+from loratune.units import significant
+
+CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
+_CLOSE = 0.02
+"""Of the best one's gain over the base: what "within 1 to 2 %" allows at most."""
+_ROUNDING = 1e-4
+"""Nats per token that fp32's rounding may add up to over a whole training."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison says of a claim.
+
+    Attributes:
+        word: ``confirmed``, ``refuted`` or ``undecided``.
+        evidence: the numbers behind it, in a sentence.
+    """
+
+    word: str
+    evidence: str
+
+
+def within_two_percent(comparison: Comparison) -> Verdict:
+    """Whether all losses are full fine-tuning's within 2 % of the best one's gain."""
+    margin = _CLOSE * _gain(comparison)
+    pairs = [
+        _pair(comparison, one.label, "full") for one in _finished(comparison) if one.label != "full"
+    ]
+    found = [pair for pair in pairs if pair is not None]
+    beyond = [pair for pair in found if min(abs(pair.low), abs(pair.high)) > margin and _told(pair)]
+    inside = [pair for pair in found if max(abs(pair.low), abs(pair.high)) < margin]
+    word = REFUTED if beyond else CONFIRMED if len(inside) == len(pairs) else UNDECIDED
+    sentences = [
+        f"{pair.first} {_signed(pair.difference / _gain(comparison), 100)} % of the gain "
+        f"({_signed(pair.low / _gain(comparison), 100)} to "
+        f"{_signed(pair.high / _gain(comparison), 100)})"
+        for pair in found
+    ]
+    return Verdict(word, f"Loss above full fine-tuning's: {'; '.join(sentences)}.")
+
+
+def rate_ten_times(comparison: Comparison) -> Verdict:
+    """Whether LoRA's best rate is ten times full fine-tuning's, as far as the grid can tell."""
+    lora, full = (_labelled(comparison, label).lr for label in ("lora", "full"))
+    factor = float(comparison.recipe["compare"]["lr_factor"])
+    if lora is None or full is None:
+        return Verdict(UNDECIDED, "One of them had no usable rate.")
+    ratio = lora / full
+    is_near = 10 / factor <= ratio <= 10 * factor
+    evidence = (
+        f"LoRA's {lora:g} is {significant(ratio)} times {full:g}; neighbouring rates of the grid "
+        f"differ by {factor:g} times."
+    )
+    return Verdict(CONFIRMED if is_near else REFUTED, evidence)
+
+
+def half_the_steps(comparison: Comparison) -> Verdict:
+    """Whether LoRA+ reaches the target loss in half of LoRA's steps."""
+    return _fewer_steps(comparison, "lora_plus", 0.5)
+
+
+def fifth_fewer_steps(comparison: Comparison) -> Verdict:
+    """Whether LoRA-FA reaches the target loss in at most four fifths of LoRA's steps."""
+    return _fewer_steps(comparison, "lora_fa", 0.8)
+
+
+def forgets_less(comparison: Comparison) -> Verdict:
+    """Whether LoRA has forgotten less than full fine-tuning where both reach the target loss."""
+    pairs = _both(comparison, "lora", "full", lambda run: run.forgetting_at_target)
+    if len(pairs) < 2:
+        return Verdict(UNDECIDED, "Fewer than two seeds reached the target with both.")
+    found = over_seeds([lora - full for lora, full in pairs])
+    assert found.low is not None and found.high is not None
+    word = CONFIRMED if found.high < 0 else REFUTED if found.low > 0 else UNDECIDED
+    target = significant(comparison.target_loss)
+    return Verdict(
+        word,
+        f"At dev loss {target}, LoRA's loss on held-out text has grown by {found.mean:+.4f} nats "
+        f"against full fine-tuning's ({found.low:+.4f} to {found.high:+.4f}, {len(pairs)} seeds).",
+    )
+
+
+def tenth_of_the_numbers(comparison: Comparison) -> Verdict:
+    """Whether VeRA reaches LoRA's loss with a tenth of its numbers."""
+    lora, vera = (_labelled(comparison, label) for label in ("lora", "vera"))
+    ratio = lora.costs.trainable / vera.costs.trainable
+    pair = _pair(comparison, "vera", "lora")
+    if pair is None:
+        return Verdict(UNDECIDED, "One of them has no loss.")
+    word = REFUTED if _told(pair) and pair.difference > 0 else UNDECIDED
+    if ratio >= 10 and (pair.equivalent or (_told(pair) and pair.difference < 0)):
+        word = CONFIRMED
+    return Verdict(
+        word, f"LoRA trains {significant(ratio)} times as many numbers. {_loss_words(pair)}"
+    )
+
+
+def same_at_own_rates(comparison: Comparison) -> Verdict:
+    """Whether rsLoRA and LoRA are equivalent once each has its own rate."""
+    pair = _pair(comparison, "rs64", "plain64")
+    if pair is None:
+        return Verdict(UNDECIDED, "One of them has no loss.")
+    word = REFUTED if _told(pair) else CONFIRMED if pair.equivalent else UNDECIDED
+    return Verdict(word, _loss_words(pair))
+
+
+def better_at_one_rate(comparison: Comparison) -> Verdict:
+    """Whether rsLoRA is better than LoRA at the rate that both were published with."""
+    return _is_better(comparison, "rs64_as_published", "plain64_as_published")
+
+
+def mlp_beats_attention(comparison: Comparison) -> Verdict:
+    """Whether the MLP's layers alone reach a lower loss than attention's alone."""
+    return _is_better(comparison, "mlp", "attention")
+
+
+def attention_adds_nothing(comparison: Comparison) -> Verdict:
+    """Whether all layers are no better than the MLP's alone."""
+    pair = _pair(comparison, "everywhere", "mlp")
+    if pair is None:
+        return Verdict(UNDECIDED, "One of them has no loss.")
+    is_better = _told(pair) and pair.difference < 0
+    is_known = pair.equivalent or (_told(pair) and pair.difference > 0)
+    word = REFUTED if is_better else CONFIRMED if is_known else UNDECIDED
+    return Verdict(word, _loss_words(pair))
+
+
+def one_rate_for_every_rank(comparison: Comparison) -> Verdict:
+    """Whether the best rates of all ranks lie within one step of the grid at scale 32/r."""
+    rates = _rates_by_rank(comparison, lambda rank: 32 / rank)
+    factor = float(comparison.recipe["compare"]["lr_factor"])
+    is_one = max(rates.values()) <= min(rates.values()) * factor * 1.01
+    return Verdict(CONFIRMED if is_one else REFUTED, _rates_told(rates))
+
+
+def rate_falls_with_rank(comparison: Comparison) -> Verdict:
+    """Whether the best rate falls with the rank at a scale that no rank changes."""
+    rates = _rates_by_rank(comparison, lambda rank: 2.0)
+    values = [rates[rank] for rank in sorted(rates)]
+    falls = all(b <= a for a, b in itertools.pairwise(values)) and values[-1] < values[0]
+    return Verdict(CONFIRMED if falls else REFUTED, _rates_told(rates))
+
+
+def differ_by_rounding(comparison: Comparison) -> Verdict:
+    """Whether every pair of one training's names agrees within fp32's rounding, seed by seed."""
+    apart: list[tuple[float, str]] = []
+    for twin in comparison.twins:
+        pairs = _both(comparison, twin.label, twin.of, lambda run: run.loss)
+        apart += [(abs(a - b), f"{twin.label} and {twin.of}") for a, b in pairs]
+    if not apart:
+        return Verdict(UNDECIDED, "No pair was trained.")
+    worst, names = max(apart)
+    return Verdict(
+        CONFIRMED if worst <= _ROUNDING else REFUTED,
+        f"{len(comparison.twins)} pairs, each with {len(comparison.seeds)} seeds: test losses are "
+        f"at most {worst:.1e} nats apart ({names}).",
+    )
+
+
+TESTS: dict[str, Callable[[Comparison], Verdict]] = {
+    test.__name__: test
+    for test in (
+        within_two_percent,
+        rate_ten_times,
+        half_the_steps,
+        fifth_fewer_steps,
+        forgets_less,
+        tenth_of_the_numbers,
+        same_at_own_rates,
+        better_at_one_rate,
+        mlp_beats_attention,
+        attention_adds_nothing,
+        one_rate_for_every_rank,
+        rate_falls_with_rank,
+        differ_by_rounding,
+    )
+}
+
+
+def _fewer_steps(comparison: Comparison, label: str, share: float) -> Verdict:
+    """Whether a contender needs at most ``share`` of LoRA's steps to the target loss."""
+    pairs = _both(comparison, label, "lora", lambda run: run.steps_to_target)
+    if len(pairs) < 2:
+        return Verdict(UNDECIDED, "Fewer than two seeds reached the target with both.")
+    found = over_seeds([math.log(mine / lora) for mine, lora in pairs])
+    assert found.low is not None and found.high is not None
+    low, middle, high = (math.exp(value) for value in (found.low, found.mean, found.high))
+    word = CONFIRMED if high <= share else REFUTED if low > share else UNDECIDED
+    return Verdict(
+        word,
+        f"To dev loss {significant(comparison.target_loss)} it needs {middle:.2f} times LoRA's "
+        f"steps ({low:.2f} to {high:.2f}, {len(pairs)} seeds).",
+    )
+
+
+def _is_better(comparison: Comparison, first: str, second: str) -> Verdict:
+    pair = _pair(comparison, first, second)
+    if pair is None:
+        return Verdict(UNDECIDED, "One of them has no loss.")
+    is_known = pair.equivalent or (_told(pair) and pair.difference > 0)
+    word = CONFIRMED if _told(pair) and pair.difference < 0 else REFUTED if is_known else UNDECIDED
+    return Verdict(word, _loss_words(pair))
+
+
+def _rates_by_rank(comparison: Comparison, scale: Callable[[int], float]) -> dict[int, float]:
+    """Rank to best rate of the contenders with a scale, twins that were not trained among them."""
+    rates = {
+        int(one.adapter["rank"]): one.lr
+        for one in comparison.variants
+        if one.lr is not None and math.isclose(_scaling(one), scale(int(one.adapter["rank"])))
+    }
+    return dict(sorted(rates.items()))
+
+
+def _scaling(variant: VariantResult) -> float:
+    rank, alpha = variant.adapter["rank"], variant.adapter["alpha"]
+    alpha = 2 * rank if alpha is None else alpha
+    return float(alpha / (math.sqrt(rank) if variant.adapter.get("rslora") else rank))
+
+
+def _rates_told(rates: dict[int, float]) -> str:
+    return f"Best rates: {', '.join(f'rank {rank} {rate:g}' for rank, rate in rates.items())}."
+
+
+def _finished(comparison: Comparison) -> list[VariantResult]:
+    return [one for one in comparison.variants if "loss" in one.estimates]
+
+
+def _labelled(comparison: Comparison, label: str) -> VariantResult:
+    return next(one for one in comparison.variants if one.label == label)
+
+
+def _gain(comparison: Comparison) -> float:
+    """Nats per token that the best contender gained over the base."""
+    best = min(one.estimates["loss"].mean for one in _finished(comparison))
+    return (comparison.base.loss or 0.0) - best
+
+
+def _pair(comparison: Comparison, first: str, second: str) -> Difference | None:
+    """The losses' difference ``first`` minus ``second``, whichever way round it was computed."""
+    for one in comparison.differences:
+        if one.metric != "loss" or {one.first, one.second} != {first, second}:
+            continue
+        return one if one.first == first else _turned(one)
+    return None
+
+
+def _turned(one: Difference) -> Difference:
+    return Difference(
+        metric=one.metric,
+        first=one.second,
+        second=one.first,
+        difference=-one.difference,
+        low=-one.high,
+        high=-one.low,
+        p=one.p,
+        p_holm=one.p_holm,
+        significant=one.significant,
+        words=one.words,
+        margin=one.margin,
+        p_equivalence=one.p_equivalence,
+        equivalent=one.equivalent,
+    )
+
+
+def _told(pair: Difference) -> bool:
+    """Whether a difference is shown, and is more than what counts as none."""
+    return pair.significant and not pair.equivalent
+
+
+def _both(
+    comparison: Comparison, first: str, second: str, number: Callable[[SeedRun], float | None]
+) -> Sequence[tuple[float, float]]:
+    """A number of both contenders, for every seed where both have it."""
+    by_label = {one.label: {run.seed: run for run in one.members} for one in comparison.variants}
+    mine, other = by_label.get(first, {}), by_label.get(second, {})
+    values = [(number(mine[seed]), number(other[seed])) for seed in mine if seed in other]
+    return [(a, b) for a, b in values if a is not None and b is not None]
+
+
+def _loss_words(pair: Difference) -> str:
+    said = "significant" if pair.significant else "not significant"
+    same = (
+        ""
+        if pair.margin is None
+        else (
+            f"; {'equivalent' if pair.equivalent else 'not shown to be equivalent'} within "
+            f"{pair.margin:.4f}"
+        )
+    )
+    return (
+        f"{pair.first} - {pair.second}: {pair.difference:+.4f} nats per token "
+        f"({pair.low:+.4f} to {pair.high:+.4f}), {said}{same}."
+    )
+
+
+def _signed(share: float, factor: float = 1.0) -> str:
+    return f"{share * factor:+.1f}"
