@@ -23,6 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import study_rewind
 from study_claims import TESTS
 
 from loratune import files
@@ -84,8 +85,8 @@ def shuffled(source: Path, target: Path, limit: int | None = None) -> Path:
     return target
 
 
-def command(name: str, base: str, shared: Path, results: Path = RESULTS) -> list[str]:
-    """The comparison of one recipe, as anyone would type it."""
+def inputs(name: str, base: str, shared: Path, results: Path = RESULTS) -> list[str]:
+    """The settings that name a recipe's base, rows and held-out texts."""
     folder = next(folder for end, folder in _ROWS.items() if name.endswith(end))
     train, test = (
         shuffled(
@@ -99,9 +100,16 @@ def command(name: str, base: str, shared: Path, results: Path = RESULTS) -> list
         HELDOUT_TEXTS,
     )
     return [
-        sys.executable, "-m", "loratune", "compare", "--config-dir", str(RECIPES), f"recipe={name}",
         f"model.path={base}", f"data.path={train}", f"data.eval_path={test}",
-        f"compare.heldout_path={heldout}", f"processes={min(4, len(os.sched_getaffinity(0)))}",
+        f"compare.heldout_path={heldout}",
+    ]  # fmt: skip
+
+
+def command(name: str, base: str, shared: Path, results: Path = RESULTS) -> list[str]:
+    """The comparison of one recipe, as anyone would type it."""
+    return [
+        sys.executable, "-m", "loratune", "compare", "--config-dir", str(RECIPES), f"recipe={name}",
+        *inputs(name, base, shared, results), f"processes={min(4, len(os.sched_getaffinity(0)))}",
         f"out={results / name}",
     ]  # fmt: skip
 
@@ -192,7 +200,8 @@ def page(results: Path, folder: Path) -> str:
     head = [HEAD]
     if missing:
         head.append(f"Not run: {', '.join(missing)}.")
-    return "\n\n".join([*head, *finished]) + "\n"
+    rewound = study_rewind.section(results / study_rewind.NAME)
+    return "\n\n".join([*head, *finished, *filter(None, [rewound])]) + "\n"
 
 
 def published(values: dict[str, Any]) -> dict[str, Any]:
@@ -217,11 +226,17 @@ def main(arguments: Sequence[str]) -> None:
     """Run what is named, or everything; write the page after each comparison."""
     if arguments and arguments[0] == "page":
         return write_page()
-    if not arguments or set(arguments[1:]) - set(names()):
-        raise SystemExit(f"{(__doc__ or '').strip()}\n\nNAME: {', '.join(names())}")
-    shared = Path(os.environ.get("LORATUNE_SHARED", ROOT.parent / "shared"))
-    for name in arguments[1:] or names():
-        subprocess.run(command(name, arguments[0], shared), check=True)
+    parts = [*names(), study_rewind.NAME]
+    if not arguments or set(arguments[1:]) - set(parts):
+        raise SystemExit(f"{(__doc__ or '').strip()}\n\nNAME: {', '.join(parts)}")
+    base, shared = arguments[0], Path(os.environ.get("LORATUNE_SHARED", ROOT.parent / "shared"))
+    for name in arguments[1:] or parts:
+        if name == study_rewind.NAME:
+            compared = RESULTS / "variants_banking77"
+            rows = inputs(compared.name, base, shared)
+            study_rewind.run(RECIPES, rows, compared / "comparison.json", RESULTS / name)
+        else:
+            subprocess.run(command(name, base, shared), check=True)
         write_page()
 
 

@@ -97,17 +97,27 @@ def forgets_less(comparison: Comparison) -> Verdict:
 
 def tenth_of_the_numbers(comparison: Comparison) -> Verdict:
     """Whether VeRA reaches LoRA's loss with a tenth of its numbers."""
-    lora, vera = (_labelled(comparison, label) for label in ("lora", "vera"))
-    ratio = lora.costs.trainable / vera.costs.trainable
-    pair = _pair(comparison, "vera", "lora")
-    if pair is None:
-        return Verdict(UNDECIDED, "One of them has no loss.")
-    word = REFUTED if _told(pair) and pair.difference > 0 else UNDECIDED
-    if ratio >= 10 and (pair.equivalent or (_told(pair) and pair.difference < 0)):
-        word = CONFIRMED
-    return Verdict(
-        word, f"LoRA trains {significant(ratio)} times as many numbers. {_loss_words(pair)}"
-    )
+    return _as_good_with_a_tenth(comparison, "vera")
+
+
+def ia3_is_enough(comparison: Comparison) -> Verdict:
+    """Whether IA3 reaches LoRA's loss with a tenth of its numbers."""
+    return _as_good_with_a_tenth(comparison, "ia3")
+
+
+def dora_beats_lora(comparison: Comparison) -> Verdict:
+    """Whether DoRA reaches a lower loss than LoRA at the same rank."""
+    return _is_better(comparison, "dora", "lora")
+
+
+def pissa_starts_faster(comparison: Comparison) -> Verdict:
+    """Whether PiSSA reaches the target loss in fewer steps than LoRA."""
+    return _fewer_steps(comparison, "pissa", 1.0)
+
+
+def olora_starts_faster(comparison: Comparison) -> Verdict:
+    """Whether OLoRA reaches the target loss in fewer steps than LoRA."""
+    return _fewer_steps(comparison, "olora", 1.0)
 
 
 def same_at_own_rates(comparison: Comparison) -> Verdict:
@@ -181,6 +191,10 @@ TESTS: dict[str, Callable[[Comparison], Verdict]] = {
         fifth_fewer_steps,
         forgets_less,
         tenth_of_the_numbers,
+        ia3_is_enough,
+        dora_beats_lora,
+        pissa_starts_faster,
+        olora_starts_faster,
         same_at_own_rates,
         better_at_one_rate,
         mlp_beats_attention,
@@ -205,6 +219,20 @@ def _fewer_steps(comparison: Comparison, label: str, share: float) -> Verdict:
         word,
         f"To dev loss {significant(comparison.target_loss)} it needs {middle:.2f} times LoRA's "
         f"steps ({low:.2f} to {high:.2f}, {len(pairs)} seeds).",
+    )
+
+
+def _as_good_with_a_tenth(comparison: Comparison, label: str) -> Verdict:
+    lora, small = _labelled(comparison, "lora"), _labelled(comparison, label)
+    ratio = lora.costs.trainable / small.costs.trainable
+    pair = _pair(comparison, label, "lora")
+    if pair is None:
+        return Verdict(UNDECIDED, "One of them has no loss.")
+    word = REFUTED if _told(pair) and pair.difference > 0 else UNDECIDED
+    if ratio >= 10 and (pair.equivalent or (_told(pair) and pair.difference < 0)):
+        word = CONFIRMED
+    return Verdict(
+        word, f"LoRA trains {significant(ratio)} times as many numbers. {_loss_words(pair)}"
     )
 
 

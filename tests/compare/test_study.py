@@ -31,7 +31,7 @@ def study() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "scripts"))
         yield importlib.import_module("study")
-        for name in ("study", "study_claims"):
+        for name in ("study", "study_claims", "study_rewind"):
             patch.delitem(sys.modules, name)
 
 
@@ -288,3 +288,32 @@ def test_seeds_that_order_otherwise_are_counted(study: ModuleType) -> None:
 def test_an_unknown_name_runs_nothing(study: ModuleType) -> None:
     with pytest.raises(SystemExit, match="NAME: "):
         study.main(["base", "nosuch"])
+
+
+def test_what_rewinding_gives_back_is_read_from_the_sweep(
+    cli: CommandLine, study: ModuleType, tmp_path: Path
+) -> None:
+    recipe = ("recipe=smoke", "trainer.steps=12", "evaluate.retention=[builtin:heldout]")
+    out = tmp_path / "lora"
+    cli.succeeds("train", *recipe, "stages=[train]", f"out={out}")
+    cli.succeeds("rewind", f"run={out}", "scales=[0,0.5,1]", "keep=0.4")
+    section = study.study_rewind.section(tmp_path)
+    assert "### lora" in section and "### full" not in section
+    assert "Scale 0.5 keeps" in section and "| **0.5** |" in section
+    assert not study.study_rewind.section(tmp_path / "nothing")
+
+
+def test_the_runs_to_rewind_are_composed(
+    cli: CommandLine, study: ModuleType, tmp_path: Path
+) -> None:
+    rows = ["model.path=base", "data.path=rows", "compare.heldout_path=texts"]
+    for label in study.study_rewind.LABELS:
+        train, rewind = study.study_rewind.commands(label, study.RECIPES, rows, 3e-4, tmp_path)
+        found = cli(*train[3:], "--cfg", "job")
+        assert found.code == 0, found.text
+        values = yaml.safe_load(found.out)
+        assert values["adapter"]["variant"] == label and values["trainer"]["lr"] == 3e-4
+        assert values["evaluate"]["retention"] == ["texts"] and rewind[3:] == [
+            "rewind",
+            f"run={tmp_path}",
+        ]
