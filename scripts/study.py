@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ RECIPES = ROOT / "recipes" / "study"
 RESULTS = ROOT / "outputs" / "study"
 PAGE = ROOT / "docs" / "study.md"
 FOLDER = ROOT / "docs" / "study"
+README = ROOT / "README.md"
+MAIN = "variants_banking77"
+"""The comparison that README shows, and whose best rates the rewound runs take."""
 HEAD = """# The study
 
 Written by `make study` from the comparisons' own files; no verdict and no ranking is typed by hand.
@@ -218,8 +222,41 @@ def published(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_page() -> None:
-    """docs/study.md of what is finished."""
+    """docs/study.md of what is finished, and README's part of it."""
     PAGE.write_text(page(RESULTS, FOLDER), encoding="utf-8")
+    path = RESULTS / MAIN / "comparison.json"
+    if path.is_file():
+        comparison = Comparison.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        text = README.read_text(encoding="utf-8")
+        README.write_text(with_main_table(text, comparison), encoding="utf-8")
+
+
+def with_main_table(readme: str, comparison: Comparison) -> str:
+    """README with the main comparison's table and figure between its two marks."""
+    quality, costs = tables.quality_table(comparison), tables.cost_table(comparison)
+    shown = [n for n, column in enumerate(quality.columns) if not column.startswith("token acc")]
+    spent = [costs.columns.index(column) for column in ("trainable", "seconds a step")]
+    empty = (None,) * len(spent)
+    rows = [
+        tuple(row[n] for n in shown) + (tuple(costs.rows[k][n] for n in spent) if k < len(
+            costs.rows) else empty)
+        for k, row in enumerate(quality.rows)
+    ]  # fmt: skip
+    columns = [quality.columns[n] for n in shown] + [costs.columns[n] for n in spent]
+    table = replace(quality, columns=tuple(columns), rows=tuple(rows), formats=costs.formats)
+    figure = f"{MAIN}-quality-against-trainable-bytes.svg"
+    block = "\n\n".join(
+        [
+            table.to_markdown().rstrip(),
+            f"![Quality against trainable bytes](docs/{FOLDER.name}/{figure})",
+            "\n".join(
+                f"- {claim} *{word}*" for claim, word, _ in verdict_table(MAIN, comparison).rows
+            ),
+        ]
+    )
+    begin, end = "<!-- study:begin -->\n", "<!-- study:end -->"
+    head, _, rest = readme.partition(begin)
+    return f"{head}{begin}{block}\n{end}{rest.partition(end)[2]}"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -232,7 +269,7 @@ def main(arguments: Sequence[str]) -> None:
     base, shared = arguments[0], Path(os.environ.get("LORATUNE_SHARED", ROOT.parent / "shared"))
     for name in arguments[1:] or parts:
         if name == study_rewind.NAME:
-            compared = RESULTS / "variants_banking77"
+            compared = RESULTS / MAIN
             rows = inputs(compared.name, base, shared)
             study_rewind.run(RECIPES, rows, compared / "comparison.json", RESULTS / name)
         else:

@@ -317,3 +317,19 @@ def test_the_runs_to_rewind_are_composed(
             "rewind",
             f"run={tmp_path}",
         ]
+
+
+def test_readme_shows_the_main_comparison_between_its_marks(study: ModuleType) -> None:
+    found = pairs({"full": 0.4, "lora": 0.5, "lora_fa": 0.5, "vera": 0.6})
+    labels = [*found.variants, *(replace(found.variants[1], label=label) for label in
+              ("lora_plus", "dora", "pissa"))]  # fmt: skip
+    found = replace(found, variants=[replace(one, lr=1e-3) for one in labels])
+    before = "# A\n<!-- study:begin -->\nold\n<!-- study:end -->\nz\n"
+    text = study.with_main_table(before, found)
+    assert text.startswith("# A\n<!-- study:begin -->\n") and text.endswith(
+        "<!-- study:end -->\nz\n"
+    )
+    assert "old" not in text and "| **full** |" in text and "(base)" in text
+    for claim in study.claims("variants_banking77").values():
+        assert claim in text
+    assert study.with_main_table(text, found) == text
