@@ -46,7 +46,7 @@ def render(template: str, results: Results) -> str:
 
 def common_names() -> set[str]:
     """Benchmarks that may not have run."""
-    return {"step", "e2e", "real", "scaling", "merge", "startup", "long_list", "cuda"}
+    return {"step", "e2e", "real", "scaling", "merge", "startup", "long_list", "cuda", "growth"}
 
 
 def write_page() -> Path:
@@ -240,6 +240,25 @@ def scaling(results: Results) -> str:
     return table(head, lines)
 
 
+def growth(results: Results) -> str:
+    """Time of a row against the rows that begin as it does."""
+    lines = []
+    for point in results["growth"]["points"]:
+        shared, alone = point["shared"], point["each row alone"]
+        a_row = [1e3 * one["seconds"]["median"] / point["rows"] for one in (shared, alone)]
+        lines.append(
+            [
+                f"{point['prefix']}",
+                f"{point['rows']}",
+                *(f"{milliseconds:,.0f}" for milliseconds in a_row),
+                f"{1 / shared['ratio']['median']:.2f}",
+                f"{alone['computed'] / shared['computed']:.2f}",
+            ]
+        )
+    head = ["shared tokens", "rows", "ms a row", "each alone", "times faster", "fewer tokens"]
+    return table(head, lines)
+
+
 def merging(results: Results) -> str:
     """Merge times and memory."""
     return table(
@@ -371,6 +390,7 @@ PLACES: dict[str, Callable[[Results], str]] = {
     "real_settings": real_settings,
     "losses": losses,
     "scaling": scaling,
+    "growth": growth,
     "merging": merging,
     "merge_size": merge_size,
     "starting": starting,

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also runs as 
 
 from benchmarks import common, render
 
-PARTS = ["step", "e2e", "real", "scaling", "merge", "startup", "long_list", "cuda"]
+PARTS = ["step", "e2e", "real", "growth", "scaling", "merge", "startup", "long_list", "cuda"]
 
 
 def is_done(part: str, options: common.Options) -> bool:

@@ -75,6 +75,14 @@ def test_scaling_varies_one_size_at_a_time(run: Any) -> None:
     assert narrow["LoRA-FA"] * 2 == wide["LoRA-FA"] > 0  # r numbers
 
 
+def test_shared_beginnings_are_computed_once(run: Any) -> None:
+    points = {(point["prefix"], point["rows"]): point for point in run("growth")["points"]}
+    computed = {key: (one["shared"]["computed"], one["each row alone"]["computed"])
+                for key, one in points.items()}  # fmt: skip
+    assert computed == {(0, 1): (4, 4), (0, 2): (8, 8), (8, 1): (12, 12), (8, 2): (16, 24)}
+    assert all(one["shared"]["seconds"]["median"] > 0 for one in points.values())
+
+
 def test_training_takes_turns_on_rows_of_its_own_without_shared_data(
     run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
