@@ -50,7 +50,9 @@ The base is SmolLM2-135M-Instruct, dequantised from Q4_1 where it was made from 
 the release itself. Trainings are short, so that five seeds of every contender fit on two cores:
 what holds after sixty steps need not hold after six thousand. Rows: Banking77 (PolyAI, CC BY 4.0),
 the E2E NLG challenge (CC BY-SA 4.0), and for what is forgotten WikiText-2 (CC BY-SA 3.0). Every
-contender is trained at its own best rate of a grid that grows while its edge is best."""
+contender is trained at its own best rate of a grid that grows while its edge is best. `full` trains
+the weights of the same linear layers, not the embedding and the norms. A verdict is of a contender as
+its recipe has it: one seed chose the rate, five judge it."""
 _ROWS = {"e2e": "e2e", "": "banking77"}
 """Ending of a recipe's name, and the data set that it trains on."""
 HELDOUT_TEXTS = 24
