@@ -86,7 +86,8 @@ def test_the_page_says_what_was_found_and_what_was_not_run(
 def test_every_claim_has_a_test_and_every_test_a_claim(study: ModuleType) -> None:
     claimed = {claim for name in study.names() for claim in study.claims(name)}
     assert claimed == study.TESTS.keys()
-    assert study.claims("variants_e2e") == study.claims("variants_banking77")
+    on_banking77, on_e2e = study.claims("variants_banking77"), study.claims("variants_e2e")
+    assert on_banking77 == on_e2e | {"forgets_less": on_banking77["forgets_less"]} != on_e2e
 
 
 def pairs(losses: dict[str, float], equivalent: bool = False) -> Comparison:
