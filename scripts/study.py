@@ -197,10 +197,9 @@ def page(results: Path, folder: Path) -> str:
     for name in names():
         path = results / name / "comparison.json"
         if path.is_file():
-            values = json.loads(path.read_text(encoding="utf-8"))
-            comparison = Comparison.from_dict(values)
-            finished.append(section(name, comparison, folder))
-            files.write_json(folder / f"{name}.json", published(values))
+            values = published(json.loads(path.read_text(encoding="utf-8")))
+            finished.append(section(name, Comparison.from_dict(values), folder))
+            files.write_json(folder / f"{name}.json", values)
         else:
             missing.append(name)
     head = [HEAD]
@@ -214,9 +213,14 @@ def published(values: dict[str, Any]) -> dict[str, Any]:
     """A comparison's file without the data sets' own rows, and without this machine's folders."""
     paths = {
         path: Path(path).name
-        for path in (*values["rows"]["sources"].values(), values["base"]["path"])
+        for path in (
+            *values["rows"]["sources"].values(),
+            values["base"]["path"],
+            str(values["recipe"].get("out")),
+        )
     }
-    text = json.dumps({**values, "samples": []})
+    provenance = {**values["provenance"], "command": []}
+    text = json.dumps({**values, "samples": [], "provenance": provenance})
     for path, name in sorted(paths.items(), key=lambda item: -len(item[0])):
         text = text.replace(json.dumps(path)[1:-1], name)
     found: dict[str, Any] = json.loads(text)

@@ -61,12 +61,13 @@ def rate_ten_times(comparison: Comparison) -> Verdict:
     if lora is None or full is None:
         return Verdict(UNDECIDED, "One of them had no usable rate.")
     ratio = lora / full
-    is_near = 10 / factor <= ratio <= 10 * factor
+    steps_off = abs(math.log(ratio / 10, factor))
+    word = CONFIRMED if steps_off <= 0.5 else UNDECIDED if steps_off < 1.5 else REFUTED
     evidence = (
         f"LoRA's {lora:g} is {significant(ratio)} times {full:g}; neighbouring rates of the grid "
         f"differ by {factor:g} times."
     )
-    return Verdict(CONFIRMED if is_near else REFUTED, evidence)
+    return Verdict(word, evidence)
 
 
 def half_the_steps(comparison: Comparison) -> Verdict:

@@ -159,7 +159,8 @@ ALL_LAYERS = {"mlp": 0.4, "everywhere": 0.2}
         ("within_two_percent", pairs(FULL_LORA), "confirmed"),  # of a gain of 3.85
         ("within_two_percent", pairs({"full": 0.4, "lora": 0.6}), "refuted"),
         ("within_two_percent", pairs({"full": 0.4, "lora": 0.47}), "undecided"),
-        ("rate_ten_times", with_rates(FULL_LORA, {"full": 2e-4, "lora": 5.4e-3}), "confirmed"),
+        ("rate_ten_times", with_rates(FULL_LORA, {"full": 2e-4, "lora": 1.8e-3}), "confirmed"),
+        ("rate_ten_times", with_rates(FULL_LORA, {"full": 2e-4, "lora": 5.4e-3}), "undecided"),
         ("rate_ten_times", with_rates(FULL_LORA, {"full": 2e-4, "lora": 2e-4}), "refuted"),
         (
             "half_the_steps",
