@@ -135,6 +135,10 @@ def test_points_of_equal_cost_and_loss_do_not_cover_each_other() -> None:
     assert len(marks) == 5
     for one, other in combinations([_centre(mark) for mark in marks], 2):
         assert math.dist(one, other) > 10
+    across = [_centre(mark)[0] for mark in marks]
+    place = across[0]  # the first one of a place stands on it
+    assert all(abs(x - place) <= 2 * 11 + 1e-6 for x in across)
+    assert min(across) < place < max(across)
 
 
 def test_intervals_not_told_from_zero_are_drawn_hollow() -> None:

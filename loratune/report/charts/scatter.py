@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from loratune.report.charts.axis import make_axis
@@ -22,6 +23,8 @@ def undominated(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, f
     return sorted(best, key=lambda point: (point[1], point[2]))
 
 
+_BESIDE = 11.0
+"""Pixels between two markers at one place."""
 _COSTS: dict[str, Callable[[float], str]] = {"bytes": byte_size, "seconds": duration}
 """How a cost in each unit is written."""
 
@@ -104,14 +107,17 @@ def _draw_front(frame: Frame, front: Sequence[tuple[str, float, float]]) -> None
 
 
 def _places(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Where the points lie; those that would cover each other stand side by side."""
+    """Where the points lie; those that would cover each other stand close around their place."""
     places: list[tuple[float, float]] = []
     for point in points:
         x, y = frame.x(point.x), frame.y(point.y)
-        while any(abs(x - a) < 11 and abs(y - b) < 40 for a, b in places):
-            x -= 12
-        places.append((x, y))
+        beside = (x + side * step * _BESIDE for step in itertools.count() for side in (1, -1))
+        places.append((next(at for at in beside if not _is_covered(at, y, places)), y))
     return places
+
+
+def _is_covered(x: float, y: float, places: Sequence[tuple[float, float]]) -> bool:
+    return any(abs(x - a) < _BESIDE and abs(y - b) < 40 for a, b in places)
 
 
 def _draw_point(
