@@ -202,10 +202,11 @@ def page(results: Path, folder: Path) -> str:
             files.write_json(folder / f"{name}.json", values)
         else:
             missing.append(name)
+    rewound = study_rewind.section(results / study_rewind.NAME)
+    missing += [] if rewound else [study_rewind.NAME]
     head = [HEAD]
     if missing:
         head.append(f"Not run: {', '.join(missing)}.")
-    rewound = study_rewind.section(results / study_rewind.NAME)
     return "\n\n".join([*head, *finished, *filter(None, [rewound])]) + "\n"
 
 
