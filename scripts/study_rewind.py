@@ -33,7 +33,7 @@ def commands(label: str, recipes: Path, rows: list[str], rate: float, out: Path)
     train = [
         *loratune, "train", "--config-dir", str(recipes), "recipe=study_banking77",
         f"adapter={label}", f"trainer.lr={rate:g}", "trainer.lr_scale=1", "stages=[train]",
-        f"evaluate.retention=[{texts}]", f"out={out}",
+        "resume=auto", f"evaluate.retention=[{texts}]", f"out={out}",
         *(word for word in rows if word.startswith(("model.", "data."))),
     ]  # fmt: skip
     return [train, [*loratune, NAME, f"run={out}"]]
