@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def measure(
         ALONE: alone.batch(rows),
     }
     steps: dict[str, Callable[[], object]] = {
-        name: lambda batch=batch: train_step(head, [batch], optimizer, 1.0, 0)  # type: ignore[misc]
+        name: partial(train_step, head, [batch], optimizer, 1.0, 0)
         for name, batch in batches.items()
     }
     seconds = common.interleaved(steps, 1 if options.is_micro else 5, now=options.now)

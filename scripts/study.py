@@ -50,9 +50,10 @@ The base is SmolLM2-135M-Instruct, dequantised from Q4_1 where it was made from 
 the release itself. Trainings are short, so that five seeds of every contender fit on two cores:
 what holds after sixty steps need not hold after six thousand. Rows: Banking77 (PolyAI, CC BY 4.0),
 the E2E NLG challenge (CC BY-SA 4.0), and for what is forgotten WikiText-2 (CC BY-SA 3.0). Every
-contender is trained at its own best rate of a grid that grows while its edge is best. `full` trains
-the weights of the same linear layers, not the embedding and the norms. One seed chose each rate,
-others judge it."""
+contender is trained at its own best rate of a grid that grows while its edge is best, unless its
+recipe gives the rate. `full` trains the weights of the same linear layers, not the embedding and
+the norms. One seed chose each rate, others judge it. Seconds are medians of one core while other
+work had the machine: read their ratios, and those with care."""
 _ROWS = {"e2e": "e2e", "": "banking77"}
 """Ending of a recipe's name, and the data set that it trains on."""
 HELDOUT_TEXTS = 24
@@ -138,7 +139,8 @@ def verdict_table(name: str, comparison: Comparison) -> Table:
     for test, claim in claims(name).items():
         found = TESTS[test](comparison)
         rows.append((claim, found.word, found.evidence))
-    return Table("verdicts", ("claim", "verdict", "evidence"), tuple(rows))
+    columns = ("claim", "verdict", "evidence")
+    return Table("verdicts", columns, tuple(rows), numeric=(False,) * len(columns))
 
 
 def figures(name: str, comparison: Comparison, folder: Path) -> str:
@@ -212,14 +214,12 @@ def page(results: Path, folder: Path) -> str:
 
 def published(values: dict[str, Any]) -> dict[str, Any]:
     """A comparison's file without the data sets' own rows, and without this machine's folders."""
-    paths = {
-        path: Path(path).name
-        for path in (
-            *values["rows"]["sources"].values(),
-            values["base"]["path"],
-            str(values["recipe"].get("out")),
-        )
-    }
+    places = [
+        *values["rows"]["sources"].values(),
+        values["base"]["path"],
+        values["recipe"].get("out"),
+    ]
+    paths = {path: Path(path).name for path in filter(None, places)}
     provenance = {**values["provenance"], "command": []}
     text = json.dumps({**values, "samples": [], "provenance": provenance})
     for path, name in sorted(paths.items(), key=lambda item: -len(item[0])):
@@ -266,6 +266,19 @@ def with_main_table(readme: str, comparison: Comparison) -> str:
     return f"{head}{begin}{block}\n{end}{rest.partition(end)[2]}"
 
 
+def perform(words: Sequence[str]) -> None:
+    """Run one command; where it fails it has said why, and this ends with its exit code."""
+    if code := subprocess.run(words, check=False).returncode:
+        raise SystemExit(code)
+
+
+def require_rows(shared: Path) -> None:
+    """Check that the data sets are there before anything is trained."""
+    for folder in (*_ROWS.values(), "wikitext2"):
+        if not (path := shared / "data" / folder).is_dir():
+            raise SystemExit(f"no rows in {path}; name their folder as LORATUNE_SHARED=DIR")
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run what is named, or everything; write the page after each comparison."""
     if arguments and arguments[0] == "page":
@@ -274,13 +287,15 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or set(arguments[1:]) - set(parts):
         raise SystemExit(f"{(__doc__ or '').strip()}\n\nNAME: {', '.join(parts)}")
     base, shared = arguments[0], Path(os.environ.get("LORATUNE_SHARED", ROOT.parent / "shared"))
+    require_rows(shared)
     for name in arguments[1:] or parts:
         if name == study_rewind.NAME:
-            compared = RESULTS / MAIN
-            rows = inputs(compared.name, base, shared)
-            study_rewind.run(RECIPES, rows, compared / "comparison.json", RESULTS / name)
+            for words in study_rewind.open_commands(
+                RECIPES, inputs(MAIN, base, shared), RESULTS / MAIN, RESULTS / name
+            ):
+                perform(words)
         else:
-            subprocess.run(command(name, base, shared), check=True)
+            perform(command(name, base, shared))
         write_page()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loratune.compare.result import Comparison, Difference, SeedRun, VariantResult
 from loratune.compare.statistics import over_seeds
@@ -18,6 +18,7 @@ from loratune.units import significant
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 _CLOSE = 0.02
 """Of the best one's gain over the base: what "within 1 to 2 %" allows at most."""
+NO_RATES = "Fewer than two ranks have a usable rate."
 _ROUNDING = 1e-4
 """Nats per token that fp32's rounding may add up to over a whole training."""
 
@@ -37,7 +38,8 @@ class Verdict:
 
 def within_two_percent(comparison: Comparison) -> Verdict:
     """Whether all losses are full fine-tuning's within 2 % of the best one's gain."""
-    margin = _CLOSE * _gain(comparison)
+    gain = _gain(comparison)
+    margin = _CLOSE * gain
     pairs = [
         _pair(comparison, one.label, "full") for one in _finished(comparison) if one.label != "full"
     ]
@@ -46,9 +48,8 @@ def within_two_percent(comparison: Comparison) -> Verdict:
     inside = [pair for pair in found if max(abs(pair.low), abs(pair.high)) < margin]
     word = REFUTED if beyond else CONFIRMED if len(inside) == len(pairs) else UNDECIDED
     sentences = [
-        f"{pair.first} {_signed(pair.difference / _gain(comparison), 100)} % of the gain "
-        f"({_signed(pair.low / _gain(comparison), 100)} to "
-        f"{_signed(pair.high / _gain(comparison), 100)})"
+        f"{pair.first} {pair.difference / gain:+.1%} of the gain ({pair.low / gain:+.1%} to "
+        f"{pair.high / gain:+.1%})"
         for pair in found
     ]
     return Verdict(word, f"Loss above full fine-tuning's: {'; '.join(sentences)}.")
@@ -91,8 +92,8 @@ def forgets_less(comparison: Comparison) -> Verdict:
     target = significant(comparison.target_loss)
     return Verdict(
         word,
-        f"At dev loss {target}, LoRA's loss on held-out text has grown by {found.mean:+.4f} nats "
-        f"against full fine-tuning's ({found.low:+.4f} to {found.high:+.4f}, {len(pairs)} seeds).",
+        f"Where the dev loss reaches {target}, what LoRA has forgotten less what full fine-tuning "
+        f"has: {found.mean:+.4f} nats ({found.low:+.4f} to {found.high:+.4f}, {len(pairs)} seeds).",
     )
 
 
@@ -154,6 +155,8 @@ def attention_adds_nothing(comparison: Comparison) -> Verdict:
 def one_rate_for_every_rank(comparison: Comparison) -> Verdict:
     """Whether the best rates of all ranks lie within one step of the grid at scale 32/r."""
     rates = _rates_by_rank(comparison, lambda rank: 32 / rank)
+    if len(rates) < 2:
+        return Verdict(UNDECIDED, NO_RATES)
     factor = float(comparison.recipe["compare"]["lr_factor"])
     is_one = max(rates.values()) <= min(rates.values()) * factor * 1.01
     return Verdict(CONFIRMED if is_one else REFUTED, _rates_told(rates))
@@ -162,6 +165,8 @@ def one_rate_for_every_rank(comparison: Comparison) -> Verdict:
 def rate_falls_with_rank(comparison: Comparison) -> Verdict:
     """Whether the best rate falls with the rank at a scale that no rank changes."""
     rates = _rates_by_rank(comparison, lambda rank: 2.0)
+    if len(rates) < 2:
+        return Verdict(UNDECIDED, NO_RATES)
     values = [rates[rank] for rank in sorted(rates)]
     falls = all(b <= a for a, b in itertools.pairwise(values)) and values[-1] < values[0]
     return Verdict(CONFIRMED if falls else REFUTED, _rates_told(rates))
@@ -247,7 +252,7 @@ def _is_better(comparison: Comparison, first: str, second: str) -> Verdict:
 
 
 def _rates_by_rank(comparison: Comparison, scale: Callable[[int], float]) -> dict[int, float]:
-    """Rank to best rate of the contenders with a scale, twins that were not trained among them."""
+    """Rank to best rate of the contenders whose scale is that of ``scale``, ascending."""
     rates = {
         int(one.adapter["rank"]): one.lr
         for one in comparison.variants
@@ -290,20 +295,15 @@ def _pair(comparison: Comparison, first: str, second: str) -> Difference | None:
 
 
 def _turned(one: Difference) -> Difference:
-    return Difference(
-        metric=one.metric,
+    """The same difference, ``second`` minus ``first``."""
+    return replace(
+        one,
         first=one.second,
         second=one.first,
         difference=-one.difference,
         low=-one.high,
         high=-one.low,
-        p=one.p,
-        p_holm=one.p_holm,
-        significant=one.significant,
-        words=one.words,
-        margin=one.margin,
-        p_equivalence=one.p_equivalence,
-        equivalent=one.equivalent,
+        by_seed=[-value for value in one.by_seed],
     )
 
 
@@ -324,19 +324,10 @@ def _both(
 
 def _loss_words(pair: Difference) -> str:
     said = "significant" if pair.significant else "not significant"
-    same = (
-        ""
-        if pair.margin is None
-        else (
-            f"; {'equivalent' if pair.equivalent else 'not shown to be equivalent'} within "
-            f"{pair.margin:.4f}"
-        )
-    )
+    if pair.margin is not None:
+        same = "equivalent" if pair.equivalent else "not shown to be equivalent"
+        said += f"; {same} within {pair.margin:.4f}"
     return (
         f"{pair.first} - {pair.second}: {pair.difference:+.4f} nats per token "
-        f"({pair.low:+.4f} to {pair.high:+.4f}), {said}{same}."
+        f"({pair.low:+.4f} to {pair.high:+.4f}), {said}."
     )
-
-
-def _signed(share: float, factor: float = 1.0) -> str:
-    return f"{share * factor:+.1f}"

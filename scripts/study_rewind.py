@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,10 @@ from loratune.units import percent, significant
 
 NAME = "rewind"
 LABELS = ("lora", "full")
+ROWS = (
+    "One seed, at the best rate of the comparison. The scale is chosen by the very rows that the "
+    "tables show: on others it may give back less."
+)
 
 
 def commands(label: str, recipes: Path, rows: list[str], rate: float, out: Path) -> list[list[str]]:
@@ -39,15 +42,20 @@ def commands(label: str, recipes: Path, rows: list[str], rate: float, out: Path)
     return [train, [*loratune, NAME, f"run={out}"]]
 
 
-def run(recipes: Path, rows: list[str], comparison: Path, results: Path) -> None:
-    """Train and rewind what is not rewound yet.
+def open_commands(
+    recipes: Path, rows: list[str], compared: Path, results: Path
+) -> Iterator[list[str]]:
+    """What is not trained or not rewound yet, one command after the other.
 
     Args:
         recipes: the study's own recipes.
         rows: settings that name base, rows and held-out texts.
-        comparison: ``comparison.json`` with the contenders' best rates.
+        compared: folder of the comparison that found the contenders' best rates.
         results: folder for the runs.
     """
+    comparison = compared / "comparison.json"
+    if not comparison.is_file():
+        raise SystemExit(f"no best rates to train at: run {compared.name} first ({comparison})")
     values = json.loads(comparison.read_text(encoding="utf-8"))
     rates = {one["label"]: one["lr"] for one in values["variants"]}
     for label in LABELS:
@@ -55,8 +63,8 @@ def run(recipes: Path, rows: list[str], comparison: Path, results: Path) -> None
         if not (out / "rewound" / "rewind.json").is_file():
             train, rewind = commands(label, recipes, rows, rates[label], out)
             if not (out / "summary.json").is_file():
-                subprocess.run(train, check=True)
-            subprocess.run(rewind, check=True)
+                yield train
+            yield rewind
 
 
 def section(results: Path) -> str:
@@ -68,7 +76,7 @@ def section(results: Path) -> str:
             record = json.loads(path.read_text(encoding="utf-8"))
             table = rewind_table(record["points"], record["scale"]).to_markdown().rstrip()
             parts += [f"### {label}", _given_back(record), markdown_text(record["reason"]), table]
-    return "\n\n".join(["## What rewinding gives back", *parts]) if parts else ""
+    return "\n\n".join(["## What rewinding gives back", ROWS, *parts]) if parts else ""
 
 
 def _given_back(record: Mapping[str, Any]) -> str:

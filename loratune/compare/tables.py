@@ -220,8 +220,18 @@ def _facts(comparison: Comparison) -> list[str]:
         f"{comparison.seconds:.0f} s of work.",
         f"Base {comparison.base.path} ({comparison.base.parameters:,} parameters). "
         f"{rows.train:,} training rows, {rows.dev:,} rows to choose the rate by, {rows.test:,} "
-        f"final rows with {rows.prompts:,} prompts, {rows.heldout:,} held-out texts.",
+        f"final rows with {rows.prompts:,} prompts{_answered(comparison)}, "
+        f"{rows.heldout:,} held-out texts.",
     ]
+
+
+def _answered(comparison: Comparison) -> str:
+    """How many prompts were answered, where ``evaluate.generate_limit`` left some out."""
+    exact = [
+        v.estimates["exact_match"] for v in comparison.variants if "exact_match" in v.estimates
+    ]
+    answered = max((estimate.units for estimate in exact), default=comparison.rows.prompts)
+    return f" ({answered:,} of them answered)" if answered < comparison.rows.prompts else ""
 
 
 def markdown_head(comparison: Comparison) -> list[str]:

@@ -335,3 +335,17 @@ def test_readme_shows_the_main_comparison_between_its_marks(study: ModuleType) -
     for claim in study.claims("variants_banking77").values():
         assert claim in text
     assert study.with_main_table(text, found) == text
+
+
+def test_what_cannot_run_is_one_line_and_the_command_s_own_exit_code(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORATUNE_SHARED", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"^no rows in .*; name their folder as LORATUNE_SHARED"):
+        study.main(["base"])
+    with pytest.raises(SystemExit, match=r"^no best rates to train at: run nothing first"):
+        list(study.study_rewind.open_commands(study.RECIPES, [], tmp_path / "nothing", tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        study.perform([sys.executable, "-c", "raise SystemExit(3)"])
+    assert ended.value.code == 3
+    study.perform([sys.executable, "-c", ""])

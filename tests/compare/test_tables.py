@@ -179,3 +179,12 @@ def test_a_file_that_is_no_comparison_is_refused(change: dict[str, Any], cause: 
     values = comparison(variant("lora", 0.1)).to_dict() | change
     with pytest.raises(ValueError, match=cause):
         Comparison.from_dict(values)
+
+
+@pytest.mark.parametrize(("answered", "words"), [(480, ""), (100, " (100 of them answered)")])
+def test_prompts_that_nobody_answered_are_told(answered: int, words: str) -> None:
+    exact = Estimate(mean=0.5, low=0.4, high=0.6, seeds=3, units=answered)
+    one = variant("lora", 0.4)
+    one = replace(one, estimates=one.estimates | {"exact_match": exact})
+    page = tables.markdown(comparison(one))
+    assert f"480 final rows with 480 prompts{words}, 0 held-out texts." in page
