@@ -337,8 +337,11 @@ def test_a_wide_margin_finds_the_same_trainings_equivalent(
     assert (pair.p_equivalence or 1.0) < (narrow.p_equivalence or 0.0)
 
 
-def test_a_rate_that_stands_alone_is_trained_without_a_trial(tiny: Make) -> None:
+def test_a_rate_that_stands_alone_is_trained_without_a_trial(
+    tiny: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     found, folder = compare(tiny(), replace(TWO, lr_grid=[1e-2]))
+    assert "about 7 tasks" in capsys.readouterr().out  # the base, two costs, two seeds of two
     assert not list(folder.glob("trials/**/*.json"))
     assert [v.lr for v in found.variants] == [1e-2, 1e-2]
     assert all(run.loss for variant in found.variants for run in variant.members)

@@ -56,6 +56,8 @@ def test_every_recipe_with_a_claim_names_contenders_that_exist(
         config = from_plain(recipe, RunConfig)
         settings = named_settings(None, config)
         assert len(settings) == len(config.compare.contenders) >= 3
+        heldout = Path(str(config.compare.heldout_path)).read_text().splitlines()
+        assert len(heldout) == study.HELDOUT_TEXTS and set(heldout) <= set(texts.splitlines())
         folder = Path(str(config.data.path)).parent
         assert folder.name == ("e2e" if name == "variants_e2e" else "banking77")
         source = tmp_path / "data" / folder.name / "train.jsonl"
@@ -79,8 +81,10 @@ def test_the_page_says_what_was_found_and_what_was_not_run(
     for figure in (tmp_path / "docs").glob("*.svg"):
         assert f"(docs/{figure.name})" in page
         ElementTree.parse(figure)
-    raw = (tmp_path / "docs" / "scale.json").read_text()
-    assert "/home/me" not in raw and json.loads(raw)["variants"]
+    text = (tmp_path / "docs" / "scale.json").read_text()
+    raw = json.loads(text)
+    assert "/home/me" not in text and raw["variants"] and found.samples
+    assert raw["samples"] == raw["provenance"]["command"] == []
 
 
 def test_every_claim_has_a_test_and_every_test_a_claim(study: ModuleType) -> None:
@@ -265,6 +269,13 @@ def test_a_claim_is_judged_by_its_numbers(
     assert study.TESTS[claim](found).word == word
 
 
+def test_a_difference_is_turned_to_the_claim_s_way_round(study: ModuleType) -> None:
+    found = pairs({"plain64_as_published": 0.4, "rs64_as_published": 0.6})
+    evidence = study.TESTS["better_at_one_rate"](found).evidence
+    assert "rs64_as_published - plain64_as_published: +0.2000" in evidence
+    assert "(+0.1900 to +0.2100), significant; not shown to be equivalent within 0.0400" in evidence
+
+
 @pytest.mark.parametrize(("apart", "word"), [(1e-6, "confirmed"), (1e-3, "refuted")])
 def test_names_of_one_training_are_told_by_every_seed(
     study: ModuleType, apart: float, word: str
@@ -301,7 +312,12 @@ def test_what_rewinding_gives_back_is_read_from_the_sweep(
     cli.succeeds("rewind", f"run={out}", "scales=[0,0.5,1]", "keep=0.4")
     section = study.study_rewind.section(tmp_path)
     assert "### lora" in section and "### full" not in section
-    assert "Scale 0.5 keeps" in section and "| **0.5** |" in section
+    base, half, whole = (
+        point["dev"]["loss"]
+        for point in json.loads((out / "rewound" / "rewind.json").read_text())["points"]
+    )
+    kept = (base - half) / (base - whole)
+    assert f"Scale 0.5 keeps {kept:.1%} of a gain" in section and "| **0.5** |" in section
     assert not study.study_rewind.section(tmp_path / "nothing")
 
 
