@@ -284,8 +284,11 @@ def main(arguments: Sequence[str]) -> None:
     if arguments and arguments[0] == "page":
         return write_page()
     parts = [*names(), study_rewind.NAME]
+    usage = f"{(__doc__ or '').strip()}\n\nNAME: {', '.join(parts)}"
+    if {"-h", "--help"} & set(arguments):
+        return print(usage)
     if not arguments or set(arguments[1:]) - set(parts):
-        raise SystemExit(f"{(__doc__ or '').strip()}\n\nNAME: {', '.join(parts)}")
+        raise SystemExit(usage)
     base, shared = arguments[0], Path(os.environ.get("LORATUNE_SHARED", ROOT.parent / "shared"))
     require_rows(shared)
     for name in arguments[1:] or parts:

@@ -303,6 +303,11 @@ def test_an_unknown_name_runs_nothing(study: ModuleType) -> None:
         study.main(["base", "nosuch"])
 
 
+def test_help_is_printed_and_nothing_runs(study: ModuleType, capsys) -> None:
+    study.main(["--help"])
+    assert "NAME: " in capsys.readouterr().out
+
+
 def test_what_rewinding_gives_back_is_read_from_the_sweep(
     cli: CommandLine, study: ModuleType, tmp_path: Path
 ) -> None:
