@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common, models
+from benchmarks.e2e_llama_factory import INTERPRETER, LLAMA_FACTORY
 
 BATCH, MAX_LENGTH, PACKED_LENGTH = 8, 128, 512
 
@@ -30,7 +31,7 @@ class Contender:
 
     Attributes:
         name: as the table shows it.
-        kind: loratune, trl or trainer.
+        kind: loratune, trl, trainer or llama_factory.
         precision: fp32; bf16 (loratune), bf16 autocast or bf16 weights (the others).
         packing: several rows a sequence.
         as_shipped: every other setting is the trainer's own default.
@@ -45,6 +46,10 @@ class Contender:
     as_shipped: bool = False
     same_order: bool = True
     sharing: bool = False
+
+    def interpreter(self) -> str:
+        """The Python that runs it; empty where a trainer needs another and none is named."""
+        return os.environ.get(INTERPRETER, "") if self.kind == LLAMA_FACTORY else sys.executable
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,7 @@ class Worker:
         }
         with log.open("w") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.e2e_worker", json.dumps(job)],
+                [contender.interpreter(), "-m", "benchmarks.e2e_worker", json.dumps(job)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
@@ -232,6 +237,9 @@ def take_turns(
     runs.mkdir()
     workers = []
     for contender in contenders:  # one after the other: set-up needs memory and both cores
+        if not contender.interpreter():
+            common.say(f"  {contender.name}: left out, {INTERPRETER} names no interpreter for it")
+            continue
         folder = runs / contender.name.replace(" ", "_").replace(",", "").replace("+", "and")
         job = {
             **task.job(contender),

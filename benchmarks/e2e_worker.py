@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 import torch
 
+from benchmarks import e2e_llama_factory
+from benchmarks.e2e_llama_factory import LLAMA_FACTORY
 from loratune.training.record import peak_resident_bytes
 
 
@@ -177,7 +179,8 @@ def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the trainers print goes to the log
     gate = Gate(channel, job["clock"])
-    (run_loratune if job["kind"] == "loratune" else run_hugging_face)(job, gate)
+    runners = {"loratune": run_loratune, LLAMA_FACTORY: e2e_llama_factory.run}
+    runners.get(job["kind"], run_hugging_face)(job, gate)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.e2e import Contender, Task, encode, row_of, shared_folder, take_turns
+from benchmarks.e2e_llama_factory import LLAMA_FACTORY
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ROWS = {"banking77": "Banking77", "e2e": "E2E NLG"}
@@ -26,6 +27,7 @@ FP32 = [
     Contender("TRL + PEFT, rows in our order", "trl"),
     Contender("TRL + PEFT, packing", "trl", packing=True, same_order=False),
     Contender("Trainer + PEFT", "trainer"),
+    Contender("LLaMA-Factory, as shipped", LLAMA_FACTORY, as_shipped=True, same_order=False),
 ]
 BF16 = [
     Contender("loratune", "loratune", "bf16", sharing=True),
@@ -33,6 +35,9 @@ BF16 = [
     Contender("TRL + PEFT, as shipped", "trl", "bf16 autocast", as_shipped=True, same_order=False),
     Contender("TRL + PEFT, rows in our order", "trl", "bf16 weights"),
     Contender("Trainer + PEFT", "trainer", "bf16 weights"),
+    Contender(
+        "LLaMA-Factory, as shipped", LLAMA_FACTORY, "bf16", as_shipped=True, same_order=False
+    ),
 ]
 
 
