@@ -92,6 +92,11 @@ def cost_table(comparison: Comparison) -> Table:
     base = _base_activations(comparison)
     caption = "Activations: what autograd keeps because of the adapter."
     caption += "" if base is None else f" The frozen base itself keeps {byte_size(base)} a token."
+    if any("merge_residual" in variant.estimates for variant in comparison.variants):
+        caption += (
+            " Merge residual: ‖(W' - W) - ΔW‖ / ‖ΔW‖ of the worst layer, merged in the base's"
+            " dtype: what rounding takes away."
+        )
     target = f"steps to dev loss {significant(comparison.target_loss)}"
     names = [target if key == "steps_to_target" else heading for key, heading, _ in _MEASURED]
     formats: dict[str, Callable[[float], str]] = {

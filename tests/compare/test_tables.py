@@ -115,6 +115,14 @@ def test_a_failed_variant_has_a_row_without_numbers() -> None:
     assert table.rows[1][-1] == "failed"
 
 
+def test_what_a_merge_residual_is_stands_where_one_was_measured() -> None:
+    residual = {"merge_residual": Estimate(mean=0.01, low=None, high=None, seeds=3)}
+    merged, plain = variant("lora", 0.5), variant("vera", 0.6)
+    merged = replace(merged, estimates=merged.estimates | residual)
+    assert "what rounding takes away" in tables.cost_table(comparison(merged, plain)).caption
+    assert "Merge residual" not in tables.cost_table(comparison(plain)).caption
+
+
 def test_an_interval_of_a_share_stays_a_share() -> None:
     table = tables.quality_table(comparison(variant("lora", 0.1)))
     assert "50.0%\n[0.0%, 100.0%]" in table.rows[0]
