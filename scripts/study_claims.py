@@ -324,9 +324,10 @@ def _both(
 
 def _loss_words(pair: Difference) -> str:
     said = "significant" if pair.significant else "not significant"
-    if pair.margin is not None:
-        same = "equivalent" if pair.equivalent else "not shown to be equivalent"
-        said += f"; {same} within {pair.margin:.4f}"
+    if pair.margin is not None and pair.equivalent:
+        said += f"; equivalent within {pair.margin:.4f}"
+    elif pair.margin is not None and not pair.significant:
+        said += f"; not shown to be equivalent within {pair.margin:.4f}"
     return (
         f"{pair.first} - {pair.second}: {pair.difference:+.4f} nats per token "
         f"({pair.low:+.4f} to {pair.high:+.4f}), {said}."

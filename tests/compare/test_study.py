@@ -273,7 +273,21 @@ def test_a_difference_is_turned_to_the_claim_s_way_round(study: ModuleType) -> N
     found = pairs({"plain64_as_published": 0.4, "rs64_as_published": 0.6})
     evidence = study.TESTS["better_at_one_rate"](found).evidence
     assert "rs64_as_published - plain64_as_published: +0.2000" in evidence
-    assert "(+0.1900 to +0.2100), significant; not shown to be equivalent within 0.0400" in evidence
+    assert evidence.endswith("(+0.1900 to +0.2100), significant.")
+
+
+@pytest.mark.parametrize(
+    ("equivalent", "words"),
+    [
+        (True, "not significant; equivalent within 0.0400."),
+        (False, "not significant; not shown to be equivalent within 0.0400."),
+    ],
+)
+def test_a_difference_that_is_not_significant_is_equivalent_or_not_shown_to_be(
+    study: ModuleType, equivalent: bool, words: str
+) -> None:
+    found = pairs({"rs64": 0.4, "plain64": 0.41}, equivalent=equivalent)
+    assert study.TESTS["same_at_own_rates"](found).evidence.endswith(words)
 
 
 @pytest.mark.parametrize(("apart", "word"), [(1e-6, "confirmed"), (1e-3, "refuted")])
