@@ -29,10 +29,12 @@ from study_claims import TESTS
 
 from loratune import files
 from loratune.compare import tables
-from loratune.compare.result import Comparison
+from loratune.compare.metrics import metric_of
+from loratune.compare.result import Comparison, VariantResult
 from loratune.report.charts.chart_frame import Chart
 from loratune.report.comparison_charts import curve_charts, pareto_charts, search_charts
 from loratune.tables import Table
+from loratune.units import byte_size, duration, significant
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes" / "study"
@@ -42,18 +44,32 @@ FOLDER = ROOT / "docs" / "study"
 README = ROOT / "README.md"
 MAIN = "variants_banking77"
 """The comparison that README shows, and whose best rates the rewound runs take."""
+IDENTITIES = "identities"
+"""The comparison of one training's names: there is nothing to choose and nothing to draw."""
 HEAD = """# The study
 
 Written by `make study` from the comparisons' own files; no verdict and no ranking is typed by hand.
 
-The base is SmolLM2-135M-Instruct, dequantised from Q4_1 where it was made from that file: it is not
-the release itself. Trainings are short, so that five seeds of every contender fit on two cores:
-what holds after sixty steps need not hold after six thousand. Rows: Banking77 (PolyAI, CC BY 4.0),
-the E2E NLG challenge (CC BY-SA 4.0), and for what is forgotten WikiText-2 (CC BY-SA 3.0). Every
-contender is trained at its own best rate of a grid that grows while its edge is best, unless its
-recipe gives the rate. `full` trains the weights of the same linear layers, not the embedding and
-the norms. One seed chose each rate, others judge it. Seconds are medians of one core while other
-work had the machine: read their ratios, and those with care."""
+The base is SmolLM2-135M-Instruct as it was at hand: dequantised from Q4_1, not the release itself.
+Rows: Banking77 (PolyAI, CC BY 4.0), the E2E NLG challenge (CC BY-SA 4.0), and for what is forgotten
+WikiText-2 (CC BY-SA 3.0). Trainings are short, so that several seeds of every contender fit on two
+cores: what holds after sixty steps need not hold after six thousand. Every contender is trained at
+its own best rate of a grid that grows while its edge is best, unless its recipe gives the rate; one
+training chooses it, with a seed and rows (the dev rows) that judge nothing later.
+`full` trains the weights of the same linear layers, not the embedding and the norms.
+
+How to read it:
+
+- **Loss** is the mean over the supervised tokens of the final rows, in nats; **forgetting** is how
+  much the loss on WikiText-2 has grown over the base's.
+- An interval holds for its own number. A p-value is corrected for all pairs of its table (Holm), so
+  a pair's interval may exclude zero while the pair is not significant.
+- **Margin**: 1 % of what the best contender gained over the base. A difference that is shown to be
+  smaller is called equivalent; *undecided* means too few rows and seeds to tell.
+- **Steps to dev loss**: where a seed's curve of dev losses first crosses it, on a straight line
+  between two measurements; the recipe's target, or the highest last dev loss, which all reach.
+- **Seconds** are medians of one core while other work had the machine: one training under two names
+  differs by up to a fifth in them, so read no smaller differences out of them."""
 _ROWS = {"e2e": "e2e", "": "banking77"}
 """Ending of a recipe's name, and the data set that it trains on."""
 HELDOUT_TEXTS = 24
@@ -74,9 +90,9 @@ def claims(name: str) -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """Every recipe that has a claim."""
-    paths = sorted((RECIPES / "recipe").glob("*.yaml"))
-    return [path.stem for path in paths if claims(path.stem)]
+    """Every recipe that has a claim, in the page's order."""
+    found = [path.stem for path in (RECIPES / "recipe").glob("*.yaml") if claims(path.stem)]
+    return sorted(found, key=lambda name: (name != MAIN, name == IDENTITIES, name))
 
 
 def shuffled(source: Path, target: Path, limit: int | None = None) -> Path:
@@ -165,27 +181,60 @@ def standalone(chart: Chart) -> str:
     return f"{head}><style>{style}</style>{ground}{rest}\n"
 
 
+AIMS = {
+    "the lowest loss": ("loss", significant),
+    "the least forgetting": ("forgetting", "{:+.4f}".format),
+    "the least memory": ("peak_bytes", byte_size),
+    "the shortest step": ("step_seconds", duration),
+}
+"""What one may want, the estimate that tells it, lowest first, and how it is written."""
+
+
+def aims_table(comparison: Comparison) -> Table:
+    """Who comes first in each of several aims, and what its loss and forgetting are there."""
+    rows = []
+    for aim, (key, written) in AIMS.items():
+        able = [one for one in comparison.variants if key in one.estimates]
+        if not able:
+            continue
+        first, *others = sorted(able, key=lambda one: one.estimates[key].mean)
+        value = written(first.estimates[key].mean)
+        second = f"{others[0].label} {written(others[0].estimates[key].mean)}" if others else ""
+        rows.append((aim, first.label, value, second, *_reached(first)))
+    columns = ("for", "first", "it has", "next", "its loss", "its forgetting")
+    caption = "Means over seeds; whether first and next differ is told below."
+    return Table("by aim", columns, tuple(rows), numeric=(False,) * 6, caption=caption)
+
+
+def _reached(variant: VariantResult) -> tuple[str, ...]:
+    return tuple(
+        metric_of(key).with_interval(variant.estimates[key]) if key in variant.estimates else "–"
+        for key in ("loss", "forgetting")
+    )
+
+
 def section(name: str, comparison: Comparison, folder: Path) -> str:
     """One comparison: the verdict on each claim, then what was found, drawn and in numbers."""
-    other, seeds = ordered_otherwise(comparison)
-    shown = (
-        verdict_table(name, comparison),
-        tables.contender_table(comparison),
-        tables.quality_table(comparison),
-        tables.cost_table(comparison),
-        tables.search_table(comparison),
-    )
-    verdicts, *rest = [table.to_markdown().rstrip() for table in shown if table.rows]
-    parts = [
-        f"## {name.replace('_', ' ')}",
-        verdicts,
-        *tables.markdown_head(comparison),
-        f"{other} of {seeds} seeds alone order the contenders otherwise than their means do.",
-        *rest,
-        figures(name, comparison, folder),
-        f"All pairs, all seeds, every curve: [{name}.json]({folder.name}/{name}.json).",
-    ]
+    facts, findings = tables.markdown_head(comparison)[:-1], tables.markdown_head(comparison)[-1:]
+    parts = [f"## {name.replace('_', ' ')}", _markdown(verdict_table(name, comparison)), *facts]
+    if name != IDENTITIES:
+        other, seeds = ordered_otherwise(comparison)
+        parts += [
+            _markdown(aims_table(comparison)),
+            *findings,
+            f"{other} of {seeds} seeds alone order the contenders otherwise than their means do.",
+        ]
+    shown = [tables.contender_table(comparison), tables.quality_table(comparison)]
+    if name != IDENTITIES:
+        shown += [tables.cost_table(comparison), tables.search_table(comparison)]
+    parts += [_markdown(table) for table in shown if table.rows]
+    parts += [figures(name, comparison, folder)] if name != IDENTITIES else []
+    parts.append(f"All pairs, all seeds, every curve: [{name}.json]({folder.name}/{name}.json).")
     return "\n\n".join(parts)
+
+
+def _markdown(table: Table) -> str:
+    return table.to_markdown().rstrip()
 
 
 def page(results: Path, folder: Path) -> str:
@@ -195,18 +244,20 @@ def page(results: Path, folder: Path) -> str:
         results: where they lie.
         folder: for the drawings and the raw numbers that the page shows.
     """
-    finished, missing = [], []
+    finished, missing, seconds = [], [], 0.0
     for name in names():
         path = results / name / "comparison.json"
         if path.is_file():
             values = published(json.loads(path.read_text(encoding="utf-8")))
-            finished.append(section(name, Comparison.from_dict(values), folder))
+            comparison = Comparison.from_dict(values)
+            finished.append(section(name, comparison, folder))
+            seconds += comparison.seconds
             files.write_json(folder / f"{name}.json", values)
         else:
             missing.append(name)
     rewound = study_rewind.section(results / study_rewind.NAME)
     missing += [] if rewound else [study_rewind.NAME]
-    head = [HEAD]
+    head = [HEAD, f"All comparisons together took {seconds:,.0f} s of one core's work."]
     if missing:
         head.append(f"Not run: {', '.join(missing)}.")
     return "\n\n".join([*head, *finished, *filter(None, [rewound])]) + "\n"
@@ -252,13 +303,16 @@ def with_main_table(readme: str, comparison: Comparison) -> str:
     columns = [quality.columns[n] for n in shown] + [costs.columns[n] for n in spent]
     table = replace(quality, columns=tuple(columns), rows=tuple(rows), formats=costs.formats)
     figure = f"{MAIN}-quality-against-trainable-bytes.svg"
+    seconds = f"{comparison.seconds:,.0f} s of one core's work"
     block = "\n\n".join(
         [
-            table.to_markdown().rstrip(),
+            _markdown(table),
             f"![Quality against trainable bytes](docs/{FOLDER.name}/{figure})",
             "\n".join(
                 f"- {claim} *{word}*" for claim, word, _ in verdict_table(MAIN, comparison).rows
             ),
+            f"Measured {comparison.created[:10]}, {seconds}; the evidence for each word is in "
+            f"[docs/{PAGE.name}](docs/{PAGE.name}).",
         ]
     )
     begin, end = "<!-- study:begin -->\n", "<!-- study:end -->"

@@ -52,7 +52,8 @@ def within_two_percent(comparison: Comparison) -> Verdict:
         f"{pair.high / gain:+.1%})"
         for pair in found
     ]
-    return Verdict(word, f"Loss above full fine-tuning's: {'; '.join(sentences)}.")
+    named = f" Beyond 2 %: {', '.join(pair.first for pair in beyond)}." if beyond else ""
+    return Verdict(word, f"Loss above full fine-tuning's: {'; '.join(sentences)}.{named}")
 
 
 def rate_ten_times(comparison: Comparison) -> Verdict:
@@ -123,12 +124,8 @@ def olora_starts_faster(comparison: Comparison) -> Verdict:
 
 
 def same_at_own_rates(comparison: Comparison) -> Verdict:
-    """Whether rsLoRA and LoRA are equivalent once each has its own rate."""
-    pair = _pair(comparison, "rs64", "plain64")
-    if pair is None:
-        return Verdict(UNDECIDED, "One of them has no loss.")
-    word = REFUTED if _told(pair) else CONFIRMED if pair.equivalent else UNDECIDED
-    return Verdict(word, _loss_words(pair))
+    """Whether rsLoRA is no better than LoRA once each has its own rate."""
+    return _is_no_better(comparison, "rs64", "plain64")
 
 
 def better_at_one_rate(comparison: Comparison) -> Verdict:
@@ -143,13 +140,7 @@ def mlp_beats_attention(comparison: Comparison) -> Verdict:
 
 def attention_adds_nothing(comparison: Comparison) -> Verdict:
     """Whether all layers are no better than the MLP's alone."""
-    pair = _pair(comparison, "everywhere", "mlp")
-    if pair is None:
-        return Verdict(UNDECIDED, "One of them has no loss.")
-    is_better = _told(pair) and pair.difference < 0
-    is_known = pair.equivalent or (_told(pair) and pair.difference > 0)
-    word = REFUTED if is_better else CONFIRMED if is_known else UNDECIDED
-    return Verdict(word, _loss_words(pair))
+    return _is_no_better(comparison, "everywhere", "mlp")
 
 
 def one_rate_for_every_rank(comparison: Comparison) -> Verdict:
@@ -249,6 +240,18 @@ def _is_better(comparison: Comparison, first: str, second: str) -> Verdict:
     is_known = pair.equivalent or (_told(pair) and pair.difference > 0)
     word = CONFIRMED if _told(pair) and pair.difference < 0 else REFUTED if is_known else UNDECIDED
     return Verdict(word, _loss_words(pair))
+
+
+def _is_no_better(comparison: Comparison, first: str, second: str) -> Verdict:
+    """Whether ``first`` is not better by more than the margin, be it as good or worse."""
+    pair = _pair(comparison, first, second)
+    if pair is None:
+        return Verdict(UNDECIDED, "One of them has no loss.")
+    is_better = _told(pair) and pair.difference < 0
+    is_known = pair.margin is not None and pair.low > -pair.margin
+    word = REFUTED if is_better else CONFIRMED if is_known else UNDECIDED
+    most = f" {first} is better by {max(0.0, -pair.low):.4f} at most; the margin is what counts."
+    return Verdict(word, _loss_words(pair) + (most if word == CONFIRMED else ""))
 
 
 def _rates_by_rank(comparison: Comparison, scale: Callable[[int], float]) -> dict[int, float]:

@@ -15,8 +15,9 @@ from loratune.units import percent, significant
 NAME = "rewind"
 LABELS = ("lora", "full")
 ROWS = (
-    "One seed, at the best rate of the comparison. The scale is chosen by the very rows that the "
-    "tables show: on others it may give back less."
+    "Seed 0, at the best rate of the comparison. The dev loss here is that of the comparison's "
+    "final rows, in nats per token as the loss on held-out text is. The scale is chosen by the "
+    "very rows that the tables show: on others it may give back less."
 )
 
 

@@ -63,6 +63,7 @@ def quality_table(comparison: Comparison) -> Table:
         ("variant", "lr", *(f"{m.name} [95 % CI]" for m in measured), "loss against the best"),
         tuple(rows),
         caption="Means over seeds with 95 % intervals; loss and forgetting in nats per token. "
+        "Each p is corrected for the number of pairs (Holm), the intervals are not. "
         "The variant to choose is marked.",
         marked=_marked(comparison, choice),
     )
@@ -95,7 +96,7 @@ def cost_table(comparison: Comparison) -> Table:
     if any("merge_residual" in variant.estimates for variant in comparison.variants):
         caption += (
             " Merge residual: ‖(W' - W) - ΔW‖ / ‖ΔW‖ of the worst layer, merged in the base's"
-            " dtype: what rounding takes away."
+            " dtype: the share that rounding takes away."
         )
     target = f"steps to dev loss {significant(comparison.target_loss)}"
     names = [target if key == "steps_to_target" else heading for key, heading, _ in _MEASURED]
@@ -221,13 +222,21 @@ def _facts(comparison: Comparison) -> list[str]:
     return [
         f"Written {comparison.created} on {machine.get('processor', 'unknown')} "
         f"({machine.get('cores', '?')} cores, {machine.get('threads', '?')} threads, "
-        f"{machine.get('device', '?')}), torch {machine.get('versions', {}).get('torch', '?')}; "
-        f"{comparison.seconds:.0f} s of work.",
+        f"{machine.get('device', '?')}), torch {machine.get('versions', {}).get('torch', '?')}"
+        f"{_setup(comparison)}; {comparison.seconds:.0f} s of work, the search for rates "
+        "included.",
         f"Base {comparison.base.path} ({comparison.base.parameters:,} parameters). "
         f"{rows.train:,} training rows, {rows.dev:,} rows to choose the rate by, {rows.test:,} "
         f"final rows with {rows.prompts:,} prompts{_answered(comparison)}, "
         f"{rows.heldout:,} held-out texts.",
     ]
+
+
+def _setup(comparison: Comparison) -> str:
+    """What the base was loaded in, and how many rows a step takes, where it is recorded."""
+    dtype = str(comparison.provenance.get("dtype", "")).removeprefix("torch.")
+    rows = comparison.recipe.get("trainer", {}).get("batch_size")
+    return "".join([f", {dtype}" if dtype else "", f", batches of {rows} rows" if rows else ""])
 
 
 def _answered(comparison: Comparison) -> str:

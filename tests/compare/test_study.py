@@ -87,6 +87,31 @@ def test_the_page_says_what_was_found_and_what_was_not_run(
     assert raw["samples"] == raw["provenance"]["command"] == []
 
 
+def test_the_first_of_each_aim_is_shown_beside_what_it_reached(study: ModuleType) -> None:
+    found = comparison({"lora": 0.4, "vera": 0.6})
+    lora, vera = found.variants
+    lighter = vera.estimates["loss"].__class__(mean=1e6, low=None, high=None, seeds=2)
+    heavier = replace(lighter, mean=2e6)
+    measured = [
+        replace(lora, estimates=lora.estimates | {"peak_bytes": heavier}),
+        replace(vera, estimates=vera.estimates | {"peak_bytes": lighter}),
+    ]
+    rows = {row[0]: row[1:] for row in study.aims_table(replace(found, variants=measured)).rows}
+    assert rows["the lowest loss"][:3] == ("lora", "0.4", "vera 0.6")
+    assert rows["the least memory"][:3] == ("vera", "1 MB", "lora 2 MB")
+    assert rows["the least memory"][3].startswith("0.6")
+
+
+def test_the_main_comparison_comes_first_and_one_trainings_names_last(
+    study: ModuleType, tmp_path: Path
+) -> None:
+    assert (study.names()[0], study.names()[-1]) == (study.MAIN, study.IDENTITIES)
+    found = comparison({"rs64": 0.4, "alpha512": 0.4})
+    text = study.section(study.IDENTITIES, found, tmp_path / "docs")
+    assert "verdicts" in text and "Choose" not in text and ".svg" not in text
+    assert "Choose" in study.section("scale", comparison({"rs64": 0.4, "plain64": 0.6}), tmp_path)
+
+
 def test_every_claim_has_a_test_and_every_test_a_claim(study: ModuleType) -> None:
     claimed = {claim for name in study.names() for claim in study.claims(name)}
     assert claimed == study.TESTS.keys()
@@ -222,7 +247,9 @@ ALL_LAYERS = {"mlp": 0.4, "everywhere": 0.2}
         ),
         ("tenth_of_the_numbers", with_numbers(pairs(VERA), TENTH), "refuted"),
         ("same_at_own_rates", pairs({"rs64": 0.4, "plain64": 0.41}, equivalent=True), "confirmed"),
-        ("same_at_own_rates", pairs({"rs64": 0.4, "plain64": 0.41}), "undecided"),
+        ("same_at_own_rates", pairs({"rs64": 0.4, "plain64": 0.41}), "confirmed"),
+        ("same_at_own_rates", pairs({"rs64": 0.365, "plain64": 0.4}), "undecided"),
+        ("same_at_own_rates", pairs({"rs64": 0.2, "plain64": 0.4}), "refuted"),
         (
             "better_at_one_rate",
             pairs({"rs64_as_published": 0.4, "plain64_as_published": 0.6}),
@@ -236,6 +263,8 @@ ALL_LAYERS = {"mlp": 0.4, "everywhere": 0.2}
         ("mlp_beats_attention", pairs({"attention": 0.6, "mlp": 0.4}), "confirmed"),
         ("mlp_beats_attention", pairs({"attention": 0.4, "mlp": 0.41}), "undecided"),
         ("attention_adds_nothing", pairs(ALL_LAYERS), "refuted"),
+        ("attention_adds_nothing", pairs({"mlp": 0.4, "everywhere": 0.6}), "confirmed"),
+        ("attention_adds_nothing", pairs({"mlp": 0.4, "everywhere": 0.365}), "undecided"),
         (
             "attention_adds_nothing",
             pairs({"mlp": 0.4, "everywhere": 0.4}, equivalent=True),
@@ -286,8 +315,8 @@ def test_a_difference_is_turned_to_the_claim_s_way_round(study: ModuleType) -> N
 def test_a_difference_that_is_not_significant_is_equivalent_or_not_shown_to_be(
     study: ModuleType, equivalent: bool, words: str
 ) -> None:
-    found = pairs({"rs64": 0.4, "plain64": 0.41}, equivalent=equivalent)
-    assert study.TESTS["same_at_own_rates"](found).evidence.endswith(words)
+    found = pairs({"dora": 0.4, "lora": 0.41}, equivalent=equivalent)
+    assert study.TESTS["dora_beats_lora"](found).evidence.endswith(words)
 
 
 @pytest.mark.parametrize(("apart", "word"), [(1e-6, "confirmed"), (1e-3, "refuted")])

@@ -119,7 +119,7 @@ def test_what_a_merge_residual_is_stands_where_one_was_measured() -> None:
     residual = {"merge_residual": Estimate(mean=0.01, low=None, high=None, seeds=3)}
     merged, plain = variant("lora", 0.5), variant("vera", 0.6)
     merged = replace(merged, estimates=merged.estimates | residual)
-    assert "what rounding takes away" in tables.cost_table(comparison(merged, plain)).caption
+    assert "rounding takes away" in tables.cost_table(comparison(merged, plain)).caption
     assert "Merge residual" not in tables.cost_table(comparison(plain)).caption
 
 

@@ -141,6 +141,15 @@ def test_points_of_equal_cost_and_loss_do_not_cover_each_other() -> None:
     assert min(across) < place < max(across)
 
 
+def test_points_that_are_only_near_each_other_stand_at_their_costs() -> None:
+    costs = [100.0, 103.0, 110.0, 200.0]
+    series = [Series(str(x), (Point(x, 1 + x / 1000),), n) for n, x in enumerate(costs)]
+    centres = [_centre(mark)[0] for mark in _marks(drawing(scatter_chart("t", "b", "l", series)))]
+    one = (centres[-1] - centres[0]) / 100
+    across = [centres[0] + one * (x - 100) for x in costs]
+    assert centres == pytest.approx(across, abs=0.01)
+
+
 def test_intervals_not_told_from_zero_are_drawn_hollow() -> None:
     chart = interval_chart(
         "t", "d", [Interval("sure", 1, 0.5, 1.5, True), Interval("open", 1, -1, 3, False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 from loratune.report.charts.axis import make_axis
@@ -25,6 +26,8 @@ def undominated(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, f
 
 _BESIDE = 11.0
 """Pixels between two markers at one place."""
+_COVERED = 7.0
+"""Two markers that are closer hide each other."""
 _COSTS: dict[str, Callable[[float], str]] = {"bytes": byte_size, "seconds": duration}
 """How a cost in each unit is written."""
 
@@ -107,7 +110,7 @@ def _draw_front(frame: Frame, front: Sequence[tuple[str, float, float]]) -> None
 
 
 def _places(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Where the points lie; those that would cover each other stand close around their place."""
+    """Where the points lie; only one that would hide another stands beside its place."""
     places: list[tuple[float, float]] = []
     for point in points:
         x, y = frame.x(point.x), frame.y(point.y)
@@ -117,7 +120,7 @@ def _places(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float]]:
 
 
 def _is_covered(x: float, y: float, places: Sequence[tuple[float, float]]) -> bool:
-    return any(abs(x - a) < _BESIDE and abs(y - b) < 40 for a, b in places)
+    return any(math.dist((x, y), place) < _COVERED for place in places)
 
 
 def _draw_point(
