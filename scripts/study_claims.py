@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from loratune.adapters.registry import config_class
 from loratune.compare.result import Comparison, Difference, SeedRun, VariantResult
 from loratune.compare.statistics import over_seeds
 from loratune.units import significant
@@ -143,24 +144,24 @@ def attention_adds_nothing(comparison: Comparison) -> Verdict:
     return _is_no_better(comparison, "everywhere", "mlp")
 
 
-def one_rate_for_every_rank(comparison: Comparison) -> Verdict:
+def one_rate_by_rank(comparison: Comparison) -> Verdict:
     """Whether the best rates of all ranks lie within one step of the grid at scale 32/r."""
-    rates = _rates_by_rank(comparison, lambda rank: 32 / rank)
-    if len(rates) < 2:
-        return Verdict(UNDECIDED, NO_RATES)
-    factor = float(comparison.recipe["compare"]["lr_factor"])
-    is_one = max(rates.values()) <= min(rates.values()) * factor * 1.01
-    return Verdict(CONFIRMED if is_one else REFUTED, _rates_told(rates))
+    return _is_one_rate(comparison, lambda rank: 32 / rank)
+
+
+def one_rate_by_root(comparison: Comparison) -> Verdict:
+    """Whether the best rates of all ranks lie within one step of the grid at scale 8/√r."""
+    return _is_one_rate(comparison, lambda rank: 8 / math.sqrt(rank))
 
 
 def rate_falls_with_rank(comparison: Comparison) -> Verdict:
     """Whether the best rate falls with the rank at a scale that no rank changes."""
-    rates = _rates_by_rank(comparison, lambda rank: 2.0)
+    rates = _rates_by_rank(comparison, lambda rank: 1.0)
     if len(rates) < 2:
         return Verdict(UNDECIDED, NO_RATES)
     values = [rates[rank] for rank in sorted(rates)]
     falls = all(b <= a for a, b in itertools.pairwise(values)) and values[-1] < values[0]
-    return Verdict(CONFIRMED if falls else REFUTED, _rates_told(rates))
+    return Verdict(CONFIRMED if falls else REFUTED, _rates_told(comparison, rates))
 
 
 def differ_by_rounding(comparison: Comparison) -> Verdict:
@@ -196,7 +197,8 @@ TESTS: dict[str, Callable[[Comparison], Verdict]] = {
         better_at_one_rate,
         mlp_beats_attention,
         attention_adds_nothing,
-        one_rate_for_every_rank,
+        one_rate_by_rank,
+        one_rate_by_root,
         rate_falls_with_rank,
         differ_by_rounding,
     )
@@ -254,6 +256,15 @@ def _is_no_better(comparison: Comparison, first: str, second: str) -> Verdict:
     return Verdict(word, _loss_words(pair) + (most if word == CONFIRMED else ""))
 
 
+def _is_one_rate(comparison: Comparison, scale: Callable[[int], float]) -> Verdict:
+    rates = _rates_by_rank(comparison, scale)
+    if len(rates) < 2:
+        return Verdict(UNDECIDED, NO_RATES)
+    factor = float(comparison.recipe["compare"]["lr_factor"])
+    is_one = max(rates.values()) <= min(rates.values()) * factor * 1.01
+    return Verdict(CONFIRMED if is_one else REFUTED, _rates_told(comparison, rates))
+
+
 def _rates_by_rank(comparison: Comparison, scale: Callable[[int], float]) -> dict[int, float]:
     """Rank to best rate of the contenders whose scale is that of ``scale``, ascending."""
     rates = {
@@ -265,13 +276,17 @@ def _rates_by_rank(comparison: Comparison, scale: Callable[[int], float]) -> dic
 
 
 def _scaling(variant: VariantResult) -> float:
-    rank, alpha = variant.adapter["rank"], variant.adapter["alpha"]
-    alpha = 2 * rank if alpha is None else alpha
-    return float(alpha / (math.sqrt(rank) if variant.adapter.get("rslora") else rank))
+    """The factor on a contender's correction, as the variant itself computes it."""
+    config = config_class(variant.variant)(**variant.adapter)
+    return config.scaling(config.rank, config.alpha)
 
 
-def _rates_told(rates: dict[int, float]) -> str:
-    return f"Best rates: {', '.join(f'rank {rank} {rate:g}' for rank, rate in rates.items())}."
+def _rates_told(comparison: Comparison, rates: dict[int, float]) -> str:
+    factor = float(comparison.recipe["compare"]["lr_factor"])
+    return (
+        f"Best rates: {', '.join(f'rank {rank} {rate:g}' for rank, rate in rates.items())}; "
+        f"neighbouring rates of the grid differ by {factor:g} times."
+    )
 
 
 def _finished(comparison: Comparison) -> list[VariantResult]:

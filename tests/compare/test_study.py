@@ -152,9 +152,10 @@ def with_rates(losses: dict[str, float], rates: Mapping[str, float]) -> Comparis
 def with_ranks(scale: Callable[[int], float], rates: Mapping[int, float]) -> Comparison:
     found = comparison({f"r{rank}": 0.4 for rank in rates})
     variants = [
-        replace(one, lr=rate, adapter={"rank": rank, "alpha": scale(rank) * rank})
+        replace(one, lr=rate, variant="lora",
+                adapter={"rank": rank, "alpha": scale(rank) * rank})
         for one, (rank, rate) in zip(found.variants, rates.items(), strict=True)
-    ]
+    ]  # fmt: skip
     recipe = {**found.recipe, "compare": {"lr_factor": 3.0}}
     return replace(found, variants=variants, recipe=recipe)
 
@@ -271,23 +272,28 @@ ALL_LAYERS = {"mlp": 0.4, "everywhere": 0.2}
             "confirmed",
         ),
         (
-            "one_rate_for_every_rank",
+            "one_rate_by_rank",
             with_ranks(lambda rank: 32 / rank, {1: 1e-3, 64: 3e-3}),
             "confirmed",
         ),
         (
-            "one_rate_for_every_rank",
+            "one_rate_by_rank",
             with_ranks(lambda rank: 32 / rank, {1: 1e-3, 64: 9e-3}),
             "refuted",
         ),
         (
+            "one_rate_by_root",
+            with_ranks(lambda rank: 8 / rank**0.5, {1: 1e-3, 64: 9e-3}),
+            "refuted",
+        ),
+        (
             "rate_falls_with_rank",
-            with_ranks(lambda rank: 2.0, {1: 9e-3, 16: 3e-3, 64: 3e-3}),
+            with_ranks(lambda rank: 1.0, {1: 9e-3, 16: 3e-3, 64: 3e-3}),
             "confirmed",
         ),
         (
             "rate_falls_with_rank",
-            with_ranks(lambda rank: 2.0, {1: 3e-3, 16: 3e-3, 64: 3e-3}),
+            with_ranks(lambda rank: 1.0, {1: 3e-3, 16: 3e-3, 64: 3e-3}),
             "refuted",
         ),
     ],
@@ -296,6 +302,16 @@ def test_a_claim_is_judged_by_its_numbers(
     study: ModuleType, claim: str, found: Comparison, word: str
 ) -> None:
     assert study.TESTS[claim](found).word == word
+
+
+def test_a_scale_is_what_the_variant_makes_of_its_settings(study: ModuleType) -> None:
+    found = with_ranks(lambda rank: 8 / rank**0.5, {1: 9e-3, 4: 3e-3, 64: 1e-3})
+    one, four, many = found.variants
+    follows = replace(one, adapter={"rank": 1, "alpha": None})  # alpha is the rank: scale 1
+    root = replace(many, adapter={"rank": 64, "alpha": 8.0, "rslora": True})  # 8/√64
+    judged = study.TESTS["rate_falls_with_rank"](replace(found, variants=[follows, four, root]))
+    assert judged.word == "confirmed"
+    assert "Best rates: rank 1 0.009, rank 64 0.001;" in judged.evidence
 
 
 def test_a_difference_is_turned_to_the_claim_s_way_round(study: ModuleType) -> None:
