@@ -30,9 +30,10 @@ SECONDS_BETWEEN_SAMPLES = 0.01
 RECIPE = [
     "recipe=demo", f"trainer.steps={STEPS}", "trainer.batch_size=4", "trainer.threads=1",
     "trainer.eval_every=0", "trainer.save_every=0", "stages=[train]", "data.eval_path=null",
-    "data.test_path=null", "data.limit=16", "targets=attention_qv", "model.dtype=bfloat16",
-    "model.device=cpu", "trainer.precision=auto",
+    "data.test_path=null", "data.limit=16", "model.dtype=bfloat16", "model.device=cpu",
+    "trainer.precision=auto",
 ]  # fmt: skip
+LORA = ["targets=attention_qv"]
 
 
 # -- one process of the run ----------------------------------------------------------------
@@ -60,6 +61,7 @@ def worker(marks_file: Path, trains: bool, words: list[str]) -> None:
     from loratune.cli import main as command
     from loratune.models.reading import Reader
     from loratune.models.weights import tensor_entries
+    from loratune.training.checkpoints import Checkpoints
 
     marks: dict[str, Any] = {"sliced": 0, "hashed": 0}
 
@@ -78,6 +80,10 @@ def worker(marks_file: Path, trains: bool, words: list[str]) -> None:
             raise SystemExit(0)
         return wrapped
 
+    def save(self: Checkpoints) -> None:
+        mark("saving")
+        original["save"](self)
+
     def value(self: Reader, name: str, *rows: slice) -> Any:
         tensor = original["value"](self, name, *rows)
         entry = self.entries[self.names.stored_as(name)[1].stored[0]]
@@ -95,8 +101,9 @@ def worker(marks_file: Path, trains: bool, words: list[str]) -> None:
         "wrap_base": run.wrap_base,
         "value": Reader.value,
         "checked_hashes": stage.checked_hashes,
+        "save": Checkpoints.save,
     }
-    loading.load, run.wrap_base = load, wrap_base
+    loading.load, run.wrap_base, Checkpoints.save = load, wrap_base, save  # type: ignore[method-assign]
     Reader.value, stage.checked_hashes = value, checked_hashes  # type: ignore[method-assign]
     sys.argv = ["loratune", "train", *words]
     try:
@@ -125,13 +132,16 @@ def forget(base: Path) -> None:
         os.close(descriptor)
 
 
-def measure(base: Path, folder: Path, processes: int, trains: bool) -> dict[str, Any]:
+def measure(
+    base: Path, folder: Path, processes: int, trains: bool, what: list[str]
+) -> dict[str, Any]:
     """Start the processes of one run, watch their memory, and gather what they noted."""
     forget(base)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = [*RECIPE, f"model.path={base}", f"out={folder / f'run{processes}'}"]
+    run = folder / f"run{processes}"
+    words = [*RECIPE, *what, f"model.path={base}", f"out={run}"]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started, marks_files = [], []
     for rank in range(processes):
@@ -151,6 +161,7 @@ def measure(base: Path, folder: Path, processes: int, trains: bool) -> dict[str,
         with (folder / f"log-{processes}-{rank}.txt").open("w", encoding="utf-8") as log:
             started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     samples = watch(started)
+    shutil.rmtree(run, ignore_errors=True)
     if any(one.returncode for one in started):
         raise SystemExit((folder / f"log-{processes}-0.txt").read_text(encoding="utf-8")[-2000:])
     ranks = [
@@ -176,12 +187,18 @@ def watch(started: list[subprocess.Popen[bytes]]) -> list[list[tuple[float, int]
 def rank_result(marks: dict[str, Any], series: list[tuple[float, int]]) -> dict[str, Any]:
     """What one process took."""
     begin, read, end = (marks[name] for name in ("begin", "read", "end"))
-    while_reading = [size for when, size in series if begin["time"] <= when <= read["time"]]
-    afterwards = [size for when, size in series if read["time"] < when <= end["time"]]
+    saving = marks.get("saving", end)
+
+    def peak(start: dict[str, Any], stop: dict[str, Any]) -> int:
+        sizes = [size for when, size in series if start["time"] <= when <= stop["time"]]
+        return max(sizes, default=0)
+
     return {
         "own": marks["own"],
-        "peak_reading": max(while_reading),
-        "peak_training": max(afterwards, default=0),
+        "peak_reading": peak(begin, read),
+        "peak_training": peak(read, end),
+        "peak_steps": peak(read, saving),
+        "peak_saving": peak(saving, end),
         "sliced": marks["sliced"],
         "hashed": marks["hashed"],
         "disk": end["disk"] - begin["disk"],
@@ -251,7 +268,7 @@ def main() -> None:
             write_base(base, shape, "2GB")
         size, runs = sizes(base), []
         for processes in map(int, arguments.processes.split(",")):
-            runs.append(measure(base, folder, processes, not arguments.only_reading))
+            runs.append(measure(base, folder, processes, not arguments.only_reading, LORA))
             common.say(table(size, runs).splitlines()[-1])
         common.say(table(size, runs))
     common.write_result("sharded_loading", options, {"settings": size, "runs": runs})

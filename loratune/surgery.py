@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loratune.adapters.base import Adapter, LayerPlan, ReadParameter, data_device
+from loratune.adapters.base import Adapter, CopyParameter, LayerPlan, ReadParameter, data_device
 from loratune.adapters.config import AdapterConfig, LayerShape
 from loratune.adapters.kernels.blocks import blocks_of
 from loratune.adapters.registry import adapter_class
@@ -40,10 +41,10 @@ class SavedModule(nn.Module):
         trained_module: its trainable copy, which the model uses.
     """
 
-    def __init__(self, module: nn.Module, read: ReadParameter | None = None) -> None:
+    def __init__(self, module: nn.Module, copy: CopyParameter | None = None) -> None:
         super().__init__()
         self.original_module = module.requires_grad_(False)
-        self.trained_module = _trainable_copy(module, read)
+        self.trained_module = _trainable_copy(module, copy)
         self.enabled = True
 
     def forward(self, *args: object, **kwargs: object) -> object:
@@ -73,15 +74,15 @@ def _cast(value: object, dtype: torch.dtype) -> object:
     return tuple(_cast(item, dtype) for item in value) if type(value) is tuple else value
 
 
-def _trainable_copy(module: nn.Module, read: ReadParameter | None) -> nn.Module:
-    """A copy with its own fp32 parameters, so that small updates are not rounded away."""
-    import copy
+def _trainable_copy(module: nn.Module, copy: CopyParameter | None) -> nn.Module:
+    """A copy with its own fp32 parameters, so that small updates are not rounded away.
 
-    empty = [one for one in module.parameters() if one.is_meta] if read else []
-    values = {id(one): nn.Parameter(read(one)) for one in empty if read}
-    trained = copy.deepcopy(module, values).float()
-    if next(trained.parameters()).is_meta:  # a base of names and shapes; the values come later
-        trained = trained.to_empty(device="cpu")
+    Without ``copy``, parameters without data get whatever lies in memory.
+    """
+    copies = {id(one): copy(one) for one in module.parameters() if copy and one.is_meta}
+    trained = deepcopy(module, copies).float()
+    if copy is None and next(trained.parameters()).is_meta:
+        trained = trained.to_empty(device="cpu")  # a base of names and shapes
     return trained.requires_grad_(True)
 
 
@@ -119,6 +120,7 @@ def wrap_model(
     tokens: Sequence[int] = (),
     read_original: Callable[[str], torch.Tensor] | None = None,
     read: ReadParameter | None = None,
+    copy: CopyParameter | None = None,
 ) -> WrappedModel:
     """Freeze the model and swap its target layers for adapters, in place.
 
@@ -134,6 +136,7 @@ def wrap_model(
         tokens: ids whose rows of both embeddings train.
         read_original: gives a parameter as it was before a layer was quantized.
         read: gives the value of a parameter of a model whose parameters have no data yet.
+        copy: gives a copy of such a parameter that trains, and has no data yet either.
 
     Raises:
         ModelError: if a pattern matches nothing, or a layer cannot be adapted.
@@ -161,7 +164,8 @@ def wrap_model(
     if seed is not None:
         torch.manual_seed(seed)
     plans = [
-        replace(_plan(model, shape, config, read_original), read=read) for shape in match.shapes
+        replace(_plan(model, shape, config, read_original), read=read, copy=copy)
+        for shape in match.shapes
     ]
     start = config.without_costly_init() if will_be_loaded else config
     adapters = adapter_class(config.variant).build(plans, start)
@@ -169,7 +173,7 @@ def wrap_model(
         adapter.config = config
         adapter.train(plan.base_layer.training)
         _put(model, plan.shape, adapter)
-    saved = {name: _save_module(model, name, read) for name in _saved_names(model, targets)}
+    saved = {name: _save_module(model, name, copy) for name in _saved_names(model, targets)}
     named = {adapter.shape.name: adapter for adapter in adapters}
     return WrappedModel(model, named, saved, config, match, _put_rows(model, ends, tokens, read))
 
@@ -290,14 +294,14 @@ def _saved_names(model: nn.Module, targets: TargetsConfig) -> list[str]:
     return list(dict.fromkeys(saved))
 
 
-def _save_module(model: nn.Module, name: str, read: ReadParameter | None) -> SavedModule:
+def _save_module(model: nn.Module, name: str, copy: CopyParameter | None) -> SavedModule:
     if any(blocks_of(part) is not None for part in model.get_submodule(name).modules()):
         raise ModelError(
             f"'{name}' is quantized, and cannot be trained in full",
             where="targets.modules_to_save",
             fix=f"leave it as it is with model.quantize_skip=[{name.rpartition('.')[2]}]",
         )
-    saved = SavedModule(model.get_submodule(name), read)
+    saved = SavedModule(model.get_submodule(name), copy)
     model.set_submodule(name, saved)
     return saved
 

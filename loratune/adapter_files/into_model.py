@@ -19,11 +19,15 @@ from loratune.adapter_files.peft_format import (
 )
 from loratune.errors import ConfigError, ModelError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
+from loratune.models.unread import UnreadParameters
 from loratune.surgery import WrappedModel, adapter_state, peft_names, wrap_model
 
 
 def wrap_for_loading(
-    model: nn.Module, folder: AdapterFolder, read: ReadTensor | None = None
+    model: nn.Module,
+    folder: AdapterFolder,
+    read: ReadTensor | None = None,
+    unread: UnreadParameters | None = None,
 ) -> WrappedModel:
     """Wrap a model as an adapter's configuration says and copy its tensors in.
 
@@ -34,6 +38,7 @@ def wrap_for_loading(
         model: the base model.
         folder: the adapter.
         read: gives a tensor of the base, where the model itself holds no data.
+        unread: is to read them later, and with them what the adapter trains in their place.
 
     Raises:
         ModelError: if it does not fit, or the drawn matrices are not the recorded ones.
@@ -48,6 +53,7 @@ def wrap_for_loading(
             seed=int(recipe.get("seed", 0)),
             strict=False,
             will_be_loaded=not recipe,
+            copy=unread.trained_copy if unread else None,
         )
     except ConfigError as error:
         raise unusable_setting(error, str(folder.path / CONFIG)) from error
@@ -55,6 +61,8 @@ def wrap_for_loading(
         error.where = error.where or str(folder.path)
         raise
     load_into(wrapped, folder)
+    if unread is not None:
+        _read_later(wrapped, folder.tensors, unread)
     return wrapped
 
 
@@ -117,6 +125,25 @@ def _copy_in(wrapped: WrappedModel, tensors: Mapping[str, Tensor]) -> None:
     for name, saved in wrapped.saved_modules.items():
         for suffix, tensor in saved.trained_module.state_dict().items():
             tensor.copy_(tensors[f"{PREFIX}{name}.{suffix}"])
+
+
+def _read_later(
+    wrapped: WrappedModel, tensors: Mapping[str, Tensor], unread: UnreadParameters
+) -> None:
+    """What has no data yet took nothing from the file: it is read with the base, as wanted."""
+    names = peft_names(wrapped)
+    places = [
+        (f"{PREFIX}{names[name]}.{suffix}", value)
+        for name, adapter in wrapped.adapters.items()
+        for suffix, value in adapter.peft_tensors().items()
+    ] + [
+        (f"{PREFIX}{name}.{suffix}", value)
+        for name, saved in wrapped.saved_modules.items()
+        for suffix, value in saved.trained_module.named_parameters()
+    ]
+    for key, value in places:
+        if value.is_meta and key in tensors:
+            unread.begin_with(value, tensors[key])
 
 
 def _check_shared(wrapped: WrappedModel, folder: AdapterFolder) -> None:

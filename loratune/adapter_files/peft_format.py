@@ -34,6 +34,7 @@ from loratune.errors import ModelError, SecurityError, raise_together
 from loratune.models.fingerprint import tensors_fingerprint
 from loratune.models.weights import inside, read_all
 from loratune.runs.manifest import describe_files
+from loratune.runs.sharded import gathered, own_part, part_of
 from loratune.surgery import WrappedModel, adapter_state, peft_names
 
 TENSORS = "adapter_model.safetensors"
@@ -78,7 +79,7 @@ def write_adapter(
     Raises:
         ModelError: if a tensor is empty or not finite: such an adapter is never published.
     """
-    tensors = {name: tensor.cpu() for name, tensor in adapter_state(wrapped).items()}
+    tensors = {name: gathered(tensor).cpu() for name, tensor in adapter_state(wrapped).items()}
     if wrapped.config.leaves_shared_to_seed():
         shared = shared_keys(wrapped)
         tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
@@ -136,7 +137,7 @@ def read_back(folder: Path, wrapped: WrappedModel) -> None:
         key
         for key, tensor in saved.tensors.items()
         if key.startswith(f"{PREFIX}{peft_names(wrapped)[first]}.")
-        and not torch.equal(tensor, state[key].cpu())
+        and not torch.equal(part_of(tensor, state[key]), own_part(state[key]).cpu())
     ]
     if saved.config.to_peft() != wrapped.config.to_peft() or wrong:
         what = f"'{wrong[0]}'" if wrong else CONFIG

@@ -22,6 +22,8 @@ from loratune.errors import ModelError
 
 ReadParameter = Callable[[Tensor], Tensor]
 """Gives the value of a parameter that lies on the meta device."""
+CopyParameter = Callable[[Tensor], nn.Parameter]
+"""Gives an fp32 copy of such a parameter that trains; it lies there too, until it is read."""
 RowWriter = Callable[[slice, Tensor], None]
 """Writes the given rows of ΔW to a tensor of their shape, in the adapter's dtype."""
 
@@ -30,8 +32,8 @@ RowWriter = Callable[[slice, Tensor], None]
 class LayerPlan:
     """One layer to adapt: the layer, its shape, and the rank and alpha that apply to it.
 
-    ``original`` gives the weight (out, in) that a quantized layer was made of, and ``read`` the
-    value of a parameter that has no data yet.
+    ``original`` gives the weight (out, in) that a quantized layer was made of, ``read`` the value
+    of a parameter that has no data yet, and ``copy`` a copy of it that gets its data with it.
     """
 
     base_layer: nn.Module
@@ -40,10 +42,19 @@ class LayerPlan:
     alpha: float | None
     original: Callable[[], Tensor] | None = None
     read: ReadParameter | None = None
+    copy: CopyParameter | None = None
 
     def value(self, parameter: Tensor) -> Tensor:
         """A parameter of the layer, read if it has no data and can be; else as it is."""
         return self.read(parameter) if self.read and parameter.is_meta else parameter
+
+    def trained_copy(self, parameter: Tensor) -> nn.Parameter:
+        """An fp32 copy that trains; of one without data, whatever lies in memory, or none yet."""
+        if parameter.is_meta and self.copy:
+            return self.copy(parameter)
+        if parameter.is_meta:
+            return nn.Parameter(torch.empty(parameter.shape))
+        return nn.Parameter(parameter.detach().to(torch.float32, copy=True))
 
     def weight(self) -> Tensor:
         """The layer's weight with its numbers, if they are anywhere; widened if quantized."""

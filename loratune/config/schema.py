@@ -358,7 +358,7 @@ class LaunchConfig:
     nproc: int = 1
     """Processes, started through torch's elastic launcher."""
     shard: bool = False
-    """Shard the frozen base over the processes (FSDP2): each reads and keeps its own rows of it."""
+    """Shard the base, and weights that train themselves, over the processes (FSDP2)."""
     max_restarts: int = 0
     """Starts of all processes from the newest checkpoint after one of them died."""
     timeout: int = 1800

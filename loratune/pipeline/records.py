@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from loratune import files
 from loratune.adapter_files.peft_format import (
     TENSORS,
+    AdapterFolder,
     peft_config,
     read_adapter,
     read_back,
     shared_fingerprint,
     write_adapter,
 )
+from loratune.adapters.optimizer import trainable_parameters
 from loratune.config.convert import to_plain
 from loratune.config.mixture import SOURCES
 from loratune.config.schema import RunConfig
@@ -22,20 +28,23 @@ from loratune.counting.parameters import ParameterReport
 from loratune.counting.tables import variant_table
 from loratune.data.prepare import PreparedData
 from loratune.models.fingerprint import hashes_in_memory, tensors_fingerprint
-from loratune.models.weights import hash_tensors, read_header
+from loratune.models.weights import hash_tensors, read_header, read_one
 from loratune.report.build import finished_report
 from loratune.report.card import CardSubject, adapter_card
 from loratune.report.records import read_run
 from loratune.runs import processes
 from loratune.runs.agreement import check_published
+from loratune.runs.checkpoint import checkpoint_path
 from loratune.runs.manifest import CARD
 from loratune.runs.provenance import merged_before, package_versions, provenance
 from loratune.runs.records import link_latest, recipe_record, write_recipe, write_summary
 from loratune.runs.run_dir import RunDir
+from loratune.runs.sharded import gather_for_main, is_shared_out, own_part, rows_of
 from loratune.stages.load import BaseModel
 from loratune.stages.train import TrainResult
 from loratune.surgery import WrappedModel, adapter_state
 from loratune.tables import show
+from loratune.training.checkpoints import check_as_saved
 
 _FINGERPRINTS = ("base", "tokenizer", "data", "encoded", "projection")
 
@@ -85,14 +94,46 @@ def _vocabulary(wrapped: WrappedModel) -> dict[str, int]:
     return {} if first is None else {"vocabulary": int(first.weight.shape[0])}
 
 
-def started_with(wrapped: WrappedModel, final: PreparedData) -> dict[str, str]:
-    """Fingerprints of what else all processes must share: what will train, and the final rows."""
-    named = wrapped.model.named_parameters()
+def started_with(
+    wrapped: WrappedModel, saved: AdapterFolder | None, final: PreparedData
+) -> dict[str, str]:
+    """Fingerprints of what else all processes must share: what will train, and the final rows.
+
+    Of weights that they share out each holds its own rows, which no other has: what they were
+    read from is compared, the base by its own fingerprint, a saved adapter here.
+    """
+    trained: dict[str, Tensor] = {
+        name: parameter
+        for name, parameter in trainable_parameters(wrapped.model)
+        if not is_shared_out(parameter)
+    }
+    if saved is not None:
+        state = adapter_state(wrapped)
+        shared_out = saved.tensors.keys() & {n for n, one in state.items() if is_shared_out(one)}
+        trained |= {name: saved.tensors[name] for name in shared_out}
     return {
-        "adapter": tensors_fingerprint({name: p for name, p in named if p.requires_grad}),
+        "adapter": tensors_fingerprint(trained),
         "test": final.fingerprint,
         "encoded_test": final.encoded,
     }
+
+
+def _hashes_in_file(path: Path, state: Mapping[str, Tensor]) -> dict[str, str | list[str]]:
+    """Hex sha256 of every tensor of an adapter's file, or of each process's rows of it."""
+    entries = read_header(path)
+    return hash_tensors(
+        {name: entry for name, entry in entries.items() if not is_shared_out(state[name])}
+    ) | {
+        name: _hashes_of_rows(read_one(entry))
+        for name, entry in entries.items()
+        if is_shared_out(state[name])
+    }
+
+
+def _hashes_of_rows(whole: Tensor) -> list[str]:
+    ranks = range(processes.world_size())
+    parts = {str(rank): whole[rows_of(len(whole), rank)] for rank in ranks}
+    return list(hashes_in_memory(parts).values())
 
 
 class Records:
@@ -139,10 +180,17 @@ class Records:
         """The adapter with the facts that bind it to its base, whole or not at all.
 
         The tokenizer is put beside it where single tokens were trained.  Every process compares
-        the file with what it holds before it is published.
+        the file with what it holds before it is published, and that with its checkpoint where no
+        other process holds the same.
         """
-        own = hashes_in_memory(adapter_state(wrapped)) if processes.is_distributed() else {}
+        state = adapter_state(wrapped)
+        own = {}
+        if processes.is_distributed():
+            own = hashes_in_memory({name: own_part(tensor) for name, tensor in state.items()})
+        if training is not None:
+            check_as_saved(wrapped, checkpoint_path(self.run_dir.checkpoints, training.best_step))
         if not processes.is_main():
+            gather_for_main(state.values())
             check_published({}, own)
             return
         settings = to_plain(wrapped.config)
@@ -165,11 +213,11 @@ class Records:
             peft = peft_config(wrapped, self.config.model.path)
             unmeasured = replace(read_run(self.run_dir.path), evaluation={})
             subject = CardSubject(facts, peft, unmeasured)
-            files.write_text(target / CARD, adapter_card(subject, sorted(adapter_state(wrapped))))
+            files.write_text(target / CARD, adapter_card(subject, sorted(state)))
             write_adapter(target, wrapped, facts, self.config.model.path)
             read_back(target, wrapped)
             if processes.is_distributed():
-                check_published(hash_tensors(read_header(target / TENSORS)), own)
+                check_published(_hashes_in_file(target / TENSORS, state), own)
         link_latest(self.run_dir, self.config.name)
         processes.say_once(f"adapter saved: {self.run_dir.adapter}")
 

@@ -32,6 +32,7 @@ from loratune.runs import processes
 from loratune.runs.agreement import check_agreement, check_enough_rows, check_shared
 from loratune.runs.resume import find_checkpoint, is_complete, recorded_clock, resumed_facts
 from loratune.runs.run_dir import RunDir, with_run_folder
+from loratune.training.sharding import drop_gathered
 from loratune.training.signals import stop_at_once
 from loratune.training.torch_errors import memory_errors
 from loratune.training.trackers import check_trackers
@@ -55,11 +56,12 @@ def run(config: RunConfig) -> None:
         data, base = load_data_and_base(config, recorded_clock(checkpoint))
         wrapped, parameters, drift = wrap_base(base, config, saved)
         head = LanguageModelHead(wrapped.model, router_loss=config.trainer.router_loss)
+        drop_gathered(wrapped.model)  # the head was looked for with a forward pass
 
         final = final_rows(config, data, base)
         kept = retention_rows(config, base) if Stage.evaluate in config.stages else {}
         facts = run_facts(config, base, data, wrapped, drift)
-        check_agreement({**facts, **started_with(wrapped, final)})
+        check_agreement({**facts, **started_with(wrapped, saved, final)})
         if Stage.train in config.stages:
             check_enough_rows(len(data.train), config.trainer.batch_size)
         records = Records(config, run_dir, resumed_facts(checkpoint, facts, config))

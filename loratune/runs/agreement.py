@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,21 +157,27 @@ def _errors(all_facts: list[dict[str, Any]]) -> Iterator[ConfigError]:
             )
 
 
-def check_published(file: Mapping[str, str], own: Mapping[str, str]) -> None:
+def check_published(file: Mapping[str, str | Sequence[str]], own: Mapping[str, str]) -> None:
     """Stop every process if the file that one of them is about to publish is not what all hold.
 
     A file into which most of the tensors came empty looks whole: names, shapes and finite numbers
     are right.
 
     Args:
-        file: of the main process: tensor name to sha256 in the file.
+        file: of the main process: tensor name to sha256 in the file, or to those of every
+            process's rows of a tensor that they share out.
         own: of this process: tensor name to sha256 of what it holds.
 
     Raises:
         TrainingError: one line for each process that holds other tensors.
     """
     file = processes.broadcast(file)
-    wrong = [name for name, value in file.items() if own.get(name) != value]
+    rank = processes.rank()
+    wrong = [
+        name
+        for name, value in file.items()
+        if own.get(name) != (value if isinstance(value, str) else value[rank])
+    ]
     raise_together(
         TrainingError(
             f"{len(names)} of {len(file)} tensors in the adapter's file are not those that rank "

@@ -80,14 +80,14 @@ def save_checkpoint(
 ) -> None:
     """Publish a checkpoint; an identical step already there is replaced only if damaged.
 
+    Tensors that the processes share out are gathered in the order of the mappings.
+
     Raises:
         StorageError: if the disk refuses; earlier checkpoints are untouched.
     """
     path = checkpoint_path(folder, step)
-    if path.exists():
-        if not damage(path):
-            return
-        quarantine(path)
+    if has_checkpoint(folder, step):
+        return
     with files.storage_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
     with files.published_folder(path) as temporary:
@@ -99,6 +99,17 @@ def save_checkpoint(
         files.write_sealed_json(temporary / MANIFEST, manifest)
 
 
+def has_checkpoint(folder: Path, step: int) -> bool:
+    """Whether a step's checkpoint is there already; a damaged one is moved out of the way."""
+    path = checkpoint_path(folder, step)
+    if not path.exists():
+        return False
+    if damage(path):
+        quarantine(path)
+        return False
+    return True
+
+
 def _write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> None:
     """One file, or numbered ones of at most ``SHARD_BYTES`` each; one at a time is in memory."""
     from safetensors.torch import save_file
@@ -106,8 +117,15 @@ def _write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> No
     shards = _shards(tensors)
     for number, names in enumerate(shards, 1):
         part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in names}
+        plain = {name: _plain(tensors[name]) for name in names}
         save_file(plain, folder / f"{stem}{part}.safetensors", metadata={"format": "pt"})
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The whole tensor in memory that is its own, as safetensors wants it."""
+    from loratune.runs.sharded import gathered
+
+    return gathered(tensor).detach().cpu().contiguous().clone()
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> list[list[str]]:

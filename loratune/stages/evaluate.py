@@ -26,7 +26,7 @@ from loratune.scoring.registry import EXACT_MATCH, text_metrics
 from loratune.scoring.resampling import Gain, Score, TokenMean, estimated, gained
 from loratune.surgery import WrappedModel, disabled
 from loratune.training.forward import batch_loss, source_sums
-from loratune.training.sharding import is_sharded
+from loratune.training.sharding import drop_gathered, is_sharded
 
 COMPARED = "answer and reference, each from its tokens up to the first stop token, stripped"
 """What ``exact_match`` compares; special tokens are written out on both sides."""
@@ -171,6 +171,7 @@ def evaluation_scores(
         for place in idle:
             shares[place] = batches[place][:1]
     own = summed_scores(head, rows, shares, arrangement, idle)
+    drop_gathered(head.model)
     sums = (own.loss, own.correct, own.tokens, *own.row_losses.tolist())
     loss, correct, tokens, *row_losses = processes.total(sums, own.row_losses.device)
     parts = _source_losses(rows, row_losses)

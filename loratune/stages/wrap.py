@@ -39,7 +39,7 @@ def wrap(
             not fit the model.
     """
     if saved is not None:
-        return wrap_for_loading(model, saved, unread.named if unread else None)
+        return wrap_for_loading(model, saved, unread.named if unread else None, unread)
     tokens = trained_tokens(config)
     ids = token_ids(tokenizer, tokens) if tokens else []
     return wrap_model(
@@ -51,4 +51,5 @@ def wrap(
         tokens=ids,
         read_original=read_original,
         read=unread.read if unread else None,
+        copy=unread.trained_copy if unread else None,
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from loratune.adapters.optimizer import trainable_parameters
 from loratune.errors import StorageError, TrainingError
 from loratune.files import free_bytes
+from loratune.runs.sharded import anywhere, gathered, own_part
 from loratune.training.state import Progress
 
 # A's gradient is exactly zero while B is zero, so two steps with a learning rate say nothing.
@@ -65,8 +66,8 @@ def check_disk_space(model: nn.Module, folder: Path, keep: int) -> None:
 
 
 def value_hashes(model: nn.Module) -> dict[str, str]:
-    """Hex sha256 of every trainable tensor's value, to see later whether it moved."""
-    return {name: _hash(parameter) for name, parameter in trainable_parameters(model)}
+    """Hex sha256 of every trainable tensor's value, to see later whether it moved; collective."""
+    return {name: _hash(gathered(parameter)) for name, parameter in trainable_parameters(model)}
 
 
 def _hash(tensor: Tensor) -> str:
@@ -87,9 +88,11 @@ def watch_gradients(model: nn.Module, optimizer: torch.optim.Optimizer, progress
         return
     progress.watched_steps += 1
     seen = progress.seen_gradient
-    for name, parameter in trainable_parameters(model):
-        has_gradient = parameter.grad is not None and bool(parameter.grad.any())
-        seen[name] = seen.get(name, False) or has_gradient
+    trained = trainable_parameters(model)
+    gradients = {name: own_part(p.grad) for name, p in trained if p.grad is not None}
+    moved = set(anywhere(name for name, gradient in gradients.items() if bool(gradient.any())))
+    for name, _ in trained:
+        seen[name] = seen.get(name, False) or name in moved
     dead = [name for name, had_gradient in seen.items() if not had_gradient]
     if dead and progress.watched_steps == STEPS_TO_JUDGE:
         raise TrainingError(
@@ -121,15 +124,16 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def check_finite(model: nn.Module, step: int) -> None:
-    """Before anything is published: every trained tensor is finite.
+    """Before anything is published: every trained tensor is finite, on every process.
 
     Raises:
         TrainingError: naming the first that is not.
     """
-    for name, parameter in trainable_parameters(model):
-        if not bool(torch.isfinite(parameter).all()):
-            raise TrainingError(
-                f"training diverged: parameter {name} is not finite",
-                where=f"step {step}",
-                fix="lower trainer.lr; the last checkpoint is finite",
-            )
+    parts = {name: own_part(parameter) for name, parameter in trainable_parameters(model)}
+    broken = anywhere(name for name, part in parts.items() if not bool(part.isfinite().all()))
+    if broken:
+        raise TrainingError(
+            f"training diverged: parameter {broken[0]} is not finite",
+            where=f"step {step}",
+            fix="lower trainer.lr; the last checkpoint is finite",
+        )

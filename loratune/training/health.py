@@ -13,6 +13,8 @@ from statistics import median_high
 import torch
 from torch import Tensor
 
+from loratune.runs import processes
+from loratune.runs.sharded import is_shared_out, own_part
 from loratune.surgery import WrappedModel
 
 MEASUREMENTS = 30
@@ -107,7 +109,7 @@ def _kinds(wrapped: WrappedModel) -> dict[str, list[Tensor]]:
     kinds: dict[str, list[Tensor]] = {}
     for adapter in wrapped.adapters.values():
         for name, tensor in adapter.adapter_tensors().items():
-            kinds.setdefault(name.removesuffix(".weight"), []).append(tensor.detach())
+            kinds.setdefault(name.removesuffix(".weight"), []).append(tensor)
     return kinds
 
 
@@ -120,8 +122,17 @@ def _pair_ratio(norms: dict[str, float]) -> float | None:
 
 
 def _squares(tensors: Iterable[Tensor]) -> Tensor:
-    squares = [tensor.float().square().sum() for tensor in tensors]
-    return torch.stack(squares).sum() if squares else torch.zeros(())
+    """Sum of squares over all processes; collective where they share the tensors out."""
+    whole: list[Tensor] = []
+    parts: list[Tensor] = []
+    for tensor in tensors:
+        square = own_part(tensor).float().square().sum()
+        (parts if is_shared_out(tensor) else whole).append(square)
+    total = torch.stack(whole).sum() if whole else torch.zeros(())
+    if not parts:
+        return total
+    (others,) = processes.total([float(torch.stack(parts).sum())], parts[0].device)
+    return total.to(parts[0].device) + others
 
 
 def _norm(tensors: Iterable[Tensor] | Sequence[Tensor]) -> float:

@@ -17,6 +17,7 @@ from loratune.loss.causal_model import LanguageModelHead
 from loratune.surgery import WrappedModel
 from loratune.training import guards
 from loratune.training.optim import make_optimizer, schedule_factor, set_learning_rate
+from loratune.training.sharding import drop_gathered
 from loratune.training.state import seed_everything
 from loratune.training.step import StepMetrics, train_step
 
@@ -27,6 +28,7 @@ def start(wrapped: WrappedModel, trainer: TrainerConfig) -> torch.optim.Optimize
     Raises:
         TrainingError: if nothing would train, or no learning rate is above zero.
     """
+    drop_gathered(wrapped.model)
     guards.require_trainable(wrapped.model)
     seed_everything(trainer.seed)
     optimizer = make_optimizer(wrapped.model, wrapped.config, trainer)

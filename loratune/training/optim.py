@@ -11,6 +11,7 @@ from loratune.adapters.config import AdapterConfig
 from loratune.adapters.optimizer import OptimizerSettings, trainable_parameters
 from loratune.adapters.registry import adapter_class
 from loratune.config.schema import Schedule, TrainerConfig
+from loratune.runs.sharded import is_shared_out
 
 
 def learning_rate(trainer: TrainerConfig, adapter: AdapterConfig) -> float:
@@ -31,9 +32,20 @@ def make_optimizer(
         fused=device.type == "cuda",
     )
     optimizer = adapter_class(adapter.variant).make_optimizer(model, adapter, settings)
+    _split_mixed_groups(optimizer)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
+
+
+def _split_mixed_groups(optimizer: torch.optim.Optimizer) -> None:
+    """Put what the processes share out into groups of its own: torch updates a group at once."""
+    for group in list(optimizer.param_groups):
+        shared_out = [one for one in group["params"] if is_shared_out(one)]
+        if 0 < len(shared_out) < len(group["params"]):
+            group["params"] = [one for one in group["params"] if not is_shared_out(one)]
+            name = f"{group.get('name', '')} (sharded)"
+            optimizer.add_param_group({**group, "params": shared_out, "name": name})
 
 
 def group_lines(optimizer: torch.optim.Optimizer) -> list[str]:

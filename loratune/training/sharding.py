@@ -1,8 +1,9 @@
-"""Spread the frozen base over the processes of a run (FSDP2), where one copy each does not fit.
+"""Spread a model over the processes of a run (FSDP2), where one copy each does not fit.
 
 The base is sharded before it has data; then every process reads its own rows of every parameter
-from the files.  Adapters stay whole on every process: they are small, and their gradients are
-summed in one call.
+from the files.  Weights that train themselves (full fine-tuning, trained modules) are sharded with
+it, and so are their gradients and what an optimizer keeps of them.  Corrections stay whole on
+every process: they are small, and their gradients are summed in one call.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from torch.utils._pytree import tree_map_only
 
 from loratune.errors import ConfigError
 from loratune.models.probes.shortened import keep_outline
+from loratune.models.reading import WHOLE
 from loratune.models.unread import UnreadParameters
 from loratune.runs import processes
+from loratune.runs.sharded import rows_of, shared_out_as
 from loratune.surgery import WrappedModel
 
 _MMAP_THRESHOLD = -3
@@ -39,10 +42,13 @@ def shard_base(wrapped: WrappedModel, unread: UnreadParameters) -> None:
     """Shard every block of the base, then what is left of it, and read this process's part.
 
     A block's weights are gathered just before it runs, forward and backward, and dropped after.
-    The embedding and the output head are gathered for a whole step.
+    The embedding and the output head are gathered for a whole step.  The gradients of what trains
+    in a block are summed over the processes when its backward pass ends, and each process keeps
+    its own rows of the sums.
 
     Args:
-        wrapped: a model whose base has no data yet; its adapters have theirs.
+        wrapped: a model whose base has no data yet, nor has what trains in its place; corrections
+            have theirs.
         unread: gives the base's parameters their values.
 
     Raises:
@@ -64,7 +70,7 @@ def shard_base(wrapped: WrappedModel, unread: UnreadParameters) -> None:
     whole = _whole_parameters(wrapped)
     for part in (*_blocks(backbone), model):
         part.register_forward_hook(_without_views)
-        fully_shard(part, mesh=mesh, ignored_params=whole)
+        _sum_gradients(fully_shard(part, mesh=mesh, ignored_params=whole))
     if backbone is not model:
         _gather_for(backbone, model)
     _fill(places, unread)
@@ -108,6 +114,19 @@ def _gather_for(backbone: Any, model: Any) -> None:
     backbone.forward = model.run_backbone
 
 
+def _sum_gradients(part: Any) -> None:
+    """Sums, not means; and of every weight, where a process's rows did not use it as well."""
+    part.set_gradient_divide_factor(1.0)
+    part.set_force_sum_reduction_for_comms(True)
+    part.set_reduce_scatter_unused_params(True, recurse=False)
+
+
+def drop_gathered(model: nn.Module) -> None:
+    """Drop what a forward pass without a backward one left gathered: each its own part again."""
+    if is_sharded(model):
+        model.reshard()  # type: ignore[operator]
+
+
 def _move_adapters(model: nn.Module, device: torch.device) -> None:
     """Put everything that has data where the base is to be."""
     with torch.no_grad():
@@ -131,7 +150,7 @@ def _empty_parameters(model: nn.Module) -> Iterator[Place]:
 
 
 def _whole_parameters(wrapped: WrappedModel) -> set[nn.Parameter]:
-    """What has data already: adapters; single numbers; embeddings of which some rows train.
+    """What has data already (corrections); single numbers; embeddings of which some rows train.
 
     The last are read as a whole, with those rows in them.
     """
@@ -173,25 +192,14 @@ def _fill(places: Iterable[Place], unread: UnreadParameters) -> None:
 
 
 def _read(empty: nn.Parameter, wanted: Any, unread: UnreadParameters) -> nn.Parameter:
-    """A parameter with its values: this process's rows of it where ``wanted`` is sharded."""
+    """A parameter with its values: this process's rows of it where ``wanted`` is sharded.
+
+    A copy that trains is fp32, whatever is read.
+    """
     from torch.distributed.tensor import DTensor
 
-    if not isinstance(wanted, DTensor):
-        return nn.Parameter(unread.read(empty).to(unread.device), requires_grad=False)
-    local = unread.read(empty, _own_rows(len(empty))).to(unread.device)
-    sharded = DTensor.from_local(
-        local,
-        wanted.device_mesh,
-        wanted.placements,
-        run_check=False,
-        shape=wanted.shape,
-        stride=wanted.stride(),
-    )
-    return nn.Parameter(sharded, requires_grad=False)
-
-
-def _own_rows(rows: int) -> slice:
-    """This process's rows of so many: as torch splits a tensor, the last ones may have none."""
-    each = -(-rows // processes.world_size())
-    start = min(processes.rank() * each, rows)
-    return slice(start, min(start + each, rows))
+    is_sharded = isinstance(wanted, DTensor)
+    value = unread.read(empty, rows_of(len(empty)) if is_sharded else WHOLE).to(unread.device)
+    value = value.float() if empty.requires_grad else value
+    value = shared_out_as(value, wanted) if is_sharded else value
+    return nn.Parameter(value, requires_grad=empty.requires_grad)

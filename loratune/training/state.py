@@ -13,6 +13,7 @@ from loratune.adapters.optimizer import trainable_parameters
 from loratune.errors import CheckpointError
 from loratune.runs import processes
 from loratune.runs.checkpoint import Checkpoint
+from loratune.runs.sharded import is_shared_out, own_part, part_of, shared_out_as
 from loratune.surgery import WrappedModel
 
 
@@ -75,6 +76,8 @@ def capture(
     wrapped: WrappedModel, optimizer: torch.optim.Optimizer
 ) -> dict[str, dict[str, Tensor]]:
     """Tensors of a checkpoint: adapter, optimizer, and every process's random state.
+
+    What the processes share out is not gathered yet.
 
     Collective: every process must call it.
     """
@@ -148,13 +151,16 @@ def load_adapter_state(wrapped: WrappedModel, checkpoint: Checkpoint) -> None:
                 f"{list(tensor.shape)}",
                 where=str(checkpoint.path),
             )
-        tensor.copy_(saved[name])
+        own_part(tensor).copy_(part_of(saved[name], tensor))
 
 
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """The inverse of ``optimizer_tensors``; tensors move to their parameter's device."""
+    """The inverse of ``optimizer_tensors``; tensors move to their parameter's device.
+
+    Of what is shared out, each process takes its own rows.
+    """
     parameters = dict(trainable_parameters(model))
     fused = {p for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     optimizer.state.clear()
@@ -163,7 +169,10 @@ def load_optimizer_tensors(
         parameter = parameters[name]
         # The step counter stays on the CPU unless the kernel is fused: every step reads it.
         stays = tensor.dim() == 0 and parameter not in fused
-        moved = tensor.clone() if stays else tensor.to(parameter.device, copy=True)
+        own = part_of(tensor, parameter) if tensor.dim() else tensor
+        moved = own.clone() if stays else own.to(parameter.device, copy=True)
+        if own.dim() and is_shared_out(parameter):
+            moved = shared_out_as(moved, parameter)
         optimizer.state[parameter][state_name] = moved
 
 

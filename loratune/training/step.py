@@ -16,6 +16,7 @@ from loratune.data.collate import Batch
 from loratune.errors import TrainingError
 from loratune.loss.causal_model import LanguageModelHead
 from loratune.runs import processes
+from loratune.runs.sharded import anywhere, is_shared_out, own_part
 from loratune.training.determinism import repeatable_kernels
 from loratune.training.forward import batch_loss, source_sums
 
@@ -87,17 +88,18 @@ def train_step(
         if batch.supervised or batch.is_idle:
             sums += _backward(head, batch, supervised, kernels)
     # ---- sum over processes, look, clip, apply ----
-    processes.sum_gradients(parameters)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    # ---- one copy from the device: the only time that a step waits for it ----
+    whole, shared_out = _by_place(parameters)
+    processes.sum_gradients(whole)
+    norm = _total_norm(whole, shared_out)
+    # ---- one copy from the device: what a step waits for, with the norm of shared-out parts ----
     *own_sums, size = torch.cat([sums, norm.to(sums)[None]]).tolist()
-    whole, *source_sum = processes.total(own_sums, device)
-    mean = whole / supervised
+    summed, *source_sum = processes.total(own_sums, device)
+    mean = summed / supervised
     if not (math.isfinite(mean) and math.isfinite(size)):
         rows = [source_of(row) for batch in micro_batches for row in batch.row_ids]
         raise _divergence(head.model, mean, f"step {step + 1}, rows {', '.join(rows)}")
     if clip_norm:
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        _clip(whole, shared_out, clip_norm, norm)
     optimizer.step()
     parts = zip(sources, source_sum, source_tokens, strict=True)
     return StepMetrics(
@@ -109,6 +111,42 @@ def train_step(
         int(padded),
         source_losses={name: part / count for name, part, count in parts if count},
     )
+
+
+def _by_place(
+    parameters: Sequence[nn.Parameter],
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What is whole on every process, and what each holds some rows of: their gradients too."""
+    whole = [p for p in parameters if not is_shared_out(p)]
+    return whole, [p for p in parameters if is_shared_out(p)]
+
+
+def _own_gradients(shared_out: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [own_part(p.grad) for p in shared_out if p.grad is not None]
+
+
+def _total_norm(whole: Sequence[nn.Parameter], shared_out: Sequence[nn.Parameter]) -> Tensor:
+    """Norm of all gradients, the same number on every process."""
+    norm = nn.utils.get_total_norm([p.grad for p in whole if p.grad is not None])
+    if not shared_out:
+        return norm
+    own = nn.utils.get_total_norm(_own_gradients(shared_out)).double().square()
+    device = shared_out[0].device
+    (others,) = processes.total([float(own)], device)
+    return (norm.to(device).double().square() + others).sqrt().float()
+
+
+def _clip(
+    whole: Sequence[nn.Parameter],
+    shared_out: Sequence[nn.Parameter],
+    clip_norm: float,
+    norm: Tensor,
+) -> None:
+    """Scale all gradients alike where their norm is above ``clip_norm``."""
+    nn.utils.clip_grads_with_norm_(whole, clip_norm, norm)
+    own = _own_gradients(shared_out)
+    if own:  # the same factor as torch takes
+        torch._foreach_mul_(own, torch.clamp(clip_norm / (norm + 1e-6), max=1.0))
 
 
 def _counts(micro_batches: Sequence[Batch], sources: int) -> list[float]:
@@ -139,9 +177,10 @@ def _backward(
 
 
 def _divergence(model: nn.Module, loss: float, where: str) -> TrainingError:
+    """What is not finite, and where; collective, since each process may hold another part."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    values = [name for name, p in trained if not _finite(p)]
-    gradients = [name for name, p in trained if p.grad is not None and not _finite(p.grad)]
+    values = anywhere(name for name, p in trained if not _finite(p))
+    gradients = anywhere(name for name, p in trained if p.grad is not None and not _finite(p.grad))
     quantity = f"the loss is {loss}{_largest(trained)}"
     if values:
         quantity = f"parameter {values[0]} is not finite"
@@ -154,10 +193,12 @@ def _divergence(model: nn.Module, loss: float, where: str) -> TrainingError:
 
 
 def _largest(trained: Sequence[tuple[str, Tensor]]) -> str:
-    sizes = {name: float(parameter.detach().abs().max()) for name, parameter in trained}
-    name = max(sizes, key=sizes.__getitem__)
-    return f" (largest trained value: {sizes[name]:.3g} in {name})"
+    parts = {name: own_part(parameter.detach()) for name, parameter in trained}
+    own = [(float(part.abs().max()), name) for name, part in parts.items() if part.numel()]
+    largest = max(own, key=lambda one: one[0], default=(-1.0, ""))  # it may hold no rows at all
+    size, name = max(processes.gather(largest), key=lambda one: one[0])
+    return f" (largest trained value: {size:.3g} in {name})"
 
 
 def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+    return bool(torch.isfinite(own_part(tensor)).all())

@@ -169,3 +169,11 @@ def test_sharded_loading_reads_every_byte_of_the_base_once(run: Any) -> None:
     [measured] = record["runs"]
     assert sum(rank["sliced"] for rank in measured["ranks"]) == record["settings"]["base"]
     assert all(rank["peak_reading"] >= rank["own"] > 0 for rank in measured["ranks"])
+
+
+def test_where_every_number_trains_each_process_reads_its_rows_twice(run: Any) -> None:
+    """The base's, and those of the copies that train."""
+    record = run("sharded_training", "--processes", "2")
+    [measured] = record["runs"]
+    assert sum(rank["sliced"] for rank in measured["ranks"]) == 2 * record["settings"]["base"]
+    assert all(rank["peak_steps"] and rank["peak_saving"] for rank in measured["ranks"])

@@ -26,7 +26,8 @@ reach the disk, counted together.  `ACTION` is one of
     nangrad
             make the gradient that flows into the call's result NaN
     nanparameter, nudge
-            make one trained number NaN, or a little larger, after the call
+            make one trained number NaN, or a little larger, after the call; where the call
+            returns tensors by name, one of these that has any numbers here
     freeze, detach, idle
             after the call: nothing trains; the first block's output carries no gradient; the
             optimizer does nothing
@@ -207,6 +208,11 @@ def _nudge(result: Any) -> Any:
 
     import torch
 
+    if isinstance(result, dict):
+        from loratune.runs.sharded import own_part
+
+        next(part for part in map(own_part, result.values()) if part.numel()).view(-1)[0] += 1e-3
+        return result
     for parameter in (o for o in gc.get_objects() if isinstance(o, torch.nn.Parameter)):
         if parameter.requires_grad:
             parameter.data.view(-1)[0] += 1e-3

@@ -22,7 +22,10 @@ import os, sys
 import torch
 from loratune.adapter_files import peft_format
 from loratune.cli import main
+from loratune.runs import sharded
 from loratune.training.checkpoints import Checkpoints
+
+gathered = sharded.gathered
 
 def emptied(tensors):
     # The first layer's are as they should be.
@@ -37,21 +40,33 @@ def save_empty(tensors, *arguments, **named):
     assert emptied(tensors)
     save(tensors, *arguments, **named)
 
+def rows_of_others_lost(tensor):
+    # What the other processes hold of a tensor does not arrive.
+    whole, own = gathered(tensor), sharded.own_part(tensor)
+    lost = whole.clone()
+    if sharded.is_shared_out(tensor):
+        lost.zero_()[sharded.rows_of(len(lost))] = own
+    return lost
+
 def load_empty(self):
     step = load_best(self)
     with torch.no_grad():
         assert emptied(peft_format.adapter_state(self.wrapped))
     return step
 
+where = sys.argv.pop(1)
 if os.environ["RANK"] == "0":
-    if sys.argv.pop(1) == "file":
+    if where == "file":
         peft_format.save_file = save_empty
+    elif where == "gathering":
+        peft_format.gathered = rows_of_others_lost
     else:
         Checkpoints.load_best = load_empty
-else:
-    del sys.argv[1]
 main()
 """
+
+
+DIFFER = "tensors in the adapter's file are not those that rank"
 
 
 def start(where: str, count: int, words: list[str]) -> list[tuple[int, str]]:
@@ -74,21 +89,24 @@ def start(where: str, count: int, words: list[str]) -> list[tuple[int, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("where", "count", "words"),
+    ("where", "count", "words", "said"),
     [
-        ("file", 2, []),
-        ("memory", 2, ["adapter=full"]),
-        ("memory", 8, []),
+        ("file", 2, [], DIFFER),
+        ("memory", 2, ["adapter=full"], "tensors are not as rank 0 saved them"),
+        ("memory", 8, [], DIFFER),
+        ("gathering", 2, ["adapter=full"], DIFFER),
+        ("gathering", 8, ["targets.modules_to_save=[lm_head]"], DIFFER),
     ],
 )
 def test_a_file_with_empty_tensors_is_refused_by_every_process(
-    tmp_path: Path, where: str, count: int, words: list[str]
+    tmp_path: Path, where: str, count: int, words: list[str], said: str
 ) -> None:
+    """Wherever they were lost: in the main process's memory, between the processes, at the end."""
     words = [*words, "stages=[train]", "trainer.steps=4", "out=run", "launch.shard=true"]
     for code, text in start(where, count, words):
         last = text.strip().splitlines()[-1]
         assert code == 5, text
-        assert "tensors in the adapter's file are not those that rank" in text, last
+        assert said in text, last
     assert not (tmp_path / "run/adapter").exists()
     assert (tmp_path / "run/checkpoints/step_000004").is_dir()
 

@@ -35,7 +35,7 @@ class Full(Adapter):
         if config.every_parameter and self.bias is not None:
             names.append("bias")
         self.trained = nn.ParameterDict(
-            {name: _master_copy(plan.value(self.base_layer.get_parameter(name))) for name in names}
+            {name: plan.trained_copy(self.base_layer.get_parameter(name)) for name in names}
         )
 
     @classmethod
@@ -105,10 +105,3 @@ class Full(Adapter):
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {f"trained_{name}": value for name, value in self.trained.items()}
-
-
-def _master_copy(parameter: Tensor) -> nn.Parameter:
-    """An fp32 copy that trains; of a parameter without data, whatever lies in memory."""
-    if parameter.is_meta:
-        return nn.Parameter(torch.empty(parameter.shape))
-    return nn.Parameter(parameter.detach().to(torch.float32, copy=True))
