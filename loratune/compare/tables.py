@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from loratune.adapters.registry import config_class, variant_names
 from loratune.compare.metrics import metric_of, metrics_with, p_value, verdict_word
 from loratune.compare.result import Comparison, Trial, VariantResult
 from loratune.compare.verdict import Choice, choose, difference, verdict
@@ -124,7 +125,7 @@ def _cost_row(variant: VariantResult) -> tuple[Cell, ...]:
     costs = variant.costs
     return (
         variant.label,
-        costs.rank,
+        _rank(variant),
         costs.trainable,
         costs.percent_of_base,
         costs.stored_bytes,
@@ -132,6 +133,13 @@ def _cost_row(variant: VariantResult) -> tuple[Cell, ...]:
         costs.activation_bytes_per_token,
         *(_mean(variant, key, form) for key, _, form in _MEASURED),
     )
+
+
+def _rank(variant: VariantResult) -> int | None:
+    """The rank, of variants that have one; a file may be of a variant that is not installed."""
+    is_installed = variant.variant in variant_names()
+    has_none = is_installed and "rank" in config_class(variant.variant).without_effect
+    return None if has_none else variant.costs.rank
 
 
 def _mean(variant: VariantResult, key: str, form: Callable[[float], str]) -> Cell:

@@ -123,6 +123,13 @@ def test_what_a_merge_residual_is_stands_where_one_was_measured() -> None:
     assert "Merge residual" not in tables.cost_table(comparison(plain)).caption
 
 
+def test_a_variant_without_a_rank_shows_none() -> None:
+    found = comparison(variant("lora", 0.5), variant("full", 0.4), variant("not installed", 0.6))
+    table = tables.cost_table(found)
+    column = table.columns.index("rank")
+    assert [row[column] for row in table.rows] == [8, None, 8]
+
+
 def test_an_interval_of_a_share_stays_a_share() -> None:
     table = tables.quality_table(comparison(variant("lora", 0.1)))
     assert "50.0%\n[0.0%, 100.0%]" in table.rows[0]
