@@ -68,9 +68,9 @@ How to read it:
   smaller is called equivalent; *undecided* means too few rows and seeds to tell.
 - **Steps to dev loss**: where a seed's curve of dev losses first crosses it, on a straight line
   between two measurements; the recipe's target, or the highest last dev loss, which all reach.
-- **Seconds** are medians of one core while other work had the machine: one training under two names
-  differs by up to a fifth in them, so read no smaller differences out of them. Beside the last seeds
-  on E2E more of it ran: its seconds compare nothing."""
+- **Seconds** are medians of one core while other work had the machine: one training under two
+  names differs by up to a fifth in them, so read no smaller differences out of them. Beside the
+  last seeds on E2E more of it ran: its seconds compare nothing."""
 _ROWS = {"e2e": "e2e", "": "banking77"}
 """Ending of a recipe's name, and the data set that it trains on."""
 HELDOUT_TEXTS = 24
