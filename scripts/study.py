@@ -34,7 +34,7 @@ from loratune.compare.result import Comparison, VariantResult
 from loratune.report.charts.chart_frame import Chart
 from loratune.report.comparison_charts import curve_charts, pareto_charts, search_charts
 from loratune.tables import Table
-from loratune.units import byte_size, duration, significant
+from loratune.units import byte_size, significant
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes" / "study"
@@ -68,9 +68,8 @@ How to read it:
   smaller is called equivalent; *undecided* means too few rows and seeds to tell.
 - **Steps to dev loss**: where a seed's curve of dev losses first crosses it, on a straight line
   between two measurements; the recipe's target, or the highest last dev loss, which all reach.
-- **Seconds** are medians of one core while other work had the machine: one training under two
-  names differs by up to a fifth in them, so read no smaller differences out of them. Beside the
-  last seeds on E2E more of it ran: its seconds compare nothing."""
+- **Seconds** are medians of one core, whatever else had the machine: each comparison says how far
+  two seeds of one contender lie apart in them."""
 _ROWS = {"e2e": "e2e", "": "banking77"}
 """Ending of a recipe's name, and the data set that it trains on."""
 HELDOUT_TEXTS = 24
@@ -186,9 +185,11 @@ AIMS = {
     "the lowest loss": ("loss", significant),
     "the least forgetting": ("forgetting", "{:+.4f}".format),
     "the least memory": ("peak_bytes", byte_size),
-    "the shortest step": ("step_seconds", duration),
 }
-"""What one may want, the estimate that tells it, lowest first, and how it is written."""
+"""What one may want, the estimate that tells it, lowest first, and how it is written.
+
+Not seconds: they depend on what else the machine did.
+"""
 
 
 def aims_table(comparison: Comparison) -> Table:
@@ -214,6 +215,22 @@ def _reached(variant: VariantResult) -> tuple[str, ...]:
     )
 
 
+def noise_in_seconds(comparison: Comparison) -> list[str]:
+    """How far seconds of one and the same work lie apart; nothing where each has one seed."""
+    ratios = []
+    for one in comparison.variants:
+        seconds = [run.step_seconds for run in one.members if run.step_seconds]
+        if len(seconds) > 1:
+            ratios.append((max(seconds) / min(seconds), one.label))
+    if not ratios:
+        return []
+    ratio, label = max(ratios)
+    return [
+        f"Seconds a step of two seeds of one contender differ by up to {ratio:.2f} times "
+        f"({label}): smaller differences between contenders tell nothing."
+    ]
+
+
 def section(name: str, comparison: Comparison, folder: Path) -> str:
     """One comparison: the verdict on each claim, then what was found, drawn and in numbers."""
     facts, findings = tables.markdown_head(comparison)[:-1], tables.markdown_head(comparison)[-1:]
@@ -224,6 +241,7 @@ def section(name: str, comparison: Comparison, folder: Path) -> str:
             _markdown(aims_table(comparison)),
             *findings,
             f"{other} of {seeds} seeds alone order the contenders otherwise than their means do.",
+            *noise_in_seconds(comparison),
         ]
     shown = [tables.contender_table(comparison), tables.quality_table(comparison)]
     if name != IDENTITIES:

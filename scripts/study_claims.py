@@ -252,8 +252,10 @@ def _is_no_better(comparison: Comparison, first: str, second: str) -> Verdict:
     is_better = _told(pair) and pair.difference < 0
     is_known = pair.margin is not None and pair.low > -pair.margin
     word = REFUTED if is_better else CONFIRMED if is_known else UNDECIDED
-    most = f" {first} is better by {max(0.0, -pair.low):.4f} at most; the margin is what counts."
-    return Verdict(word, _loss_words(pair) + (most if word == CONFIRMED else ""))
+    if word != CONFIRMED:
+        return Verdict(word, _loss_words(pair))
+    most = f"{max(0.0, -pair.low):.4f} at most, less than the margin of {pair.margin:.4f}"
+    return Verdict(word, f"{_loss_words(pair)} {first} is better by {most}.")
 
 
 def _is_one_rate(comparison: Comparison, scale: Callable[[int], float]) -> Verdict:

@@ -102,6 +102,16 @@ def test_the_first_of_each_aim_is_shown_beside_what_it_reached(study: ModuleType
     assert rows["the least memory"][3].startswith("0.6")
 
 
+def test_how_far_seconds_of_the_same_work_lie_apart_is_told(study: ModuleType) -> None:
+    seconds = [{"step_seconds": 1.0}, {"step_seconds": 1.2}, {"step_seconds": 0.8}]
+    twice = [{"step_seconds": 2.0}, {"step_seconds": 2.1}, {"step_seconds": 2.2}]
+    found = with_runs({"lora": 0.4, "vera": 0.6}, {"lora": seconds, "vera": twice})
+    [sentence] = study.noise_in_seconds(found)
+    assert "up to 1.50 times (lora)" in sentence
+    one = [replace(v, members=v.members[:1]) for v in found.variants]
+    assert study.noise_in_seconds(replace(found, variants=one)) == []
+
+
 def test_the_main_comparison_comes_first_and_one_trainings_names_last(
     study: ModuleType, tmp_path: Path
 ) -> None:
