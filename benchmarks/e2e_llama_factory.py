@@ -50,7 +50,8 @@ def run(job: dict[str, Any], gate: Gate) -> None:
 def settings(job: dict[str, Any]) -> dict[str, Any]:
     """The task in LLaMA-Factory's words."""
     rows = Path(job["rows"])
-    described, template = _described(json.loads(rows.open(encoding="utf-8").readline()))
+    with rows.open(encoding="utf-8") as lines:
+        described, template = _described(json.loads(next(lines)))
     facts = {"rows": {"file_name": rows.name, **described}}
     (rows.parent / "dataset_info.json").write_text(json.dumps(facts), encoding="utf-8")
     return {

@@ -177,3 +177,35 @@ def test_where_every_number_trains_each_process_reads_its_rows_twice(run: Any) -
     [measured] = record["runs"]
     assert sum(rank["sliced"] for rank in measured["ranks"]) == 2 * record["settings"]["base"]
     assert all(rank["peak_steps"] and rank["peak_saving"] for rank in measured["ranks"])
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "template"),
+    [
+        ({"prompt": "a", "completion": " b"}, {"prompt": "prompt", "response": "completion"}, ""),
+        ({"messages": [{"role": "user", "content": "a"}]}, {"messages": "messages"}, "smollm2"),
+    ],
+)
+def test_llama_factory_gets_the_rows_as_they_are(
+    benchmark: Any, tmp_path: Path, row: dict[str, Any], columns: dict[str, str], template: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    job = {"rows": str(tmp_path / "rows.jsonl"), "model": "m", "rank": 4, "targets": ["q", "v"]}
+    job |= {"max_length": 9, "out": "o", "batch": 2, "steps": 3, "precision": "fp32"}
+    settings = benchmark("e2e_llama_factory").settings(job)
+    facts = json.loads((tmp_path / "dataset_info.json").read_text())[settings["dataset"]]
+    assert facts["columns"] == columns and facts["file_name"] == "rows.jsonl"
+    assert settings["template"] == (template or "empty")
+    assert settings["lora_target"] == "q,v" and settings["bf16"] is False
+
+
+def test_a_trainer_that_needs_another_python_is_left_out_and_named_without_one(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    e2e = benchmark("e2e")
+    monkeypatch.delenv(e2e.INTERPRETER, raising=False)
+    other = e2e.Contender("other", e2e.LLAMA_FACTORY)
+    found = e2e.take_turns([other], e2e.Task(), tmp_path, tmp_path / "runs", [], None)
+    assert found == [] and "other: left out, LORATUNE_LLAMA_FACTORY" in capsys.readouterr().out
+    monkeypatch.setenv(e2e.INTERPRETER, "/a/python")
+    assert other.interpreter() == "/a/python"

@@ -314,6 +314,11 @@ def test_a_claim_is_judged_by_its_numbers(
     assert study.TESTS[claim](found).word == word
 
 
+def test_who_lies_beyond_two_percent_is_named_and_nobody_else(study: ModuleType) -> None:
+    found = pairs({"full": 0.4, "lora": 0.9, "dora": 0.41})
+    assert study.TESTS["within_two_percent"](found).evidence.endswith(" Beyond 2 %: lora.")
+
+
 def test_a_scale_is_what_the_variant_makes_of_its_settings(study: ModuleType) -> None:
     found = with_ranks(lambda rank: 8 / rank**0.5, {1: 9e-3, 4: 3e-3, 64: 1e-3})
     one, four, many = found.variants

@@ -123,6 +123,14 @@ def test_what_a_merge_residual_is_stands_where_one_was_measured() -> None:
     assert "Merge residual" not in tables.cost_table(comparison(plain)).caption
 
 
+def test_the_page_says_in_what_and_in_which_batches_was_trained_where_that_is_recorded() -> None:
+    made = {"provenance": {"dtype": "torch.bfloat16"}, "recipe": {"trainer": {"batch_size": 3}}}
+    assert ", bfloat16, batches of 3 rows;" in tables.markdown(
+        comparison(variant("a", 0.5), **made)
+    )
+    assert "batches of" not in tables.markdown(comparison(variant("a", 0.5)))
+
+
 def test_a_variant_without_a_rank_shows_none() -> None:
     found = comparison(variant("lora", 0.5), variant("full", 0.4), variant("not installed", 0.6))
     table = tables.cost_table(found)
