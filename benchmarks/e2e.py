@@ -14,8 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Contender:
         packing: several rows a sequence.
         as_shipped: every other setting is the trainer's own default.
         same_order: the rows of each step are those of loratune's steps.
-        sharing: whether loratune computes once what a batch's rows begin with.
+        sharing: whether loratune may compute once what a batch's rows begin with, as by default.
     """
 
     name: str
@@ -152,7 +152,8 @@ def encode(work: Path, vocabulary: int, steps: int, task: Task) -> list[dict[str
     from loratune.models.load import load_tokenizer
 
     data = DataConfig(path=str(work / "rows.jsonl"), max_length=task.max_length)
-    rows = prepare_data(data, load_tokenizer(work / "model"), vocabulary, 0).train
+    tokenizer = load_tokenizer(work / "model")
+    rows = prepare_data(data, tokenizer, vocabulary, 0).train
     lengths = [len(row) for row in rows]
     plan = BatchPlan.from_config(lengths, data, TrainerConfig(steps=steps, batch_size=task.batch))
     step_rows = [plan.step_rows(step) for step in range(steps)]
@@ -161,6 +162,10 @@ def encode(work: Path, vocabulary: int, steps: int, task: Task) -> list[dict[str
         "as_they_are": plain,
         "in_our_order": [plain[number] for step in step_rows for number in step],
     }
+    if (work / "dev.jsonl").is_file():
+        unseen = replace(data, path=str(work / "dev.jsonl"))
+        looked_at = prepare_data(unseen, tokenizer, vocabulary, 0).train
+        orders["dev"] = [{"ids": row.input_ids, "labels": row.labels} for row in looked_at]
     (work / "encoded.json").write_text(json.dumps(orders), encoding="utf-8")
     return [
         {
@@ -251,6 +256,7 @@ def take_turns(
             "steps": len(plan),
             "threads": options.threads,
             "clock": options.clock,
+            "looks": (work / "dev.jsonl").is_file(),
         }
         worker = Worker(contender, job, runs / f"{folder.name}.log")
         if worker.read():  # its first step
@@ -270,6 +276,19 @@ def take_turns(
     return workers
 
 
+def looks(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Where rows that nobody trains on were looked at: steps, their seconds, and the loss.
+
+    Seconds count from the end of the first step, which has the start of the process in it.
+    """
+    found, passed = [], 0.0
+    for number, step in enumerate(steps):
+        passed += step["seconds"] if number else 0.0
+        if "dev" in step:
+            found.append({"steps": number + 1, "seconds": passed, "loss": step["dev"]})
+    return found
+
+
 def row_of(worker: Worker, warmup: int) -> dict[str, Any]:
     """Rates over all steps after the warm-up, and the whole loss curve."""
     measured = worker.steps[warmup:]
@@ -283,6 +302,7 @@ def row_of(worker: Worker, warmup: int) -> dict[str, Any]:
         "fill": total["tokens"] / total["padded"],
         "peak_bytes": worker.steps[-1]["peak_bytes"],
         "losses": [step["loss"] for step in worker.steps],
+        "looks": looks(worker.steps),
     }
 
 

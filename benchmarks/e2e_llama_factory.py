@@ -20,7 +20,7 @@ INTERPRETER = "LORATUNE_LLAMA_FACTORY"
 class Gate(Protocol):
     """Where a trainer waits between two steps."""
 
-    def wait(self, **facts: Any) -> None: ...
+    def wait(self, model: Any, **facts: Any) -> None: ...
 
 
 def run(job: dict[str, Any], gate: Gate) -> None:
@@ -39,9 +39,9 @@ def run(job: dict[str, Any], gate: Gate) -> None:
             return batch
 
     class Waiting(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                gate.wait(loss=float(logs["loss"]), **counts.popleft())
+        def on_log(self, args: Any, state: Any, control: Any, **its: Any) -> None:
+            if "loss" in (its["logs"] or {}):
+                gate.wait(its["model"], loss=float(its["logs"]["loss"]), **counts.popleft())
 
     workflow.SFTDataCollatorWith4DAttentionMask = Counted
     run_exp(settings(job), [Waiting()])

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from benchmarks import e2e_llama_factory
+from benchmarks.dev_loss import EVERY, DevLoss
 from benchmarks.e2e_llama_factory import LLAMA_FACTORY
 from loratune.training.record import peak_resident_bytes
 
@@ -24,15 +25,22 @@ from loratune.training.record import peak_resident_bytes
 class Gate:
     """Where a trainer waits between two steps."""
 
-    def __init__(self, channel: TextIO, clock: str) -> None:
-        self._channel = channel
+    def __init__(self, channel: TextIO, clock: str, dev: DevLoss | None) -> None:
+        self._channel, self._dev, self._steps = channel, dev, 0
         self._now = time.process_time if clock == "cpu" else time.perf_counter
         self._released = self._now()
 
-    def wait(self, **facts: Any) -> None:
-        """Report the step that just ended, then wait for the next word."""
-        seconds = self._now() - self._released
-        report = {"seconds": seconds, "peak_bytes": peak_resident_bytes(), **facts}
+    def wait(self, model: Any, **facts: Any) -> None:
+        """Report the step that just ended, then wait for the next word.
+
+        Every few steps the loss on rows that nobody trains on is part of it, and no part of any
+        step's seconds.
+        """
+        report = {"seconds": self._now() - self._released, "peak_bytes": peak_resident_bytes()}
+        report |= facts
+        self._steps += 1
+        if self._dev is not None and self._steps % EVERY == 1:
+            report["dev"] = self._dev.of(model)
         print(json.dumps(report), file=self._channel, flush=True)
         if not sys.stdin.readline():
             os._exit(0)  # the driver has what it wanted
@@ -42,19 +50,28 @@ class Gate:
 def run_loratune(job: dict[str, Any], gate: Gate) -> None:
     """The whole ``loratune train`` command, with a tracker that waits."""
     from loratune.cli import main
+    from loratune.stages import train as stage
     from loratune.training import trackers
 
     counts = deque(job["plan"])
+    models: list[Any] = []
+    train = stage.train
+
+    def remembering(wrapped: Any, *rest: Any, **words: Any) -> Any:
+        models.append(wrapped.model)
+        return train(wrapped, *rest, **words)
 
     class Waiting:
         def log(self, step: int, values: dict[str, float]) -> None:
             step_counts = counts.popleft()
             computed = round(step_counts["tokens"] / values["train/fill_rate"])
-            gate.wait(loss=values["train/loss"], **{**step_counts, "padded": computed})
+            facts = {**step_counts, "padded": computed, "loss": values["train/loss"]}
+            gate.wait(models[0], **facts)
 
         def close(self) -> None: ...
 
-    # Before the command imports the name from here.
+    # Before the command imports the names from here.
+    stage.train = remembering
     trackers.open_trackers = lambda *_: [Waiting()]  # type: ignore[assignment]
     words = ["recipe=e2e", f"model.path={job['model']}", f"data.path={job['rows']}"]
     words += [f"out={job['out']}", f"trainer.steps={job['steps']}", "trainer.lr=2e-4"]
@@ -62,7 +79,10 @@ def run_loratune(job: dict[str, Any], gate: Gate) -> None:
     words += [f"data.max_length={job['max_length']}", "data.eval_fraction=0", "stages=[train]"]
     words += [f"trainer.batch_size={job['rows_per_step']}", "trainer.warmup_steps=0"]
     words += [f"targets.modules={json.dumps(job['targets'])}", f"adapter.rank={job['rank']}"]
-    words += ["trainer.save_every=0", f"data.share_prefixes={str(job['sharing']).lower()}"]
+    words += [
+        "trainer.save_every=0",
+        f"data.share_prefixes={'auto' if job['sharing'] else 'false'}",
+    ]
     words += [f"trainer.threads={torch.get_num_threads()}"]
     sys.argv = ["loratune", "train", *words]
     main()
@@ -101,9 +121,9 @@ def run_hugging_face(job: dict[str, Any], gate: Gate) -> None:
     counted = trainer.data_collator = Counted(trainer.data_collator)
 
     class Waiting(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                gate.wait(loss=float(logs["loss"]), **counted.counts.popleft())
+        def on_log(self, args: Any, state: Any, control: Any, **its: Any) -> None:
+            if "loss" in (its["logs"] or {}):
+                gate.wait(its["model"], loss=float(its["logs"]["loss"]), **counted.counts.popleft())
 
     trainer.add_callback(Waiting())
     trainer.train()
@@ -178,7 +198,8 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the trainers print goes to the log
-    gate = Gate(channel, job["clock"])
+    encoded = Path(job["encoded"])
+    gate = Gate(channel, job["clock"], DevLoss(encoded) if job["looks"] else None)
     runners = {"loratune": run_loratune, LLAMA_FACTORY: e2e_llama_factory.run}
     runners.get(job["kind"], run_hugging_face)(job, gate)
 

@@ -2,7 +2,8 @@
 
 The floor copies the files, hashes both sides and syncs: what nobody can do without who writes a
 folder and knows what is in it.  Every candidate runs in a process of its own, which times the
-work after its imports; the parent sees wall time and peak memory.
+work after its imports; the parent sees wall time and peak memory.  Before each, all memory that
+nobody uses is filled with pages of files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common, models
-from benchmarks.memory import run_measured
+from benchmarks.memory import fill_page_cache, run_measured
 
 OPT_1_3B = models.Shape(hidden=2048, inner=8192, layers=24, heads=32)
 TARGETS = {"all linear layers": "all_linear", "q and v": "attention_qv"}
@@ -166,6 +167,8 @@ def measure(
 ) -> dict[str, float]:
     """Run one candidate and return its times and peak memory."""
     os.sync()  # what others left to be written is not this one's time
+    if not options.is_micro:
+        fill_page_cache(base.parent, sorted(base.iterdir()))
     words = [sys.executable, "-m", "benchmarks.merge", "--worker", kind]
     words += [*options.arguments(), "--paths", str(base), str(adapter), str(out)]
     environment = {"PYTHONPATH": str(common.REPOSITORY), "OMP_NUM_THREADS": str(options.threads)}

@@ -2,19 +2,20 @@
 
 The base is the folder that ``LORATUNE_BASE`` names (SmolLM2-135M-Instruct, dequantised from Q4_1,
 where the page says so); the rows are Banking77's chat rows and E2E NLG's, from
-``LORATUNE_SHARED``.  Every trainer is a process of its own, and they take their steps in turn.
+``LORATUNE_SHARED``.  Every trainer is a process of its own, and they take their steps in turn;
+every few steps all of them are asked for their loss on the same rows that nobody trains on.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from benchmarks.dev_loss import ROWS as DEV_ROWS
 from benchmarks.e2e import Contender, Task, encode, row_of, shared_folder, take_turns
 from benchmarks.e2e_llama_factory import LLAMA_FACTORY
 
@@ -43,7 +44,7 @@ BF16 = [
 
 def main() -> None:
     found = common.parser(__doc__)
-    found.add_argument("--steps", type=int, default=8, help="steps each, two of them unmeasured")
+    found.add_argument("--steps", type=int, default=16, help="steps each; two are not in the rates")
     found.add_argument("--batch", type=int, default=16)
     found.add_argument("--groups", default="fp32,bf16")
     found.add_argument("--only", default="", help="only contenders whose name contains this")
@@ -71,6 +72,16 @@ def main() -> None:
             common.write_result("real", options, {"settings": settings, "groups": groups})
 
 
+def split_rows(source: Path, work: Path) -> None:
+    """Rows to train on, and some, spread over the file, that nobody trains on."""
+    with source.open(encoding="utf-8") as file:
+        lines = file.readlines()
+    apart = set(range(0, len(lines), len(lines) // DEV_ROWS)[:DEV_ROWS])
+    for name, is_dev in (("dev.jsonl", True), ("rows.jsonl", False)):
+        chosen = [line for number, line in enumerate(lines) if (number in apart) == is_dev]
+        (work / name).write_text("".join(chosen), encoding="utf-8")
+
+
 def measure(
     base: Path,
     data: str,
@@ -83,7 +94,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="loratune-bench-") as folder:
         work = Path(folder)
         (work / "model").symlink_to(base.resolve(), target_is_directory=True)
-        shutil.copyfile(shared_folder() / "data" / data / "train.jsonl", work / "rows.jsonl")
+        split_rows(shared_folder() / "data" / data / "train.jsonl", work)
         vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
         plan = encode(work, vocabulary, steps, task)
         workers = take_turns(contenders, task, work, work / "runs", plan, options)
