@@ -19,6 +19,11 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
+PARTS = (
+    "step", "e2e", "real", "growth", "compiling",
+    "scaling", "merge", "startup", "long_list", "cuda",
+)  # fmt: skip
+"""What the page of performance is made of."""
 THREADS = 2
 _PACKAGES = (
     "loratune", "torch", "transformers", "peft", "trl", "accelerate", "safetensors", "bitsandbytes",

@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.goals import GOALS, MIB, Results, named
+from benchmarks.goals import GOALS, Results, named
+from benchmarks.markdown import NONE, mib, number, spread, table
+from benchmarks.trainer_tables import losses, real_settings, rows_source, rows_table, to_target
 
 TEMPLATE = Path(__file__).parent / "page.md"
 PAGE = common.REPOSITORY / "docs" / "performance.md"
-NONE = "*Not measured yet.*"
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -25,7 +26,7 @@ def read_results(folder: Path = common.RESULTS) -> Results:
     """The page's result files, as far as they exist."""
     return {
         name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for name in sorted(common_names())
+        for name in sorted(common.PARTS)
         if (folder / f"{name}.json").is_file()
     }
 
@@ -37,16 +38,11 @@ def render(template: str, results: Results) -> str:
         try:
             return PLACES[match[1]](results)
         except KeyError as missing:
-            if match[1] not in PLACES or missing.args[0] not in common_names():
+            if match[1] not in PLACES or missing.args[0] not in common.PARTS:
                 raise
             return NONE
 
     return _PLACE.sub(fill, template)
-
-
-def common_names() -> set[str]:
-    """Benchmarks that may not have run."""
-    return {"step", "e2e", "real", "scaling", "merge", "startup", "long_list", "cuda", "growth"}
 
 
 def write_page() -> Path:
@@ -55,31 +51,6 @@ def write_page() -> Path:
     page = render(TEMPLATE.read_text(encoding="utf-8"), read_results())
     PAGE.write_text(page, encoding="utf-8")
     return PAGE
-
-
-# -- building blocks -----------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table, first column left, the others right."""
-    marks = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, marks, *rows])
-
-
-def number(value: float) -> str:
-    """Two decimals below 10, one below 100, none above."""
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:,.{1 if abs(value) < 100 else 0}f}"
-
-
-def spread(values: Mapping[str, float], factor: float = 1.0) -> str:
-    """Median with quartiles."""
-    median, q1, q3 = (number(values[key] * factor) for key in ("median", "q1", "q3"))
-    return f"{median} ({q1}–{q3})"
-
-
-def mib(count: float) -> str:
-    """Bytes in MiB."""
-    return f"{count / MIB:,.2f}" if count < 10 * MIB else f"{count / MIB:,.0f}"
 
 
 # -- places --------------------------------------------------------------------------------
@@ -167,60 +138,6 @@ def saved(results: Results) -> str:
     return table(head, lines)
 
 
-RATES = ("", "rows/s", "tokens/s", "s a step", "tokens / computed", "peak MiB")
-
-
-def rows_table(benchmark: str, group: str) -> Callable[[Results], str]:
-    """Training on rows, one group of contenders."""
-
-    def place(results: Results) -> str:
-        rows = results[benchmark]["groups"].get(group)
-        if not rows:
-            return NONE
-        own = rows[0]["rows_per_second"]
-        return table(
-            [
-                "",
-                "rows/s",
-                "tokens/s",
-                "s a step",
-                "tokens / computed",
-                "peak MiB",
-                f"{rows[0]['name']} is",
-            ],
-            [
-                [
-                    row["name"],
-                    number(row["rows_per_second"]),
-                    f"{row['tokens_per_second']:,.0f}",
-                    spread(row["step_seconds"]),
-                    number(row["fill"]),
-                    mib(row["peak_bytes"]),
-                    f"{own / row['rows_per_second']:.2f} ×",
-                ]
-                for row in rows
-            ],
-        )
-
-    return place
-
-
-def losses(results: Results) -> str:
-    """Loss curves on the same rows from the same start, beside loratune's fp32."""
-    groups = results["e2e"]["groups"]
-    reference = groups["fp32"][0]["losses"]
-    lines = []
-    seen = set()
-    for row in [*groups["fp32"], *groups.get("bf16", [])]:
-        if not row["same_order"] or row["name"] in seen:
-            continue
-        seen.add(row["name"])
-        own = row["losses"]
-        apart = max(abs(a - b) for a, b in zip(own, reference, strict=True))
-        lines.append([row["name"], f"{own[0]:.4f}", f"{own[-1]:.4f}", f"{apart:.1e}"])
-    return table(["same rows, same start", "first loss", "last loss", "largest difference"], lines)
-
-
 def scaling(results: Results) -> str:
     """Ratios and saved bytes at every point."""
     points = results["scaling"]["points"]
@@ -257,6 +174,28 @@ def growth(results: Results) -> str:
         )
     head = ["shared tokens", "rows", "ms a row", "each alone", "times faster", "fewer tokens"]
     return table(head, lines)
+
+
+def compiling(results: Results) -> str:
+    """What the compiler takes, and what it saves at each length."""
+    lines = []
+    for dtype, trial in results["compiling"]["trials"].items():
+        compiled = [row for row in trial["rows"] if row["name"] == "compiled"]
+        pays = trial["pays_from"]
+        lines.append(
+            [
+                dtype,
+                *(number(row["ratio"]["median"]) for row in compiled),
+                number(trial["compiling"]),
+                "never" if pays is None else f"{pays:,.0f}",
+                str(trial["recompiled"]),
+                f"{trial['difference']:.1e}",
+            ]
+        )
+    lengths = [row["length"] for row in compiled]
+    head = ["compiled / eager", *(f"{length} tokens" for length in lengths)]
+    more = ["compiling, s", "pays from, steps", "compiled again", "losses differ by"]
+    return table([*head, *more], lines)
 
 
 def merging(results: Results) -> str:
@@ -362,17 +301,6 @@ def rate_ratio(group: str, own: str, other: str) -> Callable[[Results], str]:
     return place
 
 
-def real_settings(results: Results) -> str:
-    """Batch, rank and steps of the runs on the real model."""
-    values = results["real"]["settings"]
-    return "{batch} rows a step, rank {rank} on all linear layers, {steps} steps".format(**values)
-
-
-def rows_source(results: Results) -> str:
-    """Which rows were trained on."""
-    return str(results["e2e"]["settings"]["rows"])
-
-
 PLACES: dict[str, Callable[[Results], str]] = {
     "goals": goals,
     "clock_note": clock_note,
@@ -387,10 +315,13 @@ PLACES: dict[str, Callable[[Results], str]] = {
     "real_banking77_bf16": rows_table("real", "banking77_bf16"),
     "real_e2e_fp32": rows_table("real", "e2e_fp32"),
     "real_e2e_bf16": rows_table("real", "e2e_bf16"),
+    "real_banking77_target": to_target("banking77_fp32"),
+    "real_e2e_target": to_target("e2e_fp32"),
     "real_settings": real_settings,
     "losses": losses,
     "scaling": scaling,
     "growth": growth,
+    "compiling": compiling,
     "merging": merging,
     "merge_size": merge_size,
     "starting": starting,

@@ -15,8 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also runs as 
 
 from benchmarks import common, render
 
-PARTS = ["step", "e2e", "real", "growth", "scaling", "merge", "startup", "long_list", "cuda"]
-
 
 def is_done(part: str, options: common.Options) -> bool:
     """Whether this very revision was measured here already, at this size."""
@@ -43,14 +41,16 @@ def run_part(part: str, options: common.Options) -> bool:
 
 def main() -> int:
     found = common.parser(__doc__)
-    found.add_argument("--parts", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
+    found.add_argument(
+        "--parts", default=",".join(common.PARTS), help=f"of {','.join(common.PARTS)}"
+    )
     found.add_argument("--resume", action="store_true", help="skip what is measured already")
     arguments = found.parse_args()
     options = common.options_of(arguments)
     parts = [part for part in arguments.parts.split(",") if part]
-    unknown = sorted(set(parts) - set(PARTS))
+    unknown = sorted(set(parts) - set(common.PARTS))
     if unknown:
-        found.error(f"no benchmark '{unknown[0]}'; choose of {', '.join(PARTS)}")
+        found.error(f"no benchmark '{unknown[0]}'; choose of {', '.join(common.PARTS)}")
     failed = []
     for part in parts:
         if arguments.resume and is_done(part, options):

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from support.peft_oracle import PEFT_ABOUT_ITSELF
 
 import loratune
@@ -118,6 +119,53 @@ def test_training_against_the_others_gives_the_same_losses(run: Any) -> None:
     for losses in same.values():
         assert losses == pytest.approx(ours, abs=2e-3)
     assert len(groups["fp32"]) == 6 and len(groups["bf16"]) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+def test_the_compiler_works_for_two_lengths_and_no_more(run: Any) -> None:
+    for trial in run("compiling")["trials"].values():
+        assert trial["compiling"] > 0 and trial["recompiled"] == 0
+        assert [row["name"] for row in trial["rows"]] == ["eager", "compiled"] * 5
+    assert trial["difference"] < 0.05
+
+
+def test_seconds_to_a_loss_lie_on_the_line_between_two_looks(benchmark: Any) -> None:
+    dev_loss = benchmark("dev_loss")
+    fast = [{"seconds": 0.0, "loss": 5.0}, {"seconds": 10.0, "loss": 3.0}]
+    slow = [{"seconds": 0.0, "loss": 5.0}, {"seconds": 90.0, "loss": 4.0}]
+    assert dev_loss.common_target([fast, slow]) == 4.0
+    assert dev_loss.seconds_to(4.0, fast) == 5.0
+    assert dev_loss.seconds_to(4.0, slow) == 90.0
+    assert dev_loss.seconds_to(6.0, fast) == 0.0
+    assert dev_loss.seconds_to(2.0, fast) is None
+
+
+def test_looks_between_steps_count_no_start_and_no_look(benchmark: Any) -> None:
+    steps = [{"seconds": 70.0, "dev": 5.0}, {"seconds": 2.0}, {"seconds": 3.0, "dev": 4.0}]
+    assert benchmark("e2e").looks(steps) == [
+        {"steps": 1, "seconds": 0.0, "loss": 5.0},
+        {"steps": 3, "seconds": 5.0, "loss": 4.0},
+    ]
+
+
+def test_the_loss_on_unseen_rows_is_torchs_mean_over_supervised_tokens(
+    benchmark: Any, tmp_path: Path
+) -> None:
+    rows = [
+        {"ids": [2, 9, 8, 7], "labels": [-100, -100, 8, 7]},
+        {"ids": [2, 5, 6], "labels": [-100, 5, 6]},
+    ]
+    (tmp_path / "encoded.json").write_text(json.dumps({"dev": rows}))
+    models = benchmark("models")
+    model = models.frozen_opt(models.MICRO).train()
+    one_by_one = [
+        model(input_ids=torch.tensor([row["ids"]]), labels=torch.tensor([row["labels"]])).loss
+        for row in rows
+    ]
+    found = benchmark("dev_loss").DevLoss(tmp_path / "encoded.json").of(model)
+    assert found == pytest.approx(float(sum(one_by_one)) / 2, rel=1e-5)
+    assert model.training
 
 
 @pytest.mark.slow
