@@ -44,7 +44,7 @@ BF16 = [
 
 def main() -> None:
     found = common.parser(__doc__)
-    found.add_argument("--steps", type=int, default=16, help="steps each; two are not in the rates")
+    found.add_argument("--steps", type=int, default=8, help="steps each; two are not in the rates")
     found.add_argument("--batch", type=int, default=16)
     found.add_argument("--groups", default="fp32,bf16")
     found.add_argument("--only", default="", help="only contenders whose name contains this")
