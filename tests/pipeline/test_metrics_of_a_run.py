@@ -45,7 +45,8 @@ def test_a_run_scores_answers_against_every_reference_and_says_what_it_forgot(
     assert scores["adapted"]["scores"]["bleu"]["value"] == theirs.score
     gain = scores["gains"]["loss"]
     fell = scores["adapted"]["loss"] - scores["base"]["loss"]
-    assert gain["difference"] == pytest.approx(fell, rel=1e-6) and gain["low"] < gain["high"] < 0
+    # A difference of fp32 losses that are added up in two orders.
+    assert gain["difference"] == pytest.approx(fell, rel=1e-5) and gain["low"] < gain["high"] < 0
     kept = scores["retention"]
     assert set(kept) == {"heldout", "terse_dev"}
     assert set(kept["heldout"]["gains"]) == {"loss"}  # text: nothing was asked
