@@ -79,6 +79,7 @@ def compiled_graphs() -> int:
 
 def measure(model: Model, dtype: torch.dtype, rank: int, options: common.Options) -> Trial:
     """Both ways of one model, in turn, on rows of several lengths."""
+    torch._dynamo.reset()  # what it learned of another number format would be taken up here
     base = frozen(model, dtype, "cpu")
     settings = variant_settings("lora").with_rank(rank)
     steps = {

@@ -50,7 +50,11 @@ def _padded(rows: Sequence[Mapping[str, list[int]]]) -> tuple[Tensor, Tensor, Te
         return torch.tensor([one + [value] * (length - len(one)) for one in lists])
 
     mask = filled([[1] * len(row["ids"]) for row in rows], 0)
-    return filled([row["ids"] for row in rows], 0), mask, filled([r["labels"] for r in rows], -100)
+    return (
+        filled([row["ids"] for row in rows], 0),
+        mask,
+        filled([r["labels"] for r in rows], IGNORED),
+    )
 
 
 def seconds_to(target: float, looks: Sequence[Mapping[str, float]]) -> float | None:
